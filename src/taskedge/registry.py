@@ -1,0 +1,59 @@
+"""Things found by name: selection rules, allocations, kernels, solvers.
+
+A registered thing is one file in one folder and one decorator. The folder is read the first time
+a name is asked for, so adding a thing touches no other file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from taskedge.errors import UnknownName
+
+Thing = TypeVar("Thing")
+
+
+class Registry(Generic[Thing]):
+    """A mapping from names to things of one kind, filled by the modules of one package."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self._package = package
+        self._things: dict[str, Thing] = {}
+        self._read = False
+
+    def add(self, name: str, thing: Thing) -> Thing:
+        """Registers ``thing``; a name can be taken once."""
+        if name in self._things:
+            raise ValueError(f"the {self.kind} {name!r} is registered twice")
+        self._things[name] = thing
+        return thing
+
+    def register(self, name: str) -> Callable[[Thing], Thing]:
+        """Decorator form of :meth:`add`."""
+        return lambda thing: self.add(name, thing)
+
+    def __getitem__(self, name: str) -> Thing:
+        self._fill()
+        if name not in self._things:
+            raise UnknownName(self.kind, name, self._things)
+        return self._things[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self._fill()
+        return iter(sorted(self._things))
+
+    def __contains__(self, name: object) -> bool:
+        self._fill()
+        return name in self._things
+
+    def _fill(self) -> None:
+        if self._read:
+            return
+        self._read = True
+        package = importlib.import_module(self._package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self._package}.{module.name}")
