@@ -1,0 +1,142 @@
+"""The linears of a model (every layer that is a matrix product), which of them can carry entries, and its head."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from taskedge.backbone.blocks import blocks
+from taskedge.errors import InputError, did_you_mean
+
+HEAD_NAMES = ("head", "classifier", "score", "fc", "heads", "qa_outputs")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A layer that computes ``y = x Wᵀ + b``; ``transposed`` where its weight is stored [in, out] (HF ``Conv1D``)."""
+
+    name: str
+    module: nn.Module
+    transposed: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The stored weight as [out, in]: a view, writing to it writes to the model."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight.detach().t() if self.transposed else weight.detach()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out_features, in_features)."""
+        out, inputs = self.weight.shape
+        return out, inputs
+
+
+def as_linear(name: str, module: nn.Module) -> Linear | None:
+    """``module`` seen as a linear, or None where it is none."""
+    if isinstance(module, nn.Linear):
+        return Linear(name, module, transposed=False)
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers.pytorch_utils.Conv1D
+        return Linear(name, module, transposed=True)
+    return None
+
+
+def linears(model: nn.Module) -> dict[str, Linear]:
+    """Every linear of the model by name, in the order of its modules."""
+    found = (as_linear(name, module) for name, module in model.named_modules())
+    return {linear.name: linear for linear in found if linear is not None}
+
+
+def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str, Linear]:
+    """The linears that may carry entries.
+
+    By default these are the linears inside the model's repeated blocks; where it has none, all linears but the head.
+    ``only`` names linears (or glob patterns such as ``"*.attention.*"``) instead. Left out in any case: linears
+    whose weight is tied to another module (an entry would silently change that one too), and the projections
+    inside ``nn.MultiheadAttention``, which never run their own forward.
+
+    Raises:
+        InputError: the model has no linears, or a name in ``only`` matches none that can be used.
+    """
+    everything = linears(model)
+    if not everything:
+        raise InputError(f"{type(model).__name__} has no linear layers, so there is nothing to select from")
+    unusable = _unusable(model, everything)
+    if only is None:
+        inside = tuple(f"{block.name}." for block in blocks(model))
+        head = set(head_parameters(model))
+        names = [
+            name
+            for name in everything
+            if (name.startswith(inside) if inside else f"{name}.weight" not in head) and name not in unusable
+        ]
+        if not names:
+            reasons = "; ".join(f"{name}: {why}" for name, why in unusable.items()) or "its only linears are the head"
+            raise InputError(f"no linear of {type(model).__name__} can carry entries ({reasons})")
+    else:
+        names = _matching(only, everything, unusable)
+    return {name: everything[name] for name in names}
+
+
+def _unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, str]:
+    """Linears that cannot carry entries, with the reason."""
+    owners = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    unusable = {}
+    for name, linear in everything.items():
+        weight = linear.module._parameters.get("weight")
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if weight is None:
+            unusable[name] = "its weight is computed, not stored (quantised or parametrised)"
+        elif owners[id(weight)] > 1:
+            unusable[name] = "its weight is tied to another module"
+        elif not weight.is_floating_point():
+            unusable[name] = f"its weight is {weight.dtype}, not floating point"
+        elif isinstance(parent, nn.MultiheadAttention):
+            unusable[name] = "nn.MultiheadAttention reads its weight without calling it"
+    return unusable
+
+
+def _matching(patterns: Sequence[str], everything: dict[str, Linear], unusable: dict[str, str]) -> list[str]:
+    chosen: dict[str, None] = {}
+    for pattern in patterns:
+        hits = fnmatch.filter(everything, pattern)
+        if not hits:
+            raise InputError(f"no linear is named {pattern!r}{did_you_mean(pattern, everything)}")
+        usable = [name for name in hits if name not in unusable]
+        if not usable:
+            raise InputError(f"linear {hits[0]!r} cannot carry entries: {unusable[hits[0]]}")
+        chosen.update(dict.fromkeys(usable))
+    return [name for name in everything if name in chosen]
+
+
+def head_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters of the model's task head, which is trained whole.
+
+    For a Hugging Face model: what lies outside its ``base_model``, unless that is a language-model head (which is
+    pretrained). For any other module: a top-level child with a customary name (``head``, ``classifier``, ``fc``,
+    ...), else the last linear outside the repeated blocks, provided that there is more than one linear.
+    """
+    base_prefix = getattr(model, "base_model_prefix", "")
+    if base_prefix:
+        outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        if outputs is not None or not hasattr(model, base_prefix):
+            return []
+        return [name for name, _ in model.named_parameters() if not name.startswith(f"{base_prefix}.")]
+    for name in HEAD_NAMES:
+        child = getattr(model, name, None)
+        if isinstance(child, nn.Module) and any(True for _ in child.parameters()):
+            return [f"{name}.{parameter}" for parameter, _ in child.named_parameters()]
+    inside = tuple(f"{block.name}." for block in blocks(model))
+    outside = [name for name in linears(model) if not (inside and name.startswith(inside))]
+    if not outside or len(linears(model)) < 2:
+        return []
+    return [f"{outside[-1]}.{parameter}" for parameter, _ in model.get_submodule(outside[-1]).named_parameters()]
