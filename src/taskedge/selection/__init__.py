@@ -1,0 +1,1 @@
+"""Which of a model's own weights to train: statistics, scores, allocation, support."""

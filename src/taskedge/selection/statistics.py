@@ -1,0 +1,218 @@
+"""One pass over calibration data: what every linear's inputs look like, and where the loss pulls.
+
+Nothing of the model is changed, and no activation outlives the layer that made it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskedge.backbone.linears import Linear
+from taskedge.errors import InputError
+
+INPUTS = "inputs"
+GRADIENTS = "gradients"
+
+
+@dataclass
+class LinearStatistics:
+    """What calibration left for one linear."""
+
+    reads: str
+    """The linear that was first to read the same input tensor; query, key and value share theirs."""
+    tokens: int = 0
+    """Tokens seen, padding not counted."""
+    input_squares: Tensor | None = None
+    """float64 [in]: ``Σ_tokens x_j²``. A sum, so that statistics of several devices add up."""
+    gradient: Tensor | None = None
+    """float32 [out, in]: the gradient of the loss, summed over batches."""
+
+    @property
+    def input_norm(self) -> Tensor:
+        """float32 [in]: ``‖X_j‖₂``, the l2 norm of every input feature over all tokens."""
+        assert self.input_squares is not None
+        return self.input_squares.sqrt().float()
+
+
+Statistics = dict[str, LinearStatistics]
+
+
+def measure(
+    model: nn.Module,
+    linears: Mapping[str, Linear],
+    batches: Iterable[Any],
+    needs: Collection[str] = (INPUTS,),
+    on_batch: Callable[[int], None] | None = None,
+) -> Statistics:
+    """Runs ``batches`` through the model and returns statistics of each linear.
+
+    Args:
+        model: any module; run in eval mode, and left in the mode and on the device it was in.
+        linears: the linears to watch, by name.
+        batches: what the model takes: a mapping (keyword arguments), a tuple or list (positional), or one tensor.
+            Where a batch has an ``attention_mask`` [batch, tokens], positions that it masks are not counted.
+        needs: ``"inputs"`` for the input norms (forward only), ``"gradients"`` for the gradient of the loss (the
+            model must return one: give it labels). Empty: only which linears share an input.
+        on_batch: called with the number of batches done, for progress.
+
+    Raises:
+        InputError: no batches; a linear that never ran; a loss that is missing or not finite.
+    """
+    watch = _Watch(linears, needs)
+    done = 0
+    with ExitStack() as stack:
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(watch.hooks())
+        stack.enter_context(torch.set_grad_enabled(GRADIENTS in needs))
+        if GRADIENTS in needs:
+            stack.enter_context(_only_these_require_grad(model, linears))
+        for done, batch in enumerate(batches, start=1):
+            watch.start(batch)
+            output = run(model, batch)
+            if GRADIENTS in needs:
+                _loss(output, done).backward()
+            if on_batch is not None:
+                on_batch(done)
+    if not done:
+        raise InputError("no calibration batches were given: selection needs at least one batch of the task's data")
+    idle = [name for name in linears if name not in watch.statistics]
+    if idle:
+        raise InputError(
+            f"{len(idle)} linear(s) never ran on the calibration data, {idle[0]!r} first; "
+            "leave them out by naming the linears to use"
+        )
+    return {name: watch.statistics[name] for name in linears}
+
+
+def run(model: nn.Module, batch: Any) -> Any:
+    """``model(batch)`` with the batch moved to the model's device; mappings and sequences are unpacked."""
+    device = next(model.parameters()).device
+    if isinstance(batch, Mapping):
+        return model(**{key: _moved(value, device) for key, value in batch.items()})
+    if isinstance(batch, tuple | list):
+        return model(*(_moved(value, device) for value in batch))
+    return model(_moved(batch, device))
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _loss(output: Any, batch: int) -> Tensor:
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", output)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise InputError("this rule needs the gradient of the loss, but the model returned none: put labels in the batches")
+    if not torch.isfinite(loss):
+        raise InputError(f"the loss of calibration batch {batch} is {loss.item()}, so its gradient says nothing")
+    return loss
+
+
+class _Watch:
+    """Hooks on linears, and what they have seen so far."""
+
+    def __init__(self, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
+        self.statistics: Statistics = {}
+        self._linears, self._needs = linears, needs
+        self._readers: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._squares: dict[str, Tensor] = {}
+        self._mask: Tensor | None = None
+
+    def start(self, batch: Any) -> None:
+        """A new batch: its mask counts, and inputs seen before are forgotten."""
+        mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._readers.clear()
+        self._squares.clear()
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, linear in self._linears.items():
+                handle = linear.module.register_forward_pre_hook(
+                    lambda _, arguments, name=name: self._see_input(name, arguments[0])
+                )
+                stack.callback(handle.remove)
+                if GRADIENTS in self._needs:
+                    weight = linear.module.weight
+                    assert isinstance(weight, Tensor)
+                    handle = weight.register_post_accumulate_grad_hook(
+                        lambda parameter, name=name: self._see_gradient(name, parameter)
+                    )
+                    stack.callback(handle.remove)
+            yield
+
+    def _see_input(self, name: str, x: Tensor) -> None:
+        reads = self._first_reader(name, x)
+        seen = self.statistics.setdefault(name, LinearStatistics(reads=reads))
+        if INPUTS not in self._needs:
+            return
+        kept = self._kept_tokens(x)
+        if reads not in self._squares or reads == name:
+            self._squares[reads] = _sum_of_squares(x.detach().flatten(0, -2), kept)
+        squares = self._squares[reads]
+        seen.tokens += int(kept.sum()) if kept is not None else x.shape[:-1].numel()
+        seen.input_squares = squares if seen.input_squares is None else seen.input_squares + squares
+
+    def _see_gradient(self, name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.detach().float()
+        parameter.grad = None  # one dense gradient at a time
+        if self._linears[name].transposed:
+            gradient = gradient.t()
+        seen = self.statistics[name]
+        seen.gradient = gradient if seen.gradient is None else seen.gradient.add_(gradient)
+
+    def _first_reader(self, name: str, x: Tensor) -> str:
+        known = self._readers.get(id(x))
+        if known is not None and known[0]() is x:
+            return known[1]
+        self._readers[id(x)] = (weakref.ref(x), name)
+        return name
+
+    def _kept_tokens(self, x: Tensor) -> Tensor | None:
+        """float32 [tokens]: 1 where a position counts; None where all do."""
+        if self._mask is None or x.shape[:-1] != self._mask.shape:
+            return None
+        return self._mask.to(device=x.device, dtype=torch.float32).flatten()
+
+
+def _sum_of_squares(x: Tensor, kept: Tensor | None) -> Tensor:
+    """float64 [in]: ``Σ_tokens kept·x_j²`` for x [tokens, in], summed over chunks so that float32 suffices inside."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for start in range(0, len(x), 1024):
+        squares = x[start : start + 1024].float().square()  # (chunk, in)
+        total += squares.sum(0) if kept is None else kept[start : start + 1024] @ squares
+    return total
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was in training.items():
+            module.training = was
+
+
+@contextmanager
+def _only_these_require_grad(model: nn.Module, linears: Mapping[str, Linear]) -> Iterator[None]:
+    before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    wanted = {id(linear.module.weight) for linear in linears.values()}
+    for parameter in before:
+        parameter.requires_grad_(id(parameter) in wanted)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, (required, gradient) in before.items():
+            parameter.requires_grad_(required)
+            parameter.grad = gradient

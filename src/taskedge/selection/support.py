@@ -1,0 +1,94 @@
+"""The support: the chosen entries of every linear, as a plain thing that can be printed, counted and stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskedge.errors import InputError
+
+
+@dataclass(frozen=True)
+class LinearSupport:
+    """The chosen entries of one linear's weight W [out, in].
+
+    Attributes:
+        shape: (out, in).
+        rows, columns: int64 [n], sorted by row and then column, no entry twice.
+        reads: the linear that reads the same input tensor first (itself where none does), so that what training
+            must keep of that input is kept once.
+        input_rms: float32 [in], the root mean square of each input feature over the calibration tokens, where the
+            selection measured it; used to scale step sizes.
+    """
+
+    shape: tuple[int, int]
+    rows: Tensor
+    columns: Tensor
+    reads: str
+    input_rms: Tensor | None = None
+
+    @classmethod
+    def from_flat(
+        cls, shape: tuple[int, int], flat: Tensor, reads: str, input_rms: Tensor | None = None
+    ) -> LinearSupport:
+        """From ascending ``row * in + column``."""
+        return cls(shape, flat // shape[1], flat % shape[1], reads, input_rms)
+
+    def __post_init__(self) -> None:
+        out, inputs = self.shape
+        if len(self.rows) != len(self.columns):
+            raise InputError(f"a support of {len(self.rows)} rows and {len(self.columns)} columns")
+        if not len(self.rows):
+            return
+        if self.rows.min() < 0 or self.rows.max() >= out or self.columns.min() < 0 or self.columns.max() >= inputs:
+            raise InputError(f"a support that reaches outside its [{out}, {inputs}] weight")
+        if bool((self.flat.diff() <= 0).any()):
+            raise InputError("a support whose entries are not sorted, or that names an entry twice")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def flat(self) -> Tensor:
+        """int64 [n]: ``row * in + column``, ascending."""
+        return self.rows * self.shape[1] + self.columns
+
+    @property
+    def distinct_columns(self) -> Tensor:
+        """int64, ascending: the inputs that some entry uses. Training stores these columns of X and no others."""
+        return torch.unique(self.columns)
+
+
+@dataclass(frozen=True)
+class Support:
+    """The chosen entries of a whole model, and how they were chosen."""
+
+    linears: dict[str, LinearSupport]
+    model_parameters: int
+    """All parameters of the model: what the share is a share of."""
+    rule: str = "given"
+    allocation: str = "given"
+    budget: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> int:
+        """How many weights are chosen."""
+        return sum(len(linear) for linear in self.linears.values())
+
+    @property
+    def share(self) -> float:
+        """Chosen weights over all the model's parameters."""
+        return self.entries / self.model_parameters
+
+    def __str__(self) -> str:
+        columns = [len(linear.distinct_columns) for linear in self.linears.values()]
+        used = f"{min(columns)}-{max(columns)}" if columns else "0"
+        return (
+            f"{self.entries:,} entries ({self.share:.4%} of {self.model_parameters:,} parameters) in "
+            f"{len(self.linears)} linears, {used} distinct columns each, by rule {self.rule!r} "
+            f"and allocation {self.allocation!r}"
+        )
