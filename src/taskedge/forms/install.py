@@ -33,9 +33,7 @@ class Installation:
     step: str
 
 
-def install(
-    model: Model, support: Support, *, trainable: Sequence[str] | None = None, step: str = "plain"
-) -> Model:
+def install(model: Model, support: Support, *, trainable: Sequence[str] | None = None, step: str = "plain") -> Model:
     """Makes the model train the support's entries in place, and freezes all else but what ``trainable`` names.
 
     Afterwards any loop and optimiser over the parameters with ``requires_grad`` trains the task.

@@ -34,7 +34,10 @@ class SharedInput:
     def __init__(self, columns: Tensor, readers: int) -> None:
         self.columns = columns
         self._readers = readers
-        self._forget()
+        self._served = 0
+        self._version = -1
+        self._input: weakref.ref[Tensor] | None = None
+        self._gathered: Tensor | None = None
 
     def gather(self, x: Tensor) -> Tensor:
         """x [..., in] -> its needed columns [tokens, m], without gradient."""
@@ -50,9 +53,7 @@ class SharedInput:
         return gathered
 
     def _forget(self) -> None:
-        self._input: weakref.ref[Tensor] | None = None
-        self._gathered: Tensor | None = None
-        self._version, self._served = -1, 0
+        self._input = self._gathered = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedInput:
         return SharedInput(copy.deepcopy(self.columns, memo), self._readers)
@@ -122,7 +123,7 @@ class Entries(nn.Module):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        super()._apply(moved, recurse)
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         if self._written is not None:
             self._written = None  # the weight may have been rounded: write it anew
         return self
@@ -184,7 +185,9 @@ class SparseLayer(nn.Module):
         columns = entries.input.gather(x)
         return cast(
             Tensor,
-            _EntryGradient.apply(output, entries.offsets, entries.step, columns.to(output.dtype), entries.index()),
+            _EntryGradient.apply(  # type: ignore[no-untyped-call]
+                output, entries.offsets, entries.step, columns.to(output.dtype), entries.index()
+            ),
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -198,9 +201,13 @@ _classes: dict[type[nn.Module], type[nn.Module]] = {}
 def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
     """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
     if isinstance(linear.module, SparseLayer):
-        raise InputError(f"linear {linear.name!r} already trains entries: fuse the model before a new support is installed")
+        raise InputError(
+            f"linear {linear.name!r} already trains entries: fuse the model before a new support is installed"
+        )
     if linear.shape != support.shape:
-        raise InputError(f"linear {linear.name!r} is {list(linear.shape)}, but the support was made for {list(support.shape)}")
+        raise InputError(
+            f"linear {linear.name!r} is {list(linear.shape)}, but the support was made for {list(support.shape)}"
+        )
     linear.module.requires_grad_(False)
     entries = Entries(linear, support, shared, step)
     base = type(linear.module)
@@ -222,5 +229,3 @@ def fuse(layer: SparseLayer) -> nn.Module:
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """The layers of the model that train entries, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
-
-

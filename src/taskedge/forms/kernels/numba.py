@@ -15,11 +15,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from taskedge.forms.kernels import KERNELS, EntryIndex
 
+Array = npt.NDArray[Any]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -47,7 +49,8 @@ class _Plan:
     """An index cut into passes: (rows, columns among the stored ones, whether the rows are 0..out-1)."""
 
     def __init__(self, index: EntryIndex) -> None:
-        self.passes, self.where = [], []
+        self.passes: list[tuple[Array, Array, bool]] = []
+        self.where: list[Array] = []
         for rank in range(index.even):
             self._add(index, (index.rank == rank), contiguous=True)
         rest = index.rank >= index.even
@@ -103,7 +106,8 @@ def _rows_in_order(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, 
     for t in range(0, whole, 4):
         for i in range(low, high):
             c = among[i]
-            sums[i] += dy[t, i] * x[t, c] + dy[t + 1, i] * x[t + 1, c] + dy[t + 2, i] * x[t + 2, c] + dy[t + 3, i] * x[t + 3, c]
+            pair = dy[t, i] * x[t, c] + dy[t + 1, i] * x[t + 1, c]
+            sums[i] += pair + dy[t + 2, i] * x[t + 2, c] + dy[t + 3, i] * x[t + 3, c]
     for t in range(whole, tokens):
         for i in range(low, high):
             sums[i] += dy[t, i] * x[t, among[i]]
@@ -115,7 +119,8 @@ def _rows_by_index(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, 
     for t in range(0, whole, 4):
         for i in range(low, high):
             r, c = rows[i], among[i]
-            sums[i] += dy[t, r] * x[t, c] + dy[t + 1, r] * x[t + 1, c] + dy[t + 2, r] * x[t + 2, c] + dy[t + 3, r] * x[t + 3, c]
+            pair = dy[t, r] * x[t, c] + dy[t + 1, r] * x[t + 1, c]
+            sums[i] += pair + dy[t + 2, r] * x[t + 2, c] + dy[t + 3, r] * x[t + 3, c]
     for t in range(whole, tokens):
         for i in range(low, high):
             sums[i] += dy[t, rows[i]] * x[t, among[i]]
