@@ -1,0 +1,1 @@
+"""Training: reading the data, the loop, checkpoints."""
