@@ -1,1 +1,1 @@
-"""Training: reading the data, the loop, checkpoints."""
+"""One training loop for every form of change, and the work around it: data, checkpoints, progress."""
