@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from taskedge.delta.delta import Delta, LinearDelta, Provenance
 from taskedge.errors import DeltaError, InputError
+from taskedge.files import write_aside
 
 FORMAT = "taskedge-delta/1"
 LARGEST = 2**32
@@ -117,36 +116,6 @@ def load(path: str | Path) -> Delta:
         return _parse(content)
     except DeltaError as error:
         raise DeltaError(f"{path}: {error}") from None
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """Writes a file under another name in the same folder and renames it when it is whole and on the disk.
-
-    Raises:
-        InputError: it cannot be written; nothing is left behind.
-    """
-    try:
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}): name a folder that exists") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).chmod(0o666 & ~_umask())
-        Path(aside).replace(path)
-    except BaseException as error:
-        Path(aside).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def section_bytes(path: str | Path) -> dict[str, int]:
