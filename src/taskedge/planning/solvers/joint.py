@@ -9,7 +9,10 @@ Its minimum splits: the best w of a pair is known (closed form for a linear rate
 Shannon's, ours), and the blocks are then dealt out by the Hungarian method. Every such minimum is a lower bound of the
 latency (weak duality). The weights rise where a block is late and the price follows demand. From every iteration a
 plan is recovered: its assignment, with the band split at its best. The best plan and the best bound are kept.
-The update rules are ours.
+
+Ours: the update rules; *re-dealing* a better plan, once the band is split, by the least bandwidths that its deadline
+asks for (the assignments of the Lagrangian alone can miss the best by some percent: it mixes assignments, a plan
+cannot); and the second bound, which gives every block its cheapest device even if it is another block's too.
 """
 
 from __future__ import annotations
@@ -17,16 +20,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from taskedge.planning.bandwidth import least_bandwidths
 from taskedge.planning.candidates import Candidates, cheapest_assignment, prune
 from taskedge.planning.links import Floats, Ints, Link
 from taskedge.planning.solution import Instance, JointPlan, check_instance, upload_seconds
 from taskedge.planning.solvers import SOLVERS
-from taskedge.planning.solvers.exact import evaluate, first_assignment, soonest
+from taskedge.planning.solvers.exact import assignment_within, evaluate, first_assignment, soonest
 
 MAX_ITERATIONS = 300
-PATIENCE = 80  # iterations without a better plan
+PATIENCE = 50  # iterations without a better plan
 TOLERANCE = 1e-6  # relative gap between plan and bound that ends the ascent
-FIRST_STEP = 1.0
+FIRST_STEP = 3.0  # of the weights, in relative lateness; falls with the square root of the iteration
 
 
 @SOLVERS.register("joint")
@@ -37,27 +41,25 @@ def allocate_jointly(
     link: Link,
     bandwidth: float,
     *,
+    redeal: bool = True,
     max_iterations: int = MAX_ITERATIONS,
 ) -> JointPlan:
     """A plan near the optimum and a lower bound that certifies it.
 
-    Args and Raises: as :func:`taskedge.planning.solve_exactly`.
+    Args and Raises: as :func:`taskedge.planning.solve_exactly`. ``redeal=False`` leaves re-dealing out.
 
     Returns:
-        The plan; ``stopped`` is ``"closed"`` (bound met), ``"stalled"`` (no better plan for 80 iterations) or
+        The plan; ``stopped`` is ``"closed"`` (bound met), ``"stalled"`` (no better plan for 50 iterations) or
         ``"cap"`` (``max_iterations``).
     """
     instance = check_instance(compute, fits, bits, link, bandwidth)
     near = prune(instance)
-    blocks = instance.blocks
-    column = first_assignment(instance, near)
-    latency, share = evaluate(instance, near, column)
-    bound, seen, best_at, iteration = soonest(instance, near), {column.tobytes()}, 0, 0
-    weight = np.full(blocks, 1.0 / blocks)
-    price = max(latency, 1e-300) / bandwidth
-    stopped = "cap"
+    best = _Best(instance, near, first_assignment(instance, near), redeal)
+    bound = max(soonest(instance, near), _shared_devices_bound(instance, near, best.latency))
+    weight, price = np.full(instance.blocks, 1.0 / instance.blocks), max(best.latency, 1e-300) / bandwidth
+    iteration, best_at, stopped = 0, 0, "cap"
     while iteration < max_iterations:
-        if latency - bound <= TOLERANCE * latency:
+        if best.latency - bound <= TOLERANCE * best.latency:
             stopped = "closed"
             break
         if iteration - best_at >= PATIENCE:
@@ -66,16 +68,35 @@ def allocate_jointly(
         iteration += 1
         chosen, finish, demand, dual = _minimise(instance, near, weight, price)
         bound = max(bound, dual * (1 - 1e-12))
-        if chosen.tobytes() not in seen:
-            seen.add(chosen.tobytes())
-            then, its_share = evaluate(instance, near, chosen)
-            if then < latency:
-                latency, share, column, best_at = then, its_share, chosen, iteration
+        if best.recover(chosen):
+            best_at = iteration
         step = FIRST_STEP / np.sqrt(iteration)
         weight = _reweight(weight, finish, step)
         price *= float(np.clip(demand / bandwidth, 1e-3, 1e3)) ** (2 * step)
-    device = near.device[np.arange(blocks), column]
-    return JointPlan(device, share, latency, min(bound, latency), iteration, stopped)
+    device = near.device[np.arange(instance.blocks), best.column]
+    return JointPlan(device, best.share, best.latency, min(bound, best.latency), iteration, stopped)
+
+
+class _Best:
+    """The best plan recovered so far, and the assignments already tried."""
+
+    def __init__(self, instance: Instance, near: Candidates, column: Ints, redeal: bool) -> None:
+        self.instance, self.near, self.redeal = instance, near, redeal
+        self.column, self.latency, self.share = column, np.inf, np.zeros(instance.blocks)
+        self._tried: set[bytes] = set()
+        self.recover(column)
+
+    def recover(self, column: Ints | None) -> bool:
+        """Splits the band for an assignment and keeps it if it is the best, then re-deals it; whether it was."""
+        better = False
+        while column is not None and column.tobytes() not in self._tried:
+            self._tried.add(column.tobytes())
+            latency, share = evaluate(self.instance, self.near, column)
+            if latency >= self.latency:
+                break
+            self.column, self.latency, self.share, better = column, latency, share, True
+            column = assignment_within(self.instance, self.near, latency) if self.redeal else None
+        return better
 
 
 def _minimise(instance: Instance, near: Candidates, weight: Floats, price: float) -> tuple[Ints, Floats, float, float]:
@@ -96,3 +117,16 @@ def _reweight(weight: Floats, finish: Floats, step: float) -> Floats:
     weight = weight * np.exp(step * (late - 1))
     weight = np.maximum(weight / weight.sum(), 1e-12)
     return np.asarray(weight / weight.sum())
+
+
+def _shared_devices_bound(instance: Instance, near: Candidates, latency: float) -> float:
+    """Least deadline at which the band would do if a device could serve many blocks, from below."""
+    low, high = 0.0, latency
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        need = least_bandwidths(middle, near.seconds, instance.bits[:, None], near.device, instance.link)
+        if need.min(axis=1).sum() > instance.bandwidth:
+            low = middle
+        else:
+            high = middle
+    return low
