@@ -127,8 +127,8 @@ def head_parameters(model: nn.Module) -> list[str]:
     """
     base_prefix = getattr(model, "base_model_prefix", "")
     if base_prefix:
-        outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-        if outputs is not None or not hasattr(model, base_prefix):
+        get_outputs = getattr(model, "get_output_embeddings", None)
+        if (callable(get_outputs) and get_outputs() is not None) or not hasattr(model, base_prefix):
             return []
         return [name for name, _ in model.named_parameters() if not name.startswith(f"{base_prefix}.")]
     for name in HEAD_NAMES:

@@ -92,7 +92,9 @@ def parse_share(budget: str | float) -> float:
     except (TypeError, ValueError):
         raise BudgetError(f"budget {budget!r} is no share: write '0.1%' or 0.001") from None
     if not 0 < share <= 1:
-        raise BudgetError(f"budget {budget!r} is outside the range from 0 (trains nothing) to 100%: write '0.1%' or 0.001")
+        raise BudgetError(
+            f"budget {budget!r} is not above 0 (which trains nothing) and at most 100%: write '0.1%' or 0.001"
+        )
     return share
 
 

@@ -77,7 +77,7 @@ def measure(
             watch.start(batch)
             output = run(model, batch)
             if GRADIENTS in needs:
-                _loss(output, done).backward()
+                _loss(output, done).backward()  # type: ignore[no-untyped-call]
             if on_batch is not None:
                 on_batch(done)
     if not done:
@@ -108,7 +108,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _loss(output: Any, batch: int) -> Tensor:
     loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", output)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise InputError("this rule needs the gradient of the loss, but the model returned none: put labels in the batches")
+        raise InputError("this rule needs the gradient of a loss, but the model gave none: put labels in the batches")
     if not torch.isfinite(loss):
         raise InputError(f"the loss of calibration batch {batch} is {loss.item()}, so its gradient says nothing")
     return loss
@@ -142,7 +142,7 @@ class _Watch:
                 if GRADIENTS in self._needs:
                     weight = linear.module.weight
                     assert isinstance(weight, Tensor)
-                    handle = weight.register_post_accumulate_grad_hook(
+                    handle = weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                         lambda parameter, name=name: self._see_gradient(name, parameter)
                     )
                     stack.callback(handle.remove)

@@ -24,7 +24,7 @@ Score = Callable[[Tensor, LinearStatistics, torch.Generator], Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """A score function: weight [out, in] (any float dtype), statistics, generator -> float32 [out, in], higher is better."""
+    """A score function: weight [out, in] (any float dtype), statistics, generator -> float32 [out, in]."""
 
     name: str
     score: Score

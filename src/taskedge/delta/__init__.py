@@ -1,0 +1,1 @@
+"""The trained change as a file: extract, save, load, apply, revert."""

@@ -1,0 +1,173 @@
+"""``apply`` and ``revert``: a delta goes onto a base and comes off again, bit for bit.
+
+Everything is checked before anything is written; on any failure the model is as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from taskedge.backbone.digest import digest
+from taskedge.backbone.linears import Linear, as_linear
+from taskedge.delta.delta import Delta, LinearDelta
+from taskedge.errors import BaseMismatch, InputError, did_you_mean
+from taskedge.forms.install import installation
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a model held before a delta was applied; kept on the model."""
+
+    delta: Delta
+    entries: dict[str, Tensor]
+    whole: dict[str, Tensor]
+
+
+def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
+    """Writes the delta's values into a copy of its base, in place. Applying it again changes nothing.
+
+    Args:
+        model: the base, fresh (or with this very delta applied already).
+        delta: from :func:`taskedge.load` or :func:`taskedge.extract`.
+        force: apply even where the base's values or dtype differ from those that the delta was trained on. Names
+            and shapes must fit in any case.
+
+    Returns:
+        The same model.
+
+    Raises:
+        BaseMismatch: this is not the delta's base; the message says what differs. The model is unchanged.
+        InputError: another delta is applied, or a support is installed. The model is unchanged.
+    """
+    if installation(model) is not None:
+        raise InputError("the model trains a support: fuse it before a delta is applied")
+    before = applied_to(model)
+    if before is not None and before.delta is not delta and not _same(before.delta, delta):
+        raise InputError("another delta is applied to the model: revert that one first")
+    layers = _layers(model, delta)
+    parameters = _parameters(model, delta)
+    if before is None:
+        originals = {name: layers[name].weight[linear.rows, linear.columns] for name, linear in delta.linears.items()}
+        if not force:
+            _check_base(layers, delta, originals)
+        before = Applied(delta, originals, {name: parameters[name].detach().clone() for name in delta.whole})
+    for name, linear in delta.linears.items():
+        _write(layers[name], linear, linear.values)
+    with torch.no_grad():
+        for name, tensor in delta.whole.items():
+            parameters[name].copy_(tensor)
+    model.__dict__["_taskedge_applied"] = before
+    return model
+
+
+def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
+    """Puts back what the model held before the delta was applied, bit for bit.
+
+    Args:
+        model: a model on which :func:`apply` was called.
+        delta: the delta to take off; None: the one that is applied.
+
+    Raises:
+        InputError: none, or another, is applied.
+    """
+    before = applied_to(model)
+    if before is None:
+        raise InputError("no delta is applied to the model, so there is nothing to revert")
+    if delta is not None and before.delta is not delta and not _same(before.delta, delta):
+        raise InputError("another delta than this one is applied to the model")
+    layers, parameters = _layers(model, before.delta), dict(model.named_parameters())
+    for name, linear in before.delta.linears.items():
+        _write(layers[name], linear, before.entries[name])
+    with torch.no_grad():
+        for name, tensor in before.whole.items():
+            parameters[name].copy_(tensor)
+    del model.__dict__["_taskedge_applied"]
+    return model
+
+
+@contextmanager
+def applied(model: nn.Module, delta: Delta, *, force: bool = False) -> Iterator[nn.Module]:
+    """The model with the delta applied inside the block, and as it was after it."""
+    apply(model, delta, force=force)
+    try:
+        yield model
+    finally:
+        revert(model, delta)
+
+
+def applied_to(model: nn.Module) -> Applied | None:
+    """What was applied to the model and is still on it, or None."""
+    return model.__dict__.get("_taskedge_applied")
+
+
+def _write(layer: Linear, linear: LinearDelta, values: Tensor) -> None:
+    weight = layer.weight
+    weight[linear.rows, linear.columns] = values.to(device=weight.device, dtype=weight.dtype)
+
+
+def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
+    modules = dict(model.named_modules())
+    layers = {}
+    for name, linear in delta.linears.items():
+        layer = as_linear(name, modules[name]) if name in modules else None
+        if layer is None:
+            raise BaseMismatch(
+                f"wrong base: the model ({type(model).__name__}) has no linear {name!r}{did_you_mean(name, modules)}"
+            )
+        if layer.shape != linear.shape:
+            raise BaseMismatch(
+                f"wrong base: linear {name!r} is {list(layer.shape)}, the delta was made for {list(linear.shape)}"
+            )
+        layers[name] = layer
+    return layers
+
+
+def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
+    parameters = dict(model.named_parameters())
+    for name, tensor in delta.whole.items():
+        if name not in parameters:
+            raise BaseMismatch(
+                f"wrong base: the model ({type(model).__name__}) has no parameter {name!r}"
+                f"{did_you_mean(name, parameters)}"
+            )
+        if parameters[name].shape != tensor.shape:
+            raise BaseMismatch(
+                f"parameter {name!r} is {list(parameters[name].shape)}, the delta holds {list(tensor.shape)}: "
+                "load the base with the delta's number of labels"
+            )
+    return parameters
+
+
+def _check_base(layers: dict[str, Linear], delta: Delta, originals: dict[str, Tensor]) -> None:
+    for name, linear in delta.linears.items():
+        dtype = str(layers[name].weight.dtype).removeprefix("torch.")
+        if dtype != linear.base_dtype:
+            raise BaseMismatch(
+                f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "
+                f"load the base with dtype={linear.base_dtype}, or force it"
+            )
+    other = [name for name, linear in delta.linears.items() if digest(originals[name]) != linear.base_digest]
+    if other:
+        hint = f" (made on {delta.provenance.base!r})" if delta.provenance.base else ""
+        raise BaseMismatch(
+            f"wrong base: {len(other)} of {len(delta.linears)} linears hold other values than the base of this "
+            f"delta{hint}, {other[0]!r} first: load that base, or force it"
+        )
+
+
+def _same(one: Delta, other: Delta) -> bool:
+    """Whether two deltas would write the same values to the same places."""
+    return (
+        one.linears.keys() == other.linears.keys()
+        and one.whole.keys() == other.whole.keys()
+        and all(
+            torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns) and torch.equal(a.values, b.values)
+            for a, b in ((one.linears[name], other.linears[name]) for name in one.linears)
+        )
+        and all(torch.equal(one.whole[name], other.whole[name]) for name in one.whole)
+    )

@@ -1,0 +1,263 @@
+"""The delta file: one safetensors file that says all about itself (docs/delta-format.md).
+
+Tensors:
+    columns   u8, u16 or u32 [n]   column of each entry, the linears one after the other, rows ascending
+    values    fp32 or bf16 [n]     absolute value of each entry
+    counts    u8, u16 or u32 [r]   entries of each row; absent where every row of every linear has equally many
+    whole/X   [...]                a parameter that was trained whole
+Metadata:
+    taskedge  JSON: format, the linears (name, shape, entries, dtype and digest of the base), provenance
+    digest    over that JSON and all tensors, so that no flipped bit goes unseen
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from taskedge.delta.delta import Delta, LinearDelta, Provenance
+from taskedge.errors import DeltaError, InputError
+
+FORMAT = "taskedge-delta/1"
+LARGEST = 2**32
+"""Bytes: no delta is near it; a file above it is refused unread."""
+
+_INDEX = {torch.uint8: 2**8, torch.uint16: 2**16, torch.uint32: 2**32}
+_VALUES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_WHOLE = "whole/"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _LinearEntry(NamedTuple):
+    """One linear in the manifest: a bare row, since its keys would cost more bytes than what they name."""
+
+    name: str
+    out: Annotated[int, Field(ge=1)]
+    inputs: Annotated[int, Field(ge=1)]
+    entries: Annotated[int, Field(ge=0)]
+    dtype: str
+    digest: str
+
+
+class _Provenance(_Strict):
+    rule: str
+    allocation: str
+    budget: str
+    base: str
+    base_parameters: int
+    task: str
+    labels: tuple[str, ...] = Field(strict=False)
+    training: dict[str, Any]
+
+
+class _Manifest(_Strict):
+    format: Literal["taskedge-delta/1"]
+    form: Literal["sparse"]
+    linears: list[_LinearEntry] = Field(strict=False)
+    provenance: _Provenance
+
+
+def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", head: bool = True) -> Path:
+    """Writes ``delta`` to ``path``: aside first, then renamed, so that a file under its name is always whole.
+
+    Raises:
+        InputError: unknown ``values``, or the file cannot be written (no such folder, no space left).
+    """
+    if values not in _VALUES:
+        raise InputError(f"values={values!r} is unknown: 'fp32' or 'bf16'")
+    from safetensors.torch import save as serialise
+
+    tensors = _tensors(delta, _VALUES[values], head)
+    manifest = json.dumps(
+        {
+            "format": FORMAT,
+            "form": "sparse",
+            "linears": [
+                _LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
+                for name, linear in delta.linears.items()
+            ],
+            "provenance": asdict(delta.provenance),
+        },
+        separators=(",", ":"),
+    )
+    content = serialise(tensors, {"taskedge": manifest, "digest": _digest(manifest, tensors)})
+    write_aside(path, content)
+    return path
+
+
+def load(path: str | Path) -> Delta:
+    """Reads a delta file; whatever it returns is sound.
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+        DeltaError: it is no delta, is damaged, or contradicts itself; the message says where.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise DeltaError(f"{path}: {size:,} bytes is more than any delta holds")
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        return _parse(content)
+    except DeltaError as error:
+        raise DeltaError(f"{path}: {error}") from None
+
+
+def write_aside(path: Path, content: bytes) -> None:
+    """Writes a file under another name in the same folder and renames it when it is whole and on the disk.
+
+    Raises:
+        InputError: it cannot be written; nothing is left behind.
+    """
+    try:
+        handle, aside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}): name a folder that exists") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(aside).chmod(0o666 & ~_umask())
+        Path(aside).replace(path)
+    except BaseException as error:
+        Path(aside).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def section_bytes(path: str | Path) -> dict[str, int]:
+    """Bytes of each tensor in a delta file, and of its ``header``; what ``taskedge info`` prints."""
+    from safetensors import safe_open
+
+    path = Path(path)
+    sizes = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            sizes[name] = tensor.numel() * tensor.element_size()
+    return {"header": path.stat().st_size - sum(sizes.values())} | sizes
+
+
+def _tensors(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Tensor]:
+    linears = list(delta.linears.values())
+    widest = max((linear.shape[1] for linear in linears), default=1)
+    columns = torch.cat([linear.columns for linear in linears]) if linears else torch.empty(0, dtype=torch.int64)
+    values = torch.cat([linear.values for linear in linears]) if linears else torch.empty(0)
+    counts = [torch.bincount(linear.rows, minlength=linear.shape[0]) for linear in linears]
+    every = torch.cat(counts) if counts else torch.empty(0, dtype=torch.int64)
+    tensors = {"columns": columns.to(_narrowest(widest - 1)), "values": values.to(value_dtype)}
+    if len(every) and int(every.min()) != int(every.max()):
+        tensors["counts"] = every.to(_narrowest(int(every.max())))
+    if head:
+        tensors |= {_WHOLE + name: tensor.contiguous() for name, tensor in delta.whole.items()}
+    return tensors
+
+
+def _narrowest(largest: int) -> torch.dtype:
+    return next(dtype for dtype, end in _INDEX.items() if largest < end)
+
+
+def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    total = hashlib.blake2b(manifest.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        total.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _parse(content: bytes) -> Delta:
+    metadata, tensors = _open(content)
+    if "taskedge" not in metadata or "digest" not in metadata:
+        raise DeltaError("a safetensors file, but not a delta: it carries no taskedge manifest")
+    if _digest(metadata["taskedge"], tensors) != metadata["digest"]:
+        raise DeltaError("damaged: its content does not match its digest; fetch the file again")
+    try:
+        manifest = _Manifest.model_validate_json(metadata["taskedge"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DeltaError(f"its manifest is not of format {FORMAT}: {place}: {first['msg']}") from None
+    return Delta(
+        linears=_linears(manifest, tensors),
+        whole={name.removeprefix(_WHOLE): tensor for name, tensor in tensors.items() if name.startswith(_WHOLE)},
+        provenance=Provenance(**manifest.provenance.model_dump()),
+    )
+
+
+def _open(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file in memory."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load as deserialise
+
+    try:
+        tensors = deserialise(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        raise DeltaError(f"not a whole safetensors file ({error})") from None
+    return header.get("__metadata__") or {}, tensors
+
+
+def _linears(manifest: _Manifest, tensors: Mapping[str, Tensor]) -> dict[str, LinearDelta]:
+    total = sum(entry.entries for entry in manifest.linears)
+    rows_in_all = sum(entry.out for entry in manifest.linears)
+    if len({entry.name for entry in manifest.linears}) != len(manifest.linears):
+        raise DeltaError("a linear is named twice")
+    columns = _take(tensors, "columns", total, _INDEX).long()
+    values = _take(tensors, "values", total, _VALUES.values()).float()
+    if "counts" in tensors:
+        counts = _take(tensors, "counts", rows_in_all, _INDEX).long()
+    elif rows_in_all and total % rows_in_all:
+        raise DeltaError(f"{total} entries over {rows_in_all} rows are not equally many each, but 'counts' is missing")
+    else:
+        counts = torch.full((1,), total // rows_in_all if rows_in_all else 0).expand(rows_in_all)
+
+    linears, row, entry_start = {}, 0, 0
+    for entry in manifest.linears:
+        per_row = counts[row : row + entry.out]
+        if int(per_row.sum()) != entry.entries:
+            raise DeltaError(f"linear {entry.name!r}: its rows hold {int(per_row.sum())} entries, not {entry.entries}")
+        here = slice(entry_start, entry_start + entry.entries)
+        linears[entry.name] = LinearDelta(
+            shape=(entry.out, entry.inputs),
+            rows=torch.repeat_interleave(torch.arange(entry.out), per_row),
+            columns=columns[here],
+            values=values[here],
+            base_dtype=entry.dtype,
+            base_digest=entry.digest,
+        )
+        row, entry_start = row + entry.out, here.stop
+    return linears
+
+
+def _take(tensors: Mapping[str, Tensor], name: str, length: int, dtypes: Any) -> Tensor:
+    if name not in tensors:
+        raise DeltaError(f"tensor {name!r} is missing")
+    tensor = tensors[name]
+    if tensor.dtype not in dtypes or tensor.shape != (length,):
+        raise DeltaError(f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; [{length}] was expected")
+    return tensor

@@ -1,0 +1,1 @@
+"""How a change to the base is parameterised."""

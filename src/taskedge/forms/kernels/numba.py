@@ -1,0 +1,129 @@
+"""The fast CPU kernel: one pass over dY with numba, four tokens at a time.
+
+The first entries of all rows are walked in row order, so that dY and the sums are read and written contiguously;
+entries beyond the even part of the support take their row from an index. Rows are dealt out to threads whole, so
+the result does not depend on which thread is faster.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from taskedge.forms.kernels import KERNELS, EntryIndex
+
+Array = npt.NDArray[Any]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Numba:
+    """Needs the extra ``fast``; without it, or off the CPU, it does not serve."""
+
+    def serves(self, grad_output: Tensor, columns: Tensor) -> bool:
+        return _is_installed() and grad_output.device.type == "cpu" and grad_output.dtype in DTYPES
+
+    def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
+        precise = grad_output.dtype if grad_output.dtype == torch.float64 else torch.float32
+        dy = grad_output.to(precise).contiguous().numpy()
+        x = columns.to(precise).contiguous().numpy()
+        plan = _plan(index)
+        sums = np.zeros(len(index.rows), dtype=dy.dtype)
+        for place, (rows, among, contiguous) in enumerate(plan.passes):
+            part = np.zeros(len(among), dtype=dy.dtype)
+            kernel = _compiled()[0 if contiguous else 1]
+            _in_threads(lambda low, high: kernel(dy, x, rows, among, part, low, high), len(among))  # noqa: B023
+            sums[plan.where[place]] = part
+        return torch.from_numpy(sums)
+
+
+class _Plan:
+    """An index cut into passes: (rows, columns among the stored ones, whether the rows are 0..out-1)."""
+
+    def __init__(self, index: EntryIndex) -> None:
+        self.passes: list[tuple[Array, Array, bool]] = []
+        self.where: list[Array] = []
+        for rank in range(index.even):
+            self._add(index, (index.rank == rank), contiguous=True)
+        rest = index.rank >= index.even
+        if rest.any():
+            self._add(index, rest, contiguous=False)
+
+    def _add(self, index: EntryIndex, chosen: Tensor, *, contiguous: bool) -> None:
+        self.where.append(chosen.nonzero().flatten().numpy())
+        rows, among = index.rows[chosen].int().numpy(), index.columns[chosen].int().numpy()
+        self.passes.append((rows, among, contiguous))
+
+
+def _plan(index: EntryIndex) -> _Plan:
+    plan: _Plan | None = getattr(index, "_numba_plan", None)
+    if plan is None:
+        plan = index._numba_plan = _Plan(index)  # type: ignore[attr-defined]
+    return plan
+
+
+def _in_threads(work: Callable[[int, int], None], length: int) -> None:
+    """``work(low, high)`` over 0..length in as many parts as torch has threads; numba code runs without the GIL."""
+    threads = min(torch.get_num_threads(), max(length // 64, 1))
+    if threads == 1:
+        work(0, length)
+        return
+    edges = [length * part // threads for part in range(threads + 1)]
+    list(_pool(threads, os.getpid()).map(work, edges[:-1], edges[1:]))
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """One pool per size and process: threads do not survive a fork."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="taskedge-kernel")
+
+
+@cache
+def _is_installed() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+@cache
+def _compiled() -> tuple[Any, Any]:
+    """The two compiled loops: rows in order, and rows by index. Compiled once, then read from numba's cache."""
+    import numba
+
+    compile_ = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, cache=True)
+    return compile_(_rows_in_order), compile_(_rows_by_index)
+
+
+def _rows_in_order(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, high: int) -> None:
+    tokens = dy.shape[0]
+    whole = tokens - tokens % 4
+    for t in range(0, whole, 4):
+        for i in range(low, high):
+            c = among[i]
+            pair = dy[t, i] * x[t, c] + dy[t + 1, i] * x[t + 1, c]
+            sums[i] += pair + dy[t + 2, i] * x[t + 2, c] + dy[t + 3, i] * x[t + 3, c]
+    for t in range(whole, tokens):
+        for i in range(low, high):
+            sums[i] += dy[t, i] * x[t, among[i]]
+
+
+def _rows_by_index(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, high: int) -> None:
+    tokens = dy.shape[0]
+    whole = tokens - tokens % 4
+    for t in range(0, whole, 4):
+        for i in range(low, high):
+            r, c = rows[i], among[i]
+            pair = dy[t, r] * x[t, c] + dy[t + 1, r] * x[t + 1, c]
+            sums[i] += pair + dy[t + 2, r] * x[t + 2, c] + dy[t + 3, r] * x[t + 3, c]
+    for t in range(whole, tokens):
+        for i in range(low, high):
+            sums[i] += dy[t, rows[i]] * x[t, among[i]]
+
+
+KERNELS.add("numba", Numba())

@@ -1,0 +1,231 @@
+"""Sparse in place: a linear that trains a few of its own weights, and computes, keeps and stores nothing else.
+
+Forward is the untouched layer on its own weight. Backward gives ``dX = dY·W`` as it would with a frozen weight, and the
+chosen entries of dW from the few columns of X that they use. The trained number is an *offset* in fp32; the weight
+itself holds ``base + step·offset`` at the chosen entries, brought up to date whenever someone reads it.
+
+Source: TaskEdge (arXiv 2504.03718) for training chosen weights in place; the form and its engine are ours.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from taskedge.backbone.linears import Linear
+from taskedge.errors import InputError
+from taskedge.forms.kernels import EntryIndex, entry_gradient
+from taskedge.selection.support import LinearSupport
+
+
+class SharedInput:
+    """The columns of one input tensor that its readers need, gathered once for all of them.
+
+    Query, key and value read the same tensor; each hands it in, the first gathers, the others get the same columns.
+    A reader that is given another tensor than the others simply gathers for itself.
+    """
+
+    def __init__(self, columns: Tensor, readers: int) -> None:
+        self.columns = columns
+        self._readers = readers
+        self._served = 0
+        self._version = -1
+        self._input: weakref.ref[Tensor] | None = None
+        self._gathered: Tensor | None = None
+
+    def gather(self, x: Tensor) -> Tensor:
+        """x [..., in] -> its needed columns [tokens, m], without gradient."""
+        if self._input is None or self._input() is not x or self._version != x._version:
+            self.columns = self.columns.to(x.device)
+            self._gathered = x.detach().index_select(-1, self.columns).flatten(0, -2)
+            self._input, self._version, self._served = weakref.ref(x), x._version, 0
+        gathered = self._gathered
+        assert gathered is not None
+        self._served += 1
+        if self._served == self._readers:  # from here on only the backward pass keeps the columns alive
+            self._forget()
+        return gathered
+
+    def _forget(self) -> None:
+        self._input = self._gathered = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedInput:
+        return SharedInput(copy.deepcopy(self.columns, memo), self._readers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SharedInput, (self.columns, self._readers)
+
+
+class Entries(nn.Module):
+    """The trained entries of one linear.
+
+    Attributes:
+        offsets: float32 [n], the only trained tensor; 0 where nothing was learnt.
+        base: [n] in the weight's dtype, what the base holds at the entries.
+        step: float32 [n] or None, how far a unit of offset moves a weight; None means 1.
+        rows, columns: int64 [n], sorted by row and then column.
+    """
+
+    base: Tensor
+    step: Tensor | None
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None) -> None:
+        super().__init__()
+        device = linear.weight.device
+        rows, columns = support.rows.to(device), support.columns.to(device)
+        self.transposed = linear.transposed
+        self.offsets = nn.Parameter(torch.zeros(len(support), device=device))
+        self.register_buffer("rows", rows)
+        self.register_buffer("columns", columns)
+        self.register_buffer("base", linear.weight[rows, columns])
+        self.register_buffer("step", None if step is None else step.to(device=device, dtype=torch.float32))
+        self.input = shared
+        among = torch.searchsorted(shared.columns.to(device), columns)
+        self._index = EntryIndex(rows, among, support.shape[0])
+        self._written: Tensor | None = torch.zeros_like(self.offsets)  # the offsets that the weight holds now
+
+    @property
+    def values(self) -> Tensor:
+        """float32 [n]: the absolute values of the chosen weights, ``base + step·offset``."""
+        offsets = self.offsets.detach()
+        return self.base.float() + (offsets if self.step is None else self.step * offsets)
+
+    def index(self) -> EntryIndex:
+        """Where the entries sit, on the device where they are now."""
+        self._index = self._index.to(self.offsets.device)
+        return self._index
+
+    def write_into(self, weight: Tensor) -> None:
+        """Brings the stored weight up to date with the offsets; touches it only where they changed.
+
+        Compared by content, so that it does not matter how an optimiser, a checkpoint or a broadcast changed them.
+        """
+        offsets = self.offsets.detach()
+        if self._written is not None and torch.equal(self._written, offsets):
+            return
+        with torch.no_grad():
+            where = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
+            weight.index_put_(where, self.values.to(weight.dtype))
+        self._written = offsets.clone()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Entries:
+        """Moves between devices, but never changes a dtype: offsets stay fp32 under ``model.to(bfloat16)``."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        if self._written is not None:
+            self._written = None  # the weight may have been rounded: write it anew
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("rows", "columns"):
+            stored = state_dict.get(prefix + name)
+            if stored is not None and not torch.equal(stored.to(self.rows.device), getattr(self, name)):
+                raise InputError(
+                    f"the state at {prefix!r} was made with another support: install the support it was made with"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._written = None
+
+
+class _EntryGradient(torch.autograd.Function):
+    """The identity on a layer's output, whose backward also gives the gradient of the layer's entries."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, output: Tensor, offsets: Tensor, step: Tensor | None, columns: Tensor, index: EntryIndex
+    ) -> Tensor:
+        ctx.save_for_backward(columns)
+        ctx.step, ctx.index = step, index
+        return output.detach()  # the same memory; returned as it is it would be a view that no one may write to
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_output = grad_output.contiguous()  # once, for both this product and that of the input's gradient
+        gradient = None
+        if ctx.needs_input_grad[1]:
+            (columns,) = ctx.saved_tensors
+            gradient = entry_gradient(grad_output.flatten(0, -2), columns, ctx.index).float()
+            gradient = gradient if ctx.step is None else ctx.step * gradient
+        return grad_output, gradient, None, None, None
+
+
+class SparseLayer(nn.Module):
+    """What a linear becomes while some of its own weights train: the same object, with ``entries``.
+
+    The class is swapped and the object kept, so hooks, references and names stay as they were.
+    """
+
+    entries: Entries
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own weight, up to date with the trained values."""
+        weight = cast(Tensor, self._parameters["weight"])
+        self.entries.write_into(weight)
+        return weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = super().forward(x)
+        entries = self.entries
+        if not (torch.is_grad_enabled() and entries.offsets.requires_grad):
+            return output
+        columns = entries.input.gather(x)
+        return cast(
+            Tensor,
+            _EntryGradient.apply(  # type: ignore[no-untyped-call]
+                output, entries.offsets, entries.step, columns.to(output.dtype), entries.index()
+            ),
+        )
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        self.weight  # noqa: B018  # reading it brings it up to date
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+_classes: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
+    """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
+    if isinstance(linear.module, SparseLayer):
+        raise InputError(
+            f"linear {linear.name!r} already trains entries: fuse the model before a new support is installed"
+        )
+    if linear.shape != support.shape:
+        raise InputError(
+            f"linear {linear.name!r} is {list(linear.shape)}, but the support was made for {list(support.shape)}"
+        )
+    linear.module.requires_grad_(False)
+    entries = Entries(linear, support, shared, step)
+    base = type(linear.module)
+    if base not in _classes:
+        _classes[base] = type(f"Sparse{base.__name__}", (SparseLayer, base), {"__module__": __name__})
+    linear.module.__class__ = _classes[base]
+    linear.module.add_module("entries", entries)
+    return cast(SparseLayer, linear.module)
+
+
+def fuse(layer: SparseLayer) -> nn.Module:
+    """Makes the layer plain again, holding the trained values."""
+    layer.weight  # noqa: B018  # reading it brings it up to date
+    del layer.entries
+    layer.__class__ = type(layer).__mro__[2]
+    return layer
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """The layers of the model that train entries, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
