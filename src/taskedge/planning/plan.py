@@ -162,6 +162,9 @@ def make_plan(
         compared[name] = None if other is None else other.latency + overhead
         if other is not None and (effective_solver(name, *costs.compute.shape) in TOGETHER) == (chosen in TOGETHER):
             bound = max(bound, min(other.lower_bound, solved.latency))
+    alone = compared.get("one-device")
+    if alone is not None and alone < (solved.latency + overhead) * (1 - 1e-9) and chosen not in TOGETHER:
+        notes.append("one device alone would be sooner, on its own data only; this plan learns from every device in it")
     if solved.stopped == "cap":
         notes.append(
             f"{chosen} stopped at its cap of {solved.iterations} iterations; the gap says how far it may be off"

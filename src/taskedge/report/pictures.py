@@ -50,7 +50,7 @@ def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
             "color": COLOURS[place % len(COLOURS)],
             "linestyle": STYLES[place // len(COLOURS) % len(STYLES)],
         }
-        look |= {"linewidth": 2.2, "zorder": 3} if place == 0 else {"linewidth": 1.0}
+        look |= {"linewidth": 4.0, "alpha": 0.5, "zorder": 1} if place == 0 else {"linewidth": 1.1, "zorder": 2}
         left.plot(np.arange(1, len(known) + 1), known, **look, label=f"{name} (mean {np.nanmean(known):.2f} s)")
         ordered = np.sort(known[~np.isnan(known)])
         share = np.arange(1, len(ordered) + 1) / len(known)  # rounds without a plan count as never done
