@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskedge.backbone.table import BlockTable
 from taskedge.planning.costs import Costs, step_bytes
@@ -100,8 +101,9 @@ def _remedies(fleet: Fleet, table: BlockTable, costs: Costs, index: int, block: 
     return remedies
 
 
-def _fewer_blocks(fits: np.ndarray, copies: int, blocks: int) -> str:
+def _fewer_blocks(fits: NDArray[np.bool_], copies: int, blocks: int) -> str:
     """Fewer blocks need fewer devices; the deepest still reaches the input, so one device must hold that."""
     deep = int(fits[:, -1].sum())
     most = deep // copies
-    return f"--blocks {most} or fewer: {deep} devices hold the deepest block" if 0 < most < blocks else ""
+    holds = "device holds" if deep == 1 else "devices hold"
+    return f"--blocks {most} fits: {deep} {holds} the deepest block" if 0 < most < blocks else ""
