@@ -6,7 +6,8 @@ Works on the meta device, where a model has shapes but no weights, so a config i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskedge.backbone.blocks import Block, blocks
 from taskedge.backbone.linears import candidates
 from taskedge.backbone.table import BlockTable, Floats
-from taskedge.errors import InputError
+from taskedge.errors import BudgetError, InputError
 
 Ints = NDArray[np.int64]
 
@@ -39,6 +40,7 @@ def block_table(model: nn.Module, inputs: Mapping[str, Tensor], share: float, na
 
     Raises:
         InputError: the model has no repeated blocks, or no gradient reaches them.
+        BudgetError: the share is more than the blocks' linears hold.
     """
     found = sorted(blocks(model), key=lambda block: block.depth)
     if not found:
@@ -48,8 +50,13 @@ def block_table(model: nn.Module, inputs: Mapping[str, Tensor], share: float, na
     watch = _Watch(model, found)
     forward, backward, total = watch.run(inputs)
     tokens = sequences * length
-    rows = _rows_per_block(model, found)
-    entries = round(share * sum(parameter.numel() for parameter in model.parameters()))
+    rows = _per_block(model, found, lambda shape: shape[0])
+    entries, most = (
+        round(share * sum(parameter.numel() for parameter in model.parameters())),
+        int(_per_block(model, found, math.prod).sum()),
+    )
+    if entries > most:
+        raise BudgetError(f"{entries:,} trained entries are more than the {most:,} weights in the blocks of {name}")
     return BlockTable(
         layers=tuple((block.name,) for block in found),
         parameters=np.array([sum(p.numel() for p in block.module.parameters()) for block in found], dtype=np.float64),
@@ -121,11 +128,14 @@ def dummy_inputs(model: nn.Module, sequences: int, length: int) -> dict[str, Ten
     return inputs
 
 
-def _rows_per_block(model: nn.Module, found: list[Block]) -> Ints:
-    """[L] output neurons of the candidate linears of each block."""
+def _per_block(model: nn.Module, found: list[Block], count: Callable[[tuple[int, int]], int]) -> Ints:
+    """[L] sum of ``count(shape)`` over the candidate linears of each block."""
     layers = candidates(model)
     return np.array(
-        [sum(layer.shape[0] for name, layer in layers.items() if name.startswith(f"{block.name}.")) for block in found]
+        [
+            sum(count(layer.shape) for name, layer in layers.items() if name.startswith(f"{block.name}."))
+            for block in found
+        ]
     )
 
 
