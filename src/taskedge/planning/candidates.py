@@ -4,11 +4,14 @@
 the L cheapest of b. The other L - 1 blocks occupy at most L - 1 of those L, so one is free; moving b there does
 not cost more.
 
-**Why it can be done once, for every deadline.** The bandwidth a pair needs grows with its compute seconds and falls
-along a chain of the link (better radio first). If L devices stand before k in its chain and compute b no slower,
-each of them is at least as cheap as k for b *at every deadline and every price*, and the same exchange removes
-(k, b); each exchange moves up the chain, so it ends. What survives is the L-skyband of (link, compute): about
-``L * ln(K / L)`` devices per block when the two are independent. (ours)
+**At one deadline** that settles it: :func:`cheaper_pairs` finds, in one pass over the table, every pair that could be
+among the L cheapest of its block. The exact solver works on few pairs and asks for the missing ones at the end.
+
+**At every deadline and price at once**, which the dual ascent needs: the cost of a pair grows with its compute seconds
+and falls along a chain of the link (better radio first). If L devices stand before k in its chain and compute b no
+slower, each of them is as cheap as k for b whatever the deadline, and the same exchange removes (k, b); each exchange
+moves up the chain, so it ends. What survives is the L-skyband of (link, compute): about ``L * ln(K / L)`` devices per
+block when the two are independent, but all of them in a fleet where every faster device has the worse radio. (ours)
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from taskedge.errors import TaskEdgeError
+from taskedge.planning.bandwidth import least_bandwidths
 from taskedge.planning.links import Floats, Ints
-from taskedge.planning.solution import InfeasiblePlan, Instance
+from taskedge.planning.solution import InfeasiblePlan, Instance, upload_seconds
 
 CHUNK = 2048  # rows looked at together: with 96 blocks 1.5 MB, which stays in the cache
 
@@ -44,10 +48,11 @@ def import_scipy(module: str) -> Any:
         raise TaskEdgeError("this solver needs scipy: pip install 'taskedge[plan]'") from error
 
 
-def skyband(read: Callable[[slice], Floats], rows: int, blocks: int) -> tuple[Ints, Ints, Floats]:
+def skyband(read: Callable[[slice, Floats], Floats], rows: int, blocks: int) -> tuple[Ints, Ints, Floats]:
     """Entries of a ``[rows, blocks]`` table with fewer than ``blocks`` rows *before* them that are no larger.
 
-    A few more may come back, never fewer. ``read`` returns consecutive rows; the table is read once.
+    A few more may come back, never fewer. ``read`` returns consecutive rows, once each; it is told the ``[blocks]``
+    values from which on nothing is of interest any more, and may put ``inf`` in their place.
 
     Returns:
         Three arrays of equal length: row, block, value (finite).
@@ -56,7 +61,7 @@ def skyband(read: Callable[[slice], Floats], rows: int, blocks: int) -> tuple[In
     found: list[tuple[Ints, Ints, Floats]] = []
     start, size = 0, max(64, blocks)
     while start < rows:
-        part = read(slice(start, min(start + size, rows)))  # (rows, blocks)
+        part = read(slice(start, min(start + size, rows)), smallest[:, -1])  # (rows, blocks)
         flat = np.flatnonzero(part < smallest[:, -1])
         if flat.size:
             row, block = np.divmod(flat, blocks)
@@ -89,7 +94,7 @@ def prune(instance: Instance) -> Candidates:
     rows, columns, values = [], [], []
     for chain in instance.link.chains():
 
-        def read(part: slice, chain: Ints = chain) -> Floats:
+        def read(part: slice, _: Floats, chain: Ints = chain) -> Floats:
             mine = chain[part]
             return np.where(instance.fits[mine], instance.compute[mine], np.inf)
 
@@ -101,6 +106,70 @@ def prune(instance: Instance) -> Candidates:
     return Candidates(
         pad_by_block(block, device, instance.blocks, -1), pad_by_block(block, seconds, instance.blocks, np.inf)
     )
+
+
+def cheapest_at_equal_shares(instance: Instance) -> Candidates:
+    """The L devices of every block that end it soonest when all uploads have the same share of the band."""
+    pace = _pace(instance, instance.bandwidth / instance.blocks)
+
+    def read(part: slice, _: Floats) -> Floats:
+        upload = pace[part, None] * instance.bits
+        return np.where(instance.fits[part], instance.compute[part] + upload, np.inf)
+
+    device, block, ends = skyband(read, instance.devices, instance.blocks)
+    return _lowest(instance, device, block, ends)
+
+
+def cheaper_pairs(instance: Instance, near: Candidates, deadline: float, need: Floats) -> Candidates | None:
+    """Pairs outside ``near`` that need less band at ``deadline`` than the L-th cheapest candidate of their block.
+
+    None where there are none: then ``near`` holds L cheapest devices of every block at that deadline, and what is
+    infeasible for it is infeasible for the fleet. At most L pairs per block come back, the cheapest.
+
+    Args:
+        need: ``[L, M]`` Hz of the candidates at the deadline.
+    """
+    blocks = instance.blocks
+    mark = np.partition(need, blocks - 1, axis=1)[:, blocks - 1] if need.shape[1] >= blocks else np.full(blocks, np.inf)
+    most = min(float(mark.max()), instance.bandwidth)
+    if most <= 0:
+        return None
+    pace = _pace(instance, most)  # at the largest band of interest: one rate per device instead of one per pair
+    late = deadline * (1 + 1e-9)  # the two quick tests may err by rounding, towards keeping a pair
+
+    def read(part: slice, enough: Floats) -> Floats:
+        limit = np.minimum(mark, enough)  # (blocks,)
+        seconds = instance.compute[part]
+        flat = np.flatnonzero(instance.fits[part] & (seconds + pace[part, None] * instance.bits <= late))
+        row, block = np.divmod(flat, blocks)
+        ends = seconds.ravel()[flat] + upload_seconds(
+            instance.link, row + part.start, instance.bits[block], limit[block]
+        )
+        row, block = np.divmod(flat[ends <= late], blocks)  # few are left: a least bandwidth costs more than a rate
+        need = least_bandwidths(deadline, seconds[row, block], instance.bits[block], row + part.start, instance.link)
+        hertz = np.full(seconds.shape, np.inf)
+        hertz[row, block] = np.where((need < limit[block]) & (need <= instance.bandwidth), need, np.inf)
+        return hertz
+
+    device, block, hertz = skyband(read, instance.devices, blocks)
+    known = (near.device + np.arange(blocks)[:, None] * instance.devices)[near.device >= 0]
+    fresh = ~np.isin(device + block * instance.devices, known)
+    return _lowest(instance, device[fresh], block[fresh], hertz[fresh]) if fresh.any() else None
+
+
+def _pace(instance: Instance, bandwidth: float) -> Floats:
+    """``[K]`` seconds per bit at ``bandwidth`` Hz; a huge number where the device cannot send at all."""
+    with np.errstate(divide="ignore"):
+        pace = 1 / instance.link.rate(np.arange(instance.devices), bandwidth)
+    return np.minimum(pace, 1e300)  # finite, so that an empty payload takes 0 s
+
+
+def _lowest(instance: Instance, device: Ints, block: Ints, cost: Floats) -> Candidates:
+    """The L pairs of least cost of every block, with their compute seconds."""
+    order = np.argsort(pad_by_block(block, cost, instance.blocks, np.inf), axis=1, kind="stable")[:, : instance.blocks]
+    device = np.take_along_axis(pad_by_block(block, device, instance.blocks, -1), order, axis=1)
+    seconds = instance.compute[device, np.arange(instance.blocks)[:, None]]
+    return Candidates(device, np.where(device >= 0, seconds, np.inf))
 
 
 def cheapest_assignment(cost: Floats, device: Ints) -> tuple[Ints, float] | None:

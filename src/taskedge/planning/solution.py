@@ -12,7 +12,7 @@ from taskedge.errors import InputError, TaskEdgeError
 from taskedge.planning.links import Bools, Floats, Ints, Link
 
 
-class InfeasiblePlan(TaskEdgeError):  # noqa: N818 - the name is part of the public interface
+class InfeasiblePlan(TaskEdgeError):
     """No assignment exists. ``block`` is a column that cannot be placed, ``shortfall`` how many devices are missing."""
 
     exit_code = 3

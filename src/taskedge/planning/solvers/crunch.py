@@ -44,7 +44,7 @@ def match_blocks(latency: ArrayLike, fits: ArrayLike) -> Matching:
     devices, blocks = table.shape
     monotone = True
 
-    def read(rows: slice) -> Floats:
+    def read(rows: slice, _: Floats) -> Floats:
         nonlocal monotone
         part = table[rows]
         if not part.min() >= 0:

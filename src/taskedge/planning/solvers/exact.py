@@ -7,7 +7,9 @@ bandwidth stays within the band: one linear assignment answers that. Two kinds o
   That is Newton's method on the lower envelope of the assignments' curves, and takes few steps;
 * *bisection* whenever a descent did not halve the bracket, so the number of steps is bounded in any case.
 
-The result is proved: just below the returned latency (relative ``tolerance``) the assignment needs too much.
+Both run on few candidates per block. At the end one pass over the whole table looks for pairs that would be among the
+L cheapest of their block just below the latency found; if there are any they join the candidates and the search goes
+on. So the result is proved for the whole fleet: just below it (relative ``TOLERANCE``) the band is not enough.
 """
 
 from __future__ import annotations
@@ -16,7 +18,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
-from taskedge.planning.candidates import Candidates, cheapest_assignment, prune, raise_if_unmatched
+from taskedge.planning.candidates import (
+    Candidates,
+    cheaper_pairs,
+    cheapest_assignment,
+    cheapest_at_equal_shares,
+    raise_if_unmatched,
+)
 from taskedge.planning.links import Floats, Ints, Link
 from taskedge.planning.solution import Instance, JointPlan, check_instance, upload_seconds
 from taskedge.planning.solvers import SOLVERS
@@ -39,21 +47,26 @@ def solve_exactly(
         bandwidth: Hz in all.
 
     Returns:
-        The plan; ``stopped`` is ``"optimal"``, or ``"cap"`` with the bound reached so far.
+        The plan; ``stopped`` is ``"optimal"``, or ``"cap"``: then ``lower_bound`` is 0.
 
     Raises:
         InfeasiblePlan: not every block can have a device of its own.
         InputError: shapes that do not agree, negative or NaN figures.
     """
     instance = check_instance(compute, fits, bits, link, bandwidth)
-    near = prune(instance)
+    near = cheapest_at_equal_shares(instance)
     column = first_assignment(instance, near)
     latency, share = evaluate(instance, near, column)
-    low, steps, descend = soonest(instance, near), 0, True
-    while latency - low > TOLERANCE * latency and steps < max_steps:
+    low, steps, descend, proved = 0.0, 0, True, False
+    while steps < max_steps:
         steps += 1
+        if latency - low <= TOLERANCE * latency:
+            near, proved = _with_missing(instance, near, low)
+            if proved:
+                break
+            low = 0.0  # it held for the candidates only
         deadline = latency * (1 - 0.5 * TOLERANCE) if descend else 0.5 * (low + latency)
-        better = assignment_within(instance, near, max(deadline, low))
+        better = assignment_within(instance, near, deadline)
         if better is None:
             low, descend = deadline, True
             continue
@@ -62,9 +75,18 @@ def solve_exactly(
         if then < latency:
             latency, share, column = then, its_share, better
         descend = not descend or latency - low < 0.5 * before
-    done = latency - low <= TOLERANCE * latency
     device = near.device[np.arange(instance.blocks), column]
-    return JointPlan(device, share, latency, latency if done else low, steps, "optimal" if done else "cap")
+    return JointPlan(device, share, latency, latency if proved else 0.0, steps, "optimal" if proved else "cap")
+
+
+def _with_missing(instance: Instance, near: Candidates, deadline: float) -> tuple[Candidates, bool]:
+    """The candidates with those added that were wrongly left out at ``deadline``, and whether there were none."""
+    need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
+    missing = cheaper_pairs(instance, near, deadline, need)
+    if missing is None:
+        return near, True
+    device = np.concatenate([near.device, missing.device], axis=1)
+    return Candidates(device, np.concatenate([near.seconds, missing.seconds], axis=1)), False
 
 
 def first_assignment(instance: Instance, near: Candidates) -> Ints:
