@@ -138,6 +138,15 @@ def test_too_long_a_sequence() -> None:
         dummy_inputs(tiny(), 1, 41)
 
 
+def test_a_model_without_token_ids() -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(transformers.ViTConfig(hidden_size=32, num_hidden_layers=2))
+    with pytest.raises(InputError, match="takes no token ids"):
+        dummy_inputs(model, 1, 8)
+    images = {"pixel_values": torch.zeros(1, 3, 224, 224, device="meta")}
+    assert len(block_table(model, images, 0.01, "vit")) == 2
+
+
 def test_skeletons(tmp_path) -> None:
     transformers.BertConfig(**TINY).save_pretrained(tmp_path)
     model = skeleton(str(tmp_path))

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shapes import device, fleet, raw_fleet
 
 from taskedge.errors import InputError
-from taskedge.planning.fleet import load_fleet, parse_fleet
+from taskedge.planning.fleet import Device, load_fleet, parse_fleet
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fleet.toml"
 
@@ -148,3 +150,18 @@ def test_a_broken_profile_is_one_fault_among_others(tmp_path) -> None:
     assert "is not a profile that taskedge can use" in text
     assert "memory_bytes" in text
     assert "the profile already fixes it" in text  # batch_sequences beside a profile
+
+
+junk = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+keys = st.sampled_from([*Device.model_fields, "devise"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.dictionaries(keys, junk, max_size=6) | junk, max_size=3), junk, junk)
+def test_junk_is_a_list_of_faults_and_nothing_else(devices, channel, model) -> None:
+    with pytest.raises(InputError, match="fault"):
+        parse_fleet({"device": devices, "channel": channel, "model": model}, Path("fleet.toml"))

@@ -114,16 +114,17 @@ def skeleton(model: str) -> nn.Module:
 
 def dummy_inputs(model: nn.Module, sequences: int, length: int) -> dict[str, Tensor]:
     """Token ids [sequences, length] on the model's device; ids do not matter, costs depend on shapes only."""
-    device = next(model.parameters()).device
-    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    device, config = next(model.parameters()).device, getattr(model, "config", None)
+    limit, vocabulary = (getattr(config, key, None) for key in ("max_position_embeddings", "vocab_size"))
+    if vocabulary is None:
+        raise InputError(f"{type(model).__name__} takes no token ids; from Python, block_table() counts any model")
     if limit is not None and length > limit:
         raise InputError(f"{length} tokens are more than the {limit} positions of the model; give a smaller --length")
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None) or 2
     ids = torch.zeros(sequences, length, dtype=torch.long, device=device)
     if device.type != "meta":
         ids = torch.randint(min(5, vocabulary - 1), vocabulary, ids.shape, device=device)
     inputs = {"input_ids": ids}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
     return inputs
 
