@@ -34,8 +34,14 @@ class Line:
     file_bytes: int
 
 
-def run(folder: Path, *, train_rows: int = TRAIN, epochs: float = 2, progress: bool = True,
-        say: Callable[[str], None] = print) -> list[Line]:  # fmt: skip
+def run(
+    folder: Path,
+    *,
+    train_rows: int = TRAIN,
+    epochs: float = 2,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[Line]:
     """Fetches MiniLM-L6 and the movie reviews, tunes, and measures the written file on a freshly loaded base.
 
     Args:
@@ -50,9 +56,15 @@ def run(folder: Path, *, train_rows: int = TRAIN, epochs: float = 2, progress: b
     folder.mkdir(parents=True, exist_ok=True)
     files = {part: assets.write_rows(folder / f"{part}.csv", rows) for part, rows in parts.items()}
     settings = TuneSettings(
-        model=str(model), train=files["train"], text=["text"], label="label", epochs=epochs, max_length=LONGEST,
-        lr=1e-2, out=folder / "movie-reviews.safetensors",
-    )  # fmt: skip
+        model=str(model),
+        train=files["train"],
+        text=["text"],
+        label="label",
+        epochs=epochs,
+        max_length=LONGEST,
+        lr=1e-2,
+        out=folder / "movie-reviews.safetensors",
+    )
     train, test = (read_table(files[part], "text", "label") for part in ("train", "test"))
     labels = label_set(train)
 
@@ -98,7 +110,7 @@ def run(folder: Path, *, train_rows: int = TRAIN, epochs: float = 2, progress: b
             done.seconds,
             done.peak_memory,
             done.file_bytes,
-        )  # fmt: skip
+        )
     )
     return lines
 
@@ -116,7 +128,7 @@ def table(lines: list[Line]) -> str:
             f"{line.seconds:.0f}",
             f"{line.peak_memory / 1e6:.0f}",
             f"{line.file_bytes:,}",
-        )  # fmt: skip
+        )
         for line in lines
     ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
@@ -124,6 +136,6 @@ def table(lines: list[Line]) -> str:
         "  ".join(
             cell.ljust(width) if place == 0 else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )  # fmt: skip
+        )
         for row in cells
     )

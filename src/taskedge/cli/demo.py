@@ -19,7 +19,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.option("--folder", type=click.Path(path_type=Path), default="taskedge-demo", show_default=True,
               help="Where the data and the delta file go.")  # fmt: skip
-@click.option("--train-rows", type=click.IntRange(100, 8000), default=4000, show_default=True, help="Rows to train on.")
+@click.option("--train-rows", type=click.IntRange(100, 8000), default=4000, show_default=True, help="Training rows.")
 @click.option(
     "--epochs", type=click.FloatRange(0, min_open=True), default=2, show_default=True, help="Passes over them."
 )

@@ -28,9 +28,12 @@ def command(delta: Path, out: Path, model: str | None, force: bool, as_json: boo
 
     if out.exists() and not force:
         raise InputError(f"{out} exists: name another folder with --out, or replace it with --force")
+    from transformers import logging
+
     from taskedge.delta.use import load_applied
 
     base, _ = load_applied(delta, model, force=force)
+    logging.disable_progress_bar()
     aside = out.with_name(f".{out.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
