@@ -45,6 +45,11 @@ def as_linear(name: str, module: nn.Module) -> Linear | None:
     return None
 
 
+def as_tokens(x: Tensor) -> Tensor:
+    """What a linear reads or gives, [..., features], as [tokens, features]; a lone vector is one token."""
+    return x.flatten(0, -2) if x.dim() > 1 else x[None]
+
+
 def linears(model: nn.Module) -> dict[str, Linear]:
     """Every linear of the model by name, in the order of its modules."""
     found = (as_linear(name, module) for name, module in model.named_modules())
