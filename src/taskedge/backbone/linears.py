@@ -50,6 +50,11 @@ def as_tokens(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.dim() > 1 else x[None]
 
 
+def version(x: Tensor) -> int:
+    """How often ``x`` was changed in place; 0 for one made in inference mode, which does not count."""
+    return 0 if x.is_inference() else x._version
+
+
 def linears(model: nn.Module) -> dict[str, Linear]:
     """Every linear of the model by name, in the order of its modules."""
     found = (as_linear(name, module) for name, module in model.named_modules())

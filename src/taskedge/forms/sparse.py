@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from taskedge.backbone.linears import Linear, as_tokens
+from taskedge.backbone.linears import Linear, as_tokens, version
 from taskedge.errors import InputError
 from taskedge.forms.kernels import EntryIndex, entry_gradient
 from taskedge.selection.support import LinearSupport
@@ -45,7 +45,7 @@ class SharedInput:
         if gathered is None:
             self.columns = self.columns.to(x.device)
             gathered = as_tokens(x.detach()).index_select(1, self.columns).to(dtype)
-            self._input, self._gathered, self._version, self._served = weakref.ref(x), gathered, x._version, 0
+            self._input, self._gathered, self._version, self._served = weakref.ref(x), gathered, version(x), 0
         self._served += 1
         if self._served == self._readers:  # from here on only the backward pass keeps the columns alive
             self._forget()
@@ -55,7 +55,7 @@ class SharedInput:
         """Whether the columns at hand are those of ``x`` as it is now, and in that dtype (autocast changes it)."""
         if self._input is None or self._gathered is None:
             return False
-        return self._input() is x and self._version == x._version and self._gathered.dtype == dtype
+        return self._input() is x and self._version == version(x) and self._gathered.dtype == dtype
 
     def _forget(self) -> None:
         self._input = self._gathered = None
