@@ -619,6 +619,16 @@ def test_an_argument_given_by_name():
     assert torch.equal(layer(input=x), layer(x))
 
 
+def test_features_made_in_inference_mode_train_as_well():
+    layer = nn.Linear(6, 4)
+    twin = dense_twin(layer)
+    installed(layer)
+    with torch.inference_mode():
+        x = torch.randn(3, 6)
+    backward(layer, twin, lambda one: one(x if one is layer else x.clone()))
+    compare(layer, twin)
+
+
 def test_a_linear_without_entries_trains_nothing():
     layer = installed(nn.Linear(6, 4), entries=0)
     layer(torch.randn(3, 6)).sum().backward()
