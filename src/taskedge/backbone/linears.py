@@ -40,7 +40,7 @@ def as_linear(name: str, module: nn.Module) -> Linear | None:
     """``module`` seen as a linear, or None where it is none."""
     if isinstance(module, nn.Linear):
         return Linear(name, module, transposed=False)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers.pytorch_utils.Conv1D
+    if hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):  # transformers'
         return Linear(name, module, transposed=True)
     return None
 
@@ -75,7 +75,7 @@ def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str,
     everything = linears(model)
     if not everything:
         raise InputError(f"{type(model).__name__} has no linear layers, so there is nothing to select from")
-    unusable = _unusable(model, everything)
+    unusable = why_unusable(model, everything)
     if only is None:
         inside = tuple(f"{block.name}." for block in blocks(model))
         head = set(head_parameters(model))
@@ -92,7 +92,7 @@ def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str,
     return {name: everything[name] for name in names}
 
 
-def _unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, str]:
+def why_unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, str]:
     """Linears that cannot carry entries, with the reason."""
     owners = Counter(
         id(parameter)

@@ -100,8 +100,9 @@ class Entries(nn.Module):
     @property
     def values(self) -> Tensor:
         """float32 [n]: the absolute values of the chosen weights, ``base + step·offset``."""
-        offsets = self.offsets.detach()
-        return self.base.float() + (offsets if self.step is None else self.step * offsets)
+        base, moved = self.base.float(), self.offsets.detach()
+        moved = moved if self.step is None else self.step * moved
+        return torch.where(moved == 0, base, base + moved)  # -0.0 + 0.0 would be 0.0
 
     def index(self) -> EntryIndex:
         """Where the entries sit, on the device where they are now."""
@@ -204,8 +205,8 @@ class SparseLayer(nn.Module):
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
-    """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
+def check(linear: Linear, support: LinearSupport) -> None:
+    """Raises InputError where the linear cannot train the entries of ``support``."""
     if isinstance(linear.module, SparseLayer):
         raise InputError(
             f"linear {linear.name!r} already trains entries: fuse the model before a new support is installed"
@@ -214,6 +215,11 @@ def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step:
         raise InputError(
             f"linear {linear.name!r} is {list(linear.shape)}, but the support was made for {list(support.shape)}"
         )
+
+
+def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
+    """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
+    check(linear, support)
     linear.module.requires_grad_(False)
     entries = Entries(linear, support, shared, step)
     base = type(linear.module)
