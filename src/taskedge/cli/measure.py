@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from taskedge.cli.planning import cannot_be_used, force_option, json_option, progress, refuse_existing, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskedge.backbone.table import BlockTable
+    from taskedge.measure.training import Training
 
 EPILOG = """\b
 Examples:
@@ -63,7 +70,9 @@ def command(
     click.echo(text if as_json else profile_text(profile.model_dump()), nl=not as_json)
 
 
-def prepare(model: str, batch_size: int, length: int, per_neuron: int, device: str):  # type: ignore[no-untyped-def]
+def prepare(
+    model: str, batch_size: int, length: int, per_neuron: int, device: str
+) -> tuple[Training, BlockTable, dict[str, Tensor]]:
     """Loads the model's body with a support installed: (training, block table, one batch)."""
     import torch
     import transformers
@@ -77,12 +86,12 @@ def prepare(model: str, batch_size: int, length: int, per_neuron: int, device: s
     transformers.utils.logging.disable_progress_bar()
     try:
         loaded = transformers.AutoModel.from_pretrained(model).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_be_used(error) from None
-    torch.manual_seed(0)
-    inputs = dummy_inputs(loaded, batch_size, length)
-    support = te.select(loaded, [inputs], per_neuron=per_neuron)
-    te.install(loaded, support, trainable=[])
+        torch.manual_seed(0)
+        inputs = dummy_inputs(loaded, batch_size, length)
+        te.install(loaded, te.select(loaded, [inputs], per_neuron=per_neuron), trainable=[])
+    except (OSError, ValueError, IndexError, RuntimeError, AssertionError) as error:
+        # no weights, more tokens than positions, no such device (torch asserts), not enough memory
+        raise cannot_be_used(model, error) from None
     return Training(loaded, f"{per_neuron} entries per neuron"), table, inputs
 
 
