@@ -18,7 +18,7 @@ from safetensors.torch import save as serialise
 import taskedge as te
 from taskedge.delta.apply import applied_to
 from taskedge.delta.delta import Delta, LinearDelta, Provenance
-from taskedge.delta.file import _digest, section_bytes
+from taskedge.delta.file import content_digest, section_bytes
 from taskedge.errors import DeltaError, InputError, TaskEdgeError
 
 SOURCE = Path(te.__file__).parent
@@ -323,7 +323,7 @@ def signed(content, change_manifest=None, change_tensors=None):
     manifest = manifest if changed is None else changed
     tensors = change_tensors(tensors) if change_tensors else tensors
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)
-    return serialise(tensors, {"taskedge": text, "digest": _digest(text, tensors)})
+    return serialise(tensors, {"taskedge": text, "digest": content_digest(text, tensors)})
 
 
 def put(name, change):

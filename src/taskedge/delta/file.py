@@ -73,7 +73,8 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
     """Writes ``delta`` to ``path``: aside first, then renamed, so that a file under its name is always whole.
 
     Raises:
-        InputError: unknown ``values``, settings that are no JSON, or the file cannot be written (no such folder, no space left).
+        InputError: unknown ``values``, settings that are no JSON, or the file cannot be written (no such folder, no
+            space left).
     """
     if values not in _VALUES:
         raise InputError(f"values={values!r} is unknown: 'fp32' or 'bf16'")
@@ -95,7 +96,7 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
         )
     except TypeError as error:
         raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
-    content = serialise(tensors, {"taskedge": manifest, "digest": _digest(manifest, tensors)})
+    content = serialise(tensors, {"taskedge": manifest, "digest": content_digest(manifest, tensors)})
     write_aside(path, content)
     return path
 
@@ -153,7 +154,8 @@ def _narrowest(largest: int) -> torch.dtype:
     return next(dtype for dtype, end in _INDEX.items() if largest < end)
 
 
-def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+def content_digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hex BLAKE2b (128 bit) over a text and tensors on the CPU: names, dtypes, shapes and bytes."""
     total = hashlib.blake2b(manifest.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -166,7 +168,7 @@ def _parse(content: bytes) -> Delta:
     metadata, tensors = _open(content)
     if "taskedge" not in metadata or "digest" not in metadata:
         raise DeltaError("a safetensors file, but not a delta: it carries no taskedge manifest")
-    if _digest(metadata["taskedge"], tensors) != metadata["digest"]:
+    if content_digest(metadata["taskedge"], tensors) != metadata["digest"]:
         raise DeltaError("damaged: its content does not match its digest; fetch the file again")
     try:
         manifest = _Manifest.model_validate_json(metadata["taskedge"])

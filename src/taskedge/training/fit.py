@@ -115,6 +115,8 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     start = checkpoints.latest(folder) if resume else None
+    if start is not None:
+        checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
     done = trainer.train(resume_from_checkpoint=str(start) if start else None)
     return FitResult(
         steps=int(trainer.state.global_step),
