@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -22,9 +22,9 @@ def save_support(support: Support, path: Path) -> None:
         tensors[f"flat/{name}"] = linear.flat.contiguous()
         if linear.input_rms is not None:
             tensors[f"rms/{name}"] = linear.input_rms.contiguous()
-    fields = {key: value for key, value in asdict(support).items() if key != "linears"}
+    about = {field.name: getattr(support, field.name) for field in fields(support) if field.name != "linears"}
     shapes = {name: [*linear.shape, linear.reads] for name, linear in support.linears.items()}
-    write_aside(path, save(tensors, {"support": json.dumps({"fields": fields, "shapes": shapes})}))
+    write_aside(path, save(tensors, {"support": json.dumps({"about": about, "shapes": shapes})}))
 
 
 def load_support(path: Path) -> Support:
@@ -37,7 +37,7 @@ def load_support(path: Path) -> Support:
 
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["support"])
+            stored = json.loads(file.metadata()["support"])
             names = set(file.keys())
             linears = {
                 name: LinearSupport.from_flat(
@@ -46,8 +46,8 @@ def load_support(path: Path) -> Support:
                     reads,
                     file.get_tensor(f"rms/{name}") if f"rms/{name}" in names else None,
                 )
-                for name, (out, inputs, reads) in about["shapes"].items()
+                for name, (out, inputs, reads) in stored["shapes"].items()
             }
-        return Support(linears=linears, **about["fields"])
+        return Support(linears=linears, **stored["about"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a whole support ({error}): start the run anew with --force") from None

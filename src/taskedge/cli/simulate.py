@@ -1,0 +1,119 @@
+"""``taskedge simulate``: rounds with fading links and devices that come and go, planned anew each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from taskedge.cli.planning import (
+    blocks_option,
+    budget_option,
+    fleet_option,
+    force_option,
+    json_option,
+    length_option,
+    model_option,
+    progress,
+    refuse_existing,
+    task_table,
+    write_text,
+)
+
+EPILOG = """\b
+Examples:
+  taskedge simulate --fleet fleet.toml --rounds 200 --compare all
+  taskedge simulate --fleet fleet.toml --rounds 200 --churn 0.05 --blocks 4 --plot rounds.svg
+  taskedge simulate --fleet fleet.toml --compare equal,random --json
+"""
+
+
+@click.command(epilog=EPILOG)
+@fleet_option
+@model_option
+@budget_option
+@blocks_option
+@length_option
+@click.option("--rounds", default=200, show_default=True, type=click.IntRange(1))
+@click.option("--fading", default="rayleigh", show_default=True, type=click.Choice(["rayleigh", "none"]))
+@click.option(
+    "--churn",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    help="Chance that a device is away in the next round; absent ones return with chance 1/2.",
+)
+@click.option(
+    "--drift-db",
+    default=0.0,
+    show_default=True,
+    type=click.FloatRange(0, 60),
+    help="Standard deviation of the slow change of each gain.",
+)
+@click.option("--solver", default="joint", show_default=True, help="The solver whose savings are stated.")
+@click.option("--compare", default="all", show_default=True, metavar="LIST", help="all, none, or names with commas.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--out", type=click.Path(path_type=Path), help="Write every latency as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw latency over rounds and its distribution.")
+@json_option
+@force_option
+def command(
+    fleet: Path,
+    model: str | None,
+    budget: str | None,
+    blocks: int | None,
+    length: int | None,
+    rounds: int,
+    fading: Any,
+    churn: float,
+    drift_db: float,
+    solver: str,
+    compare: str,
+    seed: int,
+    out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Replay rounds with fading links and devices that come and go, planned anew each time.
+
+    Every solver sees the same rounds. The same seed gives the same figures.
+    """
+    refuse_existing([out, plot], force)
+    import numpy as np
+
+    from taskedge.planning.costs import fleet_costs
+    from taskedge.planning.fleet import load_fleet
+    from taskedge.planning.plan import BASELINES
+    from taskedge.planning.simulate import simulate
+    from taskedge.planning.solvers import SOLVERS
+    from taskedge.report.text import simulation_text
+
+    named = {"all": list(BASELINES), "none": []}.get(compare, [name.strip() for name in compare.split(",")])
+    solvers = list(dict.fromkeys([solver, *named]))
+    for name in solvers:
+        SOLVERS[name]  # an unknown name ends here, before the work
+    loaded = load_fleet(fleet)
+    table, _ = task_table(loaded, fleet.parent, model, budget, length, blocks)
+    with progress(rounds, "rounds") as advance:
+        result = simulate(
+            loaded,
+            fleet_costs(loaded, table),
+            table.model,
+            solvers,
+            rounds,
+            np.random.default_rng(seed),
+            fading=fading,
+            churn=churn,
+            drift_db=drift_db,
+            seed=seed,
+            on_round=advance,
+        )
+    if out is not None:
+        write_text(out, result.to_json())
+    if plot is not None:
+        from taskedge.report.pictures import draw_simulation
+
+        draw_simulation(result.model_dump(), plot)
+    click.echo(result.to_json() if as_json else simulation_text(result.model_dump()), nl=not as_json)

@@ -1,0 +1,31 @@
+"""Who trains which block of the model, with which share of the bandwidth (LoLa DEFT, arXiv 2407.09873).
+
+Arrays in, plan out; no torch. Solvers are found by name in :data:`SOLVERS`.
+"""
+
+from __future__ import annotations
+
+from taskedge.planning.links import FixedRateLink, Link, MixedLink, ShannonLink
+from taskedge.planning.solution import Assignment, InfeasiblePlan, JointPlan, Matching, finish_seconds
+from taskedge.planning.solvers import SOLVERS
+from taskedge.planning.solvers.crunch import match_blocks
+from taskedge.planning.solvers.exact import solve_exactly
+from taskedge.planning.solvers.joint import allocate_jointly
+from taskedge.planning.solvers.several import allocate_several
+
+__all__ = [
+    "SOLVERS",
+    "Assignment",
+    "FixedRateLink",
+    "InfeasiblePlan",
+    "JointPlan",
+    "Link",
+    "Matching",
+    "MixedLink",
+    "ShannonLink",
+    "allocate_jointly",
+    "allocate_several",
+    "finish_seconds",
+    "match_blocks",
+    "solve_exactly",
+]

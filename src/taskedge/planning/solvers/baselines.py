@@ -1,0 +1,157 @@
+"""What a plan is compared with. (ours; the kinds follow arXiv 2407.09873)
+
+Each baseline is naive in one respect only and at its best in all others, so that what a plan saves is not
+flattered: ``random``, ``greedy`` and ``hungarian`` place blocks naively but split the band at its best;
+``equal`` places blocks at their best but splits the band equally; ``one-device`` and ``fedavg`` do not split the
+model, or do not divide it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from taskedge.planning.bandwidth import share_bandwidth
+from taskedge.planning.candidates import Candidates, cheapest_assignment, raise_if_unmatched
+from taskedge.planning.links import Bools, Floats, Ints, Link
+from taskedge.planning.solution import (
+    Assignment,
+    InfeasiblePlan,
+    Instance,
+    JointPlan,
+    check_instance,
+    upload_seconds,
+)
+from taskedge.planning.solvers import SOLVERS
+from taskedge.planning.solvers.crunch import equal_share_latency, match_blocks
+
+ATTEMPTS = 20  # random deals that may run into a dead end before one is drawn by assignment instead
+
+
+@SOLVERS.register("random")
+def place_randomly(
+    compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float, *, seed: int = 0
+) -> JointPlan:
+    """Deepest block first, each on a random free device that holds it; then the best split of the band."""
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    rng = np.random.default_rng(seed)
+    usable = _usable(instance)
+    for _ in range(ATTEMPTS):
+        device = _deal(np.where(usable, rng.random(usable.shape), np.inf))
+        if device is not None:
+            return _with_best_split(instance, device)
+    return _with_best_split(instance, _assign(instance, np.where(usable, rng.random(usable.shape), np.inf)))
+
+
+@SOLVERS.register("greedy")
+def place_greedily(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
+    """Deepest block first, each on the free device that ends it soonest at equal shares; then the best split.
+
+    Where fits are not nested a greedy deal can run into a dead end; then it is ``hungarian``.
+    """
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    cost = np.where(instance.fits, equal_share_latency(instance), np.inf)
+    device = _deal(cost)
+    return _with_best_split(instance, _assign(instance, cost) if device is None else device)
+
+
+@SOLVERS.register("hungarian")
+def minimise_sum(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
+    """Least *sum* of latencies at equal shares instead of the least maximum; then the best split."""
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    cost = np.where(instance.fits, equal_share_latency(instance), np.inf)
+    return _with_best_split(instance, _assign(instance, cost))
+
+
+@SOLVERS.register("one-device")
+def use_one_device(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
+    """The single device that is soonest done with all blocks, with the whole band to itself."""
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    able = _able_to_take_all(instance)
+    upload = upload_seconds(link, able, instance.bits.sum(), bandwidth)
+    seconds = instance.compute[able].max(axis=1) + upload
+    best = int(np.argmin(seconds))
+    if not np.isfinite(seconds[best]):
+        raise InfeasiblePlan(instance.blocks - 1, 1, "no device that holds all blocks can reach the server")
+    part = _shares_of_blocks(instance, float(bandwidth))
+    return JointPlan(np.full(instance.blocks, able[best]), part, float(seconds[best]), 0.0)
+
+
+@SOLVERS.register("fedavg")
+def use_every_device(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
+    """FedAvg: every device that holds all blocks trains and sends them all, with the best split of the band.
+
+    ``device_of_block`` names the first of them, ``replicas`` the others. Devices that cannot send are left out.
+    """
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    able = _able_to_take_all(instance)
+    total = np.full(able.size, instance.bits.sum())
+    able = able[np.isfinite(upload_seconds(link, able, total, bandwidth / able.size))]
+    if not able.size:
+        raise InfeasiblePlan(instance.blocks - 1, 1, "no device that holds all blocks can reach the server")
+    latency, share = share_bandwidth(instance.compute[able].max(axis=1), total[: able.size], able, link, bandwidth)
+    blocks = tuple(range(instance.blocks))
+    others = tuple(Assignment(int(k), blocks, float(w)) for k, w in zip(able[1:], share[1:], strict=True))
+    part = _shares_of_blocks(instance, float(share[0]))
+    return JointPlan(np.full(instance.blocks, able[0]), part, latency, 0.0, replicas=others)
+
+
+@SOLVERS.register("equal")
+def match_then_share_equally(
+    compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float
+) -> JointPlan:
+    """Equal shares of the band, with the best matching for them (CRUNCH)."""
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    matching = match_blocks(equal_share_latency(instance), instance.fits)
+    share = np.full(instance.blocks, instance.bandwidth / instance.blocks)
+    return JointPlan(matching.device_of_block, share, matching.latency, 0.0)
+
+
+def _usable(instance: Instance) -> Bools:
+    """``[K, L]`` pairs that can end at all."""
+    reaches = np.isfinite(upload_seconds(instance.link, np.arange(instance.devices)[:, None], instance.bits, np.inf))
+    return np.asarray(instance.fits & np.isfinite(instance.compute) & reaches)
+
+
+def _deal(cost: Floats) -> Ints | None:
+    """Deepest block first, the cheapest free device of each; None at a dead end."""
+    cost = cost.T.copy()  # (blocks, devices)
+    device = np.zeros(cost.shape[0], dtype=np.intp)
+    for block in reversed(range(cost.shape[0])):
+        device[block] = np.argmin(cost[block])
+        if not np.isfinite(cost[block, device[block]]):
+            return None
+        cost[:, device[block]] = np.inf
+    return device
+
+
+def _assign(instance: Instance, cost: Floats) -> Ints:
+    """The device of every block at the least total ``cost[K, L]``. Raises InfeasiblePlan."""
+    near = Candidates(np.tile(np.arange(instance.devices), (instance.blocks, 1)), cost.T)
+    found = cheapest_assignment(near.seconds, near.device)
+    if found is None:
+        raise_if_unmatched(np.isfinite(near.seconds), near.device, instance.devices)
+        raise AssertionError("a matching exists, so the assignment is finite")
+    return found[0]
+
+
+def _with_best_split(instance: Instance, device: Ints) -> JointPlan:
+    seconds = instance.compute[device, np.arange(instance.blocks)]
+    latency, share = share_bandwidth(seconds, instance.bits, device, instance.link, instance.bandwidth)
+    return JointPlan(device, share, latency, 0.0)
+
+
+def _able_to_take_all(instance: Instance) -> Ints:
+    usable = instance.fits & np.isfinite(instance.compute)
+    able = np.flatnonzero(usable.all(axis=1))
+    if not able.size:
+        deepest = int(np.argmin(usable.sum(axis=0)))
+        raise InfeasiblePlan(deepest, 1, f"no device holds all {instance.blocks} blocks at once")
+    return able
+
+
+def _shares_of_blocks(instance: Instance, bandwidth: float) -> Floats:
+    """One device's band, cut in proportion to the payloads of its blocks."""
+    total = instance.bits.sum()
+    parts = instance.bits / total if total > 0 else np.full(instance.blocks, 1 / instance.blocks)
+    return np.asarray(bandwidth * parts)

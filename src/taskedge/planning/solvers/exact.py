@@ -1,0 +1,123 @@
+"""The optimal plan: which device takes which block with which share of the band. (ours)
+
+For a deadline T every pair has a least bandwidth. T can be met if and only if the assignment of least total
+bandwidth stays within the band: one linear assignment answers that. Two kinds of step close in on the least such T:
+
+* *descent*: the assignment found at T, with the band split at its best, ends at some T' <= T; look just below T'.
+  That is Newton's method on the lower envelope of the assignments' curves, and takes few steps;
+* *bisection* whenever a descent did not halve the bracket, so the number of steps is bounded in any case.
+
+Both run on few candidates per block. At the end one pass over the whole table looks for pairs that would be among the
+L cheapest of their block just below the latency found; if there are any they join the candidates and the search goes
+on. So the result is proved for the whole fleet: just below it (relative ``TOLERANCE``) the band is not enough.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
+from taskedge.planning.candidates import (
+    Candidates,
+    cheaper_pairs,
+    cheapest_assignment,
+    cheapest_at_equal_shares,
+    raise_if_unmatched,
+)
+from taskedge.planning.links import Floats, Ints, Link
+from taskedge.planning.solution import Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.solvers import SOLVERS
+
+TOLERANCE = 1e-10
+MAX_STEPS = 200  # bisection alone would need about 100 from a bracket of 1e20 : 1
+
+
+@SOLVERS.register("exact")
+def solve_exactly(
+    compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float, *, max_steps: int = MAX_STEPS
+) -> JointPlan:
+    """The plan of least latency, to a relative 1e-10.
+
+    Args:
+        compute: ``[K, L]`` seconds before the upload (download and computation); column b is the block at depth b + 1.
+        fits: ``[K, L]`` bool, whether the device can hold the block.
+        bits: ``[L]`` upload per block.
+        link: the uplinks of the K devices.
+        bandwidth: Hz in all.
+
+    Returns:
+        The plan; ``stopped`` is ``"optimal"``, or ``"cap"``: then ``lower_bound`` is 0.
+
+    Raises:
+        InfeasiblePlan: not every block can have a device of its own.
+        InputError: shapes that do not agree, negative or NaN figures.
+    """
+    instance = check_instance(compute, fits, bits, link, bandwidth)
+    near = cheapest_at_equal_shares(instance)
+    column = first_assignment(instance, near)
+    latency, share = evaluate(instance, near, column)
+    low, steps, descend, proved = 0.0, 0, True, False
+    while steps < max_steps:
+        steps += 1
+        if latency - low <= TOLERANCE * latency:
+            near, proved = _with_missing(instance, near, low)
+            if proved:
+                break
+            low = 0.0  # it held for the candidates only
+        deadline = latency * (1 - 0.5 * TOLERANCE) if descend else 0.5 * (low + latency)
+        better = assignment_within(instance, near, deadline)
+        if better is None:
+            low, descend = deadline, True
+            continue
+        before = latency - low
+        then, its_share = evaluate(instance, near, better)
+        if then < latency:
+            latency, share, column = then, its_share, better
+        descend = not descend or latency - low < 0.5 * before
+    device = near.device[np.arange(instance.blocks), column]
+    return JointPlan(device, share, latency, latency if proved else 0.0, steps, "optimal" if proved else "cap")
+
+
+def _with_missing(instance: Instance, near: Candidates, deadline: float) -> tuple[Candidates, bool]:
+    """The candidates with those added that were wrongly left out at ``deadline``, and whether there were none."""
+    need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
+    missing = cheaper_pairs(instance, near, deadline, need)
+    if missing is None:
+        return near, True
+    device = np.concatenate([near.device, missing.device], axis=1)
+    return Candidates(device, np.concatenate([near.seconds, missing.seconds], axis=1)), False
+
+
+def first_assignment(instance: Instance, near: Candidates) -> Ints:
+    """``column[L]`` of the candidates: least sum of latencies at equal shares. Raises InfeasiblePlan."""
+    share = instance.bandwidth / instance.blocks
+    upload = upload_seconds(instance.link, near.device, instance.bits[:, None], share)
+    found = cheapest_assignment(near.seconds + upload, near.device)
+    if found is None:
+        raise_if_unmatched(np.isfinite(near.seconds + upload), near.device, instance.devices)
+        raise AssertionError("a matching exists, so the assignment is finite")
+    return found[0]
+
+
+def evaluate(instance: Instance, near: Candidates, column: Ints) -> tuple[float, Floats]:
+    """Latency and ``[L]`` Hz of an assignment with the band split at its best."""
+    row = np.arange(instance.blocks)
+    device, seconds = near.device[row, column], near.seconds[row, column]
+    return share_bandwidth(seconds, instance.bits, device, instance.link, instance.bandwidth)
+
+
+def assignment_within(instance: Instance, near: Candidates, deadline: float) -> Ints | None:
+    """An assignment that meets the deadline within the band, or None: then there is none."""
+    need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
+    need = np.where(need <= instance.bandwidth, need, np.inf)
+    if need.min(axis=1).sum() > instance.bandwidth:  # not even if devices could be shared
+        return None
+    found = cheapest_assignment(need, near.device)
+    return None if found is None or found[1] > instance.bandwidth else found[0]
+
+
+def soonest(instance: Instance, near: Candidates) -> float:
+    """A first lower bound: every block alone on its best device with the whole band."""
+    upload = upload_seconds(instance.link, near.device, instance.bits[:, None], instance.bandwidth)
+    return float((near.seconds + upload).min(axis=1).max())

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import transformers
+
+FLEET = """\
+[server]
+downlink_bits_per_second = 1e6
+[channel]
+bandwidth_hz = 1e6
+[model]
+path = "tiny"
+budget = "1%"
+sequence_tokens = 16
+"""
+
+DEVICE = """\
+[[device]]
+name = "d{index}"
+flops_per_second = {flops}
+utilisation_ratio = 0.5
+memory_bytes = 2e9
+tokens_per_round = 1024
+batch_sequences = 2
+transmit_watts = 0.1
+gain_db = -{loss}
+"""
+
+
+@pytest.fixture
+def planning(tmp_path):
+    """A folder with a tiny model's config and a fleet of five for it."""
+    transformers.BertConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=50,
+        max_position_embeddings=64,
+    ).save_pretrained(tmp_path / "tiny")
+    rows = [DEVICE.format(index=n, flops=1e9 * (n + 1), loss=90 + 3 * n) for n in range(5)]
+    (tmp_path / "fleet.toml").write_text(FLEET + "".join(rows))
+    return tmp_path

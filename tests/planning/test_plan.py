@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from shapes import device, fleet, table
+
+from taskedge.errors import InputError, UnknownName
+from taskedge.planning import InfeasiblePlan, MixedLink
+from taskedge.planning.costs import fleet_costs, step_bytes
+from taskedge.planning.plan import Plan, fleet_link, make_plan, read_plan
+from taskedge.planning.solvers import SOLVERS
+from taskedge.report.text import plan_text, ranges
+
+FIVE = [
+    device("slow", flops_per_second=3e5),
+    device("fast", flops_per_second=4e6, gain_db=-80.0),
+    device("middle"),
+    device("far", gain_db=-110.0),
+    device("wired", gain_db=None, transmit_watts=None, wired_bits_per_second=1e6),
+]
+
+
+def plan_of(loaded, shape, **options) -> Plan:
+    return make_plan(loaded, shape, fleet_costs(loaded, shape), **options)
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "several"])
+def test_latency_is_the_last_device(solver) -> None:
+    loaded = fleet(*FIVE)
+    plan = plan_of(loaded, table(), solver=solver)
+    assert plan.latency_seconds == pytest.approx(max(part.seconds for part in plan.parts) + 0.5)
+    assert plan.lower_bound_seconds <= plan.latency_seconds * (1 + 1e-9)
+    assert sum(part.bandwidth_hz for part in plan.parts) <= 1e6 * (1 + 1e-9)
+    assert {block for part in plan.parts for block in part.blocks} == {1, 2, 3}
+    assert {part.device for part in plan.parts} | set(plan.idle) == {row["name"] for row in FIVE}
+    assert all(part.memory_bytes <= part.capacity_bytes for part in plan.parts)
+
+
+def test_a_plan_is_a_file(tmp_path) -> None:
+    plan = plan_of(fleet(*FIVE), table(), budget="0.1%")
+    path = tmp_path / "plan.json"
+    path.write_text(plan.to_json())
+    assert read_plan(path) == plan
+    path.write_text(plan.to_json().replace("latency_seconds", "latency"))
+    with pytest.raises(InputError, match="latency_seconds: Field required"):
+        read_plan(path)
+    with pytest.raises(InputError, match="makes one"):
+        read_plan(tmp_path / "none.json")
+
+
+def test_no_plan_is_worse_than_exact_bound_and_joint_is_close() -> None:
+    plan = plan_of(fleet(*FIVE), table())
+    exact = plan.compared_seconds["exact"]
+    assert exact is not None
+    assert exact <= plan.latency_seconds * (1 + 1e-9)
+    assert plan.latency_seconds <= exact * 1.05
+    assert plan.lower_bound_seconds == pytest.approx(exact)
+
+
+def test_fewer_devices_than_blocks() -> None:
+    plan = plan_of(fleet(*FIVE[:2]), table())
+    assert plan.solver == "several"
+    assert "devices take several blocks" in plan.notes[0]
+    assert sorted(block for part in plan.parts for block in part.blocks) == [1, 2, 3]
+    assert plan.compared_seconds["random"] is None
+    assert "no plan" in plan_text(plan.model_dump())
+
+
+def test_several_blocks_are_held_together() -> None:
+    shape = table(4, input_bytes=np.full(4, 1e6))
+    alone = step_bytes(shape, 16)
+    together = step_bytes(shape, 16, together=True)
+    room = float((alone[-1] + together[1] + 1e6) / 2)
+    assert alone[-1] < room < together[-1]
+    loaded = fleet(device("fast", flops_per_second=1e9, memory_bytes=room), device("a"), device("b"))
+    plan = plan_of(loaded, shape, solver="several")
+    assert all(part.memory_bytes <= part.capacity_bytes for part in plan.parts)
+    with pytest.raises(InfeasiblePlan, match="batch_sequences = 1 instead of 2"):
+        plan_of(fleet(device("fast", memory_bytes=room)), shape, solver="one-device")
+
+
+def test_copies_give_every_block_to_several_devices() -> None:
+    rows = [device(f"d{n}", flops_per_second=1e6 * (n + 1)) for n in range(6)]
+    plan = plan_of(fleet(*rows), table(), copies=2)
+    assert sorted(part.blocks[0] for part in plan.parts) == [1, 1, 2, 2, 3, 3]
+    assert len({part.device for part in plan.parts}) == 6
+    with pytest.raises(InputError, match="give at most 2"):
+        plan_of(fleet(*rows), table(), copies=3)
+
+
+def test_wired_devices_take_no_bandwidth() -> None:
+    loaded = fleet(*FIVE)
+    assert isinstance(fleet_link(loaded), MixedLink)
+    plan = plan_of(loaded, table(1), solver="exact")
+    wired = plan_of(fleet(FIVE[4]), table(1))
+    assert wired.parts[0].bandwidth_hz == 0
+    assert wired.parts[0].up_seconds == pytest.approx(1600 / 1e6)
+    assert plan.latency_seconds <= wired.latency_seconds
+
+
+def test_an_unknown_solver() -> None:
+    with pytest.raises(UnknownName, match="did you mean 'joint'"):
+        plan_of(fleet(*FIVE), table(), solver="jont")
+
+
+def test_a_block_that_nobody_can_hold() -> None:
+    shape = table(activation_bytes=np.full(3, 1e6))
+    need = step_bytes(shape, 16)
+    room = (need[1] + need[2]) / 2
+    loaded = fleet(*(device(name, memory_bytes=float(room)) for name in "abcd"))
+    with pytest.raises(InfeasiblePlan) as caught:
+        plan_of(loaded, shape)
+    assert caught.value.exit_code == 3
+    assert caught.value.block == 2
+    text = str(caught.value)
+    assert "no device can hold block 3 of 3" in text
+    assert f"lacks {(need[2] - room) / 1e6:,.0f} MB" in text
+    assert "batch_sequences = 1 instead of 2" in text
+    assert "gradient checkpointing fits" in text
+    smaller = fleet(*(device(name, memory_bytes=float(room), batch_sequences=1) for name in "abcd"))
+    assert plan_of(smaller, shape).latency_seconds > 0  # the remedy holds what it says
+
+
+def test_too_few_devices_for_the_deep_blocks() -> None:
+    shape = table(activation_bytes=np.full(3, 1e6))
+    need = step_bytes(shape, 16)
+    small = float((need[0] + need[1]) / 2)
+    rows = [device("big"), *(device(name, memory_bytes=small) for name in "abc")]
+    with pytest.raises(InfeasiblePlan) as caught:
+        plan_of(fleet(*rows), shape)
+    assert caught.value.block == 1
+    assert "need 2 devices, and only 1 device holds it" in str(caught.value)
+    assert "--blocks 1 fits: 1 device holds the deepest block" in str(caught.value)
+
+
+def test_a_device_that_cannot_be_heard() -> None:
+    rows = [device("silent", gain_db=-400.0, transmit_watts=1e-300), device("heard")]
+    with pytest.raises(InfeasiblePlan, match="'silent' cannot reach the server"):
+        plan_of(fleet(*rows), table(2))
+
+
+def test_ranges() -> None:
+    assert ranges([1, 2, 3, 7]) == "1-3, 7"
+    assert ranges([4]) == "4"
