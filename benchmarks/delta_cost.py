@@ -1,6 +1,6 @@
 """What a trained change costs to keep and to use: bytes per entry, apply and revert, and the start of the command line.
 
-    python benchmarks/delta_cost.py           # under a minute
+python benchmarks/delta_cost.py           # under a minute
 """
 
 from __future__ import annotations
@@ -79,7 +79,12 @@ def main() -> None:
             unit="ms",
         ),
         *(
-            figure(f"delta file without the head, {values} values", [bytes_per_entry(delta, values)], bar=bar, unit="B/entry")
+            figure(
+                f"delta file without the head, {values} values",
+                [bytes_per_entry(delta, values)],
+                bar=bar,
+                unit="B/entry",
+            )
             for values, bar in BYTES.items()
         ),
         figure("taskedge --help", [help_seconds() for _ in range(20)], bar=HELP_SECONDS, unit="s"),

@@ -61,7 +61,9 @@ def measure(rounds: int, discard: int) -> dict[str, list[float]]:
     models = variants(base, calibration)
     kernels = {name: (model, lambda kernel=kernel: using(kernel)) for name, (model, kernel) in KERNELS.items()}
     plain = {name: (name, nullcontext) for name in models if name not in ("taskedge", "magnitude", "random")}
-    steps = {name: step_of(models[model], calibration[0], kernel) for name, (model, kernel) in (kernels | plain).items()}
+    steps = {
+        name: step_of(models[model], calibration[0], kernel) for name, (model, kernel) in (kernels | plain).items()
+    }
     order = list(steps)
     shuffle = random.Random(0).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in steps}
