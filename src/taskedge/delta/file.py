@@ -93,7 +93,7 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
         separators=(",", ":"),
     )
     content = serialise(tensors, {"taskedge": manifest, "digest": _digest(manifest, tensors)})
-    write_aside(path, content)
+    write_aside(path, _in_order(content))
     return path
 
 
@@ -144,6 +144,16 @@ def _tensors(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Te
     if head:
         tensors |= {_WHOLE + name: tensor.contiguous() for name, tensor in delta.whole.items()}
     return tensors
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in an order that differs from run to run."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _narrowest(largest: int) -> torch.dtype:
