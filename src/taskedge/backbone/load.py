@@ -45,6 +45,8 @@ def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes where no file says more
+        raise InputError(f"{name}: it comes without a tokenizer: put the one it was trained with into the folder")
     if tokenizer.pad_token_id is None:  # GPT-2 and its kind: padding is masked, so any token does
         if tokenizer.eos_token is None:
             raise InputError(f"{name}: its tokenizer has neither a padding nor an end token: set its pad_token")
