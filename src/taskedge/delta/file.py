@@ -81,6 +81,7 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
     from safetensors.torch import save as serialise
 
     tensors = _tensors(delta, _VALUES[values], head)
+<<<<<<< HEAD
     try:
         manifest = json.dumps(
             {
@@ -98,6 +99,22 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
         raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
     content = serialise(tensors, {"taskedge": manifest, "digest": content_digest(manifest, tensors)})
     write_aside(path, content)
+=======
+    manifest = json.dumps(
+        {
+            "format": FORMAT,
+            "form": "sparse",
+            "linears": [
+                _LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
+                for name, linear in delta.linears.items()
+            ],
+            "provenance": asdict(delta.provenance),
+        },
+        separators=(",", ":"),
+    )
+    content = serialise(tensors, {"taskedge": manifest, "digest": _digest(manifest, tensors)})
+    write_aside(path, _in_order(content))
+>>>>>>> cli-tests
     return path
 
 
@@ -148,6 +165,16 @@ def _tensors(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Te
     if head:
         tensors |= {_WHOLE + name: tensor.contiguous() for name, tensor in delta.whole.items()}
     return tensors
+
+
+def _in_order(content: bytes) -> bytes:
+    """The same file with its metadata sorted: safetensors writes them in an order that differs from run to run."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def _narrowest(largest: int) -> torch.dtype:

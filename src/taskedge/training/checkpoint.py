@@ -30,7 +30,9 @@ PREFIX = "checkpoint-"
 
 
 def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: Any, trainer_state: str) -> Path:
-    """Writes ``folder/checkpoint-STEP`` and removes older ones; returns its path.
+    """Writes ``folder/checkpoint-STEP`` and removes all but the one before it; returns its path.
+
+    Two are kept since values turn out to be bad only at the step after they were written (:func:`discard`).
 
     Raises:
         InputError: it cannot be written (no space left, say); the checkpoints before it are untouched.
@@ -61,8 +63,13 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: 
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
+<<<<<<< HEAD
         (aside / STATE).write_bytes(content)
         (aside / POSITION).write_text(trainer_state)
+=======
+        (aside / STATE).write_bytes(save(tensors, {"rest": json.dumps(rest)}))
+        (aside / "trainer_state.json").write_text(trainer_state)
+>>>>>>> cli-tests
         for file in aside.iterdir():
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
@@ -70,12 +77,16 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: 
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise InputError(
-            f"{target}: the checkpoint cannot be written ({error.strerror}); older ones are whole"
+            f"{target}: the checkpoint cannot be written ({error.strerror}); older ones are whole: resume from them"
         ) from None
-    for older in _all(folder):
-        if older != target:
-            shutil.rmtree(older, ignore_errors=True)
+    for older in sorted(_all(folder), key=_step)[:-2]:
+        shutil.rmtree(older, ignore_errors=True)
     return target
+
+
+def discard(folder: Path, step: int) -> None:
+    """Removes the checkpoint of ``step``, if there is one."""
+    shutil.rmtree(folder / f"{PREFIX}{step}", ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
