@@ -76,7 +76,7 @@ def refuse_existing(paths: Iterable[Path | None], force: bool) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes aside, then renames: the file is whole or not there."""
-    from taskedge.delta.file import write_aside
+    from taskedge.files import write_aside
 
     write_aside(path, text.encode())
 

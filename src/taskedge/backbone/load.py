@@ -1,0 +1,72 @@
+"""Loads a base and its tokenizer from a local folder or a hub id, with errors a user can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from taskedge.errors import InputError
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base with a head for a task."""
+
+    model: nn.Module
+    tokenizer: Any
+    fresh: tuple[str, ...]
+    """Names of parameters that the base's files do not hold, so that they started at random: the head, as a rule."""
+
+
+def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
+    """The base ``name`` with a head of ``len(labels)`` classes, in the dtype that its files say, on the CPU.
+
+    The base's own head is used where it has as many classes, a fresh one (from torch's generator) otherwise.
+
+    Raises:
+        InputError: no such folder or hub id, no network, or a folder without a model or a tokenizer that fit.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    with explained(name):
+        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            str(name),
+            num_labels=len(labels),
+            id2label=dict(enumerate(labels)),
+            label2id={label: place for place, label in enumerate(labels)},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    if tokenizer.pad_token_id is None:  # GPT-2 and its kind: padding is masked, so any token does
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    mismatched = {entry[0] for entry in loading["mismatched_keys"]}
+    return Base(model, tokenizer, tuple(sorted({*loading["missing_keys"], *mismatched})))
+
+
+@contextmanager
+def explained(name: str | Path) -> Iterator[None]:
+    """Turns what Hugging Face raises for a missing or broken model into one message; silences its load report."""
+    from transformers import logging
+
+    folder = Path(name)
+    if not folder.is_dir() and (folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1):
+        raise InputError(f"{name}: no such folder: name a local model folder or a hub id such as 'bert-base-uncased'")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        where = "the folder" if folder.is_dir() else "the hub id (or a folder of that name)"
+        raise InputError(f"{name}: {where} cannot be loaded as a model with a tokenizer: {first}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

@@ -1,0 +1,55 @@
+"""``taskedge merge``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+
+from taskedge.cli.options import json_option, print_json
+
+EPILOG = """\b
+Examples:
+  taskedge merge task.safetensors --out merged/
+  taskedge merge task.safetensors --model ./bert-base --out merged/
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("delta", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
+@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
+@click.option("--force", is_flag=True, help="Replace the folder, and apply even to a base with other values.")
+@json_option
+def command(delta: Path, out: Path, model: str | None, force: bool, as_json: bool) -> None:
+    """Write a plain model folder that holds the delta's values: `from_pretrained` loads it, without taskedge."""
+    from taskedge.errors import InputError
+
+    if out.exists() and not force:
+        raise InputError(f"{out} exists: name another folder with --out, or replace it with --force")
+    from transformers import logging
+
+    from taskedge.delta.use import load_applied
+
+    base, _ = load_applied(delta, model, force=force)
+    logging.disable_progress_bar()
+    aside = out.with_name(f".{out.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        base.model.save_pretrained(aside)  # type: ignore[operator]
+        base.tokenizer.save_pretrained(aside)
+        if out.exists():
+            shutil.rmtree(out)
+        aside.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if as_json:
+        print_json({"out": out, "bytes": size})
+    else:
+        click.echo(
+            f"{out}: {size:,} bytes; load it with AutoModelForSequenceClassification.from_pretrained({str(out)!r})"
+        )

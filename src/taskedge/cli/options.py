@@ -1,0 +1,73 @@
+"""Command-line options made from a settings class, so that names, defaults and help stand in one place only."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+Command = Callable[..., Any]
+
+
+def options_of(settings: type[BaseModel], *leave_out: str) -> Callable[[Command], Command]:
+    """A decorator: one option for every field of ``settings``. An option that is not given is passed as None."""
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(settings.model_fields.items()):
+            if name not in leave_out:
+                command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those flags that were given on the command line."""
+    kept = {name: value for name, value in flags.items() if value not in (None, ())}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+force_option = click.option("--force", is_flag=True, help="Replace what is there.")
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, and nothing else there."""
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
+def note(message: str) -> None:
+    """A line on standard error: what a program that reads standard output must not see."""
+    click.echo(message, err=True)
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    kind, choices, many = _kind(field.annotation)
+    text = field.description or ""
+    if field.is_required():
+        text += "  [needed]"
+    elif field.default is not None and kind is not bool:
+        text += f"  [default: {field.default}]"
+    flag = f"--{name.replace('_', '-')}"
+    if kind is bool:
+        return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
+    shown = click.Choice(choices) if choices else kind
+    return click.option(flag, name, type=shown, multiple=many, default=None, help=text)
+
+
+def _kind(annotation: Any) -> tuple[Any, tuple[str, ...], bool]:
+    """(click type, choices, whether it may be repeated) of a field's annotation."""
+    if isinstance(annotation, types.UnionType):
+        annotation = next(part for part in annotation.__args__ if part is not type(None))
+    if typing.get_origin(annotation) is list:
+        return str, (), True
+    if typing.get_origin(annotation) is typing.Literal:
+        return str, typing.get_args(annotation), False
+    return (click.Path(path_type=Path) if annotation is Path else annotation), (), False

@@ -1,0 +1,76 @@
+"""``taskedge tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from taskedge.cli.options import force_option, given, json_option, note, options_of, print_json
+from taskedge.training.settings import TuneSettings, settle
+
+EPILOG = """\b
+Examples:
+  taskedge tune --model bert-base-uncased --train reviews.csv --text review --label sentiment
+  taskedge tune --config run.toml --lr 1e-2 --out task.safetensors
+  taskedge tune --config run.toml --dry-run
+  taskedge tune --config run.toml --resume
+"""
+
+
+@click.command(epilog=EPILOG)
+@options_of(TuneSettings)
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these settings; flags win.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained and what it costs; write nothing.")
+@force_option
+@json_option
+def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_json: bool, **flags: Any) -> None:
+    """Train a share of a model's own weights for a task, and write them as a delta file.
+
+    The weights are chosen by looking at a few batches of the data, then only these (and the head) are trained.
+    The file appears when it is whole; a run that was killed goes on with --resume.
+    """
+    settings = settle(given(flags), config)
+    from taskedge.training import tune as training
+
+    if dry_run:
+        plan = training.plan(settings, say=note)
+        if as_json:
+            print_json(plan)
+        else:
+            _print_plan(plan)
+        return
+    result = training.tune(settings, resume=resume, force=force, say=note)
+    if as_json:
+        print_json(training.as_json(result))
+        return
+    click.echo(
+        f"{result.out}: {result.entries:,} entries ({result.share:.3%}) and a head of {result.head:,} parameters"
+    )
+    click.echo(
+        f"{result.file_bytes:,} bytes, {result.steps} steps in {result.seconds:.0f} s, training loss "
+        f"{result.train_loss:.3f}, peak memory {result.peak_memory / 1e6:.0f} MB"
+    )
+    if result.quality is not None:
+        q = result.quality
+        click.echo(f"on {settings.eval}: accuracy {q.accuracy:.3f}, macro F1 {q.macro_f1:.3f} ({q.rows} rows)")
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    width = max(len(linear["name"]) for linear in plan["linears"])
+    click.echo(f"{'linear':{width}}  {'shape':>12}  {'entries':>8}  {'columns':>8}")
+    for linear in plan["linears"]:
+        shape = "x".join(map(str, linear["shape"]))
+        click.echo(f"{linear['name']:{width}}  {shape:>12}  {linear['entries']:>8,}  {linear['distinct_columns']:>8,}")
+    click.echo(
+        f"\n{plan['entries']:,} of {plan['model_parameters']:,} parameters ({plan['share']:.4%}) by rule "
+        f"{plan['rule']!r}, and a head of {plan['head_parameters']:,}; {len(plan['labels'])} classes, "
+        f"{plan['train_rows']:,} rows\n"
+        f"kept for the backward pass beyond a frozen model: {plan['stored_bytes_per_token']:,} bytes per token "
+        f"({plan['stored_columns']:,} columns)\n"
+        f"optimiser state: {plan['optimizer_bytes']:,} bytes\n"
+        f"{plan['steps']:,} steps of {plan['seconds_per_step']:.2f} s (measured on one): "
+        f"about {plan['seconds'] / 60:.1f} minutes\nnothing was written"
+    )

@@ -1,0 +1,123 @@
+"""Whether this machine trains correctly and as fast as it could, and if not, why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from taskedge.forms.kernels import EntryIndex, choose, entry_gradient, using
+
+OK, SLOW, BROKEN = "ok", "slow", "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ``advice`` says what to do where it is not ok."""
+
+    subject: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """Looks at versions, threads, kernels, memory and arithmetic; takes a few seconds."""
+    return [_versions(), _threads(), *_kernels(), _allocation(), _memory(), _bfloat16()]
+
+
+def _versions() -> Finding:
+    names = ("taskedge", "torch", "transformers", "safetensors", "numpy")
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    return Finding("versions", OK, f"Python {platform.python_version()}, {found} on {platform.machine()}")
+
+
+def _threads() -> Finding:
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    found = f"torch uses {threads} of {cores or os.cpu_count()} cores"
+    if cores and threads > cores:
+        return Finding("threads", SLOW, found, f"more threads than cores fight each other: --threads {cores}")
+    if cores and threads < cores:
+        cause = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "torch was told so"
+        return Finding("threads", SLOW, f"{found} ({cause})", f"--threads {cores} uses them all")
+    return Finding("threads", OK, found)
+
+
+def _kernels() -> list[Finding]:
+    tokens, out, stored = 2048, 384, 64
+    generator = torch.Generator().manual_seed(0)
+    dy = torch.randn(tokens, out, generator=generator)
+    x = torch.randn(tokens, stored, generator=generator)
+    index = EntryIndex(torch.arange(out), torch.randint(stored, (out,), generator=generator), out)
+    exact = (dy.double().t() @ x.double())[index.rows, index.columns]
+    with using("thin"):
+        thin = _milliseconds(lambda: entry_gradient(dy, x, index))
+    best = _milliseconds(lambda: entry_gradient(dy, x, index))
+    name = type(choose(dy, x)).__name__.lower()
+    error = float((entry_gradient(dy, x, index) - exact).norm() / exact.norm())
+    right = Finding("gradients", OK if error < 1e-4 else BROKEN, f"{error:.1e} from float64 by the {name} kernel",
+                    "" if error < 1e-4 else "do not train on this machine; report it")  # fmt: skip
+    if name == "thin":
+        speed = Finding("kernel", SLOW, f"portable ({thin:.2f} ms)", "pip install 'taskedge[fast]' for the fast one")
+    else:
+        speed = Finding("kernel", OK, f"{name} ({best:.2f} ms; portable {thin:.2f} ms)")
+    return [right, speed]
+
+
+def _allocation() -> Finding:
+    """A fresh large tensor against one that is written again: what page faults cost."""
+    source = torch.ones(6_000_000)
+    target = torch.empty_like(source)
+    fresh, reused = _milliseconds(source.clone), _milliseconds(lambda: target.copy_(source))
+    found = f"a new 24 MB tensor takes {fresh:.1f} ms, rewriting one {reused:.1f} ms"
+    if fresh > 2.5 * reused:
+        return Finding(
+            "allocation", SLOW, found,
+            "page faults: export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 "
+            "(memory is then kept and not given back)",
+        )  # fmt: skip
+    return Finding("allocation", OK, found)
+
+
+def _memory() -> Finding:
+    available = available_memory()
+    if available is None:
+        return Finding("memory", OK, "this system does not say what is free")
+    found = f"{available / 1e9:.1f} GB free"
+    if available < 500e6:
+        return Finding("memory", SLOW, found, "smaller batches and a lower --max-length need less")
+    return Finding("memory", OK, found)
+
+
+def available_memory() -> int | None:
+    """Bytes that a process may still take without swapping, where the system says so."""
+    try:
+        with open("/proc/meminfo") as file:  # noqa: PTH123
+            fields = dict(line.split(":") for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def _bfloat16() -> Finding:
+    a = torch.ones(512, 512)
+    low = a.bfloat16()
+    full, half = _milliseconds(lambda: a @ a), _milliseconds(lambda: low @ low)
+    found = f"a bf16 product takes {half / full:.2f} of the time of an fp32 one"
+    return Finding("bfloat16", OK, found + (": --bf16 pays" if half < 0.8 * full else ": --bf16 does not pay here"))
+
+
+def _milliseconds(work: Callable[[], object], repeats: int = 9) -> float:
+    """Wall time in ms: the least of several, since whatever else runs here can only add to it."""
+    work()
+    taken = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return 1e3 * min(taken)
