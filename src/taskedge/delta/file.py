@@ -81,7 +81,6 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
     from safetensors.torch import save as serialise
 
     tensors = _tensors(delta, _VALUES[values], head)
-<<<<<<< HEAD
     try:
         manifest = json.dumps(
             {
@@ -98,23 +97,7 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
     except TypeError as error:
         raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
     content = serialise(tensors, {"taskedge": manifest, "digest": content_digest(manifest, tensors)})
-    write_aside(path, content)
-=======
-    manifest = json.dumps(
-        {
-            "format": FORMAT,
-            "form": "sparse",
-            "linears": [
-                _LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
-                for name, linear in delta.linears.items()
-            ],
-            "provenance": asdict(delta.provenance),
-        },
-        separators=(",", ":"),
-    )
-    content = serialise(tensors, {"taskedge": manifest, "digest": _digest(manifest, tensors)})
     write_aside(path, _in_order(content))
->>>>>>> cli-tests
     return path
 
 

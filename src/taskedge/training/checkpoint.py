@@ -63,13 +63,8 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: 
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-<<<<<<< HEAD
         (aside / STATE).write_bytes(content)
         (aside / POSITION).write_text(trainer_state)
-=======
-        (aside / STATE).write_bytes(save(tensors, {"rest": json.dumps(rest)}))
-        (aside / "trainer_state.json").write_text(trainer_state)
->>>>>>> cli-tests
         for file in aside.iterdir():
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
