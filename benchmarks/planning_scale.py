@@ -7,6 +7,7 @@ Needs 2 GiB.
 
 from __future__ import annotations
 
+import os
 import resource
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def growth(rows: list[dict[str, Any]], solver: str) -> dict[str, float]:
     first, last = rows[0], rows[-1]
     ratio = last[solver]["least_wall_seconds"] / first[solver]["least_wall_seconds"]
     n, m = first["devices"], last["devices"]
-    return {"measured": ratio, "k_log_k": m * np.log(m) / (n * np.log(n))}
+    return {"measured": ratio, "k_log_k": float(m * np.log(m) / (n * np.log(n)))}
 
 
 def draw_picture(rows: list[dict[str, Any]]) -> None:
@@ -95,8 +96,15 @@ def draw_picture(rows: list[dict[str, Any]]) -> None:
     base = next(row for row in rows if not row["anticorrelated"])["exact"]["least_wall_seconds"]
     reference = sizes * np.log(sizes)
     axis.plot(sizes, base * reference / reference[0], ":", color="#8d99ae", label="K log K")
-    axis.set(xscale="log", yscale="log", xlabel="devices", ylabel="seconds", title=f"{BLOCKS} blocks, one core")
-    axis.legend(frameon=False)
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="devices",
+        ylabel="seconds",
+        title=f"{BLOCKS} blocks, one core",
+        ylim=(0.01, 2000),
+    )
+    axis.legend(frameon=False, loc="upper left", handlelength=3.5)
     IMAGES.mkdir(parents=True, exist_ok=True)
     figure.savefig(IMAGES / "planning_scale.svg", metadata={"Date": None})
 
@@ -105,12 +113,12 @@ def main() -> None:
     about, rows = machine(), []
     for hard in (False, True):
         for devices in SIZES:
-            rows.append(measure(devices, hard, times=5 if devices < 300_000 else 3))
+            rows.append(measure(devices, hard, times=1 if hard else 5))
             print(rows[-1], flush=True)
     usual = [row for row in rows if not row["anticorrelated"]]
     results = {"growth": {solver: growth(usual, solver) for solver in ("match", "exact")}, "rows": rows}
     print(results["growth"])
-    save("planning_scale", results, about)
+    save("planning_scale", results, {**about, "load_at_end": os.getloadavg()[0]})
     draw_picture(rows)
 
 

@@ -11,8 +11,8 @@ from taskedge import assets
 from taskedge.backbone.linears import head_parameters
 from taskedge.backbone.load import Base, load_classifier
 from taskedge.delta.use import load_applied
-from taskedge.training.fit import FitSettings, fit
-from taskedge.training.settings import TuneSettings
+from taskedge.training.fit import fit
+from taskedge.training.settings import FitSettings, TuneSettings
 from taskedge.training.table import label_set, read_table
 from taskedge.training.text import collator, encode, predict, quality
 from taskedge.training.tune import peak_memory, tune

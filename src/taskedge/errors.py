@@ -36,6 +36,12 @@ class TrainingDiverged(TaskEdgeError):
     """The loss stopped being a finite number."""
 
 
+class Interrupted(TaskEdgeError):
+    """The user stopped it; the message says how to go on."""
+
+    exit_code = 130
+
+
 class UnknownName(InputError):
     """A name that is not registered; the message gives the nearest known one."""
 

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+import tiny_task
 import transformers
+
+from taskedge.cli.main import main
 
 FLEET = """\
 [server]
@@ -41,3 +46,40 @@ def planning(tmp_path):
     rows = [DEVICE.format(index=n, flops=1e9 * (n + 1), loss=90 + 3 * n) for n in range(5)]
     (tmp_path / "fleet.toml").write_text(FLEET + "".join(rows))
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory):
+    """Tiny models and data (tiny_task.folder_of_a_task); tests only read here."""
+    return tiny_task.folder_of_a_task(tmp_path_factory.mktemp("task"))
+
+
+@pytest.fixture(scope="session")
+def tuned(task, tmp_path_factory):
+    """A delta trained on ``task``, and what ``tune`` said of it as JSON."""
+    out = tmp_path_factory.mktemp("tuned") / "task.safetensors"
+    ended = tiny_task.forked(
+        tiny_task.tuning(task, "--eval", task / "eval.csv", "--out", out, "--epochs", "3", "--json")
+    )
+    assert ended.code == 0, ended.err
+    return out, json.loads(ended.out)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def taskedge(capsys):
+    """Runs the command line in this process: ``taskedge("info", path)`` gives its code and what it printed."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main(list(map(str, arguments)))
+        captured = capsys.readouterr()
+        return tiny_task.Ended(code, captured.out, captured.err)
+
+    return call

@@ -21,6 +21,8 @@ class Base:
     tokenizer: Any
     fresh: tuple[str, ...]
     """Names of parameters that the base's files do not hold, so that they started at random: the head, as a rule."""
+    longest: int | None
+    """Tokens that the base has positions for; None where it has no such limit."""
 
 
 def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
@@ -43,27 +45,47 @@ def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes where no file says more
+        raise InputError(f"{name}: it comes without a tokenizer: put the one it was trained with into the folder")
     if tokenizer.pad_token_id is None:  # GPT-2 and its kind: padding is masked, so any token does
+        if tokenizer.eos_token is None:
+            raise InputError(f"{name}: its tokenizer has neither a padding nor an end token: set its pad_token")
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    mismatched = {entry[0] for entry in loading["mismatched_keys"]}
-    return Base(model, tokenizer, tuple(sorted({*loading["missing_keys"], *mismatched})))
+    started = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
+    fresh = tuple(parameter for parameter, _ in model.named_parameters() if parameter in started)
+    return Base(model, tokenizer, fresh, _longest(model))
+
+
+def _longest(model: nn.Module) -> int | None:
+    most = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(most, int) or most < 1:
+        return None
+    reserved = (  # RoBERTa and its kind count positions from after the padding index
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
+    )
+    return most - max(reserved, default=0)
 
 
 @contextmanager
 def explained(name: str | Path) -> Iterator[None]:
     """Turns what Hugging Face raises for a missing or broken model into one message; silences its load report."""
+    from safetensors import SafetensorError
     from transformers import logging
 
     folder = Path(name)
     if not folder.is_dir() and (folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1):
         raise InputError(f"{name}: no such folder: name a local model folder or a hub id such as 'bert-base-uncased'")
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise InputError(f"{name}: the folder holds no model: it has no config.json")
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         where = "the folder" if folder.is_dir() else "the hub id (or a folder of that name)"
         raise InputError(f"{name}: {where} cannot be loaded as a model with a tokenizer: {first}") from None

@@ -26,10 +26,13 @@ def command(
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure a delta on labelled data: accuracy, macro F1 and loss, on a freshly loaded base."""
+    from taskedge.errors import InputError
     from taskedge.training.table import check_labels, read_table
     from taskedge.training.text import quality
 
     texts, label = columns(delta, text, label)
+    if label is None:
+        raise InputError(f"{delta}: the delta does not say which column it was trained on: give --label")
     table = read_table(data, texts, label)
     prediction, labels = label_texts(delta, table, model, batch_size, force=force, check=check_labels)
     assert table.labels is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,6 +33,13 @@ Put the file's name into the fleet file:  profile = "jetson-1.json"
 @click.option("--steps", default=9, show_default=True, type=click.IntRange(3), help="Timed steps per depth.")
 @click.option("--per-neuron", default=1, show_default=True, type=click.IntRange(1), help="Trained entries per neuron.")
 @click.option("--watts", type=click.FloatRange(0, min_open=True), help="The machine's power, where it has no counter.")
+@click.option(
+    "--clock",
+    default="wall",
+    show_default=True,
+    type=click.Choice(["wall", "cpu"]),
+    help="cpu: processor seconds, for a machine in use by others (one thread).",
+)
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @json_option
 @force_option
@@ -45,6 +52,7 @@ def command(
     steps: int,
     per_neuron: int,
     watts: float | None,
+    clock: Any,
     device: str,
     as_json: bool,
     force: bool,
@@ -60,7 +68,7 @@ def command(
     from taskedge.report.text import profile_text
 
     training, table, inputs = prepare(model, batch_size, length, per_neuron, device)
-    effort = Effort(steps=steps)
+    effort = Effort(steps=steps, clock=clock)
     runs = len(set(wanted or default_depths(len(table)))) * (effort.steps + effort.warm)
     with progress(runs, "training steps") as advance:
         profile = measure(training, table, inputs, wanted, effort, watts, advance)

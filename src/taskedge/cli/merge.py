@@ -28,13 +28,15 @@ def command(delta: Path, out: Path, model: str | None, force: bool, as_json: boo
 
     if out.exists() and not force:
         raise InputError(f"{out} exists: name another folder with --out, or replace it with --force")
+    if out.exists() and not (out.is_dir() and ((out / "config.json").exists() or not any(out.iterdir()))):
+        raise InputError(f"{out} is there and is no model folder, so --force leaves it alone: name another with --out")
     from transformers import logging
 
     from taskedge.delta.use import load_applied
 
     base, _ = load_applied(delta, model, force=force)
     logging.disable_progress_bar()
-    aside = out.with_name(f".{out.name}.part")
+    aside = out.resolve().with_name(f".{out.resolve().name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         base.model.save_pretrained(aside)  # type: ignore[operator]

@@ -36,7 +36,7 @@ def command(
 
     if out is not None and out.exists() and not replace:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
-    texts, _ = columns(delta, text, None)
+    texts, _ = columns(delta, text)
     table = read_table(data, texts)
     prediction, labels = label_texts(delta, table, model, batch_size, force=force)
     found = [

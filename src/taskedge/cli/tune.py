@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from taskedge.cli.options import force_option, given, json_option, note, options_of, print_json
+from taskedge.errors import Interrupted
 from taskedge.training.settings import TuneSettings, settle
 
 EPILOG = """\b
@@ -33,16 +34,23 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
     The file appears when it is whole; a run that was killed goes on with --resume.
     """
     settings = settle(given(flags), config)
+    if dry_run:
+        from taskedge.training.plan import plan
+
+        planned = plan(settings, say=note)
+        if as_json:
+            print_json(planned)
+        else:
+            _print_plan(planned)
+        return
     from taskedge.training import tune as training
 
-    if dry_run:
-        plan = training.plan(settings, say=note)
-        if as_json:
-            print_json(plan)
-        else:
-            _print_plan(plan)
-        return
-    result = training.tune(settings, resume=resume, force=force, say=note)
+    try:
+        result = training.tune(settings, resume=resume, force=force, say=note)
+    except KeyboardInterrupt:
+        if training.interrupted(training.run_folder(settings)):
+            raise Interrupted("interrupted: go on with --resume") from None
+        raise
     if as_json:
         print_json(training.as_json(result))
         return

@@ -30,16 +30,15 @@ def delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def columns(delta: Path, text: Sequence[str], label: str | None) -> tuple[list[str], str]:
-    """The text and label columns: those given, else those of the delta's training."""
+def columns(delta: Path, text: Sequence[str], label: str | None = None) -> tuple[list[str], str | None]:
+    """The text columns and the label column: those given, else those of the delta's training."""
     from taskedge.delta.file import load
 
     training = load(delta).provenance.training
     texts = list(text) or training.get("text")
-    label = label or training.get("label")
-    if not texts or not label:
-        raise InputError(f"{delta}: the delta does not say which columns it was trained on: give --text (and --label)")
-    return texts, label
+    if not texts:
+        raise InputError(f"{delta}: the delta does not say which column it was trained on: give --text")
+    return texts, label or training.get("label")
 
 
 def label_texts(
@@ -62,6 +61,7 @@ def label_texts(
     if check is not None:
         check(table, labels)
     longest = int(loaded.provenance.training.get("max_length", 128))
+    longest = min(longest, base.longest or longest)
     rows = encode(base.tokenizer, table.texts, None, longest)
     with tqdm(total=len(rows), desc="predicting", unit="row", file=sys.stderr, disable=None) as bar:
         prediction = predict(base.model, rows, collator(base.tokenizer), batch_size, on_batch=bar.update)

@@ -25,6 +25,11 @@ def load_applied(path: Path, model: str | None = None, *, force: bool = False) -
         )
     if not (model or made.base):
         raise InputError(f"{path}: the delta does not name its base: give it with --model")
-    base = load_classifier(model or made.base, made.labels)
+    try:
+        base = load_classifier(model or made.base, made.labels)
+    except InputError as error:
+        if model:
+            raise
+        raise InputError(f"{error}; {path} names it as its base: say where that is with --model") from None
     apply(base.model, delta, force=force)
     return base, delta

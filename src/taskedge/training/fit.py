@@ -19,31 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from taskedge.errors import TrainingDiverged
 from taskedge.training import checkpoint as checkpoints
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How to train. One place for these defaults; the command line takes them from here."""
-
-    epochs: float = 3.0
-    lr: float = 3e-3
-    """Peak learning rate. Sparse values want far larger steps than LoRA (some 3e-4) or full fine-tuning (some 3e-5)."""
-    batch_size: int = 32
-    accumulate: int = 1
-    """Batches per optimiser step."""
-    weight_decay: float = 0.0
-    """Pulls offsets towards 0, that is, weights towards the base."""
-    warmup: float = 0.06
-    """Share of the steps over which the learning rate rises; it falls linearly after."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    group_by_length: bool = False
-    """Batches of texts of like length: less padding, less random."""
-    bf16: bool = False
-    """Autocast to bfloat16."""
-    seed: int = 0
-    checkpoint_every: int = 0
-    """Optimiser steps between checkpoints; 0 for none."""
+from taskedge.training.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -52,7 +28,7 @@ class FitResult:
 
     steps: int
     loss: float
-    """Mean training loss over the steps of this call."""
+    """Mean training loss over all steps, those before a resumption included."""
     seconds: float
     log: list[dict[str, Any]]
 
@@ -105,23 +81,32 @@ def fit(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
+    line = _Progress()
     trainer = _Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
         data_collator=collate,
-        callbacks=[*callbacks, *([_Progress()] if progress else [])],
+        callbacks=[*callbacks, *([line] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     start = checkpoints.latest(folder) if resume else None
-    done = trainer.train(resume_from_checkpoint=str(start) if start else None)
+    if start is not None:
+        checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
+    try:
+        done = trainer.train(resume_from_checkpoint=str(start) if start else None)
+    finally:
+        line.close()
     return FitResult(
         steps=int(trainer.state.global_step),
-        loss=float(done.training_loss),
+        loss=trainer.loss_sum / max(trainer.state.global_step, 1),
         seconds=float(done.metrics["train_runtime"]),
         log=list(trainer.state.log_history),
     )
+
+
+_LOSS_SUM = "taskedge_loss_sum"
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -130,13 +115,21 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
-            kept = checkpoints.latest(Path(self.args.output_dir))
+            folder = Path(self.args.output_dir)
+            checkpoints.discard(folder, self.state.global_step)  # it holds the very values that gave this loss
+            kept = checkpoints.latest(folder)
             raise TrainingDiverged(
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} "
                 f"(learning rate {self._get_learning_rate():.3g}): try a lower learning rate"
                 + (f"; the last good checkpoint is {kept}" if kept else "")
             )
+        self.state.stateful_callbacks[_LOSS_SUM] = self.loss_sum + float(loss)
         return loss
+
+    @property
+    def loss_sum(self) -> float:
+        """Of all steps so far; kept in the Trainer's state, which checkpoints hold."""
+        return float(self.state.stateful_callbacks.get(_LOSS_SUM, 0.0))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         state = json.dumps(asdict(self.state), default=str)
@@ -166,7 +159,12 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         from tqdm.auto import tqdm
 
         self._bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc="training", file=sys.stderr, unit="step"
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            file=sys.stderr,
+            unit="step",
+            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log wants few lines
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -174,7 +172,9 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.3f}")
+            self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.close()
+    def close(self) -> None:
+        """Ends the line, however training ended."""
+        if self._bar is not None:
+            self._bar.close()

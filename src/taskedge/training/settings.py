@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from taskedge.errors import InputError, did_you_mean
-from taskedge.training.fit import FitSettings
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How to train. One place for these defaults; the command line takes them from here."""
+
+    epochs: float = 3.0
+    lr: float = 3e-3
+    """Peak learning rate. Sparse values want far larger steps than LoRA (some 3e-4) or full fine-tuning (some 3e-5)."""
+    batch_size: int = 32
+    accumulate: int = 1
+    """Batches per optimiser step."""
+    weight_decay: float = 0.0
+    """Pulls offsets towards 0, that is, weights towards the base."""
+    warmup: float = 0.06
+    """Share of the steps over which the learning rate rises; it falls linearly after."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    group_by_length: bool = False
+    """Batches of texts of like length: less padding, less random."""
+    bf16: bool = False
+    """Autocast to bfloat16."""
+    seed: int = 0
+    checkpoint_every: int = 0
+    """Optimiser steps between checkpoints; 0 for none."""
+
 
 _FIT = FitSettings()
 
@@ -18,7 +45,7 @@ _FIT = FitSettings()
 class TuneSettings(BaseModel):
     """Settings of one run. Flags and the keys of a settings file have the names of these fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
     model: Annotated[str, Field(description="Base model: a local folder or a hub id.")]
     train: Annotated[Path, Field(description="Training data: a CSV, TSV, JSONL or Parquet file.")]
@@ -63,6 +90,31 @@ class TuneSettings(BaseModel):
             return data | {"text": [data["text"]]}
         return data
 
+    @field_validator("rule", "allocation", "budget")
+    @classmethod
+    def _is_known(cls, value: str, info: ValidationInfo) -> str:
+        from taskedge.selection.allocations import ALLOCATIONS
+        from taskedge.selection.rules import RULES
+        from taskedge.selection.select import parse_share
+
+        check: Callable[[str], Any] = {
+            "rule": RULES.__getitem__,
+            "allocation": ALLOCATIONS.__getitem__,
+            "budget": parse_share,
+        }[str(info.field_name)]
+        try:
+            check(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("tensorboard")
+    @classmethod
+    def _is_installed(cls, value: bool) -> bool:
+        if value and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+            raise ValueError("TensorBoard is not installed: pip install tensorboard")
+        return value
+
     def fit(self) -> FitSettings:
         """The part that concerns the training loop."""
         names = FitSettings.__dataclass_fields__.keys() & type(self).model_fields.keys()
@@ -76,31 +128,38 @@ def settle(flags: Mapping[str, Any], config: Path | None = None) -> TuneSettings
         InputError: all faults in one message, each with its place; an unknown key names the nearest known one.
     """
     stored = _read_toml(config) if config else {}
-    known = TuneSettings.model_fields
-    merged = {key.replace("-", "_"): value for key, value in stored.items()} | dict(flags)
     try:
-        return TuneSettings(**merged)
+        return TuneSettings(**{**stored, **flags})
     except ValidationError as error:
-        faults = []
-        for fault in error.errors():
-            key = ".".join(str(part) for part in fault["loc"])
-            source = f"{config}: " if key in {name.replace("-", "_") for name in stored} and key not in flags else "--"
-            name = key if source != "--" else key.replace("_", "-")
-            if fault["type"] == "extra_forbidden":
-                faults.append(f"{source}{name}: unknown setting{did_you_mean(key, known)}")
-            elif fault["type"] == "missing":
-                faults.append(f"--{name} is needed: {known[key].description}")
-            else:
-                faults.append(
-                    f"{source}{name}: {fault['msg'].removeprefix('Value error, ')} (given: {fault['input']!r})"
-                )
-        raise InputError("; ".join(faults)) from None
+        faults = [_say(fault, config if str(fault["loc"][0]) not in flags else None) for fault in error.errors()]
+    if len(faults) == 1:
+        raise InputError(faults[0])
+    raise InputError(f"{len(faults)} settings cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
+
+
+def _say(fault: Any, config: Path | None) -> str:
+    """One fault of pydantic's in our words; ``config``: the file that the value came from, or None for a flag."""
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    flag = f"--{name.replace('_', '-')}"
+    if fault["type"] == "missing":
+        return f"{flag} is needed: {str(TuneSettings.model_fields[name].description).rstrip('.')}"
+    place = f"{config}: {name}" if config else flag
+    if fault["type"] == "extra_forbidden":
+        return f"{place}: unknown setting{did_you_mean(name, TuneSettings.model_fields)}"
+    if fault["type"] == "value_error":
+        return f"{place}: {fault['msg'].removeprefix('Value error, ')}"
+    return f"{place}: {fault['msg'].replace('Input should be', 'must be', 1)} (given: {fault['input']!r})"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
+    """The settings in a file, by their names with underscores."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        stored = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not TOML: {error}") from None
+    twice = [key for key in stored if "-" in key and key.replace("-", "_") in stored]
+    if twice:
+        raise InputError(f"{path}: {twice[0]} stands there twice, with dashes and with underscores: remove one")
+    return {key.replace("-", "_"): value for key, value in stored.items()}

@@ -8,39 +8,25 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from taskedge.backbone.linears import head_parameters
-from taskedge.backbone.load import Base, load_classifier
+from taskedge.delta.apply import apply
 from taskedge.delta.extract import extract
-from taskedge.errors import InputError
+from taskedge.delta.file import load
+from taskedge.errors import InputError, TrainingDiverged
 from taskedge.files import write_aside
-from taskedge.forms.install import install
-from taskedge.selection.select import select
+from taskedge.forms.install import fuse
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import load_support, save_support
-from taskedge.training.fit import fit
+from taskedge.training import checkpoint
+from taskedge.training.fit import FitResult, fit
+from taskedge.training.run import Run, Say
 from taskedge.training.settings import TuneSettings
-from taskedge.training.table import Table, check_labels, label_set, read_table
-from taskedge.training.text import Quality, Row, collator, encode, predict, quality
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Data:
-    """The labelled texts of a run, and their classes."""
-
-    labels: list[str]
-    train: Table
-    eval: Table | None
+from taskedge.training.text import Quality, collator, predict, quality
 
 
 @dataclass(frozen=True)
@@ -59,81 +45,7 @@ class TuneResult:
     """Bytes: the largest resident size of the process so far."""
     file_bytes: int
     quality: Quality | None
-    """On the ``eval`` file, if one was given."""
-
-
-class Run:
-    """One run: its settings, data, base and support, each made when it is first needed."""
-
-    def __init__(self, settings: TuneSettings, say: Say) -> None:
-        self.settings, self.say = settings, say
-        self.folder = settings.out.with_name(f"{settings.out.name}.run")
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-
-    @cached_property
-    def data(self) -> Data:
-        """Both files, read and checked."""
-        s = self.settings
-        train = read_table(s.train, s.text, s.label)
-        labels = label_set(train)
-        held_out = read_table(s.eval, s.text, s.label) if s.eval else None
-        if held_out is not None:
-            check_labels(held_out, labels)
-        return Data(labels, train, held_out)
-
-    @cached_property
-    def base(self) -> Base:
-        """The base with a head for the task; a fresh head comes from the seed."""
-        from transformers import set_seed
-
-        self.say(f"loading {self.settings.model}")
-        set_seed(self.settings.seed)
-        return load_classifier(self.settings.model, self.data.labels)
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The training rows, tokenised."""
-        return self.encode(self.data.train)
-
-    def encode(self, table: Table) -> list[Row]:
-        assert table.labels is not None
-        place = {label: index for index, label in enumerate(self.data.labels)}
-        truth = [place[label] for label in table.labels]
-        return encode(self.base.tokenizer, table.texts, truth, self.settings.max_length)
-
-    @cached_property
-    def whole(self) -> list[str]:
-        """Parameters that train whole: the head, and whatever else the base's files do not hold."""
-        return list(dict.fromkeys([*head_parameters(self.base.model), *self.base.fresh]))
-
-    @cached_property
-    def support(self) -> Support:
-        """Selected on the first batches of the data in a seeded order; read back where the run is resumed."""
-        stored = self.folder / "support.safetensors"
-        if stored.exists():
-            return load_support(stored)
-        s = self.settings
-        self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
-        order = torch.randperm(len(self.rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
-        collate = collator(self.base.tokenizer)
-        batches = [
-            collate([self.rows[place] for place in order[start : start + s.batch_size]])
-            for start in range(0, min(len(order), s.calibration * s.batch_size), s.batch_size)
-        ]
-        return select(
-            self.base.model,
-            batches,
-            budget=s.budget if s.per_neuron is None else None,
-            per_neuron=s.per_neuron,
-            rule=s.rule,
-            allocation=s.allocation,
-            max_columns=s.max_columns,
-            seed=s.seed,
-        )
-
-    def install(self) -> nn.Module:
-        return install(self.base.model, self.support, trainable=self.whole, step=self.settings.step)
+    """Of the written file on the ``eval`` data, if there is any."""
 
 
 def tune(
@@ -151,39 +63,33 @@ def tune(
         TrainingDiverged: the loss is not a finite number; the last good checkpoint is kept.
     """
     started = time.monotonic()
+    folder = run_folder(settings)
+    _may_write(settings.out, folder, resume=resume, force=force)
     run = Run(settings, say)
-    _open_folder(run, resume=resume, force=force)
-    model = _start(run)
-    collate = collator(run.base.tokenizer)
-    say(f"training {run.support} and a head of {_count(model, run.whole):,} parameters")
-    done = fit(
-        model,
-        run.rows,
-        collate,
-        settings.fit(),
-        run.folder,
-        resume=resume,
-        progress=progress,
-        tensorboard=settings.tensorboard,
-    )
-    measured = None
-    if run.data.eval is not None:
-        rows = run.encode(run.data.eval)
-        measured = quality(predict(model, rows, collate, settings.batch_size), [row["labels"] for row in rows])
-    delta = extract(model).with_provenance(
-        base=settings.model,
-        task="text-classification",
-        labels=tuple(run.data.labels),
-        training=_provenance(settings, done.steps, len(run.rows)),
-    )
-    delta.save(settings.out, values=settings.values)
-    if not settings.tensorboard:
-        shutil.rmtree(run.folder, ignore_errors=True)
+    support = _start(run, folder, resume=resume)
+    model = run.install(support)
+    say(f"training {support}; whole: a head of {run.whole_parameters:,} parameters")
+    try:
+        done = fit(
+            model,
+            run.rows,
+            collator(run.base.tokenizer),
+            settings.fit(),
+            folder,
+            resume=resume,
+            progress=progress,
+            tensorboard=settings.tensorboard,
+        )
+    except TrainingDiverged:
+        if checkpoint.latest(folder) is None:  # nothing that is worth keeping
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    measured = _finish(run, model, done, folder)
     return TuneResult(
         out=settings.out,
-        entries=delta.entries,
-        share=run.support.share,
-        head=delta.whole_parameters,
+        entries=support.entries,
+        share=support.share,
+        head=run.whole_parameters,
         steps=done.steps,
         train_loss=done.loss,
         seconds=time.monotonic() - started,
@@ -193,48 +99,14 @@ def tune(
     )
 
 
-def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
-    """What :func:`tune` would train and what that will cost, as plain values; writes nothing.
+def run_folder(settings: TuneSettings) -> Path:
+    """Where a run keeps what it needs to go on: beside its output."""
+    return settings.out.with_name(f"{settings.out.name}.run")
 
-    The seconds are those of one real step on the first batch, times the number of steps.
-    """
-    run = Run(settings, say)
-    support, rows = run.support, run.rows
-    model = run.install()
-    steps = -(-len(rows) // (settings.batch_size * settings.accumulate)) * settings.epochs
-    seconds = _one_step(model, collator(run.base.tokenizer)(rows[: settings.batch_size])) * settings.accumulate
-    stored: dict[str, set[int]] = {}
-    for linear in support.linears.values():
-        stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
-    head = _count(model, run.whole)
-    return {
-        "model": settings.model,
-        "task": "text-classification",
-        "labels": run.data.labels,
-        "train_rows": len(rows),
-        "eval_rows": len(run.data.eval) if run.data.eval else 0,
-        "rule": support.rule,
-        "allocation": support.allocation,
-        "entries": support.entries,
-        "share": support.share,
-        "head_parameters": head,
-        "model_parameters": support.model_parameters,
-        "linears": [
-            {
-                "name": name,
-                "shape": list(linear.shape),
-                "entries": len(linear),
-                "distinct_columns": len(linear.distinct_columns),
-            }
-            for name, linear in support.linears.items()
-        ],
-        "stored_columns": sum(map(len, stored.values())),
-        "stored_bytes_per_token": 4 * sum(map(len, stored.values())),
-        "optimizer_bytes": 8 * (support.entries + head),
-        "steps": round(steps),
-        "seconds_per_step": seconds,
-        "seconds": seconds * steps,
-    }
+
+def interrupted(folder: Path) -> bool:
+    """Whether the folder holds a run that can go on."""
+    return (folder / _SETTINGS).exists()
 
 
 def peak_memory() -> int:
@@ -243,27 +115,31 @@ def peak_memory() -> int:
     return largest if sys.platform == "darwin" else largest * 1024
 
 
-def _open_folder(run: Run, *, resume: bool, force: bool) -> None:
-    """Makes sure that the run may write where it will, before anything costly."""
-    out, folder = run.settings.out, run.folder
+def as_json(result: TuneResult) -> dict[str, Any]:
+    """The result as plain values."""
+    return asdict(result) | {"out": str(result.out)}
+
+
+_SETTINGS, _SUPPORT, _LOGS = "settings.json", "support.safetensors", "runs"
+
+
+def _may_write(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
+    """Makes sure that the run may write where it will, before anything costly; with ``force``, makes room."""
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}: make it, or name another with --out")
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file with --out")
-    if out.exists() and not force and not (resume and folder.exists()):
+    if out.exists() and not force and not (resume and interrupted(folder)):
         raise InputError(f"{out} exists: name another file with --out, or replace it with --force")
-    if folder.exists() and not resume:
-        if not force:
-            raise InputError(f"{folder} holds an interrupted run: go on with --resume, or start anew with --force")
-        shutil.rmtree(folder)
+    if interrupted(folder) and not (resume or force):
+        raise InputError(f"{folder} holds an interrupted run: go on with --resume, or start anew with --force")
 
 
-def _start(run: Run) -> nn.Module:
-    """The model with its support installed; what a resumed run needs is on the disk when this returns."""
-    stored = run.folder / "settings.json"
-    identity = _identity(run.settings)
-    if stored.exists():
-        before = json.loads(stored.read_text())
+def _start(run: Run, folder: Path, *, resume: bool) -> Support:
+    """The support: that of the interrupted run, or a new one; what a resumed run needs is on the disk then."""
+    identity = _identity(run)
+    if resume and interrupted(folder):
+        before = json.loads((folder / _SETTINGS).read_text())
         changed = [key for key in identity if before.get(key) != identity[key]]
         if changed:
             raise InputError(
@@ -271,47 +147,56 @@ def _start(run: Run) -> nn.Module:
                 + ", ".join(f"{key}={before.get(key)!r} (now {identity[key]!r})" for key in changed)
                 + ": resume it with those, or start anew with --force"
             )
-    elif run.folder.exists():  # killed before it had begun
-        shutil.rmtree(run.folder)
-    support = run.support
-    model = run.install()
-    if not stored.exists():
-        run.folder.mkdir()
-        save_support(support, run.folder / "support.safetensors")
-        write_aside(stored, json.dumps(identity, indent=1).encode())
-    return model
+        return load_support(folder / _SUPPORT)
+    support = run.select()
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that --force replaces, or that was killed as it began
+        folder.mkdir()
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}): name another file with --out") from None
+    save_support(support, folder / _SUPPORT)
+    write_aside(folder / _SETTINGS, json.dumps(identity, indent=1).encode())
+    return support
 
 
-def _identity(settings: TuneSettings) -> dict[str, Any]:
-    """What must be the same for a run to go on: all settings but where it writes and how it logs."""
+def _identity(run: Run) -> dict[str, Any]:
+    """What must be the same for a run to go on: its data, and all settings but what it writes and how it logs."""
     apart = {"out", "tensorboard", "eval", "checkpoint_every", "values"}
-    values: dict[str, Any] = json.loads(settings.model_dump_json(exclude=apart))
-    with settings.train.open("rb") as file:
-        return values | {"train_digest": hashlib.file_digest(file, "blake2b").hexdigest()[:32]}
+    values: dict[str, Any] = json.loads(run.settings.model_dump_json(exclude=apart))
+    rows = json.dumps([run.data.train.texts, run.data.train.labels])
+    return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
 
 
-def _provenance(settings: TuneSettings, steps: int, rows: int) -> dict[str, Any]:
-    kept = ("epochs", "lr", "batch_size", "accumulate", "max_length", "seed", "step", "text", "label")
-    return {name: getattr(settings, name) for name in kept} | {"steps": steps, "rows": rows}
+def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> Quality | None:
+    """Writes the delta, measures what was written, and only then puts it under its name and removes the folder."""
+    settings, labels = run.settings, run.data.labels
+    delta = extract(model).with_provenance(
+        base=settings.model,
+        task="text-classification",
+        labels=tuple(labels),
+        training=_training(run, done.steps),
+    )
+    written = delta.save(folder / settings.out.name, values=settings.values)
+    measured = None
+    if run.data.eval is not None:
+        apply(fuse(model), load(written), force=True)
+        rows = run.encode(run.data.eval)
+        found = predict(model, rows, collator(run.base.tokenizer), settings.batch_size)
+        measured = quality(found, [row["labels"] for row in rows])
+    written.replace(settings.out)
+    (folder / _SETTINGS).unlink()  # first: what is left when this is cut short is no run to go on with
+    logs = folder / _LOGS
+    if settings.tensorboard and logs.exists():
+        logs.replace(settings.out.with_name(f"{settings.out.name}.logs"))
+    shutil.rmtree(folder, ignore_errors=True)
+    return measured
 
 
-def _count(model: nn.Module, names: list[str]) -> int:
-    parameters = dict(model.named_parameters())
-    return sum(parameters[name].numel() for name in names)
-
-
-def _one_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    """Seconds of one forward and backward pass, the second of two."""
-    model.train()
-    seconds = 0.0
-    for _ in range(2):
-        begin = time.perf_counter()
-        model(**batch).loss.backward()
-        seconds = time.perf_counter() - begin
-        model.zero_grad()
-    return seconds
-
-
-def as_json(result: TuneResult) -> dict[str, Any]:
-    """The result as plain values."""
-    return asdict(result) | {"out": str(result.out)}
+def _training(run: Run, steps: int) -> dict[str, Any]:
+    """How the delta was trained, for its provenance."""
+    kept = ("epochs", "lr", "batch_size", "accumulate", "seed", "step", "text", "label")
+    return {name: getattr(run.settings, name) for name in kept} | {
+        "max_length": run.max_length,
+        "steps": steps,
+        "rows": len(run.rows),
+    }

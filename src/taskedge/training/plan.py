@@ -1,0 +1,74 @@
+"""``plan``: what ``tune`` would train and what that will cost. Reads, tries one step, and writes nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskedge.training.run import Run, Say
+from taskedge.training.settings import TuneSettings
+from taskedge.training.text import collator
+
+
+def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
+    """What :func:`taskedge.training.tune.tune` would do, as plain values.
+
+    The seconds are those of one real step on the first batch, times the number of steps.
+
+    Raises:
+        InputError, BudgetError: as ``tune`` would.
+    """
+    run = Run(settings, say)
+    support = run.select()
+    model = run.install(support)
+    steps = math.ceil(math.ceil(len(run.rows) / (settings.batch_size * settings.accumulate)) * settings.epochs)
+    batch = collator(run.base.tokenizer)(run.rows[: settings.batch_size])
+    seconds = _one_step(model, batch) * settings.accumulate
+    stored: dict[str, set[int]] = {}
+    for linear in support.linears.values():
+        stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
+    columns = sum(map(len, stored.values()))
+    return {
+        "model": settings.model,
+        "task": "text-classification",
+        "labels": run.data.labels,
+        "train_rows": len(run.rows),
+        "eval_rows": len(run.data.eval) if run.data.eval else 0,
+        "rule": support.rule,
+        "allocation": support.allocation,
+        "entries": support.entries,
+        "share": support.share,
+        "head_parameters": run.whole_parameters,
+        "model_parameters": support.model_parameters,
+        "linears": [
+            {
+                "name": name,
+                "shape": list(linear.shape),
+                "entries": len(linear),
+                "distinct_columns": len(linear.distinct_columns),
+            }
+            for name, linear in support.linears.items()
+        ],
+        "stored_columns": columns,
+        "stored_bytes_per_token": 4 * columns,
+        "optimizer_bytes": 8 * (support.entries + run.whole_parameters),
+        "steps": steps,
+        "seconds_per_step": seconds,
+        "seconds": seconds * steps,
+    }
+
+
+def _one_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> float:
+    """Seconds of one forward and backward pass, the second of two."""
+    model.train()
+    seconds = 0.0
+    for _ in range(2):
+        begin = time.perf_counter()
+        model(**batch).loss.backward()
+        seconds = time.perf_counter() - begin
+        model.zero_grad()
+    return seconds

@@ -1,0 +1,117 @@
+"""What a run of ``tune`` and its plan share: data, base and support, each made when it is first needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from taskedge.backbone.linears import head_parameters
+from taskedge.backbone.load import Base, load_classifier
+from taskedge.forms.install import install
+from taskedge.selection.select import select
+from taskedge.selection.support import Support
+from taskedge.training.settings import TuneSettings
+from taskedge.training.table import Table, check_labels, label_set, read_table
+from taskedge.training.text import Row, collator, encode
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The labelled texts of a run, and their classes."""
+
+    labels: list[str]
+    train: Table
+    eval: Table | None
+
+
+class Run:
+    """One run: its settings, and what follows from them."""
+
+    def __init__(self, settings: TuneSettings, say: Say) -> None:
+        self.settings, self.say = settings, say
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+
+    @cached_property
+    def data(self) -> Data:
+        """Both files, read and checked."""
+        s = self.settings
+        train = read_table(s.train, s.text, s.label)
+        labels = label_set(train)
+        held_out = read_table(s.eval, s.text, s.label) if s.eval else None
+        if held_out is not None:
+            check_labels(held_out, labels)
+        return Data(labels, train, held_out)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base with a head for the task; a fresh head comes from the seed."""
+        from transformers import set_seed
+
+        labels = self.data.labels
+        self.say(f"loading {self.settings.model}")
+        set_seed(self.settings.seed)
+        return load_classifier(self.settings.model, labels)
+
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens: what the settings say, or what the base can take, if that is less."""
+        wanted, possible = self.settings.max_length, self.base.longest
+        if possible is None or wanted <= possible:
+            return wanted
+        self.say(f"texts are cut at {possible} tokens: the model has no more positions")
+        return possible
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The training rows, tokenised."""
+        return self.encode(self.data.train)
+
+    def encode(self, table: Table) -> list[Row]:
+        """A labelled table, tokenised."""
+        assert table.labels is not None
+        place = {label: index for index, label in enumerate(self.data.labels)}
+        truth = [place[label] for label in table.labels]
+        return encode(self.base.tokenizer, table.texts, truth, self.max_length)
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """Parameters that train whole: the head, and whatever else the base's files do not hold."""
+        return list(dict.fromkeys([*head_parameters(self.base.model), *self.base.fresh]))
+
+    @property
+    def whole_parameters(self) -> int:
+        """How many numbers these are."""
+        parameters = dict(self.base.model.named_parameters())
+        return sum(parameters[name].numel() for name in self.whole)
+
+    def select(self) -> Support:
+        """Chooses the entries by looking at the first batches of the data in a seeded order."""
+        s, rows = self.settings, self.rows
+        self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
+        collate = collator(self.base.tokenizer)
+        batches = [
+            collate([rows[place] for place in order[start : start + s.batch_size]])
+            for start in range(0, min(len(order), s.calibration * s.batch_size), s.batch_size)
+        ]
+        return select(
+            self.base.model,
+            batches,
+            budget=s.budget if s.per_neuron is None else None,
+            per_neuron=s.per_neuron,
+            rule=s.rule,
+            allocation=s.allocation,
+            max_columns=s.max_columns,
+            seed=s.seed,
+        )
+
+    def install(self, support: Support) -> nn.Module:
+        """The base's model, which now trains the support's entries and what trains whole."""
+        return install(self.base.model, support, trainable=self.whole, step=self.settings.step)

@@ -1,0 +1,183 @@
+"""``taskedge tune``: what a user gives and gets."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny_task
+from tiny_task import snapshot, tuning
+
+FAULTS = {
+    "no such file": (["--train", "train.csf"], "unknown suffix '.csf'; did you mean '.csv'?"),
+    "a file that is not there": (["--train", "trian.csv"], "no file trian.csv; did you mean 'train.csv'?"),
+    "a column that is not there": (["--label", "stars"], "no column 'stars' (columns: 'text', 'label')"),
+    "a text column that is not there": (["--text", "txt"], "no column 'txt'; did you mean 'text'?"),
+    "the label as a text": (["--text", "label"], "named as the label and as a text"),
+    "no rows": (["--train", "head.csv"], "head.csv has columns but no rows"),
+    "nothing": (["--train", "nothing.csv"], "nothing.csv is empty"),
+    "one class": (["--train", "one.csv"], "every row has the label 'pos'; training needs at least two classes"),
+    "an unknown label": (["--eval", "three.csv"], "three.csv, row 3: the label 'meh' does not occur in training"),
+    "no UTF-8": (["--train", "latin.csv"], "latin.csv, row 2: byte 0xe9 is not UTF-8"),
+    "no eval file": (["--eval", "nothere.csv"], "no file nothere.csv"),
+    "no model in the folder": (["--model", "empty"], "empty: the folder holds no model: it has no config.json"),
+    "no folder": (["--model", "./nothere"], "./nothere: no such folder: name a local model folder or a hub id"),
+    "a hub id": (["--model", "no-such/model"], "no-such/model: the hub id (or a folder of that name) cannot be"),
+    "no budget": (["--budget", "0"], "--budget: budget '0' is not above 0"),
+    "a negative budget": (["--budget=-1%"], "--budget: budget '-1%' is not above 0"),
+    "over all": (["--budget", "150%"], "and at most 100%"),
+    "over capacity": (["--budget", "90%"], "is more than the 4,096 that 12 linears can carry: lower the budget"),
+    "under one entry": (["--budget", "0.001%"], "a budget of 0 entries trains nothing"),
+    "over the inputs": (["--per-neuron", "99"], "per_neuron=99 is more than the 32 inputs"),
+    "an unknown rule": (["--rule", "gradeint"], "--rule: unknown rule 'gradeint'; did you mean 'gradient'?"),
+    "an unknown allocation": (["--allocation", "gobal"], "unknown allocation 'gobal'; did you mean 'global'?"),
+    "an unknown key": (["--config", "key.toml"], "key.toml: epoch: unknown setting; did you mean 'epochs'?"),
+    "no settings file": (["--config", "none.toml"], "none.toml: cannot be read"),
+    "an output that is there": (["--out", "train.csv"], "train.csv exists: name another file with --out, or replace"),
+    "an output that is a folder": (["--out", "empty"], "empty is a folder"),
+    "an output nowhere": (["--out", "no/where"], "no/where: there is no folder no: make it, or name another"),
+    "several at once": (["--rule", "x", "--lr", "0", "--budget", "0"], "3 settings cannot be used:\n  --budget"),
+}
+
+
+@pytest.fixture
+def mistakes(here, task):
+    """A folder with files that are wrong in one way each."""
+    tiny_task.table(here / "train.csv", tiny_task.rows(16))
+    (here / "head.csv").write_text("text,label\n")
+    (here / "nothing.csv").write_text("")
+    tiny_task.table(here / "one.csv", [("good", "pos"), ("fine", "pos")])
+    tiny_task.table(here / "three.csv", [("good", "pos"), ("bad", "neg"), ("long", "meh")])
+    (here / "latin.csv").write_bytes("text,label\ngood,pos\ncafé,neg\n".encode("latin-1"))
+    (here / "key.toml").write_text("epoch = 3\n")
+    (here / "empty").mkdir()
+    return here
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_mistake_gets_one_message_and_writes_nothing(taskedge, task, mistakes, monkeypatch, fault):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    extra, told = FAULTS[fault]
+    before = snapshot(mistakes)
+    replaced = [] if "--text" not in extra else extra
+    arguments = tuning(task, "--train", "train.csv", *([] if replaced else extra))
+    if replaced:  # --text may be given several times, so it is replaced rather than added
+        arguments[arguments.index("--text") + 1] = extra[1]
+    ended = taskedge(*arguments)
+    assert ended.code == 2
+    assert told in ended.err
+    assert ended.err.count("taskedge: ") == 1
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert snapshot(mistakes) == before
+
+
+def test_a_model_without_linears(taskedge, task, here, monkeypatch):
+    from taskedge.backbone import linears
+
+    monkeypatch.setattr(linears, "as_linear", lambda name, module: None)
+    ended = taskedge(*tuning(task))
+    assert ended.code == 2
+    assert "BertForSequenceClassification has no linear layers" in ended.err
+    assert snapshot(here) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["tune", "--modle", "x"], "No such option '--modle'. (Did you mean one of: '--model'"),
+        (["tune", "--epochs", "many"], "'many' is not a valid float"),
+        (["tune", "--values", "fp16"], "'fp16' is not one of 'fp32', 'bf16'"),
+        (["tune", "--lr"], "Option '--lr' requires an argument"),
+        (["tune", "train.csv"], "Got unexpected extra argument (train.csv)"),
+        (["tune"], "4 settings cannot be used:\n  --model is needed: Base model: a local folder or a hub id\n"),
+    ],
+)
+def test_wrong_usage(taskedge, here, arguments, told):
+    ended = taskedge(*arguments)
+    assert ended.code == 2
+    assert told in ended.err.replace("No such option: --modle Did you mean --model?", told)
+    assert ended.out == ""
+
+
+def test_what_a_run_says(tuned, taskedge, task, here):
+    ended = taskedge(*tuning(task, "--eval", task / "eval.csv"))
+    assert ended.code == 0
+    first, second, third = ended.out.splitlines()
+    assert first == "task.safetensors: 124 entries (2.002%) and a head of 34 parameters"
+    assert second.startswith(f"{(here / 'task.safetensors').stat().st_size:,} bytes, 12 steps in ")
+    assert third.startswith(f"on {task / 'eval.csv'}: accuracy 0.")
+    said = [line for line in ended.err.replace("\r", "\n").splitlines() if line and not line.startswith("training: ")]
+    assert said[0] == f"loading {task / 'base'}"
+    assert said[1:-1] == [
+        "texts are cut at 64 tokens: the model has no more positions",
+        "selecting weights by rule 'taskedge' on 8 batches",
+    ]
+    assert said[-1].startswith("training 124 entries (2.0019% of 6,194 parameters) in ")
+    assert snapshot(here).keys() == {"task.safetensors"}
+
+
+def test_json_is_all_that_is_on_standard_output(tuned):
+    _, said = tuned
+    assert said.keys() == {
+        "out", "entries", "share", "head", "steps", "train_loss", "seconds", "peak_memory", "file_bytes", "quality",
+    }  # fmt: skip
+    assert said["quality"].keys() == {"rows", "accuracy", "macro_f1", "loss"}
+    assert said["steps"] == 36
+
+
+def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, here):
+    ended = taskedge(*tuning(task, "--dry-run", "--json"))
+    planned = json.loads(ended.out)
+    shown = taskedge(*tuning(task, "--dry-run"))
+    assert snapshot(here) == {}
+    done = json.loads(taskedge(*tuning(task, "--json")).out)
+    assert (planned["entries"], planned["head_parameters"], planned["steps"], planned["share"]) == (
+        done["entries"], done["head"], done["steps"], done["share"],
+    )  # fmt: skip
+    assert "124 of 6,194 parameters (2.0019%) by rule 'taskedge', and a head of 34; 2 classes, 96 rows" in shown.out
+    assert "12 steps of " in shown.out
+    assert shown.out.endswith("nothing was written\n")
+    for linear in planned["linears"]:
+        assert linear["name"] in shown.out
+
+
+def test_settings_from_a_file(taskedge, task, here):
+    (here / "run.toml").write_text(
+        f"model = '{task / 'base'}'\ntrain = '{task / 'train.csv'}'\ntext = 'text'\nlabel = 'label'\n"
+        "budget = 0.02\nbatch-size = 8\nepochs = 1\nthreads = 1\nlr = 1.0\nout = 'from-file'\n"
+    )
+    assert taskedge("tune", "--config", "run.toml", "--lr", "1e-2").code == 0
+    assert taskedge(*tuning(task, "--out", "from-flags")).code == 0
+    from_file, from_flags = (json.loads(taskedge("info", name, "--json").out) for name in ("from-file", "from-flags"))
+    assert from_file["provenance"].pop("budget") == "0.02"
+    assert from_flags["provenance"].pop("budget") == "2%"
+    assert from_file["provenance"] == from_flags["provenance"]
+
+
+def test_an_output_is_replaced_by_force(taskedge, task, here):
+    (here / "task.safetensors").write_text("precious")
+    assert taskedge(*tuning(task)).code == 2
+    assert (here / "task.safetensors").read_text() == "precious"
+    assert taskedge(*tuning(task, "--lr", "1e30", "--force")).code == 2  # diverges: the file stays
+    assert (here / "task.safetensors").read_text() == "precious"
+    assert taskedge(*tuning(task, "--force")).code == 0
+    assert taskedge("info", "task.safetensors").code == 0
+
+
+@pytest.mark.parametrize("model", ["gpt2", "own"])
+def test_other_models_through_all_verbs(taskedge, task, here, model):
+    done = json.loads(taskedge(*tuning(task, "--eval", task / "eval.csv", "--json", model=model)).out)
+    measured = json.loads(taskedge("eval", "task.safetensors", "--data", task / "eval.csv", "--json").out)
+    assert measured["accuracy"] == done["quality"]["accuracy"]
+    assert taskedge("merge", "task.safetensors", "--out", "merged").code == 0
+    assert taskedge("info", "task.safetensors").code == 0
+
+
+def test_long_texts_are_cut_at_the_positions_of_the_base(taskedge, task, here):
+    tiny_task.table(here / "long.csv", [("good film " * 90, "pos"), ("bad film " * 90, "neg")] * 4)
+    assert taskedge(*tuning(task, "--train", "long.csv")).code == 0
+    assert json.loads(taskedge("info", "task.safetensors", "--json").out)["provenance"]["training"]["max_length"] == 64
+    assert taskedge("eval", "task.safetensors", "--data", "long.csv").code == 0

@@ -1,0 +1,114 @@
+"""Flags over the file over defaults; every fault at once, each with its place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_task
+
+from taskedge.errors import InputError
+from taskedge.training.settings import FitSettings, TuneSettings, settle
+
+NEEDED = {"model": "m", "train": "t.csv", "text": ["text"], "label": "label"}
+
+
+def test_defaults_stand_in_one_place():
+    settings = settle(NEEDED)
+    assert settings.fit() == FitSettings(checkpoint_every=25)
+    assert (settings.budget, settings.rule, settings.allocation) == ("0.1%", "taskedge", "per_neuron")
+    assert settings.out == Path("task.safetensors")
+    assert all(field.description for field in TuneSettings.model_fields.values())
+
+
+def test_flags_over_the_file_over_defaults(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(
+        'model = "m"\ntrain = "t.csv"\ntext = "title"\nlabel = "stars"\nlr = 0.5\nbatch-size = 4\nmax_length = 9\n'
+    )
+    settings = settle({"lr": 0.25}, config)
+    assert (settings.lr, settings.batch_size, settings.max_length, settings.epochs) == (0.25, 4, 9, 3.0)
+    assert settings.text == ["title"]
+    assert settle({"text": ["a", "b"]}, config).text == ["a", "b"]
+
+
+@pytest.mark.parametrize("written", ["0.001", '"0.001"', '"0.1%"', "1e-3"])
+def test_a_budget_may_be_a_number(tmp_path, written):
+    config = tmp_path / "run.toml"
+    config.write_text(f"budget = {written}\n")
+    assert settle(NEEDED, config).budget in ("0.001", "0.1%")
+
+
+def test_all_faults_at_once_each_with_its_place(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('epoch = 3\nlr = "fast"\nbatch-size = 0\nrule = "taskegde"\n')
+    with pytest.raises(InputError) as caught:
+        settle({"model": "m", "allocation": "pre_layer", "budget": "0", "warmup": 1.0}, config)
+    first, *faults = str(caught.value).splitlines()
+    assert first == "10 settings cannot be used:"
+    for fault in (
+        "--train is needed: Training data",
+        "--text is needed",
+        "--label is needed",
+        "--budget: budget '0' is not above 0",
+        f"{config}: rule: unknown rule 'taskegde'; did you mean 'taskedge'? (known: ",
+        "--allocation: unknown allocation 'pre_layer'; did you mean 'per_layer'? (known: ",
+        f"{config}: lr: must be a valid number",
+        f"{config}: batch_size: must be greater than or equal to 1 (given: 0)",
+        "--warmup: must be less than 1 (given: 1.0)",
+        f"{config}: epoch: unknown setting; did you mean 'epochs'?",
+    ):
+        assert [line for line in faults if line.startswith(f"  {fault}")], fault
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"budget": "150%"}, "--budget: budget '150%' is not above 0"),
+        ({"budget": "much"}, "--budget: budget 'much' is no share: write '0.1%' or 0.001"),
+        ({"lr": float("inf")}, "--lr: must be a finite number"),
+        ({"epochs": float("nan")}, "--epochs: must be"),
+        ({"step": "activations"}, "--step: must be 'plain' or 'activation'"),
+        ({"text": []}, "--text: List should have at least 1 item"),
+        ({"seed": -1}, "--seed: must be greater than or equal to 0"),
+        ({"per_neuron": 0}, "--per-neuron: must be greater than or equal to 1"),
+        ({"learning_rate": 1}, "--learning-rate: unknown setting"),
+    ],
+)
+def test_one_fault_is_one_line(given, told):
+    with pytest.raises(InputError) as caught:
+        settle({**NEEDED, **given})
+    assert str(caught.value).startswith(told)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"lr = \n", "not TOML: "),
+        (b'model = "\xff"\n', "not TOML: "),
+        (b"batch-size = 1\nbatch_size = 2\n", "batch-size stands there twice, with dashes and with underscores"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path, content, told):
+    config = tmp_path / "run.toml"
+    if content is not None:
+        config.write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.toml: ") as caught:
+        settle(NEEDED, config)
+    assert told in str(caught.value)
+
+
+def test_tensorboard_must_be_there(monkeypatch):
+    monkeypatch.setattr("taskedge.training.settings.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="--tensorboard: TensorBoard is not installed: pip install tensorboard"):
+        settle({**NEEDED, "tensorboard": True})
+
+
+def test_settings_are_read_without_torch():
+    """Help and mistakes in flags are instant."""
+    code = "import sys, taskedge.cli.tune\nassert not {'torch', 'transformers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], env=tiny_task.environment(), check=True)
