@@ -254,7 +254,7 @@ def _accuracy_figure(results: Results) -> Any:
                 f"{centre:.3f}", (1.0, place), xycoords=("axes fraction", "data"), va="center", ha="right", fontsize=8
             )
         axes.set_title(TASKS[task])
-        axes.set_xlabel("test accuracy, each method at its own learning rate")
+        axes.set_xlabel("test accuracy")
         axes.grid(axis="x", color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
         low, high = axes.get_xlim()
@@ -273,9 +273,7 @@ def _rate_figure(results: Results) -> Any:
     figure = Figure(figsize=(8.4, 2.7 * len(results.accuracy)), layout="constrained")
     panels = figure.subplots(len(results.accuracy), 2, sharex=True, sharey="row", squeeze=False)
     for row, (task, runs) in zip(panels, results.accuracy.items(), strict=True):
-        for axes, suffix, title in zip(
-            row, ("", SCALED), ("plain steps", "steps scaled by 1 / input norm"), strict=True
-        ):
+        for axes, suffix, title in zip(row, ("", SCALED), ("plain steps", "scaled steps"), strict=True):
             for rule in RULES:
                 tried = {
                     run["lr"]: run["validation"] for run in runs if (run["method"], run["seed"]) == (rule + suffix, 0)
@@ -284,13 +282,14 @@ def _rate_figure(results: Results) -> Any:
                 accuracies = [tried[rate] for rate in rates]
                 axes.plot(rates, accuracies, "o-", ms=4, lw=1.4, color=COLOURS[rule], label=rule)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(f"{TASKS[task]}, {title}")
             axes.grid(color="#dddddd", lw=0.6)
             axes.set_axisbelow(True)
         row[0].set_ylabel("validation accuracy")
     for axes in panels[-1]:
         axes.set_xlabel("learning rate")
-    panels[0][0].legend(frameon=False, loc="lower left")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside upper right", ncols=len(RULES), frameon=False)
     return figure
 
 
