@@ -105,29 +105,36 @@ def _compiled() -> tuple[Any, Any]:
         return compile_(_rows_in_order), compile_(_rows_by_index)
 
 
+# Both loop over slices, from 0: for an index that counts from ``low`` numba must ask each time whether it is negative,
+# which costs a third of the loop.
+
+
 def _rows_in_order(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, high: int) -> None:
+    among, sums = among[low:high], sums[low:high]
     tokens = dy.shape[0]
     whole = tokens - tokens % 4
     for t in range(0, whole, 4):
-        for i in range(low, high):
+        dy0, dy1, dy2, dy3 = dy[t, low:high], dy[t + 1, low:high], dy[t + 2, low:high], dy[t + 3, low:high]
+        for i in range(len(among)):
             c = among[i]
-            pair = dy[t, i] * x[t, c] + dy[t + 1, i] * x[t + 1, c]
-            sums[i] += pair + dy[t + 2, i] * x[t + 2, c] + dy[t + 3, i] * x[t + 3, c]
+            pair = dy0[i] * x[t, c] + dy1[i] * x[t + 1, c]
+            sums[i] += pair + dy2[i] * x[t + 2, c] + dy3[i] * x[t + 3, c]
     for t in range(whole, tokens):
-        for i in range(low, high):
-            sums[i] += dy[t, i] * x[t, among[i]]
+        for i in range(len(among)):
+            sums[i] += dy[t, low + i] * x[t, among[i]]
 
 
 def _rows_by_index(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, high: int) -> None:
+    rows, among, sums = rows[low:high], among[low:high], sums[low:high]
     tokens = dy.shape[0]
     whole = tokens - tokens % 4
     for t in range(0, whole, 4):
-        for i in range(low, high):
+        for i in range(len(among)):
             r, c = rows[i], among[i]
             pair = dy[t, r] * x[t, c] + dy[t + 1, r] * x[t + 1, c]
             sums[i] += pair + dy[t + 2, r] * x[t + 2, c] + dy[t + 3, r] * x[t + 3, c]
     for t in range(whole, tokens):
-        for i in range(low, high):
+        for i in range(len(among)):
             sums[i] += dy[t, rows[i]] * x[t, among[i]]
 
 
