@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,21 @@ def write(name: str, result: dict[str, Any]) -> Path:
     command = " ".join(["python", str(Path(sys.argv[0])), *sys.argv[1:]])
     path.write_text(json.dumps({"command": command, "machine": machine()} | result, indent=1) + "\n")
     return path
+
+
+def figure(what: str, values: Sequence[float], *, bar: float | None = None, unit: str = "") -> dict[str, Any]:
+    """The median of what was measured with its quartiles, beside the bar that it is to stay under."""
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    stated = {"what": what, "median": median, "quartiles": [low, high], "unit": unit, "samples": len(values)}
+    return stated | ({} if bar is None else {"bar": bar, "met": median <= bar})
+
+
+def show(figures: Sequence[dict[str, Any]]) -> None:
+    """Prints figures as a small table."""
+    for line in figures:
+        low, high = line["quartiles"]
+        bar = f"bar {line['bar']:g}: {'met' if line['met'] else 'MISSED'}" if "bar" in line else ""
+        print(f"{line['what']:58} {line['median']:9.3f} {line['unit']:5} ({low:.3f} to {high:.3f})  {bar}")
 
 
 def _processor() -> str:

@@ -4,7 +4,8 @@
 
 ``taskedge measure`` profiles three depths in one process. Every other depth is then trained for real in a process of
 its own: the support installed on the blocks down to the depth only, a plain loop, the process's lifetime peak.
-The two share the machine's mood only as far as they run after each other, so the whole is repeated.
+Both count the processor seconds of one thread, since the machine is shared with others; ``--clock wall`` counts wall
+seconds. The whole is repeated, because the two share the machine's mood only as far as they run after each other.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +26,10 @@ from planning_record import machine, save
 BATCH, LENGTH, STEPS, WARM = 8, 128, 11, 3
 
 
-def profile(model: str) -> dict[str, Any]:
+def profile(model: str, clock: str) -> dict[str, Any]:
     """What ``taskedge measure`` says, in a process of its own."""
-    options = ["--model", model, "--batch-size", str(BATCH), "--length", str(LENGTH), "--steps", str(STEPS), "--json"]
-    return call("-m", "taskedge.cli.main", "measure", *options)
+    options = ["--model", model, "--batch-size", str(BATCH), "--length", str(LENGTH), "--steps", str(STEPS)]
+    return call("-m", "taskedge.cli.main", "measure", *options, "--clock", clock, "--json")
 
 
 def call(*arguments: str) -> dict[str, Any]:
@@ -35,7 +37,7 @@ def call(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def train(model: str, depth: int) -> dict[str, float]:
+def train(model: str, depth: int, clock: str) -> dict[str, float]:
     """Trains the blocks down to ``depth`` for real: median seconds of a step and the peak of this process."""
     import torch
     import transformers
@@ -49,26 +51,27 @@ def train(model: str, depth: int) -> dict[str, float]:
     patterns = [f"{block.name}.*" for block in blocks(loaded) if block.depth <= depth]
     te.install(loaded, te.select(loaded, [{"input_ids": ids}], per_neuron=1, linears=patterns), trainable=[])
     optimiser = torch.optim.AdamW([p for p in loaded.parameters() if p.requires_grad], lr=1e-6)
+    now = time.perf_counter if clock == "wall" else time.process_time
     seconds = []
     for _ in range(WARM + STEPS):
-        start = time.perf_counter()
+        start = now()
         loaded(input_ids=ids).last_hidden_state.square().mean().backward()
         optimiser.step()
         optimiser.zero_grad()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": statistics.median(seconds[WARM:]), "peak_bytes": peak}
 
 
-def compare(model: str) -> dict[str, Any]:
+def compare(model: str, clock: str) -> dict[str, Any]:
     """One profile, and one real run of every depth that it predicts."""
-    predicted = profile(model)
+    predicted = profile(model, clock)
     measured = {row["depth"] for row in predicted["measured"]}
     rows = {}
     for depth in range(1, len(predicted["step_seconds"]) + 1):
         if depth in measured:
             continue
-        real = call(__file__, model, "--depth", str(depth))
+        real = call(__file__, model, "--depth", str(depth), "--clock", clock)
         seconds, held = predicted["step_seconds"][depth - 1], predicted["peak_bytes"][depth - 1]
         rows[str(depth)] = {
             "predicted_seconds": seconds,
@@ -89,14 +92,16 @@ def compare(model: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
+    parser.add_argument("--name", help="what to call the model in the record, instead of its folder")
     parser.add_argument("--depth", type=int, help="train this depth for real and print its cost")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
     arguments = parser.parse_args()
     if arguments.depth:
-        print(json.dumps(train(arguments.model, arguments.depth)))
+        print(json.dumps(train(arguments.model, arguments.depth, arguments.clock)))
         return
-    about = machine()
-    runs = [compare(arguments.model) for _ in range(arguments.repeats)]
+    about, name = machine(), arguments.name or Path(arguments.model).name
+    runs = [compare(arguments.model, arguments.clock) for _ in range(arguments.repeats)]
     summary = {
         depth: {
             f"{key}_{name}": float(fold([abs(run["depths"][depth][key]) for run in runs]))
@@ -106,9 +111,10 @@ def main() -> None:
         for depth in runs[0]["depths"]
     }
     print(json.dumps(summary, indent=1))
-    setting = {"model": runs[0]["profile"]["model"], "batch": BATCH, "tokens": LENGTH, "steps": STEPS}
+    setting = {"model": name, "batch": BATCH, "tokens": LENGTH, "steps": STEPS, "clock": arguments.clock}
     for run in runs:
         run["profile"]["machine"].pop("name")
+    sys.argv = [name if argument == arguments.model else argument for argument in sys.argv]  # no local paths
     save("measure_prediction", {"setting": setting, "absolute_relative_error": summary, "runs": runs}, about)
 
 

@@ -6,13 +6,14 @@ below, 200 Rayleigh fading rounds each, every round planned anew by every solver
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planning_record import IMAGES, machine, save, spread
+from planning_record import IMAGES, RESULTS, machine, save, spread
 
 from taskedge.backbone.costs import block_table, dummy_inputs, skeleton
 from taskedge.backbone.table import BlockTable
@@ -24,6 +25,8 @@ from taskedge.planning.simulate import simulate
 ROUNDS, DEVICES, SEEDS = 200, 20, (0, 1, 2, 3, 4)
 SOLVERS = ("joint", "exact", *BASELINES)
 CONFIG = Path(__file__).parent.parent / "examples" / "roberta-base"
+PAGE = Path(__file__).parent.parent / "docs" / "planning.md"
+MARKS = ("<!-- headline: written by benchmarks/planning_headline.py -->", "<!-- /headline -->")
 
 DISTRIBUTION = {
     "devices": DEVICES,
@@ -129,7 +132,31 @@ def draw_picture(results: dict[str, Any]) -> None:
         figure.savefig("planning_headline.png", dpi=80)
 
 
+def write_table() -> None:
+    """Puts the results into docs/planning.md, between its two markers."""
+    results = json.loads((RESULTS / "planning_headline.json").read_text())["results"]["solvers"]
+    lines = ["| solver | " + " | ".join(f"{title}: mean round, joint saves" for title in results) + " |"]
+    lines.append("|---|" + "---|" * len(results))
+    for name in SOLVERS:
+        cells = []
+        for rows in results.values():
+            row = rows[name]
+            if row["seconds"] is None:
+                cells.append("no plan")
+                continue
+            saved = 100 * np.array(row["joint_saves_of_the_mean_per_fleet"])
+            spread_of = "" if name == "joint" else f", {saved.mean():.1f} % ({saved.min():.1f} to {saved.max():.1f})"
+            cells.append(f"{row['seconds']['mean']:.2f} s{spread_of}")
+        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    before, _, rest = PAGE.read_text().partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    PAGE.write_text("".join([before, MARKS[0], "\n", "\n".join(lines), "\n", MARKS[1], after]))
+
+
 def main() -> None:
+    if "--table" in sys.argv:
+        write_table()
+        return
     about = machine()
     shape = skeleton(str(CONFIG))
     table = block_table(shape, dummy_inputs(shape, 1, 128), 0.001, "roberta-base")
@@ -145,6 +172,7 @@ def main() -> None:
     stated = {"distribution": DISTRIBUTION, "seeds": SEEDS, "rounds_per_fleet": ROUNDS, "settings": SETTINGS}
     save("planning_headline", {"setting": stated, "solvers": results}, about)
     draw_picture(results)
+    write_table()
 
 
 if __name__ == "__main__":

@@ -109,13 +109,25 @@ def test_what_cannot_be_measured() -> None:
         measure(Training(model, "x"), table, inputs, [5])
 
 
+def test_processor_seconds_need_one_thread(monkeypatch) -> None:
+    model, inputs = sparse()
+    table = block_table(tiny(), inputs, 0.01, "tiny")
+    effort = Effort(steps=3, clock="cpu")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(InputError, match="OMP_NUM_THREADS=1"):
+        measure(Training(model, "x"), table, inputs, effort=effort)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    model, inputs = sparse()
+    assert measure(Training(model, "x"), table, inputs, effort=effort).clock == "cpu"
+
+
 def test_default_depths() -> None:
     assert default_depths(12) == [1, 6, 12]
     assert default_depths(2) == [1, 2]
 
 
 def test_the_machine_has_speed_and_memory() -> None:
-    assert gemm_peak(CPU, torch.float32, seconds=0.0) > 0
+    assert gemm_peak(CPU, torch.float32) > 0
     assert machine_bytes(CPU) > 1e8
 
 

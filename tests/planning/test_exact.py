@@ -3,6 +3,7 @@ import pytest
 from fleets import best_joint, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.planning import (
@@ -10,10 +11,12 @@ from taskedge.planning import (
     InfeasiblePlan,
     MixedLink,
     ShannonLink,
+    allocate_jointly,
     finish_seconds,
     match_blocks,
     solve_exactly,
 )
+from taskedge.planning.bandwidth import least_bandwidths
 
 
 def test_agrees_with_brute_force():
@@ -28,23 +31,31 @@ def test_agrees_with_brute_force():
         assert finish_seconds(plan, case[0], case[2], case[3]).max() == pytest.approx(plan.latency, rel=1e-12)
 
 
-def test_pruning_loses_nothing():
-    """A fleet large enough to be pruned against the whole table handed to one dense assignment."""
-    from scipy.optimize import linear_sum_assignment
-
-    from taskedge.planning.bandwidth import least_bandwidths
-
+@pytest.mark.parametrize("kind", ["radio", "anticorrelated", "wired", "mixed", "half without signal"])
+def test_pruning_loses_nothing(kind):
+    """A fleet large enough to be pruned, against its whole table in one dense assignment."""
     rng = np.random.default_rng(1)
-    for anticorrelated in (False, True):
-        compute, fits, bits, link, bandwidth = draw(rng, 600, 6)
-        if anticorrelated:  # fast devices on bad radio: nobody dominates anybody
-            order = np.argsort(compute[:, 0])
-            link = ShannonLink(np.sort(link.snr_hz)[np.argsort(order)])
+    devices = 500
+    for blocks in (1, 3, 6):
+        compute, fits, bits, link, bandwidth = draw(rng, devices, blocks)
+        snr, cable = link.snr_hz, FixedRateLink(10 ** rng.uniform(4, 8, devices))
+        if kind == "anticorrelated":  # fast devices on bad radio: nobody dominates anybody
+            link = ShannonLink(np.sort(snr)[np.argsort(np.argsort(compute[:, 0]))])
+        elif kind == "half without signal":
+            link = ShannonLink(np.where(rng.random(devices) < 0.5, 0.0, snr))
+        elif kind == "wired":
+            link = cable
+        elif kind == "mixed":
+            link = MixedLink(link, cable, rng.random(devices) < 0.3)
         plan = solve_exactly(compute, fits, bits, link, bandwidth)
+        assert plan.stopped == "optimal"
         for factor, feasible in ((1 + 1e-8, True), (1 - 1e-8, False)):
-            need = least_bandwidths(plan.latency * factor, compute, bits, np.arange(600)[:, None], link)
+            need = least_bandwidths(plan.latency * factor, compute, bits, np.arange(devices)[:, None], link)
             need = np.where(fits & (need <= bandwidth), need, 1e30)
             assert (need[linear_sum_assignment(need)].sum() <= bandwidth) == feasible
+        if blocks > 1:  # the dual ascent prunes in another way
+            ascent = allocate_jointly(compute, fits, bits, link, bandwidth, max_iterations=10)
+            assert ascent.lower_bound * (1 - 1e-9) <= plan.latency <= ascent.latency * (1 + 1e-9)
 
 
 def test_fixed_rates_make_it_a_matching():

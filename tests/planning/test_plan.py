@@ -66,6 +66,19 @@ def test_fewer_devices_than_blocks() -> None:
     assert "no plan" in plan_text(plan.model_dump())
 
 
+def test_several_blocks_are_held_together() -> None:
+    shape = table(4, input_bytes=np.full(4, 1e6))
+    alone = step_bytes(shape, 16)
+    together = step_bytes(shape, 16, together=True)
+    room = float((alone[-1] + together[1] + 1e6) / 2)
+    assert alone[-1] < room < together[-1]
+    loaded = fleet(device("fast", flops_per_second=1e9, memory_bytes=room), device("a"), device("b"))
+    plan = plan_of(loaded, shape, solver="several")
+    assert all(part.memory_bytes <= part.capacity_bytes for part in plan.parts)
+    with pytest.raises(InfeasiblePlan, match="batch_sequences = 1 instead of 2"):
+        plan_of(fleet(device("fast", memory_bytes=room)), shape, solver="one-device")
+
+
 def test_copies_give_every_block_to_several_devices() -> None:
     rows = [device(f"d{n}", flops_per_second=1e6 * (n + 1)) for n in range(6)]
     plan = plan_of(fleet(*rows), table(), copies=2)

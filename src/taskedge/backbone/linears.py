@@ -40,9 +40,19 @@ def as_linear(name: str, module: nn.Module) -> Linear | None:
     """``module`` seen as a linear, or None where it is none."""
     if isinstance(module, nn.Linear):
         return Linear(name, module, transposed=False)
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers.pytorch_utils.Conv1D
+    if hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):  # transformers'
         return Linear(name, module, transposed=True)
     return None
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """What a linear reads or gives, [..., features], as [tokens, features]; a lone vector is one token."""
+    return x.flatten(0, -2) if x.dim() > 1 else x[None]
+
+
+def version(x: Tensor) -> int:
+    """How often ``x`` was changed in place; 0 for one made in inference mode, which does not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def linears(model: nn.Module) -> dict[str, Linear]:
@@ -65,7 +75,7 @@ def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str,
     everything = linears(model)
     if not everything:
         raise InputError(f"{type(model).__name__} has no linear layers, so there is nothing to select from")
-    unusable = _unusable(model, everything)
+    unusable = why_unusable(model, everything)
     if only is None:
         inside = tuple(f"{block.name}." for block in blocks(model))
         head = set(head_parameters(model))
@@ -82,7 +92,7 @@ def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str,
     return {name: everything[name] for name in names}
 
 
-def _unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, str]:
+def why_unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, str]:
     """Linears that cannot carry entries, with the reason."""
     owners = Counter(
         id(parameter)

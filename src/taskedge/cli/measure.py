@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taskedge.cli.planning import cannot_be_used, force_option, json_option, progress, refuse_existing, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from taskedge.backbone.table import BlockTable
+    from taskedge.measure.training import Training
 
 EPILOG = """\b
 Examples:
@@ -26,6 +33,13 @@ Put the file's name into the fleet file:  profile = "jetson-1.json"
 @click.option("--steps", default=9, show_default=True, type=click.IntRange(3), help="Timed steps per depth.")
 @click.option("--per-neuron", default=1, show_default=True, type=click.IntRange(1), help="Trained entries per neuron.")
 @click.option("--watts", type=click.FloatRange(0, min_open=True), help="The machine's power, where it has no counter.")
+@click.option(
+    "--clock",
+    default="wall",
+    show_default=True,
+    type=click.Choice(["wall", "cpu"]),
+    help="cpu: processor seconds, for a machine in use by others (one thread).",
+)
 @click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
 @json_option
 @force_option
@@ -38,6 +52,7 @@ def command(
     steps: int,
     per_neuron: int,
     watts: float | None,
+    clock: Any,
     device: str,
     as_json: bool,
     force: bool,
@@ -53,7 +68,7 @@ def command(
     from taskedge.report.text import profile_text
 
     training, table, inputs = prepare(model, batch_size, length, per_neuron, device)
-    effort = Effort(steps=steps)
+    effort = Effort(steps=steps, clock=clock)
     runs = len(set(wanted or default_depths(len(table)))) * (effort.steps + effort.warm)
     with progress(runs, "training steps") as advance:
         profile = measure(training, table, inputs, wanted, effort, watts, advance)
@@ -63,7 +78,9 @@ def command(
     click.echo(text if as_json else profile_text(profile.model_dump()), nl=not as_json)
 
 
-def prepare(model: str, batch_size: int, length: int, per_neuron: int, device: str):  # type: ignore[no-untyped-def]
+def prepare(
+    model: str, batch_size: int, length: int, per_neuron: int, device: str
+) -> tuple[Training, BlockTable, dict[str, Tensor]]:
     """Loads the model's body with a support installed: (training, block table, one batch)."""
     import torch
     import transformers
@@ -77,12 +94,12 @@ def prepare(model: str, batch_size: int, length: int, per_neuron: int, device: s
     transformers.utils.logging.disable_progress_bar()
     try:
         loaded = transformers.AutoModel.from_pretrained(model).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise cannot_be_used(error) from None
-    torch.manual_seed(0)
-    inputs = dummy_inputs(loaded, batch_size, length)
-    support = te.select(loaded, [inputs], per_neuron=per_neuron)
-    te.install(loaded, support, trainable=[])
+        torch.manual_seed(0)
+        inputs = dummy_inputs(loaded, batch_size, length)
+        te.install(loaded, te.select(loaded, [inputs], per_neuron=per_neuron), trainable=[])
+    except (OSError, ValueError, IndexError, RuntimeError, AssertionError) as error:
+        # no weights, more tokens than positions, no such device (torch asserts), not enough memory
+        raise cannot_be_used(model, error) from None
     return Training(loaded, f"{per_neuron} entries per neuron"), table, inputs
 
 

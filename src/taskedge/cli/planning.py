@@ -92,7 +92,7 @@ def progress(length: int, label: str) -> Iterator[Callable[[int], None]]:
         yield bar.update
 
 
-def cannot_be_used(error: Exception) -> InputError:
-    """The first line of another library's complaint."""
+def cannot_be_used(model: str, error: Exception) -> InputError:
+    """The first line of another library's complaint about running the model."""
     lines = str(error).strip().splitlines()
-    return InputError(lines[0] if lines else type(error).__name__)
+    return InputError(f"model {model!r} cannot be run here: {lines[0] if lines else type(error).__name__}")

@@ -51,10 +51,11 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
         raise InputError("another delta is applied to the model: revert that one first")
     layers = _layers(model, delta)
     parameters = _parameters(model, delta)
+    _check_values(layers, parameters, delta)
     if before is None:
         originals = {name: layers[name].weight[linear.rows, linear.columns] for name, linear in delta.linears.items()}
         if not force:
-            _check_base(layers, delta, originals)
+            _check_base(layers, parameters, delta, originals)
         before = Applied(delta, originals, {name: parameters[name].detach().clone() for name in delta.whole})
     for name, linear in delta.linears.items():
         _write(layers[name], linear, linear.values)
@@ -93,11 +94,13 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
 @contextmanager
 def applied(model: nn.Module, delta: Delta, *, force: bool = False) -> Iterator[nn.Module]:
     """The model with the delta applied inside the block, and as it was after it."""
+    before = applied_to(model)
     apply(model, delta, force=force)
     try:
         yield model
     finally:
-        revert(model, delta)
+        if before is None:
+            revert(model, delta)
 
 
 def applied_to(model: nn.Module) -> Applied | None:
@@ -143,13 +146,32 @@ def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def _check_base(layers: dict[str, Linear], delta: Delta, originals: dict[str, Tensor]) -> None:
+def _check_values(layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta) -> None:
+    """A value that is finite in the delta must be so in the model too."""
+    written = [(name, layers[name].weight.dtype, linear.values) for name, linear in delta.linears.items()]
+    written += [(name, parameters[name].dtype, tensor) for name, tensor in delta.whole.items()]
+    for name, dtype, values in written:
+        if dtype != values.dtype and not bool(torch.isfinite(values.to(dtype)).all()):
+            raise BaseMismatch(
+                f"{name!r} cannot hold the delta's values as {_plain(dtype)}: load the base in the delta's own dtype"
+            )
+
+
+def _check_base(
+    layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, originals: dict[str, Tensor]
+) -> None:
     for name, linear in delta.linears.items():
-        dtype = str(layers[name].weight.dtype).removeprefix("torch.")
+        dtype = _plain(layers[name].weight.dtype)
         if dtype != linear.base_dtype:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "
                 f"load the base with dtype={linear.base_dtype}, or force it"
+            )
+    for name, tensor in delta.whole.items():
+        if parameters[name].dtype != tensor.dtype:
+            raise BaseMismatch(
+                f"wrong base: parameter {name!r} is {_plain(parameters[name].dtype)}, the delta holds "
+                f"{_plain(tensor.dtype)}: load the base with that dtype, or force it"
             )
     other = [name for name, linear in delta.linears.items() if digest(originals[name]) != linear.base_digest]
     if other:
@@ -158,6 +180,10 @@ def _check_base(layers: dict[str, Linear], delta: Delta, originals: dict[str, Te
             f"wrong base: {len(other)} of {len(delta.linears)} linears hold other values than the base of this "
             f"delta{hint}, {other[0]!r} first: load that base, or force it"
         )
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _same(one: Delta, other: Delta) -> bool:

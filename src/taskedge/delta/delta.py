@@ -12,6 +12,9 @@ from torch import Tensor
 
 from taskedge.errors import DeltaError
 
+WHOLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What a parameter that was trained whole can be."""
+
 
 @dataclass(frozen=True)
 class LinearDelta:
@@ -86,6 +89,8 @@ class Delta:
         for name, linear in self.linears.items():
             linear.check(name)
         for name, tensor in self.whole.items():
+            if tensor.dtype not in WHOLE:
+                raise DeltaError(f"parameter {name!r} is {tensor.dtype}, not floating point of 16, 32 or 64 bits")
             if not bool(torch.isfinite(tensor).all()):
                 raise DeltaError(f"parameter {name!r}: a value is not a finite number")
 

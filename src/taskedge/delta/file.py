@@ -44,8 +44,8 @@ class _LinearEntry(NamedTuple):
     """One linear in the manifest: a bare row, since its keys would cost more bytes than what they name."""
 
     name: str
-    out: Annotated[int, Field(ge=1)]
-    inputs: Annotated[int, Field(ge=1)]
+    out: Annotated[int, Field(ge=1, lt=2**31)]  # so that row * inputs + column fits 64 bits
+    inputs: Annotated[int, Field(ge=1, lt=2**31)]
     entries: Annotated[int, Field(ge=0)]
     dtype: str
     digest: str
@@ -73,26 +73,30 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
     """Writes ``delta`` to ``path``: aside first, then renamed, so that a file under its name is always whole.
 
     Raises:
-        InputError: unknown ``values``, or the file cannot be written (no such folder, no space left).
+        InputError: unknown ``values``, settings that are no JSON, or the file cannot be written (no such folder, no
+            space left).
     """
     if values not in _VALUES:
         raise InputError(f"values={values!r} is unknown: 'fp32' or 'bf16'")
     from safetensors.torch import save as serialise
 
     tensors = _tensors(delta, _VALUES[values], head)
-    manifest = json.dumps(
-        {
-            "format": FORMAT,
-            "form": "sparse",
-            "linears": [
-                _LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
-                for name, linear in delta.linears.items()
-            ],
-            "provenance": asdict(delta.provenance),
-        },
-        separators=(",", ":"),
-    )
-    content = serialise(tensors, {"taskedge": manifest, "digest": _digest(manifest, tensors)})
+    try:
+        manifest = json.dumps(
+            {
+                "format": FORMAT,
+                "form": "sparse",
+                "linears": [
+                    _LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
+                    for name, linear in delta.linears.items()
+                ],
+                "provenance": asdict(delta.provenance),
+            },
+            separators=(",", ":"),
+        )
+    except TypeError as error:
+        raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
+    content = serialise(tensors, {"taskedge": manifest, "digest": content_digest(manifest, tensors)})
     write_aside(path, _in_order(content))
     return path
 
@@ -160,7 +164,8 @@ def _narrowest(largest: int) -> torch.dtype:
     return next(dtype for dtype, end in _INDEX.items() if largest < end)
 
 
-def _digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+def content_digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hex BLAKE2b (128 bit) over a text and tensors on the CPU: names, dtypes, shapes and bytes."""
     total = hashlib.blake2b(manifest.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
@@ -173,7 +178,7 @@ def _parse(content: bytes) -> Delta:
     metadata, tensors = _open(content)
     if "taskedge" not in metadata or "digest" not in metadata:
         raise DeltaError("a safetensors file, but not a delta: it carries no taskedge manifest")
-    if _digest(metadata["taskedge"], tensors) != metadata["digest"]:
+    if content_digest(metadata["taskedge"], tensors) != metadata["digest"]:
         raise DeltaError("damaged: its content does not match its digest; fetch the file again")
     try:
         manifest = _Manifest.model_validate_json(metadata["taskedge"])
@@ -202,28 +207,30 @@ def _open(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 
 def _linears(manifest: _Manifest, tensors: Mapping[str, Tensor]) -> dict[str, LinearDelta]:
+    for name in tensors:
+        if name not in ("columns", "values", "counts") and not name.startswith(_WHOLE):
+            raise DeltaError(f"tensor {name!r} is no part of a delta")
     total = sum(entry.entries for entry in manifest.linears)
     rows_in_all = sum(entry.out for entry in manifest.linears)
     if len({entry.name for entry in manifest.linears}) != len(manifest.linears):
         raise DeltaError("a linear is named twice")
     columns = _take(tensors, "columns", total, _INDEX).long()
     values = _take(tensors, "values", total, _VALUES.values()).float()
-    if "counts" in tensors:
-        counts = _take(tensors, "counts", rows_in_all, _INDEX).long()
-    elif rows_in_all and total % rows_in_all:
+    counts = _take(tensors, "counts", rows_in_all, _INDEX).long() if "counts" in tensors else None
+    each, odd = divmod(total, rows_in_all) if rows_in_all else (0, 0)
+    if counts is None and odd:
         raise DeltaError(f"{total} entries over {rows_in_all} rows are not equally many each, but 'counts' is missing")
-    else:
-        counts = torch.full((1,), total // rows_in_all if rows_in_all else 0).expand(rows_in_all)
 
     linears, row, entry_start = {}, 0, 0
     for entry in manifest.linears:
-        per_row = counts[row : row + entry.out]
-        if int(per_row.sum()) != entry.entries:
-            raise DeltaError(f"linear {entry.name!r}: its rows hold {int(per_row.sum())} entries, not {entry.entries}")
+        per_row = None if counts is None else counts[row : row + entry.out]
+        held = each * entry.out if per_row is None else int(per_row.sum())
+        if held != entry.entries:
+            raise DeltaError(f"linear {entry.name!r}: its rows hold {held} entries, not {entry.entries}")
         here = slice(entry_start, entry_start + entry.entries)
         linears[entry.name] = LinearDelta(
             shape=(entry.out, entry.inputs),
-            rows=torch.repeat_interleave(torch.arange(entry.out), per_row),
+            rows=_rows(held, each if per_row is None else per_row),
             columns=columns[here],
             values=values[here],
             base_dtype=entry.dtype,
@@ -231,6 +238,15 @@ def _linears(manifest: _Manifest, tensors: Mapping[str, Tensor]) -> dict[str, Li
         )
         row, entry_start = row + entry.out, here.stop
     return linears
+
+
+def _rows(entries: int, per_row: int | Tensor) -> Tensor:
+    """int64 [entries]: the row of each; makes nothing of the size of a row count that no entry bears out."""
+    if not entries:
+        return torch.empty(0, dtype=torch.int64)
+    if isinstance(per_row, int):
+        return torch.arange(entries) // per_row
+    return torch.repeat_interleave(torch.arange(len(per_row)), per_row)
 
 
 def _take(tensors: Mapping[str, Tensor], name: str, length: int, dtypes: Any) -> Tensor:

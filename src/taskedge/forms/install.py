@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear, head_parameters, linears
+from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
 from taskedge.forms import sparse
 from taskedge.forms.sparse import SharedInput
@@ -51,15 +51,16 @@ def install(model: Model, support: Support, *, trainable: Sequence[str] | None =
         The same model.
 
     Raises:
-        InputError: a linear that the model lacks or that has another shape; an unknown name in ``trainable``; a model
-            that has a support installed already. The model is unchanged then.
+        InputError: a linear that the model lacks, that has another shape or that cannot carry entries; a name in
+            ``trainable`` that is unknown or cannot train whole; a model that has a support installed already. The
+            model is unchanged then.
     """
     if installation(model) is not None:
         raise InputError("the model already trains a support: fuse it before another is installed")
     if step not in STEPS:
         raise InputError(f"unknown step {step!r}{did_you_mean(step, STEPS)} (known: {', '.join(STEPS)})")
     layers = _checked(model, support)
-    whole = _whole(model, layers, trainable)
+    whole = _whole(model, support, trainable)
     steps = {name: _step(name, linear) if step == "activation" else None for name, linear in support.linears.items()}
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
@@ -106,28 +107,32 @@ def _checked(model: nn.Module, support: Support) -> dict[str, Linear]:
     if not support.linears:
         raise InputError("the support is empty")
     known = linears(model)
+    unusable = why_unusable(model, known)
     for name, chosen in support.linears.items():
         if name not in known:
             raise InputError(f"the model has no linear {name!r}{did_you_mean(name, known)}")
-        if known[name].shape != chosen.shape:
-            raise InputError(
-                f"linear {name!r} is {list(known[name].shape)}, but the support was made for {list(chosen.shape)}"
-            )
+        if name in unusable:
+            raise InputError(f"linear {name!r} cannot carry entries: {unusable[name]}")
+        sparse.check(known[name], chosen)
     return known
 
 
-def _whole(model: nn.Module, layers: dict[str, Linear], trainable: Sequence[str] | None) -> list[str]:
-    names = [name for name, _ in model.named_parameters()]
-    if trainable is None:
-        return head_parameters(model)
-    whole: dict[str, None] = {}
-    for pattern in trainable:
-        hits = [name for name in names if name == pattern or name.startswith(f"{pattern}.")] or fnmatch.filter(
-            names, pattern
+def _whole(model: nn.Module, support: Support, trainable: Sequence[str] | None) -> list[str]:
+    parameters = dict(model.named_parameters())
+    whole = dict.fromkeys(head_parameters(model)) if trainable is None else {}
+    for pattern in trainable or ():
+        hits = [name for name in parameters if name == pattern or name.startswith(f"{pattern}.")] or fnmatch.filter(
+            parameters, pattern
         )
         if not hits:
-            raise InputError(f"no parameter is named {pattern!r}{did_you_mean(pattern, names)}")
+            raise InputError(f"no parameter is named {pattern!r}{did_you_mean(pattern, parameters)}")
         whole.update(dict.fromkeys(hits))
+    with_entries = {f"{name}.weight".removeprefix(".") for name in support.linears}
+    for name in whole:
+        if name in with_entries:
+            raise InputError(f"{name!r} carries entries, so it cannot train whole as well: leave it out of trainable")
+        if not parameters[name].is_floating_point():
+            raise InputError(f"{name!r} is {parameters[name].dtype}, not floating point, so it cannot train")
     return list(whole)
 
 

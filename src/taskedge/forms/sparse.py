@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from taskedge.backbone.linears import Linear
+from taskedge.backbone.linears import Linear, as_tokens, version
 from taskedge.errors import InputError
 from taskedge.forms.kernels import EntryIndex, entry_gradient
 from taskedge.selection.support import LinearSupport
@@ -39,18 +39,23 @@ class SharedInput:
         self._input: weakref.ref[Tensor] | None = None
         self._gathered: Tensor | None = None
 
-    def gather(self, x: Tensor) -> Tensor:
-        """x [..., in] -> its needed columns [tokens, m], without gradient."""
-        if self._input is None or self._input() is not x or self._version != x._version:
+    def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x [..., in] -> its needed columns [tokens, m] in the dtype of the layer's output, without gradient."""
+        gathered = self._gathered if self._holds(x, dtype) else None
+        if gathered is None:
             self.columns = self.columns.to(x.device)
-            self._gathered = x.detach().index_select(-1, self.columns).flatten(0, -2)
-            self._input, self._version, self._served = weakref.ref(x), x._version, 0
-        gathered = self._gathered
-        assert gathered is not None
+            gathered = as_tokens(x.detach()).index_select(1, self.columns).to(dtype)
+            self._input, self._gathered, self._version, self._served = weakref.ref(x), gathered, version(x), 0
         self._served += 1
         if self._served == self._readers:  # from here on only the backward pass keeps the columns alive
             self._forget()
         return gathered
+
+    def _holds(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the columns at hand are those of ``x`` as it is now, and in that dtype (autocast changes it)."""
+        if self._input is None or self._gathered is None:
+            return False
+        return self._input() is x and self._version == version(x) and self._gathered.dtype == dtype
 
     def _forget(self) -> None:
         self._input = self._gathered = None
@@ -95,8 +100,9 @@ class Entries(nn.Module):
     @property
     def values(self) -> Tensor:
         """float32 [n]: the absolute values of the chosen weights, ``base + step·offset``."""
-        offsets = self.offsets.detach()
-        return self.base.float() + (offsets if self.step is None else self.step * offsets)
+        base, moved = self.base.float(), self.offsets.detach()
+        moved = moved if self.step is None else self.step * moved
+        return torch.where(moved == 0, base, base + moved)  # -0.0 + 0.0 would be 0.0
 
     def index(self) -> EntryIndex:
         """Where the entries sit, on the device where they are now."""
@@ -157,7 +163,7 @@ class _EntryGradient(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[1]:
             (columns,) = ctx.saved_tensors
-            gradient = entry_gradient(grad_output.flatten(0, -2), columns, ctx.index).float()
+            gradient = entry_gradient(as_tokens(grad_output), columns, ctx.index).float()
             gradient = gradient if ctx.step is None else ctx.step * gradient
         return grad_output, gradient, None, None, None
 
@@ -177,16 +183,17 @@ class SparseLayer(nn.Module):
         self.entries.write_into(weight)
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = super().forward(x)
+    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
+        output: Tensor = super().forward(*given, **named)
         entries = self.entries
         if not (torch.is_grad_enabled() and entries.offsets.requires_grad):
             return output
-        columns = entries.input.gather(x)
+        x = next(iter((*given, *named.values())))  # every class has its own name for it
+        columns = entries.input.gather(x, output.dtype)
         return cast(
             Tensor,
             _EntryGradient.apply(  # type: ignore[no-untyped-call]
-                output, entries.offsets, entries.step, columns.to(output.dtype), entries.index()
+                output, entries.offsets, entries.step, columns, entries.index()
             ),
         )
 
@@ -198,8 +205,8 @@ class SparseLayer(nn.Module):
 _classes: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
-    """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
+def check(linear: Linear, support: LinearSupport) -> None:
+    """Raises InputError where the linear cannot train the entries of ``support``."""
     if isinstance(linear.module, SparseLayer):
         raise InputError(
             f"linear {linear.name!r} already trains entries: fuse the model before a new support is installed"
@@ -208,6 +215,11 @@ def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step:
         raise InputError(
             f"linear {linear.name!r} is {list(linear.shape)}, but the support was made for {list(support.shape)}"
         )
+
+
+def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
+    """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
+    check(linear, support)
     linear.module.requires_grad_(False)
     entries = Entries(linear, support, shared, step)
     base = type(linear.module)

@@ -41,7 +41,7 @@ class Meter:
         self._before = [_number(zone / "energy_uj") or 0 for zone in self._zones]
         sampled = None if self._zones else self._sampled()
         self._thread = threading.Thread(target=self._integrate, args=(sampled,), daemon=True) if sampled else None
-        self._sum = 0.0
+        self._sum = self._span = 0.0
         self._start = time.perf_counter()
         if self._thread:
             self._thread.start()
@@ -56,7 +56,7 @@ class Meter:
         elif self._thread:
             self._stop.set()
             self._thread.join()
-            self.joules = self._sum
+            self.joules = self._sum / self._span * self.seconds  # mean power: the sampler's own span is not the block's
         elif self.watts is not None:
             self.source, self.joules = "user watts", self.watts * self.seconds
 
@@ -79,11 +79,12 @@ class Meter:
         return gpu
 
     def _integrate(self, watts: Callable[[], float]) -> None:
-        last = time.perf_counter()
+        last = self._start
         while True:
             ended = self._stop.wait(SAMPLE_SECONDS)
             now = time.perf_counter()
             self._sum += watts() * (now - last)
+            self._span += now - last
             last = now
             if ended:
                 return

@@ -59,6 +59,7 @@ class Profile(Row):
     model: str
     model_digest: str
     trained: str
+    clock: Literal["wall", "cpu"] = "wall"
     batch_sequences: Annotated[int, Field(ge=1)]
     sequence_tokens: Annotated[int, Field(ge=1)]
     machine: Machine

@@ -7,7 +7,8 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,14 +23,23 @@ from taskedge.measure.memory import machine_bytes, peak_bytes, reset_peak
 from taskedge.measure.training import Training
 
 GEMM_SIZES = (512, 1024, 2048)
+GEMM_SECONDS = 0.3  # for each size
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to run: ``warm`` steps that are thrown away and ``steps`` that count, per depth."""
+    """How much to run: ``warm`` steps that are thrown away and ``steps`` that count, per depth.
+
+    ``clock``: ``wall``, or ``cpu`` for a machine that others use at the same time: the processor seconds of this
+    process, which with one thread are the wall seconds of an idle machine.
+    """
 
     warm: int = 2
     steps: int = 9
+    clock: Literal["wall", "cpu"] = "wall"
+
+    def now(self) -> float:
+        return time.perf_counter() if self.clock == "wall" else time.process_time()
 
 
 def measure(
@@ -61,13 +71,15 @@ def measure(
     if not all(1 <= depth <= layers for depth in chosen):
         raise InputError(f"depths {chosen}: the model has {layers} layers, so give depths from 1 to {layers}")
     device = training.device
+    if effort.clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1):
+        raise InputError("--clock cpu needs one thread on a CPU: set OMP_NUM_THREADS=1")
     reset_peak(device)
     idle = peak_bytes(device)
     peaks = {depth: _peak(training, depth, inputs, effort.warm, on_step) for depth in chosen}
     seconds, forward, energy = _time(training, chosen, inputs, effort, watts, on_step)
     shape = next(iter(inputs.values())).shape
     tokens = shape[0] * shape[1]
-    peak_flops = gemm_peak(device, training.dtype)
+    peak_flops = gemm_peak(device, training.dtype, now=effort.now)
     forward_flops = (table.forward_flops.sum() + table.other_forward_flops) * tokens / forward
     reached = table.backward_flops[: chosen[-1]].sum() * tokens
     backward_flops = reached / max(statistics.median(seconds[chosen[-1]]) - forward, 1e-9)
@@ -78,6 +90,7 @@ def measure(
         model=table.model,
         model_digest=table.digest,
         trained=training.what,
+        clock=effort.clock,
         batch_sequences=shape[0],
         sequence_tokens=shape[1],
         machine=_machine(device),
@@ -108,28 +121,28 @@ def default_depths(layers: int) -> list[int]:
     return sorted({1, (layers + 1) // 2, layers})
 
 
-def gemm_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+def gemm_peak(device: torch.device, dtype: torch.dtype, now: Callable[[], float] = time.perf_counter) -> float:
     """Best FLOP/s of square matrix products: the ceiling that MFU is a share of (arXiv 2310.03150)."""
     best = 0.0
     for size in GEMM_SIZES:
         a = torch.randn(size, size, device=device, dtype=dtype)
-        end = time.perf_counter() + seconds
+        end = now() + GEMM_SECONDS
         while True:
-            took = _clock(device, lambda a=a: a @ a)  # type: ignore[misc]
-            best = max(best, 2 * size**3 / took)
-            if time.perf_counter() > end:
+            best = max(best, 2 * size**3 / _clock(device, partial(torch.matmul, a, a), now))
+            if now() > end:
                 break
     return best
 
 
-def _clock(device: torch.device, work: Callable[[], Any]) -> float:
+def _clock(device: torch.device, work: Callable[[], Any], now: Callable[[], float]) -> float:
+    """Seconds of ``work``, with the device's queue empty before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = now()
     work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def _peak(training: Training, depth: int, inputs: dict[str, Tensor], warm: int, on_step: Callable[[int], None]) -> int:
@@ -156,9 +169,9 @@ def _time(
     for _ in range(effort.steps):
         for depth in depths:
             with training.reaching(depth) as step:
-                seconds[depth].append(_clock(training.device, lambda step=step: step(inputs)))  # type: ignore[misc]
+                seconds[depth].append(_clock(training.device, partial(step, inputs), effort.now))
             on_step(1)
-        forward.append(_clock(training.device, lambda: training.forward(inputs)))
+        forward.append(_clock(training.device, partial(training.forward, inputs), effort.now))
     with training.reaching(depths[-1]) as step, Meter(watts) as meter:
         for _ in range(effort.warm):
             step(inputs)

@@ -161,7 +161,7 @@ def _pace(instance: Instance, bandwidth: float) -> Floats:
     """``[K]`` seconds per bit at ``bandwidth`` Hz; a huge number where the device cannot send at all."""
     with np.errstate(divide="ignore"):
         pace = 1 / instance.link.rate(np.arange(instance.devices), bandwidth)
-    return np.minimum(pace, 1e300)  # finite, so that an empty payload takes 0 s
+    return np.minimum(pace, 1e280)  # finite, so that an empty payload takes 0 s
 
 
 def _lowest(instance: Instance, device: Ints, block: Ints, cost: Floats) -> Candidates:

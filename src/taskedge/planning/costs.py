@@ -11,6 +11,7 @@ Both rise with depth, because backpropagation must reach the block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +41,7 @@ class Costs:
         down: [K] seconds to receive the values of all blocks, which every device needs for its forward pass.
         compute: [K, L] seconds.
         memory: [K, L] bytes while the device trains this block alone.
-        memory_together: [K, L] bytes while it trains every block down to this one: an upper bound for any set of
-            blocks whose deepest is this one.
+        extra: [K, L] bytes that this block adds where the device trains a deeper one as well.
         capacity: [K] bytes.
         bits: [L] bits to send up.
     """
@@ -49,7 +49,7 @@ class Costs:
     down: Floats
     compute: Floats
     memory: Floats
-    memory_together: Floats
+    extra: Floats
     capacity: Floats
     bits: Floats
 
@@ -59,9 +59,19 @@ class Costs:
         return np.asarray(self.memory <= self.capacity[:, None])
 
     @property
+    def memory_together(self) -> Floats:
+        """[K, L] bytes while the device trains every block down to this one."""
+        return np.asarray(self.memory + np.cumsum(self.extra, axis=1) - self.extra)
+
+    @property
     def fits_together(self) -> NDArray[np.bool_]:
         """[K, L] whether the device can hold all blocks down to this one at once."""
         return np.asarray(self.memory_together <= self.capacity[:, None])
+
+    def holding(self, device: int, blocks: Sequence[int]) -> float:
+        """Bytes while ``device`` trains ``blocks`` (columns) together."""
+        deepest = max(blocks)
+        return float(self.memory[device, deepest] + sum(self.extra[device, b] for b in blocks if b != deepest))
 
     @property
     def busy(self) -> Floats:
@@ -83,7 +93,7 @@ def fleet_costs(fleet: Fleet, table: BlockTable) -> Costs:
         down=np.full(len(rows), float(bits.sum()) / fleet.server.downlink_bits_per_second),
         compute=np.array([row[0] for row in rows]),
         memory=np.array([row[1] for row in rows]) + reserved,
-        memory_together=np.array([row[2] for row in rows]) + reserved,
+        extra=np.array([row[2] for row in rows]),
         capacity=np.array([one.memory_bytes for one in fleet.device]),
         bits=bits,
     )
@@ -92,7 +102,8 @@ def fleet_costs(fleet: Fleet, table: BlockTable) -> Costs:
 def _measured(fleet: Fleet, index: int, table: BlockTable) -> tuple[Floats, Floats, Floats] | None:
     """Seconds and bytes [L] of a device with a profile: its own step at the depth, as often as its tokens need.
 
-    The profile trains all blocks down to a depth, so a single block is a little cheaper than it says.
+    The profile trains all blocks down to a depth, so a single block is a little cheaper than it says, and more of them
+    cost nothing on top.
     """
     device = fleet.device[index]
     profile = device.measured
@@ -100,8 +111,8 @@ def _measured(fleet: Fleet, index: int, table: BlockTable) -> tuple[Floats, Floa
         return None
     deepest = table.deepest_layer - 1
     steps = device.tokens_per_round / profile.tokens_per_step
-    held = np.array(profile.peak_bytes)[deepest]
-    return np.array(profile.step_seconds)[deepest] * steps, held, held
+    seconds = np.array(profile.step_seconds)[deepest] * steps
+    return seconds, np.array(profile.peak_bytes)[deepest], np.zeros(len(table))
 
 
 def _modelled(fleet: Fleet, index: int, table: BlockTable) -> tuple[Floats, Floats, Floats]:
@@ -110,7 +121,13 @@ def _modelled(fleet: Fleet, index: int, table: BlockTable) -> tuple[Floats, Floa
     forward = table.forward_flops.sum() + table.other_forward_flops
     seconds = device.tokens_per_round * (forward + np.cumsum(table.backward_flops)) / device.flops
     tokens = device.batch_sequences * table.sequence_tokens
-    return seconds, step_bytes(table, tokens), step_bytes(table, tokens, together=True)
+    return seconds, step_bytes(table, tokens), own_bytes(table, tokens)
+
+
+def own_bytes(table: BlockTable, batch_tokens: float, checkpointing: bool = False) -> Floats:
+    """[L] bytes that training a block takes beside backpropagation through it: inputs kept, optimiser state."""
+    inputs = np.zeros(len(table)) if checkpointing else table.input_bytes
+    return np.asarray(ALLOCATOR_FACTOR * batch_tokens * inputs + STATE_BYTES * table.payload_values)
 
 
 def step_bytes(table: BlockTable, batch_tokens: float, together: bool = False, checkpointing: bool = False) -> Floats:
@@ -127,12 +144,12 @@ def step_bytes(table: BlockTable, batch_tokens: float, together: bool = False, c
 
     An estimate from counted tensors and two measured constants (ours): it errs towards too much. A profile is close.
     """
-    join = np.cumsum if together else np.asarray
     working = float(((table.activation_bytes + table.input_bytes) / table.layers_per_block).max())
     kept = np.cumsum(table.boundary_bytes if checkpointing else table.activation_bytes)
-    inputs = np.zeros(len(table)) if checkpointing else join(table.input_bytes)
-    tensors = batch_tokens * (kept + inputs + working) * ALLOCATOR_FACTOR
-    return np.maximum.accumulate(RUNTIME_BYTES + table.base_bytes + tensors + STATE_BYTES * join(table.payload_values))
+    own = own_bytes(table, batch_tokens, checkpointing)
+    own = np.cumsum(own) if together else own
+    through = RUNTIME_BYTES + table.base_bytes + ALLOCATOR_FACTOR * batch_tokens * (kept + working)
+    return np.maximum.accumulate(through + own)
 
 
 def _check_profiles(fleet: Fleet, table: BlockTable) -> None:

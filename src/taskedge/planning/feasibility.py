@@ -59,7 +59,7 @@ def explain(
         else:
             first += f"; the fleet has {len(fleet.device)} in all"
     target = nearest if math.isfinite(over[nearest]) else closest
-    remedies = _remedies(fleet, table, costs, target, block) if math.isfinite(over[target]) else []
+    remedies = _remedies(fleet, table, target, block, together) if math.isfinite(over[target]) else []
     remedies.append(_fewer_blocks(fits, copies, blocks) if not together else "")
     lines = [f"no plan: {first}", *(f"  - {remedy}" for remedy in remedies if remedy)]
     return InfeasiblePlan(block, missing, "\n".join(lines))
@@ -75,28 +75,29 @@ def _unreachable(error: InfeasiblePlan, fleet: Fleet, costs: Costs, link: Link, 
     return InfeasiblePlan(error.block // copies, error.shortfall, reason)
 
 
-def _remedies(fleet: Fleet, table: BlockTable, costs: Costs, index: int, block: int) -> list[str]:
+def _remedies(fleet: Fleet, table: BlockTable, index: int, block: int, together: bool) -> list[str]:
     """What would let device ``index`` hold ``block``: a smaller batch, checkpointing."""
     device = fleet.device[index]
     room = device.memory_bytes - device.reserved_bytes
     if device.measured is not None:
         return [f"measure {device.name!r} again with a smaller --batch-size than {device.measured.batch_sequences}"]
-    length = table.sequence_tokens
-    sizes = range(device.batch_sequences, 0, -1)
-    batch = next((n for n in sizes if step_bytes(table, n * length)[block] <= room), None)
+
+    def needs(sequences: int, checkpointing: bool = False) -> float:
+        return float(step_bytes(table, sequences * table.sequence_tokens, together, checkpointing)[block])
+
     remedies = []
+    batch = next((n for n in range(device.batch_sequences - 1, 0, -1) if needs(n) <= room), None)
     if batch is not None:
         remedies.append(f"batch_sequences = {batch} instead of {device.batch_sequences} fits on {device.name!r}")
-    checkpointed = step_bytes(table, device.batch_sequences * length, checkpointing=True)[block]
+    checkpointed = needs(device.batch_sequences, checkpointing=True)
     if checkpointed <= room:
         remedies.append(
             f"gradient checkpointing fits on {device.name!r} ({checkpointed / MB:,.0f} MB, about a third more compute)"
         )
     if not remedies:
-        least = step_bytes(table, length, checkpointing=True)[block]
         remedies.append(
-            f"{device.name!r} cannot hold it at any batch: one sequence with checkpointing takes {least / MB:,.0f} MB "
-            f"of its {room / MB:,.0f} MB"
+            f"{device.name!r} cannot hold it at any batch: one sequence with checkpointing takes "
+            f"{needs(1, checkpointing=True) / MB:,.0f} MB of its {room / MB:,.0f} MB"
         )
     return remedies
 

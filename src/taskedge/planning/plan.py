@@ -30,7 +30,10 @@ Floats = NDArray[np.float64]
 ONE_BLOCK_EACH = ("joint", "match", "exact")
 """Solvers that give every block a device of its own; with fewer devices than blocks ``several`` takes their place."""
 
-TOGETHER = ("several", "one-device", "fedavg")
+ALL_BLOCKS = ("one-device", "fedavg")
+"""Solvers whose devices train every block."""
+
+TOGETHER = ("several", *ALL_BLOCKS)
 """Solvers that put several blocks on a device, which must hold them at the same time."""
 
 BASELINES = ("random", "greedy", "hungarian", "equal", "match", "one-device", "fedavg")
@@ -152,7 +155,8 @@ def make_plan(
     try:
         solved = solve(chosen, costs, link, fleet.channel.bandwidth_hz, copies)
     except InfeasiblePlan as error:
-        raise explain(error, fleet, table, costs, link, copies, together=chosen in TOGETHER) from None
+        together = chosen in ALL_BLOCKS or (chosen == "several" and bool(costs.fits.any(axis=0).all()))
+        raise explain(error, fleet, table, costs, link, copies, together) from None
     overhead = fleet.server.aggregation_seconds
     bound = solved.lower_bound
     compared: dict[str, float | None] = {}
@@ -203,20 +207,22 @@ def effective_solver(solver: str, devices: int, blocks: int) -> str:
 
 def solve(name: str, costs: Costs, link: Link, bandwidth: float, copies: int = 1, seed: int = 0) -> JointPlan:
     """Runs a registered solver on the costs; with copies, column b of the result is block ``b // copies``."""
-    fits = costs.fits_together if name in TOGETHER else costs.fits
-    if name in TOGETHER:
-        copies = 1
-    repeat = {"repeats": copies, "axis": 1}
-    call = SOLVERS[name]
-    extra = {"seed": seed} if "seed" in inspect.signature(call).parameters else {}
-    return call(
-        np.repeat(costs.busy, **repeat),
-        np.repeat(fits, **repeat),
-        np.repeat(costs.bits, copies),
-        link,
-        bandwidth,
-        **extra,
-    )
+    if name != "several":
+        fits = costs.fits_together if name in ALL_BLOCKS else costs.fits
+        return _call(name, costs, fits, link, bandwidth, 1 if name in ALL_BLOCKS else copies, seed)
+    found = _call(name, costs, costs.fits, link, bandwidth, 1, seed)
+    if all(costs.holding(one.device, one.blocks) <= costs.capacity[one.device] for one in found.assignments()):
+        return found
+    return _call(name, costs, costs.fits_together, link, bandwidth, 1, seed)  # blocks that fit in any company
+
+
+def _call(
+    name: str, costs: Costs, fits: NDArray[np.bool_], link: Link, bandwidth: float, copies: int, seed: int
+) -> JointPlan:
+    solver = SOLVERS[name]
+    extra = {"seed": seed} if "seed" in inspect.signature(solver).parameters else {}
+    columns = np.repeat(np.arange(len(costs.bits)), copies)
+    return solver(costs.busy[:, columns], fits[:, columns], costs.bits[columns], link, bandwidth, **extra)
 
 
 def try_solver(
@@ -233,7 +239,6 @@ def try_solver(
 def _part(one: Assignment, fleet: Fleet, table: BlockTable, costs: Costs, link: Link, copies: int, solver: str) -> Part:
     blocks = sorted({b if solver in TOGETHER else b // copies for b in one.blocks})
     deepest, device = blocks[-1], fleet.device[one.device]
-    memory = costs.memory if len(blocks) == 1 else costs.memory_together
     return Part(
         device=device.name,
         blocks=[block + 1 for block in blocks],
@@ -242,6 +247,6 @@ def _part(one: Assignment, fleet: Fleet, table: BlockTable, costs: Costs, link: 
         down_seconds=float(costs.down[one.device]),
         compute_seconds=float(costs.compute[one.device, deepest]),
         up_seconds=float(upload_seconds(link, one.device, costs.bits[blocks].sum(), one.bandwidth)),
-        memory_bytes=float(memory[one.device, deepest]),
+        memory_bytes=costs.holding(one.device, blocks),
         capacity_bytes=device.memory_bytes,
     )

@@ -151,7 +151,7 @@ def _of(costs: Costs, present: NDArray[np.bool_]) -> Costs:
         down=costs.down[present],
         compute=costs.compute[present],
         memory=costs.memory[present],
-        memory_together=costs.memory_together[present],
+        extra=costs.extra[present],
         capacity=costs.capacity[present],
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear
+from taskedge.backbone.linears import Linear, as_tokens, version
 from taskedge.errors import InputError
 
 INPUTS = "inputs"
@@ -88,6 +88,8 @@ def measure(
             f"{len(idle)} linear(s) never ran on the calibration data, {idle[0]!r} first; "
             "leave them out by naming the linears to use"
         )
+    if GRADIENTS in needs:
+        watch.fill_in_zero_gradients()
     return {name: watch.statistics[name] for name in linears}
 
 
@@ -114,29 +116,39 @@ def _loss(output: Any, batch: int) -> Tensor:
     return loss
 
 
+@dataclass
+class _Input:
+    """A tensor that linears of the running batch read."""
+
+    tensor: weakref.ref[Tensor]
+    version: int
+    reader: str
+    """The first linear that read it."""
+    squares: Tensor | None = None
+
+
 class _Watch:
     """Hooks on linears, and what they have seen so far."""
 
     def __init__(self, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
         self.statistics: Statistics = {}
         self._linears, self._needs = linears, needs
-        self._readers: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-        self._squares: dict[str, Tensor] = {}
+        self._inputs: dict[int, _Input] = {}
         self._mask: Tensor | None = None
 
     def start(self, batch: Any) -> None:
         """A new batch: its mask counts, and inputs seen before are forgotten."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        self._readers.clear()
-        self._squares.clear()
+        self._inputs.clear()
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         with ExitStack() as stack:
             for name, linear in self._linears.items():
                 handle = linear.module.register_forward_pre_hook(
-                    lambda _, arguments, name=name: self._see_input(name, arguments[0])
+                    lambda _, given, named, name=name: self._see_input(name, next(iter((*given, *named.values())))),
+                    with_kwargs=True,
                 )
                 stack.callback(handle.remove)
                 if GRADIENTS in self._needs:
@@ -149,16 +161,15 @@ class _Watch:
             yield
 
     def _see_input(self, name: str, x: Tensor) -> None:
-        reads = self._first_reader(name, x)
-        seen = self.statistics.setdefault(name, LinearStatistics(reads=reads))
+        known = self._input(name, x)
+        seen = self.statistics.setdefault(name, LinearStatistics(reads=known.reader))
         if INPUTS not in self._needs:
             return
         kept = self._kept_tokens(x)
-        if reads not in self._squares or reads == name:
-            self._squares[reads] = _sum_of_squares(x.detach().flatten(0, -2), kept)
-        squares = self._squares[reads]
+        if known.squares is None:
+            known.squares = _sum_of_squares(as_tokens(x.detach()), kept)
         seen.tokens += int(kept.sum()) if kept is not None else x.shape[:-1].numel()
-        seen.input_squares = squares if seen.input_squares is None else seen.input_squares + squares
+        seen.input_squares = known.squares if seen.input_squares is None else seen.input_squares + known.squares
 
     def _see_gradient(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -169,12 +180,19 @@ class _Watch:
         seen = self.statistics[name]
         seen.gradient = gradient if seen.gradient is None else seen.gradient.add_(gradient)
 
-    def _first_reader(self, name: str, x: Tensor) -> str:
-        known = self._readers.get(id(x))
-        if known is not None and known[0]() is x:
-            return known[1]
-        self._readers[id(x)] = (weakref.ref(x), name)
-        return name
+    def fill_in_zero_gradients(self) -> None:
+        """A weight that the loss does not depend on is given none by autograd."""
+        for name, linear in self._linears.items():
+            seen = self.statistics[name]
+            if seen.gradient is None:
+                seen.gradient = torch.zeros(linear.shape, device=linear.weight.device)
+
+    def _input(self, name: str, x: Tensor) -> _Input:
+        """What is known of the input that ``name`` reads now; one changed in place since is another input."""
+        known = self._inputs.get(id(x))
+        if known is None or known.tensor() is not x or known.version != version(x):
+            known = self._inputs[id(x)] = _Input(weakref.ref(x), version(x), reader=name)
+        return known
 
     def _kept_tokens(self, x: Tensor) -> Tensor | None:
         """float32 [tokens]: 1 where a position counts; None where all do."""

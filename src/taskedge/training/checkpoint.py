@@ -1,7 +1,8 @@
 """A checkpoint: the trained tensors, the optimiser and the position. Never a copy of the base, and no pickle.
 
 A folder ``checkpoint-STEP`` with two files: ``trainer_state.json`` (the Trainer's position and log) and
-``state.safetensors`` (trained parameters, optimiser tensors, random generators; the rest as JSON in its metadata).
+``state.safetensors`` (trained parameters, optimiser tensors, random generators; the rest as JSON in its metadata, and
+a digest over all of both files).
 It is written under another name and renamed when it is whole, so that one that is there can be resumed from.
 """
 
@@ -11,6 +12,8 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from taskedge.delta.file import content_digest
 from taskedge.errors import InputError, TaskEdgeError
 
 STATE = "state.safetensors"
+POSITION = "trainer_state.json"
 PREFIX = "checkpoint-"
 
 
@@ -53,11 +58,13 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: 
         "scheduler": scheduler.state_dict(),
         "random": {"python": python, "numpy": _plain(legacy)},
     }
+    about = json.dumps(rest)
+    content = save(tensors, {"rest": about, "digest": content_digest(about + trainer_state, tensors)})
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        (aside / STATE).write_bytes(save(tensors, {"rest": json.dumps(rest)}))
-        (aside / "trainer_state.json").write_text(trainer_state)
+        (aside / STATE).write_bytes(content)
+        (aside / POSITION).write_text(trainer_state)
         for file in aside.iterdir():
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
@@ -86,15 +93,16 @@ class Checkpoint:
     """One checkpoint, read whole."""
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         self.path = path
-        try:
-            with safe_open(path / STATE, framework="pt") as file:
-                self._rest = json.loads(file.metadata()["rest"])
-                self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: the checkpoint is damaged ({error}): remove the folder and start anew") from None
+        with _blaming(path), safe_open(path / STATE, framework="pt") as file:
+            about = file.metadata()["rest"]
+            self._rest = json.loads(about)
+            self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = content_digest(about + (path / POSITION).read_text(), self._tensors)
+            if found != file.metadata()["digest"]:
+                raise ValueError("its content does not match its digest")
 
     def restore_parameters(self, model: nn.Module) -> None:
         """Puts the trained parameters back.
@@ -117,24 +125,37 @@ class Checkpoint:
     def restore_optimizer(self, optimizer: Any, scheduler: Any) -> None:
         """Puts the optimiser's and the schedule's state back."""
         state: dict[int, dict[str, Any]] = {}
-        for name, tensor in self._tensors.items():
-            if name.startswith("optimizer/"):
-                _, index, key = name.split("/")
-                state.setdefault(int(index), {})[key] = tensor
-        for name, value in self._rest["scalars"].items():
-            index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": self._rest["groups"]})
-        scheduler.load_state_dict(self._rest["scheduler"])
+        with _blaming(self.path):
+            for name, tensor in self._tensors.items():
+                if name.startswith("optimizer/"):
+                    _, index, key = name.split("/")
+                    state.setdefault(int(index), {})[key] = tensor
+            for name, value in self._rest["scalars"].items():
+                index, key = name.split("/")
+                state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({"state": state, "param_groups": self._rest["groups"]})
+            scheduler.load_state_dict(self._rest["scheduler"])
 
     def restore_random(self) -> None:
         """Puts the random generators back to where they were."""
-        version, numbers, gauss = self._rest["random"]["python"]
-        random.setstate((version, tuple(numbers), gauss))
-        numpy_state = self._rest["random"]["numpy"]
-        numpy_state["state"]["key"] = np.asarray(numpy_state["state"]["key"], dtype=np.uint32)
-        np.random.set_state(numpy_state)
-        torch.random.set_rng_state(self._tensors["random/torch"])
+        with _blaming(self.path):
+            version, numbers, gauss = self._rest["random"]["python"]
+            random.setstate((version, tuple(numbers), gauss))
+            numpy_state = self._rest["random"]["numpy"]
+            numpy_state["state"]["key"] = np.asarray(numpy_state["state"]["key"], dtype=np.uint32)
+            np.random.set_state(numpy_state)
+            torch.random.set_rng_state(self._tensors["random/torch"])
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside is the fault of the checkpoint there."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{path}: the checkpoint is damaged ({error}): remove the folder and start anew") from None
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

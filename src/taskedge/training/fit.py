@@ -92,6 +92,8 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     start = checkpoints.latest(folder) if resume else None
+    if start is not None:
+        checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
     try:
         done = trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:

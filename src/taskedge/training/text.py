@@ -58,15 +58,17 @@ def predict(
     was_training = model.training
     model.eval()
     found: list[npt.NDArray[np.float32]] = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
-            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-            found.append(logits.float().softmax(-1).cpu().numpy())
-            if on_batch is not None:
-                on_batch(len(chosen))
-    model.train(was_training)
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_size):
+                chosen = order[start : start + batch_size]
+                batch = collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
+                logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
+                found.append(logits.float().softmax(-1).cpu().numpy())
+                if on_batch is not None:
+                    on_batch(len(chosen))
+    finally:
+        model.train(was_training)
     sorted_back = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)
     sorted_back[order] = np.concatenate(found)
     return Prediction(sorted_back)

@@ -96,8 +96,13 @@ def _compiled() -> tuple[Any, Any]:
     """The two compiled loops: rows in order, and rows by index. Compiled once, then read from numba's cache."""
     import numba
 
-    compile_ = numba.njit(nogil=True, fastmath={"reassoc", "contract", "nsz"}, cache=True)
-    return compile_(_rows_in_order), compile_(_rows_by_index)
+    options = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz"}}
+    try:
+        compile_ = numba.njit(**options, cache=True)
+        return compile_(_rows_in_order), compile_(_rows_by_index)
+    except RuntimeError:  # no folder to keep the compiled code in: compile in every process
+        compile_ = numba.njit(**options)
+        return compile_(_rows_in_order), compile_(_rows_by_index)
 
 
 def _rows_in_order(dy: Any, x: Any, rows: Any, among: Any, sums: Any, low: int, high: int) -> None:

@@ -2,10 +2,10 @@
 
 A device that takes a set of blocks computes as long as the slowest of them (the deepest, where seconds grow with
 depth: one backward pass serves all) and sends the sum of their payloads. Whether a deadline can be met is now a
-bin-packing question, so this is a local search: from a greedy start, move a block to another device or swap two
-blocks as long as the band needed *at the current latency* shrinks, split the band anew, repeat. A move that needs
-less band at the same deadline ends sooner once the band is split anew, so every accepted step improves the plan.
-Restarts from shuffled plans; the best is kept.
+bin-packing question, so this is a local search. It aims at a deadline a little below the latency at hand and moves a
+block to another device, or swaps two blocks, as long as the band needed for that deadline shrinks; a device that would
+be late even with the whole band counts as the whole band and its lateness on top, so that late devices are unloaded
+step by step. Then the band is split anew; a better plan is kept and the aim lowered. Restarts deal some blocks anew.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from taskedge.planning.solution import InfeasiblePlan, Instance, JointPlan, chec
 from taskedge.planning.solvers import SOLVERS
 
 RESTARTS = 12
-MAX_ROUNDS = 200  # of the local search, per restart
+MAX_STEPS = 2000  # of the local search, per restart
+AIMS = (0.05, 0.01, 1e-9)  # how far below the latency at hand the search aims, one after the other
 KICK = 0.3  # share of the blocks that a restart deals out anew
 
 
@@ -111,13 +112,17 @@ class _Search:
         return device
 
     def improve(self, device: Ints) -> tuple[Ints, int]:
-        """Best move or swap, again and again, until none needs less band. Returns the plan and the rounds taken."""
-        for done in range(MAX_ROUNDS):
-            step = self._best_step(device, self.latency(device))
-            if step is None:
-                return device, done + 1
-            device = step
-        return device, MAX_ROUNDS
+        """Local search until no aim can be reached. Returns the plan and the steps taken."""
+        latency, steps = self.latency(device), 0
+        for aim in AIMS:
+            while steps < MAX_STEPS and latency > 0:
+                tried, deadline = device, latency * (1 - aim)
+                while steps < MAX_STEPS and (step := self._best_step(tried, deadline)) is not None:
+                    tried, steps = step, steps + 1
+                if (then := self.latency(tried)) >= latency * (1 - 1e-12):
+                    break
+                device, latency = tried, then
+        return device, steps
 
     def _best_step(self, device: Ints, deadline: float) -> Ints | None:
         """The neighbour whose band needed at ``deadline`` is least, if less than now."""
@@ -156,9 +161,12 @@ class _Search:
         return device
 
     def _need(self, deadline: float, seconds: Floats, payload: Floats, device: Ints) -> Floats:
-        # Rounding: the plan at hand must need a finite band at its own latency.
-        payload = np.maximum(payload, 0.0)
-        return least_bandwidths(deadline * (1 + 1e-12), seconds, payload, device, self.link)
+        """Hz for the deadline; beyond the whole band, the band and as much again for every deadline of lateness."""
+        payload = np.maximum(payload, 0.0)  # a difference of sums may round below 0
+        need = least_bandwidths(deadline, seconds, payload, device, self.link)
+        finish = seconds + upload_seconds(self.link, device, payload, self.bandwidth)
+        late = self.bandwidth * np.maximum(finish / deadline, 1.0)
+        return np.where(need <= self.bandwidth, need, late)
 
     def plan(self, device: Ints, rounds: int) -> JointPlan:
         latency, busy, share = self.split(device)

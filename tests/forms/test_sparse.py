@@ -1,0 +1,635 @@
+"""A sparse layer is its untouched linear in every way but two: chosen entries train, and nothing else is kept."""
+
+import copy
+import importlib.util
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
+
+import taskedge as te
+from taskedge.backbone.linears import linears
+from taskedge.errors import InputError
+from taskedge.forms.kernels import using
+from taskedge.forms.sparse import SparseLayer, sparse_layers
+from taskedge.selection.support import LinearSupport, Support
+
+KERNELS = ["thin", *(["numba"] if importlib.util.find_spec("numba") else [])]
+
+
+def support_of(model, entries=9, reads=None, seed=0):
+    """Random entries in every linear, unevenly over the rows."""
+    draw = torch.Generator().manual_seed(seed)
+    chosen = {}
+    for name, linear in linears(model).items():
+        out, inputs = linear.shape
+        flat = torch.randperm(out * inputs, generator=draw)[:entries].sort().values
+        chosen[name] = LinearSupport.from_flat((out, inputs), flat, (reads or {}).get(name, name))
+    return Support(chosen, sum(parameter.numel() for parameter in model.parameters()))
+
+
+def installed(model, trainable=(), **options):
+    return te.install(model, support_of(model, **options), trainable=list(trainable))
+
+
+def dense_twin(model):
+    twin = copy.deepcopy(model)
+    twin.requires_grad_(True)
+    return twin
+
+
+def compare(model, twin, rtol=1e-5, atol=1e-6):
+    """The gradient of every entry is that of the twin's dense weight at its place."""
+    layers = sparse_layers(model)
+    assert layers
+    dense = linears(twin)
+    for name, layer in layers.items():
+        gradient = dense[name].module.weight.grad
+        gradient = gradient.t() if dense[name].transposed else gradient
+        expected = gradient[layer.entries.rows, layer.entries.columns].float()
+        torch.testing.assert_close(
+            layer.entries.offsets.grad, expected, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def backward(model, twin, run):
+    for one in (model, twin):
+        run(one).square().sum().backward()
+
+
+class Attention(nn.Module):
+    """Query, key and value read one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return torch.softmax(self.query(x) @ self.key(x).transpose(-1, -2), -1) @ self.value(x)
+
+
+SHARED = {"query": "query", "key": "query", "value": "query"}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 6), (2, 2, 3, 6), (0, 6)])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Linear(6, 4, bias=False), lambda: Conv1D(4, 6)])
+def test_gradients_are_those_of_dense_autograd(make, shape, kernel):
+    layer = make()
+    twin = dense_twin(layer)
+    installed(layer)
+    x = torch.randn(shape)
+    inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    with using(kernel):
+        for one, given in zip((layer, twin), inputs, strict=True):
+            one(given).square().sum().backward()
+    compare(layer, twin)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_whole_model_has_the_gradients_of_dense_autograd(model, kernel):
+    twin = dense_twin(model)
+    installed(model)
+    given = tiny.batch(model)
+    with using(kernel):
+        for one in (model, twin):
+            tiny.loss(one, given).backward()
+    compare(model, twin)
+
+
+def test_the_forward_pass_is_bit_equal_to_the_untouched_model(model):
+    given = tiny.batch(model)
+    before = tiny.logits(model, given)
+    installed(model)
+    assert torch.equal(tiny.logits(model, given), before)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(model, given), before)
+
+
+def test_readers_of_one_input_share_its_columns():
+    model = Attention()
+    twin = dense_twin(model)
+    installed(model, reads=SHARED)
+    x = torch.randn(3, 7, 6)
+    backward(model, twin, lambda one: one(x))
+    compare(model, twin)
+    assert model.query.entries.input is model.key.entries.input
+
+
+def test_a_layer_used_twice_in_a_forward_pass():
+    model = nn.Linear(6, 6)
+    twin = dense_twin(model)
+    installed(model)
+    x = torch.randn(5, 6)
+    backward(model, twin, lambda one: one(torch.tanh(one(x))) + one(x))
+    compare(model, twin)
+
+
+def test_shared_readers_that_run_in_part_twice_or_on_other_inputs():
+    model = Attention()
+    twin = dense_twin(model)
+    installed(model, reads=SHARED)
+    x, other = torch.randn(4, 6), torch.randn(4, 6)
+    for run in (
+        lambda one: one(x),
+        lambda one: one.query(x) + one.key(x),
+        lambda one: one.value(other) + one.query(x) + one.key(other),
+        lambda one: one.query(x) + one.query(x) + one.key(x) + one.value(x) + one.value(x),
+        lambda one: one.query(x) + one.key(x.clone().mul_(2)),
+    ):
+        backward(model, twin, run)  # gradients add up
+        compare(model, twin)
+
+
+def test_an_input_changed_in_place_between_two_readers_is_gathered_again():
+    model = Attention()
+    twin = dense_twin(model)
+    installed(model, reads=SHARED)
+
+    def run(one):
+        x = torch.linspace(-1, 1, 24).reshape(4, 6).clone()
+        first = one.query(x).detach()  # whose own backward pass dense autograd would refuse
+        x.mul_(3)
+        return first + one.key(x) + one.value(x)
+
+    backward(model, twin, run)
+    for name in ("key", "value"):
+        gradient = getattr(twin, name).weight.grad
+        entries = getattr(model, name).entries
+        torch.testing.assert_close(entries.offsets.grad, gradient[entries.rows, entries.columns])
+
+
+def test_an_input_that_is_changed_in_place_after_the_layer_keeps_the_right_gradient():
+    layer = nn.Linear(6, 4)
+    twin = dense_twin(layer)
+    installed(layer)
+    x = torch.randn(5, 6)
+    layer(x.clone()).sum().backward()
+    twin(x).sum().backward()
+    changed = x.clone()
+    output = layer(changed)
+    changed.zero_()  # dense autograd would refuse; ours keeps its own columns
+    layer.entries.offsets.grad = None
+    output.sum().backward()
+    compare(layer, twin)
+
+
+def test_an_activation_in_place_after_the_layer():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(inplace=True), nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2))
+    twin = dense_twin(model)
+    installed(model)
+    x = torch.randn(7, 6)
+
+    def run(one):
+        hidden = one[:3](x)
+        hidden += 1
+        return one[3:](hidden.mul_(2))
+
+    backward(model, twin, run)
+    compare(model, twin)
+
+
+def test_the_bias_trains_at_the_same_time(bert):
+    twin = dense_twin(bert)
+    installed(bert, trainable=["*.bias"])
+    given = tiny.batch(bert)
+    for one in (bert, twin):
+        tiny.loss(one, given).backward()
+    compare(bert, twin)
+    theirs = dict(twin.named_parameters())
+    for name, parameter in bert.named_parameters():
+        if name.endswith(".bias"):
+            torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-6)
+
+
+def test_only_chosen_entries_move_and_they_move_as_the_optimiser_says(bert):
+    before = tiny.state(bert)
+    installed(bert)
+    tiny.train(bert)
+    after = bert.state_dict()
+    for name, layer in sparse_layers(bert).items():
+        chosen = torch.zeros(linears(bert)[name].shape, dtype=torch.bool)
+        chosen[layer.entries.rows, layer.entries.columns] = True
+        old, new = before[f"{name}.weight"], after[f"{name}.weight"]
+        assert torch.equal(old[~chosen], new[~chosen])
+        assert torch.equal(new[chosen], layer.entries.values)
+        torch.testing.assert_close(new[chosen], old[chosen] + layer.entries.offsets.detach())
+        assert not torch.equal(old[chosen], new[chosen])
+
+
+def test_training_equals_dense_training_with_a_masked_gradient():
+    model = tiny.mlp()
+    twin = dense_twin(model)
+    installed(model)
+    masks = {}
+    for name, layer in sparse_layers(model).items():
+        masks[name] = torch.zeros(layer._parameters["weight"].shape)
+        masks[name][layer.entries.rows, layer.entries.columns] = 1
+    ours = torch.optim.SGD(tiny.trained(model), lr=0.1, momentum=0.9)
+    theirs = torch.optim.SGD([linears(twin)[name].module.weight for name in masks], lr=0.1, momentum=0.9)
+    for step in range(5):
+        for one, optimizer in ((model, ours), (twin, theirs)):
+            optimizer.zero_grad()
+            tiny.loss(one, tiny.batch(one, seed=step)).backward()
+            if one is twin:
+                for name, mask in masks.items():
+                    linears(twin)[name].module.weight.grad.mul_(mask)
+            optimizer.step()
+    for name in masks:
+        torch.testing.assert_close(model.get_submodule(name).weight, linears(twin)[name].module.weight)
+
+
+def test_a_step_scales_how_far_an_offset_moves_its_weight():
+    layer = nn.Linear(3, 2, bias=False)
+    twin = dense_twin(layer)
+    support = LinearSupport.from_flat((2, 3), torch.tensor([0, 4]), "", torch.tensor([1.0, 2.0, 4.0]))
+    te.install(layer, Support({"": support}, 6), step="activation", trainable=[])
+    x = torch.randn(5, 3)
+    layer(x).sum().backward()
+    twin(x).sum().backward()
+    step = (torch.tensor([1.0, 4.0, 16.0]).mean().sqrt() / torch.tensor([1.0, 2.0, 4.0]))[torch.tensor([0, 1])]
+    torch.testing.assert_close(layer.entries.step, step)
+    torch.testing.assert_close(layer.entries.offsets.grad, step * twin.weight.grad.flatten()[[0, 4]])
+    base = layer.entries.base.clone()
+    layer.entries.offsets.data.fill_(0.5)
+    torch.testing.assert_close(layer.weight.flatten()[[0, 4]], base + 0.5 * step)
+
+
+# -- what training keeps ------------------------------------------------------------------------------------------
+
+
+def saved_bytes(model, run):
+    """Bytes that autograd saves for backward, each storage once, parameters not counted."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive, so that no address is used twice
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run(model)
+    return sum(size for size, _ in kept.values()), output
+
+
+def stored_columns(model):
+    return sum(len(shared.columns) for shared in {layer.entries.input for layer in sparse_layers(model).values()})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_the_used_columns_are_saved_once_for_each_distinct_input(bert, precision):
+    lowest = "bert.embeddings.LayerNorm.bias"
+    given = tiny.batch(bert, rows=4, tokens=6)
+    reads = {}
+    for name in linears(bert):
+        for reader in ("key", "value"):
+            if name.endswith(f"self.{reader}"):
+                reads[name] = name.removesuffix(reader) + "query"
+    support = support_of(bert, reads=reads)
+    inside = {name: linear for name, linear in support.linears.items() if ".encoder." in name}
+
+    def run(one):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return tiny.logits(one, given)
+
+    frozen = copy.deepcopy(bert).requires_grad_(False)
+    for name, parameter in frozen.named_parameters():
+        parameter.requires_grad_(name == lowest or name.startswith("classifier."))
+    limit, _ = saved_bytes(frozen, run)
+    te.install(bert, Support(inside, support.model_parameters), trainable=[lowest, "classifier"])
+    ours, _ = saved_bytes(bert, run)
+    width = 4 if precision == "fp32" else 2
+    assert stored_columns(bert) < sum(len(linear.distinct_columns) for linear in inside.values())  # some are shared
+    assert ours == limit + 4 * 6 * width * stored_columns(bert)
+
+
+def test_columns_are_not_kept_alive_after_all_readers_have_run():
+    model = Attention()
+    installed(model, reads=SHARED)
+    model(torch.randn(3, 6))
+    assert model.query.entries.input._gathered is None
+
+
+class Made(TorchDispatchMode):
+    """Remembers every tensor that an operation made, views of what was there before left out."""
+
+    def __init__(self, known):
+        super().__init__()
+        self.storages = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.made = []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        result = operation(*arguments, **(options or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.storages:
+                self.made.append(tensor)
+        return result
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("make", [lambda: nn.Linear(37, 53), lambda: Conv1D(53, 37)])
+def test_no_copy_of_the_weight_and_no_dense_gradient_is_ever_made(make, kernel):
+    layer = make()
+    support = LinearSupport.from_flat((53, 37), torch.arange(53) * 37 + 5, "")
+    te.install(layer, Support({"": support}, 2000), trainable=[])
+    optimizer = torch.optim.AdamW(tiny.trained(layer), lr=0.1)
+    x = torch.randn(11, 37, requires_grad=True)
+    with using(kernel), Made(list(layer.parameters())) as watch:
+        for _ in range(2):
+            layer(x).square().sum().backward()
+            optimizer.step()
+    assert watch.made
+    assert max(tensor.numel() for tensor in watch.made) < 37 * 53
+    assert layer._parameters["weight"].grad is None
+
+
+def test_the_optimiser_keeps_state_for_the_entries_alone(bert):
+    installed(bert, trainable=[])
+    optimizer = torch.optim.AdamW(tiny.trained(bert), lr=0.1)
+    tiny.loss(bert, tiny.batch(bert)).backward()
+    optimizer.step()
+    entries = sum(len(layer.entries.offsets) for layer in sparse_layers(bert).values())
+    moments = [value for state in optimizer.state.values() for value in state.values() if value.numel() > 1]
+    assert sum(value.numel() for value in moments) == 2 * entries
+
+
+# -- modes, precision, and what else a training loop does ------------------------------------------------------------
+
+
+def test_autocast_to_bfloat16(bert):
+    twin = dense_twin(bert)
+    installed(bert)
+    given = tiny.batch(bert)
+    outputs = []
+    for one in (bert, twin):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(tiny.logits(one, given))
+        outputs[-1].float().square().sum().backward()
+    assert torch.equal(*outputs)
+    for layer in sparse_layers(bert).values():
+        assert layer.entries.offsets.grad.dtype == torch.float32
+    compare(bert, twin, rtol=5e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_dtype_trains_fp32_offsets(dtype):
+    model = tiny.mlp().to(dtype)
+    twin = dense_twin(model)
+    installed(model)
+    x = torch.randn(9, 12, dtype=dtype)
+    for one in (model, twin):
+        one(x).float().square().sum().backward()
+    compare(model, twin, rtol=3e-2, atol=3e-3)
+    assert {layer.entries.offsets.dtype for layer in sparse_layers(model).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("convert", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
+def test_offsets_stay_fp32_when_the_model_is_converted(convert):
+    model = tiny.train(installed(tiny.mlp()))
+    values = {name: layer.entries.values for name, layer in sparse_layers(model).items()}
+    convert(model)
+    for name, layer in sparse_layers(model).items():
+        assert layer.entries.offsets.dtype == layer.entries.base.dtype == torch.float32
+        assert torch.equal(layer.entries.values, values[name])
+        stored = layer.weight[layer.entries.rows, layer.entries.columns]
+        assert stored.dtype == layer.bias.dtype != torch.float32
+        assert torch.equal(stored, values[name].to(stored.dtype))
+    dtype = model.first.bias.dtype
+    model(torch.randn(4, 12, dtype=dtype)).float().sum().backward()
+    assert model.first.entries.offsets.grad.dtype == torch.float32
+
+
+def test_small_steps_add_up_in_fp32_under_a_bfloat16_weight():
+    layer = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
+    layer.weight.data.fill_(1.0)
+    installed(layer, entries=1)
+    for _ in range(64):
+        layer.entries.offsets.data += 1e-3  # each is far below half a bf16 step at 1
+    assert layer.weight.max().item() == torch.tensor(1.064).to(torch.bfloat16).item()
+
+
+def test_gradient_accumulation_and_clipping(bert):
+    twin = dense_twin(bert)
+    installed(bert)
+    for one in (bert, twin):
+        for seed in range(3):
+            (tiny.loss(one, tiny.batch(one, seed=seed)) / 3).backward()
+    compare(bert, twin)
+    offsets = tiny.trained(bert)
+    norm = torch.linalg.vector_norm(torch.cat([offset.grad for offset in offsets]))
+    assert nn.utils.clip_grad_norm_(offsets, float(norm) / 2).item() == pytest.approx(norm.item())
+    clipped = torch.linalg.vector_norm(torch.cat([offset.grad for offset in offsets]))
+    assert clipped.item() == pytest.approx(norm.item() / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant):
+    model = nn.Sequential(Attention(), nn.Linear(5, 6), nn.ReLU(inplace=True), Attention())
+    twin = dense_twin(model)
+    reads = {f"{part}.{name}": f"{part}.query" for part in (0, 3) for name in SHARED}
+    installed(model, reads=reads)
+    x = torch.randn(3, 4, 6, requires_grad=True)
+
+    def run(one):
+        return checkpoint(one[3:], checkpoint(one[:3], x, use_reentrant=reentrant), use_reentrant=reentrant)
+
+    run(model).square().sum().backward()
+    twin(x).square().sum().backward()
+    compare(model, twin)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_gradient_checkpointing_of_transformers():
+    model = tiny.bert()
+    twin = dense_twin(model)
+    installed(model)
+    model.gradient_checkpointing_enable()
+    given = tiny.batch(model)
+    for one in (model.train(), twin.train()):
+        tiny.loss(one, given).backward()
+    compare(model, twin)
+
+
+@pytest.mark.parametrize("quiet", [torch.no_grad, torch.inference_mode])
+def test_evaluation_between_training_steps(bert, quiet):
+    installed(bert)
+    optimizer = torch.optim.SGD(tiny.trained(bert), lr=0.5)
+    given = tiny.batch(bert)
+    seen = []
+    for _ in range(3):
+        bert.train()
+        optimizer.zero_grad()
+        tiny.loss(bert, given).backward()
+        optimizer.step()
+        bert.eval()
+        with quiet():
+            output = tiny.logits(bert, given)
+        assert not output.requires_grad
+        seen.append(output.clone())
+        assert torch.equal(tiny.logits(bert, given), seen[-1])  # the weight it wrote serves training too
+    assert not torch.equal(seen[0], seen[1])
+    assert torch.equal(tiny.logits(te.fuse(copy.deepcopy(bert)), given), seen[-1])
+
+
+def test_frozen_offsets_leave_a_plain_layer():
+    layer = installed(nn.Linear(4, 3))
+    layer.requires_grad_(False)
+    assert not layer(torch.randn(2, 4)).requires_grad
+
+
+def test_changes_through_data_are_seen():
+    layer = installed(nn.Linear(6, 4))
+    x = torch.randn(3, 6)
+    before = layer(x)
+    layer.entries.offsets.data.add_(1.0)
+    assert not torch.equal(layer(x), before)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+    layer.entries.offsets.data = torch.zeros_like(layer.entries.offsets)
+    assert torch.equal(layer(x), before)
+
+
+def test_a_weight_that_is_not_contiguous():
+    layer = nn.Linear(6, 6)
+    layer.weight = nn.Parameter(torch.randn(12, 6).t()[:, ::2])
+    assert not layer.weight.is_contiguous()
+    twin = dense_twin(layer)
+    installed(layer)
+    x = torch.randn(4, 6)
+    backward(layer, twin, lambda one: one(x))
+    compare(layer, twin)
+    before = twin.weight.detach().clone()
+    layer.entries.offsets.data.fill_(0.25)
+    chosen = layer.entries.rows, layer.entries.columns
+    before[chosen] += 0.25
+    assert torch.equal(layer.weight, before)
+
+
+# -- copies, files, hooks --------------------------------------------------------------------------------------------
+
+
+def test_a_deep_copy_is_independent_and_both_train():
+    model = installed(Attention(), reads=SHARED)
+    x = torch.randn(4, 6)
+    model(x).sum().backward()
+    twin = copy.deepcopy(model)
+    mine = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    assert not mine & {tensor.untyped_storage().data_ptr() for tensor in twin.state_dict().values()}
+    assert twin.query.entries.input is twin.key.entries.input is not model.query.entries.input
+    before = model(x)
+    optimizer = torch.optim.SGD(tiny.trained(twin), lr=0.5)
+    for _ in range(2):
+        twin(x).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(model(x), before)
+    assert not torch.equal(twin(x), before)
+    model.query.entries.offsets.data.fill_(1.0)
+    after = twin(x)
+    model(x)
+    assert torch.equal(twin(x), after)
+    te.fuse(twin)
+    assert isinstance(model.query, SparseLayer)
+    assert type(twin.query) is nn.Linear
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_state_goes_round(bert, assign):
+    tiny.train(installed(bert))
+    stored = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
+    other = installed(tiny.bert())
+    given = tiny.batch(bert)
+    other.load_state_dict(stored, assign=assign)
+    assert torch.equal(tiny.logits(other, given), tiny.logits(bert, given))
+    assert tiny.same_bits(other.state_dict(), stored)
+    tiny.train(other)
+
+
+def test_state_is_up_to_date_right_after_a_step(mlp):
+    installed(mlp)
+    mlp.first.entries.offsets.data.fill_(1.0)
+    entries = mlp.first.entries
+    assert torch.equal(mlp.state_dict()["first.weight"][entries.rows, entries.columns], entries.values)
+
+
+def test_state_of_another_support_is_refused(mlp):
+    stored = tiny.state(installed(mlp))
+    for other in (installed(tiny.mlp(), seed=1), installed(tiny.mlp(), entries=8)):
+        with pytest.raises(InputError, match="another support"):
+            other.load_state_dict(stored)
+
+
+def test_a_pre_hook_that_changes_the_input():
+    layer = nn.Linear(6, 4)
+    layer.register_forward_pre_hook(lambda module, given: (given[0] * 3,))
+    twin = dense_twin(layer)
+    installed(layer)
+    x = torch.randn(5, 6)
+    backward(layer, twin, lambda one: one(x))
+    compare(layer, twin)
+
+
+def test_a_hook_that_changes_the_output_and_one_that_came_later():
+    layer = nn.Linear(6, 4)
+    layer.register_forward_hook(lambda module, given, output: output.tanh())
+    twin = dense_twin(layer)
+    installed(layer)
+    for one in (layer, twin):
+        one.register_forward_hook(lambda module, given, output: output * 2)
+    x = torch.randn(5, 6)
+    assert torch.equal(layer(x), twin(x))
+    backward(layer, twin, lambda one: one(x))
+    compare(layer, twin)
+
+
+def test_full_backward_hooks():
+    model = Attention()
+    twin = dense_twin(model)
+    installed(model, reads=SHARED)
+    seen = [[], []]
+    for one, log in zip((model, twin), seen, strict=True):
+        one.key.register_full_backward_hook(lambda _, given, received, log=log: log.append((*given, *received)))
+        one.key.register_full_backward_pre_hook(lambda module, received: tuple(2 * gradient for gradient in received))
+    inputs = [torch.ones(4, 6).cumsum(0).mul(0.1).requires_grad_() for _ in range(2)]
+    for one, x in zip((model, twin), inputs, strict=True):
+        one(x).square().sum().backward()
+    compare(model, twin)
+    torch.testing.assert_close(*seen)
+    torch.testing.assert_close(inputs[0].grad, inputs[1].grad)
+
+
+def test_a_tensor_hook_on_the_offsets_is_called():
+    layer = installed(nn.Linear(6, 4))
+    layer.entries.offsets.register_hook(torch.zeros_like)
+    layer(torch.randn(3, 6)).sum().backward()
+    assert not layer.entries.offsets.grad.any()
+
+
+def test_an_argument_given_by_name():
+    layer = installed(nn.Linear(6, 4))
+    x = torch.randn(3, 6)
+    assert torch.equal(layer(input=x), layer(x))
+
+
+def test_features_made_in_inference_mode_train_as_well():
+    layer = nn.Linear(6, 4)
+    twin = dense_twin(layer)
+    installed(layer)
+    with torch.inference_mode():
+        x = torch.randn(3, 6)
+    backward(layer, twin, lambda one: one(x if one is layer else x.clone()))
+    compare(layer, twin)
+
+
+def test_a_linear_without_entries_trains_nothing():
+    layer = installed(nn.Linear(6, 4), entries=0)
+    layer(torch.randn(3, 6)).sum().backward()
+    assert layer.entries.offsets.grad.shape == (0,)

@@ -1,0 +1,138 @@
+"""Whatever the budget, an allocation spends exactly that, as evenly as it says, on the best scores."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskedge.errors import BudgetError, InputError, UnknownName
+from taskedge.selection.allocations import ALLOCATIONS, allocate, best
+
+every_allocation = pytest.mark.parametrize("allocation", ["per_neuron", "per_layer", "global"])
+
+
+@st.composite
+def problems(draw):
+    """(shapes, scores, entries): some linears, where perhaps only some columns may be chosen, and ties."""
+    widths = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    with_ties = draw(st.booleans())
+    shapes, scores = {}, {}
+    for place, (rows, inputs) in enumerate(widths):
+        usable = draw(st.integers(1, inputs))
+        score = torch.rand(rows, inputs, generator=generator)
+        if with_ties:
+            score = (score * 3).floor()
+        score[:, torch.randperm(inputs, generator=generator)[usable:]] = -torch.inf
+        shapes[f"linear{place}"], scores[f"linear{place}"] = (rows, usable), score
+    capacity = sum(rows * columns for rows, columns in shapes.values())
+    return shapes, scores, draw(st.integers(1, capacity))
+
+
+@every_allocation
+@given(problem=problems())
+def test_exactly_the_budget_is_spent_on_entries_that_may_be_chosen(allocation, problem):
+    shapes, scores, entries = problem
+    chosen = allocate(allocation, shapes, scores.__getitem__, entries)
+    assert sum(len(flat) for flat in chosen.values()) == entries
+    assert set(chosen) <= set(shapes)
+    for name, flat in chosen.items():
+        assert flat.dtype == torch.int64
+        assert bool((flat.diff() > 0).all())
+        assert bool(scores[name].flatten()[flat].isfinite().all())
+
+
+@every_allocation
+@given(problem=problems())
+def test_ties_fall_the_same_way_each_time(allocation, problem):
+    shapes, scores, entries = problem
+    first, again = (allocate(allocation, shapes, scores.__getitem__, entries) for _ in range(2))
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def per_row(shapes, scores, chosen):
+    """Pairs of (entries of a row, the most it can have) over all rows of all linears."""
+    for name, (rows, columns) in shapes.items():
+        flat = chosen.get(name, torch.empty(0, dtype=torch.int64))
+        for count in torch.bincount(flat // scores[name].shape[1], minlength=rows).tolist():
+            yield count, columns
+
+
+@given(problem=problems())
+def test_per_neuron_rows_differ_by_one_at_most_unless_full(problem):
+    shapes, scores, entries = problem
+    chosen = allocate("per_neuron", shapes, scores.__getitem__, entries)
+    counts = list(per_row(shapes, scores, chosen))
+    most = max(count for count, _ in counts)
+    assert all(count >= most - 1 or count == full for count, full in counts)
+
+
+@given(problem=problems())
+def test_per_neuron_takes_the_best_of_each_row_and_of_the_next_ones(problem):
+    shapes, scores, entries = problem
+    chosen = allocate("per_neuron", shapes, scores.__getitem__, entries)
+    taken_next, left_next = [], []
+    whole = max(count for count, _ in per_row(shapes, scores, chosen)) - 1
+    for name, (rows, columns) in shapes.items():
+        flat = chosen.get(name, torch.empty(0, dtype=torch.int64))
+        inputs = scores[name].shape[1]
+        for row in range(rows):
+            mine = flat[flat // inputs == row] % inputs
+            ranked = scores[name][row].sort(descending=True).values
+            assert torch.equal(scores[name][row][mine].sort(descending=True).values, ranked[: len(mine)])
+            if len(mine) == whole + 1:
+                taken_next.append(ranked[whole].item())
+            elif len(mine) < columns:
+                left_next.append(ranked[len(mine)].item())
+    assert not left_next or min(taken_next) >= max(left_next)
+
+
+@given(problem=problems())
+def test_per_layer_quotas_are_in_proportion_and_hold_the_best(problem):
+    shapes, scores, entries = problem
+    chosen = allocate("per_layer", shapes, scores.__getitem__, entries)
+    total = sum(rows * columns for rows, columns in shapes.values())
+    for name, (rows, columns) in shapes.items():
+        flat = chosen.get(name, torch.empty(0, dtype=torch.int64))
+        assert abs(len(flat) - entries * rows * columns / total) < 1
+        ranked = scores[name].flatten().sort(descending=True).values
+        assert torch.equal(scores[name].flatten()[flat].sort(descending=True).values, ranked[: len(flat)])
+
+
+@given(problem=problems())
+def test_global_is_the_top_of_all_scores(problem):
+    shapes, scores, entries = problem
+    chosen = allocate("global", shapes, scores.__getitem__, entries)
+    found = torch.cat([scores[name].flatten()[flat] for name, flat in chosen.items()])
+    brute = torch.cat([score.flatten() for score in scores.values()]).sort(descending=True).values[:entries]
+    assert torch.equal(found.sort(descending=True).values, brute)
+
+
+@every_allocation
+def test_a_budget_beyond_what_can_be_carried_or_below_one_is_refused(allocation):
+    shapes, score = {"a": (2, 3)}, torch.rand(2, 3)
+    assert len(allocate(allocation, shapes, lambda _: score, 6)["a"]) == 6
+    with pytest.raises(BudgetError, match="a budget of 7 entries is more than the 6 that 1 linears can carry"):
+        allocate(allocation, shapes, lambda _: score, 7)
+    with pytest.raises(BudgetError, match="trains nothing"):
+        allocate(allocation, shapes, lambda _: score, 0)
+
+
+@every_allocation
+@pytest.mark.parametrize("place", [0, 5])
+def test_a_score_that_is_not_a_number_is_refused(allocation, place):
+    score = torch.rand(2, 3)
+    score.view(-1)[place] = torch.nan
+    with pytest.raises(InputError, match="scores of linear 'a' are not numbers"):
+        allocate(allocation, {"a": (2, 3)}, lambda _: score, 2)
+
+
+def test_an_unknown_allocation_gets_the_nearest():
+    with pytest.raises(UnknownName, match="did you mean 'per_neuron'"):
+        allocate("per_neurone", {"a": (1, 1)}, lambda _: torch.ones(1, 1), 1)
+
+
+def test_best_breaks_ties_by_the_lower_index():
+    assert best(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
+    assert "per_neuron" in ALLOCATIONS

@@ -1,0 +1,174 @@
+"""From a budget to a support: exact, printable, and refused with a reason."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+import taskedge as te
+from taskedge.backbone.linears import candidates, linears
+from taskedge.errors import BudgetError, InputError, UnknownName
+from taskedge.selection.rules import RULES
+from taskedge.selection.select import parse_share, select
+
+every_rule = pytest.mark.parametrize("rule", ["taskedge", "magnitude", "random", "gradient"])
+
+
+@pytest.mark.parametrize(
+    ("budget", "share"), [("0.1%", 0.001), (0.001, 0.001), ("0.001", 0.001), (" 5 % ", 0.05), ("100%", 1.0), (1, 1.0)]
+)
+def test_a_share_is_read(budget, share):
+    assert parse_share(budget) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        "0",
+        "0%",
+        0,
+        -0.1,
+        "-1%",
+        "150%",
+        1.5,
+        "abc",
+        "%",
+        "",
+        "1%2",
+        "nan",
+        "nan%",
+        math.nan,
+        math.inf,
+        None,
+        [],
+        "1,5%",
+    ],
+)
+def test_what_is_no_share_is_refused_with_an_example(budget):
+    with pytest.raises(BudgetError, match=r"write '0\.1%' or 0\.001"):
+        parse_share(budget)
+
+
+@every_rule
+@pytest.mark.parametrize("allocation", ["per_neuron", "per_layer", "global"])
+def test_the_budget_is_a_share_of_all_parameters_and_met_exactly(bert, rule, allocation):
+    support = select(bert, [tiny.batch(bert)], budget="5%", rule=rule, allocation=allocation)
+    assert support.entries == round(0.05 * 5859)
+    assert support.model_parameters == 5859
+    assert (support.rule, support.allocation, support.budget) == (rule, allocation, "5%")
+    assert set(support.linears) <= set(candidates(bert))
+
+
+def test_entries_per_neuron(bert):
+    support = select(bert, [tiny.batch(bert)], per_neuron=2)
+    for name, linear in support.linears.items():
+        assert torch.bincount(linear.rows).tolist() == [2] * linears(bert)[name].shape[0]
+    assert support.budget == "2 per neuron"
+
+
+def test_the_best_of_each_neuron_by_the_rule(mlp):
+    x = tiny.batch(mlp)
+    support = select(mlp, [x], per_neuron=1)
+    best = (mlp.first.weight.abs() * x.flatten(0, 1).norm(dim=0)).argmax(1)
+    assert torch.equal(support.linears["first"].columns, best)
+    magnitude = select(mlp, rule="magnitude", per_neuron=1)
+    assert torch.equal(magnitude.linears["second"].columns, mlp.second.weight.abs().argmax(1))
+
+
+def test_the_same_seed_gives_the_same_support(mlp):
+    one, again, other = (select(mlp, rule="random", budget="5%", seed=seed) for seed in (1, 1, 2))
+    flats = [torch.cat([linear.flat for linear in support.linears.values()]) for support in (one, again, other)]
+    assert torch.equal(flats[0], flats[1])
+    assert not torch.equal(flats[0], flats[2])
+
+
+@every_rule
+def test_the_model_is_not_changed(model, rule):
+    if rule == "gradient" and isinstance(model, tiny.Mlp):
+        pytest.skip("gives no loss")
+    model.train()
+    before = tiny.state(model)
+    asked = [parameter.requires_grad for parameter in model.parameters()]
+    select(model, [tiny.batch(model)], budget="1%", rule=rule)
+    assert tiny.same_bits(model.state_dict(), before)
+    assert [parameter.requires_grad for parameter in model.parameters()] == asked
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert model.training
+
+
+@every_rule
+@pytest.mark.parametrize("allocation", ["per_neuron", "per_layer", "global"])
+@pytest.mark.parametrize("max_columns", [1, 3, 100])
+def test_no_linear_uses_more_than_max_columns(bert, rule, allocation, max_columns):
+    options = {"rule": rule, "allocation": allocation, "max_columns": max_columns}
+    support = select(bert, [tiny.batch(bert)], budget="2%", **options)
+    assert support.entries == round(0.02 * 5859)
+    assert all(len(linear.distinct_columns) <= max_columns for linear in support.linears.values())
+    assert support.settings["max_columns"] == max_columns
+
+
+def test_the_columns_kept_have_the_largest_sums_of_scores(mlp):
+    support = select(mlp, rule="magnitude", per_neuron=1, max_columns=2, linears=["first"])
+    sums = mlp.first.weight.abs().sum(0)
+    assert set(support.linears["first"].columns.tolist()) <= set(sums.topk(2).indices.tolist())
+
+
+def test_named_linears_alone(bert):
+    support = select(bert, rule="magnitude", budget="0.1%", linears=["*.query"])
+    assert set(support.linears) <= {name for name in linears(bert) if name.endswith("query")}
+
+
+def test_input_norms_and_readers_are_kept_where_data_was_seen(bert):
+    support = select(bert, [tiny.batch(bert)], rule="random", budget="5%")
+    key = support.linears["bert.encoder.layer.1.attention.self.key"]
+    assert key.reads == "bert.encoder.layer.1.attention.self.query"
+    assert key.input_rms.shape == (16,)
+    assert key.input_rms.square().mean().item() == pytest.approx(1.0, abs=0.05)  # after a fresh LayerNorm
+    blind = select(bert, rule="random", budget="5%").linears["bert.encoder.layer.1.attention.self.key"]
+    assert blind.input_rms is None
+    assert blind.reads == "bert.encoder.layer.1.attention.self.key"
+
+
+def test_a_new_rule_is_one_function_and_one_registration(mlp, monkeypatch):
+    from taskedge.selection.rules import rule
+
+    monkeypatch.setattr(RULES, "_things", dict(RULES._things))
+
+    @rule("smallest")
+    def smallest(weight, statistics, generator):
+        """The weights nearest zero."""
+        return -weight.abs()
+
+    support = select(mlp, rule="smallest", per_neuron=1)
+    assert torch.equal(support.linears["first"].columns, mlp.first.weight.abs().argmin(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({}, BudgetError, "give either budget"),
+        ({"budget": 0.1, "per_neuron": 1}, BudgetError, "give either budget"),
+        ({"budget": "0%"}, BudgetError, "trains nothing"),
+        ({"budget": "0.0001%"}, BudgetError, "trains nothing"),
+        ({"budget": "100%"}, BudgetError, "a budget of 245 entries is more than the 200 that 2 linears can carry"),
+        ({"per_neuron": 0}, BudgetError, "per_neuron=0 trains nothing"),
+        ({"per_neuron": 13}, BudgetError, "more than the 12 inputs of the widest linear"),
+        ({"per_neuron": 1, "max_columns": 0}, BudgetError, "max_columns=0"),
+        ({"per_neuron": 3, "max_columns": 2}, BudgetError, "per_neuron=3 is more than the 2"),
+        ({"per_neuron": 1, "rule": "taskege"}, UnknownName, "did you mean 'taskedge'"),
+        ({"per_neuron": 1, "allocation": "even"}, UnknownName, "unknown allocation 'even'"),
+        ({"per_neuron": 1, "rule": "taskedge"}, InputError, "looks at data"),
+        ({"per_neuron": 1, "rule": "gradient"}, InputError, "looks at data"),
+        ({"per_neuron": 1, "linears": ["frst"]}, InputError, "did you mean 'first'"),
+    ],
+)
+def test_bad_settings(mlp, options, error, message):
+    with pytest.raises(error, match=message):
+        te.select(mlp, **({"rule": "magnitude"} | options))
+
+
+def test_nan_weights_are_refused(mlp):
+    mlp.first.weight.data[0, 0] = torch.nan
+    with pytest.raises(InputError, match="scores of linear 'first' are not numbers"):
+        select(mlp, rule="magnitude", per_neuron=1)

@@ -1,0 +1,46 @@
+"""Names lead to things, a wrong name to the nearest right one."""
+
+import pytest
+
+from taskedge.errors import InputError, UnknownName
+from taskedge.forms.kernels import KERNELS
+from taskedge.registry import Registry
+from taskedge.selection.allocations import ALLOCATIONS
+from taskedge.selection.rules import RULES
+
+
+def test_what_is_built_in_is_found_without_importing_it():
+    assert list(RULES) == ["gradient", "magnitude", "random", "taskedge"]
+    assert list(ALLOCATIONS) == ["global", "per_layer", "per_neuron"]
+    assert list(KERNELS) == ["numba", "thin"]
+
+
+def test_an_unknown_name_says_what_is_known():
+    with pytest.raises(UnknownName, match=r"unknown rule 'magnitud'; did you mean 'magnitude'\? \(known: gradient, "):
+        RULES["magnitud"]
+    with pytest.raises(InputError, match=r"unknown rule 'zzz' \(known"):
+        RULES["zzz"]
+
+
+def test_a_name_is_taken_once():
+    things = Registry("thing", "taskedge.selection.rules")
+    things.add("one", 1)
+    with pytest.raises(ValueError, match="the thing 'one' is registered twice"):
+        things.add("one", 2)
+    assert things["one"] == 1
+    assert "one" in things
+    assert "two" not in things
+
+
+def test_the_decorator_leaves_the_thing_as_it_is():
+    things = Registry("thing", "taskedge.selection.rules")
+
+    @things.register("double")
+    def double(x):
+        return 2 * x
+
+    assert double(2) == things["double"](2) == 4
+
+
+def test_every_rule_says_what_it_does_in_one_line():
+    assert all(RULES[name].summary for name in RULES)
