@@ -52,7 +52,8 @@ def show(figures: Sequence[dict[str, Any]]) -> None:
     for line in figures:
         low, high = line["quartiles"]
         bar = f"bar {line['bar']:g}: {'met' if line['met'] else 'MISSED'}" if "bar" in line else ""
-        print(f"{line['what']:58} {line['median']:9.3f} {line['unit']:5} ({low:.3f} to {high:.3f})  {bar}")
+        setting = f" (dropout {line['dropout']:g})" if "dropout" in line else ""
+        print(f"{line['what'] + setting:62} {line['median']:9.3f} {line['unit']:5} ({low:.3f} to {high:.3f})  {bar}")
 
 
 def _processor() -> str:

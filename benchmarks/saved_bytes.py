@@ -7,10 +7,12 @@ Every storage that a backward node saves is counted once, the model's own parame
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from common import figure, show, write
 from torch import Tensor, nn
-from workload import SETTING, Batch, setup, variants
+from workload import DROPOUT, SETTING, Batch, set_dropout, setup, variants
 
 BARS = {"frozen limit": 1.08, "LoRA r=8": 0.70}
 
@@ -36,19 +38,29 @@ def saved_bytes(model: nn.Module, batch: Batch) -> int:
 
 def main() -> None:
     base, calibration = setup()
-    total = {name: saved_bytes(model, calibration[0]) for name, model in variants(base, calibration).items()}
+    models = variants(base, calibration)
+    figures = []
+    for dropout in DROPOUT:
+        total = {}
+        for name, model in models.items():
+            set_dropout(model, dropout)
+            total[name] = saved_bytes(model, calibration[0])
+        figures += [line | {"dropout": dropout} for line in summary(total)]
+    show(figures)
+    write("saved_bytes", {"setting": SETTING, "figures": figures})
+
+
+def summary(total: dict[str, int]) -> list[dict[str, Any]]:
+    rules = ("taskedge", "magnitude", "random")
+    others = [name for name in total if name not in rules]
     figures = [
         figure(f"saved bytes: taskedge / {other}", [total["taskedge"] / total[other]], bar=BARS.get(other))
-        for other in total
-        if other not in ("taskedge", "magnitude", "random")
+        for other in others
     ]
     figures += [
-        figure(f"saved bytes: {rule} / frozen limit", [total[rule] / total["frozen limit"]])
-        for rule in ("magnitude", "random")
+        figure(f"saved bytes: {rule} / frozen limit", [total[rule] / total["frozen limit"]]) for rule in rules[1:]
     ]
-    figures += [figure(f"saved bytes: {name}", [count / 2**20], unit="MiB") for name, count in total.items()]
-    show(figures)
-    write("saved_bytes", {"setting": SETTING, "figures": figures, "bytes": total})
+    return figures + [figure(f"saved bytes: {name}", [count / 2**20], unit="MiB") for name, count in total.items()]
 
 
 if __name__ == "__main__":

