@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(BIN)/taskedge demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,7 @@ def compare(model: str, clock: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
+    parser.add_argument("--name", help="what to call the model in the record, instead of its folder")
     parser.add_argument("--depth", type=int, help="train this depth for real and print its cost")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--clock", choices=["cpu", "wall"], default="cpu")
@@ -98,7 +100,7 @@ def main() -> None:
     if arguments.depth:
         print(json.dumps(train(arguments.model, arguments.depth, arguments.clock)))
         return
-    about = machine()
+    about, name = machine(), arguments.name or Path(arguments.model).name
     runs = [compare(arguments.model, arguments.clock) for _ in range(arguments.repeats)]
     summary = {
         depth: {
@@ -109,9 +111,10 @@ def main() -> None:
         for depth in runs[0]["depths"]
     }
     print(json.dumps(summary, indent=1))
-    setting = {"model": "all-MiniLM-L6-v2", "batch": BATCH, "tokens": LENGTH, "steps": STEPS, "clock": arguments.clock}
+    setting = {"model": name, "batch": BATCH, "tokens": LENGTH, "steps": STEPS, "clock": arguments.clock}
     for run in runs:
         run["profile"]["machine"].pop("name")
+    sys.argv = [name if argument == arguments.model else argument for argument in sys.argv]  # no local paths
     save("measure_prediction", {"setting": setting, "absolute_relative_error": summary, "runs": runs}, about)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from taskedge import assets
 from taskedge.backbone.linears import head_parameters
@@ -91,7 +92,8 @@ def run(
     assert train.labels is not None
     rows = encode(untrained.tokenizer, train.texts, [labels.index(label) for label in train.labels], LONGEST)
     fit_head = FitSettings(epochs=epochs, lr=settings.lr, seed=settings.seed)
-    fit(untrained.model, rows, collator(untrained.tokenizer), fit_head, folder / "head.run", progress=progress)
+    with TemporaryDirectory() as aside:
+        fit(untrained.model, rows, collator(untrained.tokenizer), fit_head, Path(aside), progress=progress)
     taken = time.monotonic() - started
     size = sum(p.numel() for name, p in untrained.model.named_parameters() if name in head)
     lines.append(Line("head only", accuracy(untrained), 0, 0.0, size, taken, peak_memory(), 0))

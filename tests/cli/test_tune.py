@@ -22,7 +22,7 @@ FAULTS = {
     "no eval file": (["--eval", "nothere.csv"], "no file nothere.csv"),
     "no model in the folder": (["--model", "empty"], "empty: the folder holds no model: it has no config.json"),
     "no folder": (["--model", "./nothere"], "./nothere: no such folder: name a local model folder or a hub id"),
-    "a hub id": (["--model", "no-such/model"], "no-such/model: the hub id (or a folder of that name) cannot be"),
+    "a hub id": (["--model", "no-such/model"], "no-such/model: there is no such folder, and the hub does not give"),
     "no budget": (["--budget", "0"], "--budget: budget '0' is not above 0"),
     "a negative budget": (["--budget=-1%"], "--budget: budget '-1%' is not above 0"),
     "over all": (["--budget", "150%"], "and at most 100%"),

@@ -64,9 +64,9 @@ def test_the_newest_counts_and_older_ones_go(tmp_path):
     assert latest(tmp_path) is None
     assert latest(tmp_path / "none") is None
     going = run()
-    for step in (9, 10):
+    for step in (8, 9, 10):
         assert write(tmp_path, step, *going, trainer_state="{}") == latest(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-9", "checkpoint-10"}  # one may prove bad
     (tmp_path / "checkpoint-x").mkdir()
     (tmp_path / ".checkpoint-11.99").mkdir()
     (tmp_path / "checkpoint-12").write_text("a file")

@@ -143,7 +143,8 @@ def test_a_loss_that_is_no_number_before_any_checkpoint(tmp_path):
 def test_checkpoints_are_small_whole_and_readable(tmp_path):
     made, _ = run(tmp_path)
     newest = latest(tmp_path)
-    assert [path.name for path in tmp_path.glob("*checkpoint-*")] == ["checkpoint-12"]
+    assert newest.name == "checkpoint-12"
+    assert len(list(tmp_path.glob("*checkpoint-*"))) == 2
     assert json.loads((newest / "trainer_state.json").read_text())["global_step"] == 12
     trained = sum(parameter.numel() for parameter in tiny.trained(made))
     names = 3 * len(tiny.trained(made)) * 200

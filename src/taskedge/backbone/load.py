@@ -36,6 +36,7 @@ def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     with explained(name):
+        _ask_the_hub(name)
         tokenizer = AutoTokenizer.from_pretrained(str(name))
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             str(name),
@@ -55,6 +56,21 @@ def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
     started = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
     fresh = tuple(parameter for parameter, _ in model.named_parameters() if parameter in started)
     return Base(model, tokenizer, fresh, _longest(model))
+
+
+def _ask_the_hub(name: str | Path) -> None:
+    """One question, where a base is neither a folder nor in the cache: the loaders would retry for a minute."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if Path(name).is_dir() or isinstance(try_to_load_from_cache(str(name), "config.json"), str):
+        return
+    try:
+        HfApi().model_info(str(name), timeout=10)
+    except Exception as error:  # of whichever library carries the request
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{name}: there is no such folder, and the hub does not give a model of that name: {first}"
+        ) from None
 
 
 def _longest(model: nn.Module) -> int | None:

@@ -34,7 +34,7 @@ def command(delta: Path, as_json: bool) -> None:
     )
     click.echo(f"task      {made['task'] or 'not named'}: {', '.join(made['labels'][:12]) or 'no labels'}")
     click.echo(f"entries   {about['entries']:,} ({about['share']:.4%}) by rule {made['rule']!r}, {made['allocation']}")
-    click.echo(f"whole     {about['whole_parameters']:,} parameters: {', '.join(about['whole']) or 'none'}")
+    click.echo(f"whole     {about['whole_parameters']:,} parameters: {', '.join(sorted(about['whole'])) or 'none'}")
     if made["training"]:
         click.echo("training  " + ", ".join(f"{key}={value}" for key, value in made["training"].items()))
     click.echo("sections  " + ", ".join(f"{name} {size:,}" for name, size in about["sections"].items()))

@@ -30,6 +30,7 @@ def command(delta: Path, out: Path, model: str | None, force: bool, as_json: boo
         raise InputError(f"{out} exists: name another folder with --out, or replace it with --force")
     if out.exists() and not (out.is_dir() and ((out / "config.json").exists() or not any(out.iterdir()))):
         raise InputError(f"{out} is there and is no model folder, so --force leaves it alone: name another with --out")
+    from safetensors import SafetensorError
     from transformers import logging
 
     from taskedge.delta.use import load_applied
@@ -44,8 +45,9 @@ def command(delta: Path, out: Path, model: str | None, force: bool, as_json: boo
         if out.exists():
             shutil.rmtree(out)
         aside.rename(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{out}: cannot be written ({why})") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

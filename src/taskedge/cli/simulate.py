@@ -35,8 +35,14 @@ Examples:
 @budget_option
 @blocks_option
 @length_option
-@click.option("--rounds", default=200, show_default=True, type=click.IntRange(1))
-@click.option("--fading", default="rayleigh", show_default=True, type=click.Choice(["rayleigh", "none"]))
+@click.option("--rounds", default=200, show_default=True, type=click.IntRange(1), help="Rounds to replay.")
+@click.option(
+    "--fading",
+    default="rayleigh",
+    show_default=True,
+    type=click.Choice(["rayleigh", "none"]),
+    help="How links vary from round to round.",
+)
 @click.option(
     "--churn",
     default=0.0,
@@ -53,7 +59,9 @@ Examples:
 )
 @click.option("--solver", default="joint", show_default=True, help="The solver whose savings are stated.")
 @click.option("--compare", default="all", show_default=True, metavar="LIST", help="all, none, or names with commas.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of fading, arrivals and departures."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write every latency as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw latency over rounds and its distribution.")
 @json_option

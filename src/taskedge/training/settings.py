@@ -19,7 +19,7 @@ class FitSettings:
     """How to train. One place for these defaults; the command line takes them from here."""
 
     epochs: float = 3.0
-    lr: float = 3e-3
+    lr: float = 1e-2
     """Peak learning rate. Sparse values want far larger steps than LoRA (some 3e-4) or full fine-tuning (some 3e-5)."""
     batch_size: int = 32
     accumulate: int = 1

@@ -1,0 +1,106 @@
+"""``taskedge predict``: one line per row, in the order of the rows, whole or not there."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+import tiny_task
+from tiny_task import snapshot, tuning
+
+
+@pytest.fixture
+def data(here):
+    """Texts of very different lengths, without labels."""
+    texts = [text for text, _ in tiny_task.rows(50, seed=3)]
+    tiny_task.table(here / "new.csv", [(text,) for text in texts], header=("text",))
+    return texts
+
+
+def test_csv(taskedge, tuned, here, data):
+    ended = taskedge("predict", tuned[0], "--data", "new.csv")
+    assert ended.code == 0
+    rows = list(csv.DictReader(io.StringIO(ended.out)))
+    assert [int(row["row"]) for row in rows] == list(range(1, 51))
+    assert {row["label"] for row in rows} <= {"neg", "pos"}
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_json_lines_say_the_same(taskedge, tuned, here, data):
+    lines = taskedge("predict", tuned[0], "--data", "new.csv", "--json").out.splitlines()
+    as_csv = list(csv.DictReader(io.StringIO(taskedge("predict", tuned[0], "--data", "new.csv").out)))
+    assert [{key: str(value) for key, value in json.loads(line).items()} for line in lines] == as_csv
+
+
+def test_each_row_has_its_own_prediction(taskedge, tuned, here, data):
+    """As the plain model gives it, one text at a time."""
+    import torch
+
+    from taskedge.delta.use import load_applied
+
+    base, _ = load_applied(tuned[0])
+    base.model.eval()
+    predicted = [
+        json.loads(line) for line in taskedge("predict", tuned[0], "--data", "new.csv", "--json").out.splitlines()
+    ]
+    for text, one in zip(data, predicted, strict=True):
+        with torch.no_grad():
+            chances = base.model(**base.tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0]
+        assert one["label"] == ["neg", "pos"][int(chances.argmax())]
+        assert np.isclose(one["probability"], float(chances.max()), atol=2e-6)
+
+
+def test_into_a_file(taskedge, tuned, here, data, monkeypatch):
+    printed = taskedge("predict", tuned[0], "--data", "new.csv").out
+    ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "labelled.csv")
+    assert (ended.out, (here / "labelled.csv").read_text()) == ("", printed)
+    assert ended.err.endswith("labelled.csv: 50 rows\n")
+    before = snapshot(here)
+    refused = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "labelled.csv")
+    assert refused.code == 2
+    assert "labelled.csv exists: name another file with --out, or replace it with --replace" in refused.err
+    assert snapshot(here) == before
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("taskedge.files.os.fsync", full)
+        ended = taskedge("predict", tuned[0], "--data", "new.csv", "--json", "--out", "labelled.csv", "--replace")
+    assert ended.code == 2
+    assert "labelled.csv: cannot be written (No space left on device)" in ended.err
+    assert snapshot(here) == before
+    assert taskedge("predict", tuned[0], "--data", "new.csv", "--out", "no/where.csv").code == 2
+    arguments = ["predict", tuned[0], "--data", "new.csv", "--json", "--out", "labelled.csv", "--replace"]
+    assert taskedge(*arguments).code == 0
+    assert (here / "labelled.csv").read_text().startswith('{"row": 1, ')
+    assert snapshot(here).keys() == {"labelled.csv", "new.csv"}
+
+
+def test_labels_with_commas_and_of_all_scripts(taskedge, task, here):
+    names = ["très bien, merci", 'say "no"', "零"]
+    tiny_task.table(here / "train.csv", tiny_task.rows(48, names=names))
+    assert taskedge(*tuning(task, "--train", "train.csv")).code == 0
+    rows = list(csv.DictReader(io.StringIO(taskedge("predict", "task.safetensors", "--data", "train.csv").out)))
+    lines = taskedge("predict", "task.safetensors", "--data", "train.csv", "--json").out.splitlines()
+    assert [row["label"] for row in rows] == [json.loads(line)["label"] for line in lines]
+    assert {row["label"] for row in rows} <= set(names)
+    assert "零" in taskedge("info", "task.safetensors").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", "nothere.csv"], "no file nothere.csv; did you mean"),
+        (["--data", "new.csv", "--text", "review"], "no column 'review'"),
+        (["--data", "new.csv", "--batch-size", "0"], "0 is not in the range x>=1"),
+    ],
+)
+def test_mistakes(taskedge, tuned, here, data, arguments, told):
+    ended = taskedge("predict", tuned[0], *arguments)
+    assert ended.code == 2
+    assert told.replace("; did you mean", "") in ended.err
+    assert ended.out == ""

@@ -1,0 +1,87 @@
+"""What the README and the docs tell a reader to type works: every flag exists, and the ten lines run."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import tiny_task
+import torch
+
+from taskedge.cli.main import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, line) of every command of ours in a shell block, continued lines joined."""
+    return [
+        (page.name, line.strip())
+        for page in PAGES
+        for block in blocks(page, "(?:sh|bash|console)")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.strip().removeprefix("$ ").startswith("taskedge")
+    ]
+
+
+def test_the_readme_has_commands():
+    assert {"tune", "eval", "predict", "info", "merge", "doctor"} <= {
+        line.split()[1] for page, line in commands() if page == "README.md"
+    }
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_every_command_parses(page, line):
+    words = shlex.split(re.split(r" [|>] ", line.removeprefix("$ "))[0], comments=True)
+    command = cli.get_command(click.Context(cli), words[1])
+    assert command is not None, f"{page}: no verb {words[1]!r}"
+    command.make_context(words[1], words[2:])
+
+
+def test_make_targets_exist():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    told = re.findall(r"^make ([a-z]+)", "\n".join(blocks(ROOT / "README.md", "sh")), re.MULTILINE)
+    assert told
+    assert set(told) <= set(targets)
+
+
+def test_the_python_block_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from taskedge.backbone.load import load_classifier
+    from taskedge.training.text import collator, encode
+
+    folder = tiny_task.bert(tmp_path / "base")
+    torch.manual_seed(0)
+    base = load_classifier(folder, ["neg", "pos"])
+    torch.manual_seed(0)
+    fresh = load_classifier(folder, ["neg", "pos"])
+    texts, labels = zip(*tiny_task.rows(16), strict=True)
+    rows = encode(base.tokenizer, texts, [["neg", "pos"].index(label) for label in labels], 32)
+    batches = [collator(base.tokenizer)(rows[start : start + 4]) for start in range(0, 16, 4)]
+    known = {"torch": torch, "model": base.model, "fresh_model": fresh.model, "batches": batches, "data": batches}
+    before = {name: value.clone() for name, value in fresh.model.state_dict().items()}
+    (block,) = blocks(ROOT / "README.md", "python")
+    exec(block, known)
+    assert (tmp_path / "task.safetensors").exists()
+    assert known["te"].load("task.safetensors").entries == known["support"].entries > 0
+    after = fresh.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+WRITTEN_BY_BENCHMARKS = {"docs/benchmarks.md", "benchmarks.md"}  # as the pictures are
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"(?<!!)\[[^]]*\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and target not in WRITTEN_BY_BENCHMARKS:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
