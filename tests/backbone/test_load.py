@@ -137,3 +137,15 @@ def test_no_token_to_pad_with(copy):
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="neither a padding nor an end token: set its pad_token"):
         load_classifier(copy, LABELS)
+
+
+def test_pickled_weights_are_never_read(copy):
+    class Bomb:
+        def __reduce__(self):
+            return (copy.joinpath("ran").write_text, ("code in a weight file ran",))
+
+    (copy / "model.safetensors").unlink()
+    torch.save({"bomb": Bomb()}, copy / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        load_classifier(copy, ["a", "b"])
+    assert not (copy / "ran").exists()

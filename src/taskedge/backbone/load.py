@@ -31,7 +31,8 @@ def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
     The base's own head is used where it has as many classes, a fresh one (from torch's generator) otherwise.
 
     Raises:
-        InputError: no such folder or hub id, no network, or a folder without a model or a tokenizer that fit.
+        InputError: no such folder or hub id, no network, a folder without a model or a tokenizer that fit, or weights
+            that are not safetensors (pickled ones are never read).
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -45,6 +46,7 @@ def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
             label2id={label: place for place, label in enumerate(labels)},
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            use_safetensors=True,  # the other kind of weight file is a pickle
         )
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what Hugging Face makes where no file says more
         raise InputError(f"{name}: it comes without a tokenizer: put the one it was trained with into the folder")
