@@ -93,7 +93,7 @@ def prepare(
     table = block_table(shape, dummy_inputs(shape, 1, length), share=0.001, name=Path(model).name or model)
     transformers.utils.logging.disable_progress_bar()
     try:
-        loaded = transformers.AutoModel.from_pretrained(model).to(device)
+        loaded = transformers.AutoModel.from_pretrained(model, use_safetensors=True).to(device)
         torch.manual_seed(0)
         inputs = dummy_inputs(loaded, batch_size, length)
         te.install(loaded, te.select(loaded, [inputs], per_neuron=per_neuron), trainable=[])
