@@ -19,8 +19,9 @@ class FitSettings:
     """How to train. One place for these defaults; the command line takes them from here."""
 
     epochs: float = 3.0
-    lr: float = 1e-2
-    """Peak learning rate. Sparse values want far larger steps than LoRA (some 3e-4) or full fine-tuning (some 3e-5)."""
+    lr: float = 3e-2
+    """Peak learning rate, for sparse values with scaled steps; these want far more than LoRA (some 1e-3) or full
+    fine-tuning (some 1e-4)."""
     batch_size: int = 32
     accumulate: int = 1
     """Batches per optimiser step."""
@@ -65,7 +66,7 @@ class TuneSettings(BaseModel):
     ] = None
     step: Annotated[
         Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
-    ] = "plain"
+    ] = "activation"
     calibration: Annotated[int, Field(description="Batches that the selection looks at.", ge=1)] = 8
     epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
     lr: Annotated[float, Field(description="Peak learning rate.", gt=0)] = _FIT.lr
