@@ -5,9 +5,9 @@
 
 Protocol: 1,500 training rows, 500 validation rows, 1,500 test rows, drawn once. The learning rate of a method is found
 on seed 0 by validation accuracy on one ladder (…, 1e-3, 3e-3, 1e-2, …), climbed until the best rung has a worse one on
-either side; two more seeds are run at that rate (scaled steps of other rules than taskedge are about the rate,
-and have one seed). Test accuracy counts at that rate only. One run appends one line to results/accuracy/TASK.jsonl; a sweep
-that was killed goes on where it stopped.
+either side; two more seeds are run at that rate (scaled steps of other rules than taskedge have one: they are about
+the rate). Test accuracy counts at that rate only. One run appends one line to results/accuracy/TASK.jsonl; a sweep that
+was killed goes on where it stopped.
 """
 
 from __future__ import annotations
