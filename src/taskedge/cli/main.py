@@ -71,7 +71,7 @@ def cli() -> None:
     """Adapt large pretrained models where the data is.
 
     Chooses a small share of a model's own weights for a task, trains only these in place, and keeps the result
-    as a file of some 80 kB that is applied in a millisecond and reverted bit for bit.
+    as a file of some 100 kB that is applied in milliseconds and reverted bit for bit.
     """
 
 
