@@ -17,13 +17,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "selection": FOUNDATION | {"backbone"},
     "forms": FOUNDATION | {"backbone", "selection"},
     "delta": FOUNDATION | {"backbone", "forms"},
-    "training": FOUNDATION | {"backbone", "selection", "forms", "delta"},
+    "training": FOUNDATION | {"backbone", "selection", "forms", "delta", "measure"},
     "planning": FOUNDATION | {"backbone", "measure"},  # their file formats, which know no torch either
     "measure": FOUNDATION | {"backbone", "selection", "forms"},
     "report": FOUNDATION | {"planning"},
     "fetch": FOUNDATION,
     "assets": FOUNDATION | {"fetch"},
-    "demo": FOUNDATION | {"assets", "backbone", "delta", "training"},
+    "demo": FOUNDATION | {"assets", "backbone", "delta", "measure", "training"},
 }
 
 

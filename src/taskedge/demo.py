@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 from taskedge import assets
 from taskedge.backbone.linears import head_parameters
 from taskedge.backbone.load import Base, load_classifier
 from taskedge.delta.use import load_applied
+from taskedge.measure.memory import peak_bytes
 from taskedge.training.fit import fit
 from taskedge.training.settings import FitSettings, TuneSettings
 from taskedge.training.table import label_set, read_table
 from taskedge.training.text import collator, encode, predict, quality
-from taskedge.training.tune import peak_memory, tune
+from taskedge.training.tune import tune
 
 TRAIN, TEST, LONGEST = 4000, 1500, 48
+CPU = torch.device("cpu")
 HEAD_LR = 3e-3  # the best of the ladder in benchmarks/accuracy.py
 
 
@@ -83,7 +87,7 @@ def run(
 
     say("measuring the untrained head")
     untrained = base()
-    lines = [Line("untrained head", accuracy(untrained), 0, 0.0, 0, 0.0, peak_memory(), 0)]
+    lines = [Line("untrained head", accuracy(untrained), 0, 0.0, 0, 0.0, peak_bytes(CPU), 0)]
 
     say("training the head alone")
     started, head = time.monotonic(), head_parameters(untrained.model)
@@ -96,7 +100,7 @@ def run(
         fit(untrained.model, rows, collator(untrained.tokenizer), fit_head, Path(aside), progress=progress)
     taken = time.monotonic() - started
     size = sum(p.numel() for name, p in untrained.model.named_parameters() if name in head)
-    lines.append(Line("head only", accuracy(untrained), 0, 0.0, size, taken, peak_memory(), 0))
+    lines.append(Line("head only", accuracy(untrained), 0, 0.0, size, taken, peak_bytes(CPU), 0))
     del untrained
 
     done = tune(settings, force=True, progress=progress, say=say)

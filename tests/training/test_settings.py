@@ -112,3 +112,12 @@ def test_settings_are_read_without_torch():
     """Help and mistakes in flags are instant."""
     code = "import sys, taskedge.cli.tune\nassert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], env=tiny_task.environment(), check=True)
+
+
+def test_the_help_names_every_rule_and_allocation():
+    from taskedge.selection.allocations import ALLOCATIONS
+    from taskedge.selection.rules import RULES
+
+    for field, known in (("rule", RULES), ("allocation", ALLOCATIONS)):
+        description = TuneSettings.model_fields[field].description
+        assert all(name in description for name in known), field

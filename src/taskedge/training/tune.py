@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from taskedge.delta.file import load
 from taskedge.errors import InputError, TrainingDiverged
 from taskedge.files import write_aside
 from taskedge.forms.install import fuse
+from taskedge.measure.memory import peak_bytes
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import load_support, save_support
 from taskedge.training import checkpoint
@@ -42,7 +41,7 @@ class TuneResult:
     train_loss: float
     seconds: float
     peak_memory: int
-    """Bytes: the largest resident size of the process so far."""
+    """Bytes: the largest resident size of the process so far (on a GPU: what torch reserved there)."""
     file_bytes: int
     quality: Quality | None
     """Of the written file on the ``eval`` data, if there is any."""
@@ -93,7 +92,7 @@ def tune(
         steps=done.steps,
         train_loss=done.loss,
         seconds=time.monotonic() - started,
-        peak_memory=peak_memory(),
+        peak_memory=peak_bytes(next(model.parameters()).device),
         file_bytes=settings.out.stat().st_size,
         quality=measured,
     )
@@ -107,12 +106,6 @@ def run_folder(settings: TuneSettings) -> Path:
 def interrupted(folder: Path) -> bool:
     """Whether the folder holds a run that can go on."""
     return (folder / _SETTINGS).exists()
-
-
-def peak_memory() -> int:
-    """Bytes: the largest resident size of this process so far."""
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def as_json(result: TuneResult) -> dict[str, Any]:
