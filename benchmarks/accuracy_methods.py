@@ -1,0 +1,101 @@
+"""What the accuracy benchmark compares: every method makes a model ready to train and says what that takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import peft
+from torch import nn
+from workload import LINEARS
+
+import taskedge as te
+from taskedge.backbone.linears import head_parameters
+
+Facts = dict[str, Any]
+Prepare = Callable[[nn.Module, list[Any], int], tuple[nn.Module, Facts]]
+SCALED = ", scaled step"
+SHARES = ("0.01%", "0.03%", "0.3%", "1%")
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is made ready, and the two learning rates that the search begins with."""
+
+    prepare: Prepare
+    rates: tuple[float, float]
+
+
+def sparse(rule: str, step: str = "activation", **options: Any) -> Prepare:
+    """Entries chosen by ``rule``; one per neuron unless ``options`` say otherwise."""
+    chosen: dict[str, Any] = options if "budget" in options else {"per_neuron": 1, **options}
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        support = te.select(model, batches, rule=rule, seed=seed, **chosen)
+        columns = [len(linear.distinct_columns) for linear in support.linears.values()]
+        stored: dict[str, set[int]] = {}
+        for linear in support.linears.values():
+            stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
+        facts = {
+            "entries": support.entries,
+            "columns_mean": sum(columns) / len(columns),
+            "columns_range": [min(columns), max(columns)],
+            "stored_columns": sum(map(len, stored.values())),
+        }
+        return te.install(model, support, step=step), facts
+
+    return prepare
+
+
+def whole(*kinds: str) -> Prepare:
+    """Trains the head and the parameters of these kinds, as they are."""
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        head = set(head_parameters(model))
+        entries = 0
+        for name, parameter in model.named_parameters():
+            chosen = name not in head and any(name.endswith(kind) for kind in kinds)
+            parameter.requires_grad_(chosen or name in head)
+            entries += parameter.numel() if chosen else 0
+        return model, {"entries": entries}
+
+    return prepare
+
+
+def adapter(kind: type[peft.PeftConfig], **options: Any) -> Prepare:
+    """An adapter of PEFT's on all encoder linears."""
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        seeded = {"random_seed": seed} if kind is peft.ShiraConfig else {}
+        config = kind(target_modules=LINEARS, task_type="SEQ_CLS", **options, **seeded)
+        with warnings.catch_warnings(action="ignore"):
+            adapted = peft.get_peft_model(model, config)
+        head = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "modules_to_save" in n)
+        return adapted, {"entries": sum(p.numel() for p in adapted.parameters() if p.requires_grad) - head}
+
+    return prepare
+
+
+_OURS_AS_SHARE = 20_736 / 10_616_832  # entries over the weights of the encoder linears
+
+METHODS: dict[str, Method] = {
+    "taskedge": Method(sparse("taskedge", "plain"), (3e-3, 1e-2)),
+    "random": Method(sparse("random", "plain"), (3e-3, 1e-2)),
+    "magnitude": Method(sparse("magnitude", "plain"), (3e-3, 1e-2)),
+    "gradient": Method(sparse("gradient", "plain"), (3e-3, 1e-2)),
+    "head only": Method(whole(), (1e-2, 3e-2)),
+    "BitFit": Method(whole(".bias"), (3e-3, 1e-2)),
+    "LoRA r=8": Method(adapter(peft.LoraConfig, r=8), (1e-3, 3e-3)),
+    "LoRA r=1": Method(adapter(peft.LoraConfig, r=1), (1e-3, 3e-3)),
+    "SHiRA r=1": Method(adapter(peft.ShiraConfig, r=1), (1e-2, 3e-2)),
+    "Super-Tuning": Method(adapter(peft.SupertuningConfig, sparsity=1 - _OURS_AS_SHARE), (1e-2, 3e-2)),
+    "full": Method(whole(""), (1e-4, 3e-4)),
+    "taskedge, global": Method(sparse("taskedge", allocation="global"), (1e-2, 3e-2)),
+    "taskedge, per layer": Method(sparse("taskedge", allocation="per_layer"), (1e-2, 3e-2)),
+    "random, 64 columns": Method(sparse("random", max_columns=64), (1e-2, 3e-2)),
+    "taskedge, 32 columns": Method(sparse("taskedge", max_columns=32), (1e-2, 3e-2)),
+} | {
+    rule + SCALED: Method(sparse(rule), (1e-2, 3e-2)) for rule in ("taskedge", "random", "magnitude", "gradient")
+}  # fmt: skip
