@@ -46,10 +46,14 @@ class Task:
     train: int = 1500
     validation: int = 500
     test: int = 1500
+    spare: int = 0
+    """Rows for choices that are made between runs, at most: those of no other part."""
 
     def parts(self) -> dict[str, list[tuple[str, str]]]:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
-        return assets.split(assets.read_rows(self.table()), sizes, seed=0)
+        rows = assets.read_rows(self.table())
+        left = len(rows) - sum(sizes.values())
+        return assets.split(rows, sizes | {"spare": min(self.spare, left)}, seed=0)
 
 
 TASKS = {
@@ -58,6 +62,13 @@ TASKS = {
     "tweets": Task(lambda: assets.tweets(print), longest=40, epochs=2, train=1000),
     "sms-spam": Task(lambda: assets.sms_spam(print), longest=40, epochs=2, train=800),
 }
+
+
+def append(path: Path, run: Facts) -> None:
+    """Adds one line to a file that others may be writing to as well."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(json.dumps(run) + "\n")
 
 
 class Sweep:
@@ -115,9 +126,7 @@ class Sweep:
                 hits = predict(model, self.rows[part], self.collate).classes == truth
                 run |= {part: float(hits.mean()), f"{part}_hits": np.packbits(hits).tobytes().hex()}  # for paired tests
         run |= facts | {"cpu_seconds": round(seconds, 1), "machine": machine()}
-        with self.path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(json.dumps(run) + "\n")
+        append(self.path, run)
         print(f"{method:24} lr {lr:g} seed {seed}: validation {run['validation']:.3f}, {seconds:.0f} s", flush=True)
         return run
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def fit(
     progress: bool = True,
     callbacks: Sequence[TrainerCallback] = (),
     tensorboard: bool = False,
+    head: Collection[str] = (),
 ) -> FitResult:
     """Trains the parameters of ``model`` that require gradients on ``rows``, in place.
 
@@ -54,6 +55,7 @@ def fit(
         folder: for checkpoints and logs.
         resume: go on from the newest checkpoint in ``folder``, if there is one.
         progress: show a progress line on standard error.
+        head: names of the parameters that train at ``settings.head_lr``, where it is given.
 
     Raises:
         TrainingDiverged: the loss is not a finite number; parameters and checkpoints are from before that step.
@@ -83,6 +85,8 @@ def fit(
     )
     line = _Progress()
     trainer = _Trainer(
+        head=head,
+        head_lr=settings.head_lr,
         model=model,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
@@ -111,6 +115,23 @@ _LOSS_SUM = "taskedge_loss_sum"
 
 class _Trainer(Trainer):  # type: ignore[misc]
     """The Trainer with our checkpoints in place of its own, which hold the whole model and are pickled."""
+
+    def __init__(self, *, head: Collection[str], head_lr: float | None, **given: Any) -> None:
+        super().__init__(**given)
+        self._head, self._head_lr = frozenset(head), head_lr
+
+    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
+        """The Trainer's own, the head in groups with a rate of its own where the settings give one."""
+        made = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
+        if made or self._head_lr is None:
+            return optimizer
+        head = {id(parameter) for name, parameter in self.model.named_parameters() if name in self._head}
+        for group in list(optimizer.param_groups):
+            of_head = [parameter for parameter in group["params"] if id(parameter) in head]
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
+            optimizer.add_param_group({**group, "params": of_head, "lr": self._head_lr})
+        return optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)

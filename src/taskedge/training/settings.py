@@ -22,6 +22,8 @@ class FitSettings:
     lr: float = 3e-2
     """Peak learning rate, for sparse values with scaled steps; these want far more than LoRA (some 1e-3) or full
     fine-tuning (some 1e-4)."""
+    head_lr: float | None = None
+    """Peak learning rate of what trains whole (the head); None: the same."""
     batch_size: int = 32
     accumulate: int = 1
     """Batches per optimiser step."""
@@ -70,6 +72,9 @@ class TuneSettings(BaseModel):
     calibration: Annotated[int, Field(description="Batches that the selection looks at.", ge=1)] = 8
     epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
     lr: Annotated[float, Field(description="Peak learning rate.", gt=0)] = _FIT.lr
+    head_lr: Annotated[float | None, Field(description="Learning rate of the head, if it is another.", gt=0)] = (
+        _FIT.head_lr
+    )
     batch_size: Annotated[int, Field(description="Rows in a batch.", ge=1)] = _FIT.batch_size
     accumulate: Annotated[int, Field(description="Batches per optimiser step.", ge=1)] = _FIT.accumulate
     weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.", ge=0)] = _FIT.weight_decay

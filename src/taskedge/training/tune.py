@@ -78,6 +78,7 @@ def tune(
             resume=resume,
             progress=progress,
             tensorboard=settings.tensorboard,
+            head=run.whole,
         )
     except TrainingDiverged:
         if checkpoint.latest(folder) is None:  # nothing that is worth keeping
