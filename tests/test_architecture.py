@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": FOUNDATION | {"backbone", "selection", "forms", "delta", "measure"},
     "planning": FOUNDATION | {"backbone", "measure"},  # their file formats, which know no torch either
     "measure": FOUNDATION | {"backbone", "selection", "forms"},
+    "cooperation": FOUNDATION | {"backbone", "selection", "forms", "delta", "training", "measure", "planning"},
     "report": FOUNDATION | {"planning"},
     "fetch": FOUNDATION,
     "assets": FOUNDATION | {"fetch"},
