@@ -25,24 +25,24 @@ class NOfM:
         return sum(rows * self.pattern.per_row(columns) for rows, columns in shapes.values())
 
     def __call__(self, shapes: Shapes, scores: Scores, entries: int) -> dict[str, Tensor]:
+        return {name: self._of(name, scores(name)) for name in shapes}
+
+    def _of(self, name: str, score: Tensor) -> Tensor:
+        """Flat indices, ascending, of one linear."""
         n, m = self.pattern.n, self.pattern.m
-        chosen = {}
-        for name, (rows, width) in shapes.items():
-            score = scores(name)
-            whole = width // m * m
-            parts = []
-            if whole:
-                top, place = score[:, :whole].reshape(rows, -1, m).topk(n, dim=2)  # (rows, groups, n)
-                refuse_nan(name, top)
-                first = torch.arange(0, whole, m, device=score.device)[:, None]
-                parts.append((first + place).flatten(1))
-            if width > whole:
-                top, place = score[:, whole:].topk(min(n, width - whole), dim=1)
-                refuse_nan(name, top)
-                parts.append(whole + place)
-            columns = torch.cat(parts, 1).sort(dim=1).values
-            chosen[name] = (columns + torch.arange(rows, device=score.device)[:, None] * width).flatten().cpu()
-        return chosen
+        rows, width = score.shape
+        whole = width // m * m
+        parts = []
+        if whole:
+            top, place = score[:, :whole].reshape(rows, -1, m).topk(n, dim=2)  # (rows, groups, n)
+            refuse_nan(name, top)
+            parts.append((place + torch.arange(0, whole, m, device=score.device)[:, None]).flatten(1))
+        if width > whole:
+            top, place = score[:, whole:].topk(min(n, width - whole), dim=1)
+            refuse_nan(name, top)
+            parts.append(place + whole)
+        columns = torch.cat(parts, dim=1).sort(dim=1).values
+        return (columns + torch.arange(rows, device=score.device)[:, None] * width).flatten().cpu()
 
 
 def _member(name: str) -> NOfM | None:
