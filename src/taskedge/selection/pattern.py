@@ -76,12 +76,15 @@ def read_pattern(name: str) -> Pattern | None:
 
 
 def find_pattern(linears: Iterable[Entries]) -> Pattern | None:
-    """The pattern of the smallest M that holds in all of ``linears``, or None; M is at most the widest row."""
+    """The pattern of the smallest M that holds in all of ``linears``, or None.
+
+    M is looked for up to the widest row, and up to 65,536: a file may claim any width.
+    """
     found = list(linears)
     if not found:
         return None
     widest = max(found, key=lambda entries: entries.shape[1])
-    for m in range(2, widest.shape[1] + 1):
+    for m in range(2, min(widest.shape[1], 2**16) + 1):
         n = _n_for(m, widest)
         if n is not None and all(Pattern(n, m).holds(entries) for entries in found):
             return Pattern(n, m)
