@@ -63,7 +63,7 @@ def test_the_pattern_is_that_of_the_entries(taskedge, here):
     assert "\npattern   2:4 holds in all 1 linears\n" in taskedge("info", path).out
     path = delta_of(here / "c", even, [[1, 1, 1, 0, 1, 0, 0, 0]], allocation="2:4")  # it says so, but does not hold
     assert json.loads(taskedge("info", path, "--json").out)["pattern"] is None
-    assert "pattern" not in taskedge("info", path).out
+    assert "\npattern" not in taskedge("info", path).out
 
 
 def test_a_claimed_width_costs_nothing(taskedge, here):

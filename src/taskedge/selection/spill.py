@@ -13,8 +13,8 @@ from torch import Tensor
 
 from taskedge.errors import InputError
 
-_CHUNK = 2**16
-"""Numbers that are held at a time, 256 KiB of fp32; a row that is longer is held whole."""
+_CHUNK = 2**14
+"""Numbers that are held at a time, 64 KiB of fp32; a row that is longer is held whole."""
 _FLOAT = 4
 
 
