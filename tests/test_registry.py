@@ -10,16 +10,40 @@ from taskedge.selection.rules import RULES
 
 
 def test_what_is_built_in_is_found_without_importing_it():
-    assert list(RULES) == ["gradient", "magnitude", "random", "taskedge"]
-    assert list(ALLOCATIONS) == ["global", "per_layer", "per_neuron"]
+    assert list(RULES) == [
+        "activation",
+        "fisher",
+        "gradient",
+        "magnitude",
+        "magnitude_bottom",
+        "mean_activation",
+        "random",
+        "spt",
+        "taskedge",
+    ]
+    assert list(ALLOCATIONS) == ["global", "global_per_neuron", "per_layer", "per_neuron"]
+    assert ALLOCATIONS.titles == [*ALLOCATIONS, "N:M"]
     assert list(KERNELS) == ["numba", "thin"]
 
 
 def test_an_unknown_name_says_what_is_known():
-    with pytest.raises(UnknownName, match=r"unknown rule 'magnitud'; did you mean 'magnitude'\? \(known: gradient, "):
+    with pytest.raises(UnknownName, match=r"unknown rule 'magnitud'; did you mean 'magnitude'\? \(known: activation, "):
         RULES["magnitud"]
     with pytest.raises(InputError, match=r"unknown rule 'zzz' \(known"):
         RULES["zzz"]
+    with pytest.raises(
+        UnknownName, match=r"unknown allocation 'globl'; did you mean 'global'\? \(known: N:M, global, "
+    ):
+        ALLOCATIONS["globl"]
+
+
+def test_a_family_makes_the_things_that_its_pattern_names():
+    things = Registry("thing", "taskedge.selection.rules")
+    things.add("12", 0)
+    things.add_family("a number", lambda name: int(name) if name.isdigit() else None)
+    assert (things["12"], things["13"]) == (0, 13)
+    with pytest.raises(UnknownName, match=r"unknown thing 'x' \(known: 12, a number\)"):
+        things["x"]
 
 
 def test_a_name_is_taken_once():

@@ -23,6 +23,7 @@ class Registry(Generic[Thing]):
         self.kind = kind
         self._package = package
         self._things: dict[str, Thing] = {}
+        self._families: dict[str, Callable[[str], Thing | None]] = {}
         self._read = False
 
     def add(self, name: str, thing: Thing) -> Thing:
@@ -36,11 +37,26 @@ class Registry(Generic[Thing]):
         """Decorator form of :meth:`add`."""
         return lambda thing: self.add(name, thing)
 
+    def add_family(self, title: str, member: Callable[[str], Thing | None]) -> None:
+        """Registers things whose names follow a pattern: ``member`` makes the one of a name, or None for other names.
+
+        ``title`` stands for all their names where names are listed, such as ``"N:M"``.
+        """
+        self._families[title] = member
+
+    @property
+    def titles(self) -> list[str]:
+        """The names, and the titles of the families after them: all there is to tell a reader."""
+        return [*self, *sorted(self._families)]
+
     def __getitem__(self, name: str) -> Thing:
         self._fill()
-        if name not in self._things:
-            raise UnknownName(self.kind, name, self._things)
-        return self._things[name]
+        if name in self._things:
+            return self._things[name]
+        for member in self._families.values():
+            if (thing := member(name)) is not None:
+                return thing
+        raise UnknownName(self.kind, name, self.titles)
 
     def __iter__(self) -> Iterator[str]:
         self._fill()

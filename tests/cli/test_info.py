@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from taskedge.cli.info import _split
+from taskedge.delta.delta import Delta, LinearDelta, Provenance
 
 
 def test_the_numbers_add_up(taskedge, tuned):
@@ -35,6 +37,40 @@ def test_what_a_person_reads(taskedge, tuned, task):
         "attention.self.query",
     ):
         assert part in shown
+
+
+def delta_of(path, *masks, allocation="given"):
+    """A delta file whose linears have the entries of the masks."""
+    linears = {}
+    for place, mask in enumerate(masks):
+        rows, columns = torch.tensor(mask).nonzero(as_tuple=True)
+        linears[f"l.{place}"] = LinearDelta(
+            tuple(torch.tensor(mask).shape), rows, columns, torch.ones(len(rows)), "float32", "0" * 24
+        )
+    return Delta(linears, provenance=Provenance(allocation=allocation)).save(path)
+
+
+def test_the_pattern_is_that_of_the_entries(taskedge, here):
+    even, wider = [[1, 1, 0, 0], [0, 1, 1, 0]], [[1, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0]]
+    path = delta_of(here / "a", even, wider)
+    assert json.loads(taskedge("info", path, "--json").out)["pattern"] == {
+        "name": "2:4",
+        "linears": 2,
+        "rest_groups": {"3": 2},
+    }
+    assert "\npattern   2:4 holds in all 2 linears (2 of a last group of 3)\n" in taskedge("info", path).out
+    path = delta_of(here / "b", even)
+    assert "\npattern   2:4 holds in all 1 linears\n" in taskedge("info", path).out
+    path = delta_of(here / "c", even, [[1, 1, 1, 0, 1, 0, 0, 0]], allocation="2:4")  # it says so, but does not hold
+    assert json.loads(taskedge("info", path, "--json").out)["pattern"] is None
+    assert "\npattern" not in taskedge("info", path).out
+
+
+def test_a_claimed_width_costs_nothing(taskedge, here):
+    one = torch.zeros(1, dtype=torch.int64)
+    wide = LinearDelta((1, 2**31 - 1), one, one, torch.ones(1), "float32", "0" * 24)
+    path = Delta({"l": wide}).save(here / "a")
+    assert json.loads(taskedge("info", path, "--json").out)["pattern"] is None
 
 
 @pytest.mark.parametrize(

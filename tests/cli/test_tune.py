@@ -31,6 +31,11 @@ FAULTS = {
     "over the inputs": (["--per-neuron", "99"], "per_neuron=99 is more than the 32 inputs"),
     "an unknown rule": (["--rule", "gradeint"], "--rule: unknown rule 'gradeint'; did you mean 'gradient'?"),
     "an unknown allocation": (["--allocation", "gobal"], "unknown allocation 'gobal'; did you mean 'global'?"),
+    "a pattern and a budget": (
+        ["--allocation", "2:4", "--budget", "1%"],
+        "is itself the budget: leave out budget='1%'",
+    ),
+    "no pattern": (["--allocation", "4:4"], "--allocation: the pattern '4:4' keeps 4 of every 4 inputs"),
     "an unknown key": (["--config", "key.toml"], "key.toml: epoch: unknown setting; did you mean 'epochs'?"),
     "no settings file": (["--config", "none.toml"], "none.toml: cannot be read"),
     "an output that is there": (["--out", "train.csv"], "train.csv exists: name another file with --out, or replace"),
@@ -181,3 +186,15 @@ def test_long_texts_are_cut_at_the_positions_of_the_base(taskedge, task, here):
     assert taskedge(*tuning(task, "--train", "long.csv")).code == 0
     assert json.loads(taskedge("info", "task.safetensors", "--json").out)["provenance"]["training"]["max_length"] == 64
     assert taskedge("eval", "task.safetensors", "--data", "long.csv").code == 0
+
+
+@pytest.mark.parametrize("rule", ["taskedge", "fisher"])
+def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, rule):
+    words = tuning(task, "--allocation", "2:4", "--rule", rule, "--out", "two.safetensors", "--json")
+    at = words.index("--budget")
+    ended = taskedge(*words[:at], *words[at + 2 :])
+    assert ended.code == 0, ended.err
+    about = json.loads(taskedge("info", "two.safetensors", "--json").out)
+    assert about["pattern"] == {"name": "2:4", "linears": 12, "rest_groups": {}}
+    assert about["entries"] == json.loads(ended.out)["entries"] == 4096 // 2
+    assert (about["provenance"]["allocation"], about["provenance"]["budget"]) == ("2:4", "2:4")

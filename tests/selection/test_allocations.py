@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from taskedge.errors import BudgetError, InputError, UnknownName
 from taskedge.selection.allocations import ALLOCATIONS, allocate, best
 
-every_allocation = pytest.mark.parametrize("allocation", ["per_neuron", "per_layer", "global"])
+every_allocation = pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 
 
 @st.composite
@@ -107,6 +107,50 @@ def test_global_is_the_top_of_all_scores(problem):
     found = torch.cat([scores[name].flatten()[flat] for name, flat in chosen.items()])
     brute = torch.cat([score.flatten() for score in scores.values()]).sort(descending=True).values[:entries]
     assert torch.equal(found.sort(descending=True).values, brute)
+
+
+@given(problem=problems())
+def test_global_per_neuron_has_the_quotas_of_global_and_the_rows_of_per_neuron(problem):
+    shapes, scores, entries = problem
+    chosen = allocate("global_per_neuron", shapes, scores.__getitem__, entries)
+    top = allocate("global", shapes, scores.__getitem__, entries)
+    assert {name: len(flat) for name, flat in chosen.items()} == {name: len(flat) for name, flat in top.items()}
+    for name, flat in chosen.items():
+        alone = allocate("per_neuron", {name: shapes[name]}, scores.__getitem__, len(flat))
+        assert torch.equal(flat, alone[name])
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 23)), min_size=1, max_size=3),
+    m=st.integers(2, 9),
+    n=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_n_of_m_keeps_the_n_best_of_every_group_at_any_width(sizes, m, n, seed):
+    n, generator = min(n, m - 1), torch.Generator().manual_seed(seed)
+    shapes = {str(place): shape for place, shape in enumerate(sizes)}
+    scores = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    pattern = ALLOCATIONS[f"{n}:{m}"]
+    entries = pattern.entries(shapes)
+    chosen = allocate(f"{n}:{m}", shapes, scores.__getitem__, entries)
+    assert sum(len(flat) for flat in chosen.values()) == entries
+    for name, (rows, width) in shapes.items():
+        assert bool((chosen[name].diff() > 0).all())
+        mask = torch.zeros(rows * width, dtype=torch.bool)
+        mask[chosen[name]] = True
+        for row, score in zip(mask.view(rows, width), scores[name], strict=True):
+            for start in range(0, width, m):
+                group, values = row[start : start + m], score[start : start + m]
+                best_of_group = values.topk(min(n, len(values))).indices  # a rest group of r keeps min(n, r)
+                assert sorted(group.nonzero()[:, 0].tolist()) == sorted(best_of_group.tolist())
+
+
+@pytest.mark.parametrize("place", [1, 6])
+def test_n_of_m_refuses_scores_that_are_not_numbers(place):
+    score = torch.rand(1, 7)
+    score[0, place] = torch.nan
+    with pytest.raises(InputError, match="scores of linear 'a' are not numbers"):
+        allocate("1:4", {"a": (1, 7)}, lambda _: score, 2)
 
 
 @every_allocation

@@ -9,10 +9,14 @@ import torch
 import taskedge as te
 from taskedge.backbone.linears import candidates, linears
 from taskedge.errors import BudgetError, InputError, UnknownName
+from taskedge.selection.allocations import ALLOCATIONS
+from taskedge.selection.pattern import Pattern, find_pattern
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import parse_share, select
 
-every_rule = pytest.mark.parametrize("rule", ["taskedge", "magnitude", "random", "gradient"])
+ONE_BY_ONE = [name for name in RULES if RULES[name].chooses is None]
+every_rule = pytest.mark.parametrize("rule", ONE_BY_ONE)
+every_allocation = pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +55,7 @@ def test_what_is_no_share_is_refused_with_an_example(budget):
 
 
 @every_rule
-@pytest.mark.parametrize("allocation", ["per_neuron", "per_layer", "global"])
+@every_allocation
 def test_the_budget_is_a_share_of_all_parameters_and_met_exactly(bert, rule, allocation):
     support = select(bert, [tiny.batch(bert)], budget="5%", rule=rule, allocation=allocation)
     assert support.entries == round(0.05 * 5859)
@@ -85,7 +89,7 @@ def test_the_same_seed_gives_the_same_support(mlp):
 
 @every_rule
 def test_the_model_is_not_changed(model, rule):
-    if rule == "gradient" and isinstance(model, tiny.Mlp):
+    if "gradient" in str(RULES[rule].needs) and isinstance(model, tiny.Mlp):
         pytest.skip("gives no loss")
     model.train()
     before = tiny.state(model)
@@ -98,7 +102,7 @@ def test_the_model_is_not_changed(model, rule):
 
 
 @every_rule
-@pytest.mark.parametrize("allocation", ["per_neuron", "per_layer", "global"])
+@every_allocation
 @pytest.mark.parametrize("max_columns", [1, 3, 100])
 def test_no_linear_uses_more_than_max_columns(bert, rule, allocation, max_columns):
     options = {"rule": rule, "allocation": allocation, "max_columns": max_columns}
@@ -112,6 +116,33 @@ def test_the_columns_kept_have_the_largest_sums_of_scores(mlp):
     support = select(mlp, rule="magnitude", per_neuron=1, max_columns=2, linears=["first"])
     sums = mlp.first.weight.abs().sum(0)
     assert set(support.linears["first"].columns.tolist()) <= set(sums.topk(2).indices.tolist())
+
+
+@every_rule
+@pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 5), Pattern(3, 7), Pattern(1, 384)])
+def test_a_pattern_holds_in_every_group_of_every_linear(bert, rule, pattern):
+    support = select(bert, [tiny.batch(bert)], rule=rule, allocation=str(pattern))
+    assert set(support.linears) == set(candidates(bert))
+    assert all(pattern.holds(linear) for linear in support.linears.values())
+    assert (support.allocation, support.budget) == (str(pattern), str(pattern))
+    found = find_pattern(support.linears.values())
+    assert found == pattern if pattern.m < 32 else found == Pattern(1, 32)  # no row is longer than 32
+
+
+def test_scores_asked_for_twice_are_the_same(mlp):
+    """``global_per_neuron`` asks twice: even random scores must not change in between."""
+    support = select(mlp, rule="random", budget="10%", allocation="global_per_neuron")
+    top = select(mlp, rule="random", budget="10%", allocation="global")
+    assert {name: len(linear) for name, linear in support.linears.items()} == {
+        name: len(linear) for name, linear in top.linears.items()
+    }
+    name, linear = next(iter(support.linears.items()))
+    assert name == "first"  # whose scores are the first draws of the seed, both times
+    scores = torch.rand(10, 12, generator=torch.Generator().manual_seed(0))
+    assert all(
+        torch.equal(scores[row].topk(count).indices.sort().values, linear.columns[linear.rows == row])
+        for row, count in enumerate(torch.bincount(linear.rows, minlength=10).tolist())
+    )
 
 
 def test_named_linears_alone(bert):
@@ -160,6 +191,11 @@ def test_a_new_rule_is_one_function_and_one_registration(mlp, monkeypatch):
         ({"per_neuron": 1, "allocation": "even"}, UnknownName, "unknown allocation 'even'"),
         ({"per_neuron": 1, "rule": "taskedge"}, InputError, "looks at data"),
         ({"per_neuron": 1, "rule": "gradient"}, InputError, "looks at data"),
+        ({"per_neuron": 1, "allocation": "2:4"}, BudgetError, "'2:4' is itself the budget: leave out per_neuron=1"),
+        ({"budget": "1%", "allocation": "2:4"}, BudgetError, "leave out budget='1%'"),
+        ({"max_columns": 2, "allocation": "2:4"}, BudgetError, "leave out max_columns=2"),
+        ({"allocation": "4:2"}, BudgetError, "N must be at least 1 and below M"),
+        ({"allocation": "2-4"}, UnknownName, r"unknown allocation '2-4'.*known: N:M, global"),
         ({"per_neuron": 1, "linears": ["frst"]}, InputError, "did you mean 'first'"),
     ],
 )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from taskedge.backbone.linears import candidates, linears
 from taskedge.errors import InputError
-from taskedge.selection.statistics import GRADIENTS, INPUTS, measure
+from taskedge.selection.statistics import ABSOLUTE_INPUTS, GRADIENTS, INPUTS, measure
 
 
 def seen_inputs(model, name, batches):
@@ -43,6 +43,19 @@ def test_norms_are_those_of_a_direct_computation_without_padding(model):
         assert statistics.tokens == int(kept.sum())
 
 
+def test_means_are_those_of_a_direct_computation_without_padding(model):
+    batches = [tiny.batch(model, seed=seed) for seed in range(3)]
+    layers = candidates(model)
+    found = measure(model, layers, batches, {ABSOLUTE_INPUTS})
+    for name, statistics in found.items():
+        x, kept = seen_inputs(model, name, batches)
+        assert statistics.input_absolutes.dtype == torch.float64
+        torch.testing.assert_close(statistics.input_absolutes, x[kept].abs().sum(0), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(statistics.input_mean, x[kept].abs().mean(0).float(), rtol=1e-5, atol=1e-7)
+        assert statistics.tokens == int(kept.sum())
+        assert statistics.input_squares is None
+
+
 def test_padding_changes_nothing(bert):
     given = tiny.batch(bert, rows=1, tokens=5)
     given["attention_mask"][:] = 1
@@ -62,11 +75,15 @@ def test_sums_over_split_data_add_up(bert):
     batches = [tiny.batch(bert, seed=seed) for seed in range(4)]
     layers = candidates(bert)
     whole, one, other = (
-        measure(bert, layers, part, {INPUTS, GRADIENTS}) for part in (batches, batches[:1], batches[1:])
+        measure(bert, layers, part, {INPUTS, ABSOLUTE_INPUTS, GRADIENTS})
+        for part in (batches, batches[:1], batches[1:])
     )
     for name in layers:
         torch.testing.assert_close(
             whole[name].input_squares, one[name].input_squares + other[name].input_squares, rtol=1e-12, atol=0
+        )
+        torch.testing.assert_close(
+            whole[name].input_absolutes, one[name].input_absolutes + other[name].input_absolutes, rtol=1e-12, atol=0
         )
         torch.testing.assert_close(whole[name].gradient, one[name].gradient + other[name].gradient)
         assert whole[name].tokens == one[name].tokens + other[name].tokens

@@ -54,3 +54,18 @@ def test_a_support_counts_and_prints():
         "by rule 'taskedge' and allocation 'per_neuron'"
     )
     assert "0 entries" in str(Support({}, 10))
+
+
+def test_all_that_trains_counts_towards_the_share():
+    support = Support(
+        {"a": linear([0, 1], [1, 1])},
+        1000,
+        low_rank={"b": 2},
+        low_rank_parameters=14,
+        whole=("n.weight", "n.bias"),
+        whole_parameters=8,
+    )
+    assert (support.entries, support.parameters, support.share) == (2, 24, 0.024)
+    assert str(support).startswith(
+        "2 entries + 14 in 1 low-rank modules + 8 in 2 whole vectors (2.4000% of 1,000 parameters) in 1 linears"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def test_round_trip(support: Support, tmp_path: Path) -> None:
         assert torch.equal(other.columns, linear.columns)
     assert torch.equal(read.linears["a"].input_rms, torch.tensor([1.0, 2.0, 3.0]))
     assert read.linears["b"].input_rms is None
+
+
+def test_low_rank_modules_and_whole_vectors_go_in_too(support: Support, tmp_path: Path) -> None:
+    more = replace(support, low_rank={"c": 8}, low_rank_parameters=48, whole=("n.weight", "n.bias"), whole_parameters=6)
+    save_support(more, tmp_path / "support")
+    read = load_support(tmp_path / "support")
+    assert (read.low_rank, read.whole) == ({"c": 8}, ("n.weight", "n.bias"))
+    assert (read.parameters, read.share) == (57, 0.57)
+    assert read.settings == more.settings
 
 
 @pytest.mark.parametrize("keep", [0, 7, 40, -1])

@@ -120,4 +120,50 @@ def test_the_help_names_every_rule_and_allocation():
 
     for field, known in (("rule", RULES), ("allocation", ALLOCATIONS)):
         description = TuneSettings.model_fields[field].description
-        assert all(name in description for name in known), field
+        assert all(name in description for name in known.titles), field
+
+
+def test_the_default_allocation_is_that_of_the_library():
+    from taskedge.selection.allocations import DEFAULT
+
+    assert TuneSettings.model_fields["allocation"].default == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, {"budget": "0.1%", "rule": "taskedge", "allocation": "per_neuron"}),
+        ({"per_neuron": 2}, {"per_neuron": 2, "budget": None}),
+        ({"allocation": "2:4"}, {"allocation": "2:4", "budget": None}),
+        ({"rule": "spt"}, {"rule": "spt", "allocation": None, "budget": "0.1%"}),
+        ({"rule": "spt", "budget": "1%"}, {"allocation": None, "budget": "1%"}),
+    ],
+)
+def test_a_default_that_has_no_say_is_not_told(given, told):
+    found = settle({**NEEDED, **given}).selection()
+    assert found | told == found
+    assert set(found) == {"budget", "per_neuron", "rule", "allocation", "max_columns", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"allocation": "2:4", "budget": "1%"}, "the allocation '2:4' is itself the budget: leave out budget='1%'"),
+        ({"allocation": "1:8", "max_columns": 3}, "the allocation '1:8' is itself the budget: leave out max_columns=3"),
+        ({"allocation": "4:2"}, "--allocation: the pattern '4:2' keeps 4 of every 2 inputs: N must be at least 1"),
+        ({"allocation": "2:x"}, "--allocation: '2:x' is no N:M pattern: write two whole numbers, such as '2:4'"),
+        ({"rule": "spt", "per_neuron": 1}, "the rule 'spt' spreads its budget itself: leave out per_neuron=1"),
+        (
+            {"rule": "spt", "allocation": "per_neuron"},
+            "the rule 'spt' spreads its budget itself: leave out allocation=",
+        ),
+    ],
+)
+def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
+    with pytest.raises(InputError) as caught:
+        settle({**NEEDED, **given})
+    assert str(caught.value).startswith(told)
+    config = tmp_path / "run.toml"
+    config.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
+    with pytest.raises(InputError, match=r"leave out|pattern"):
+        settle(NEEDED, config)

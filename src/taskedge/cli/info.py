@@ -34,6 +34,8 @@ def command(delta: Path, as_json: bool) -> None:
     )
     click.echo(f"task      {made['task'] or 'not named'}: {', '.join(made['labels'][:12]) or 'no labels'}")
     click.echo(f"entries   {about['entries']:,} ({about['share']:.4%}) by rule {made['rule']!r}, {made['allocation']}")
+    if about["pattern"]:
+        click.echo(f"pattern   {_in_words(about['pattern'])}")
     click.echo(f"whole     {about['whole_parameters']:,} parameters: {', '.join(sorted(about['whole'])) or 'none'}")
     if made["training"]:
         click.echo("training  " + ", ".join(f"{key}={value}" for key, value in made["training"].items()))
@@ -66,11 +68,32 @@ def describe(path: Path) -> dict[str, Any]:
         "whole": {name: list(tensor.shape) for name, tensor in delta.whole.items()},
         "whole_parameters": delta.whole_parameters,
         "base_dtype": next((linear.base_dtype for linear in delta.linears.values()), ""),
+        "pattern": _pattern(delta.linears),
         "by_layer": dict(layers),
         "by_kind": dict(kinds),
         "sections": section_bytes(path),
         "provenance": asdict(delta.provenance),
     }
+
+
+def _pattern(linears: dict[str, Any]) -> dict[str, Any] | None:
+    """The N:M pattern that the entries themselves hold, whatever the delta says of how they were chosen."""
+    from taskedge.selection.pattern import find_pattern
+
+    pattern = find_pattern(linears.values())
+    if pattern is None:
+        return None
+    rests = {linear.shape[1] % pattern.m for linear in linears.values()} - {0}
+    return {
+        "name": str(pattern),
+        "linears": len(linears),
+        "rest_groups": {str(width): min(pattern.n, width) for width in sorted(rests)},
+    }
+
+
+def _in_words(pattern: dict[str, Any]) -> str:
+    rests = [f"{kept} of a last group of {width}" for width, kept in pattern["rest_groups"].items()]
+    return f"{pattern['name']} holds in all {pattern['linears']} linears" + (f" ({', '.join(rests)})" if rests else "")
 
 
 def _split(name: str) -> tuple[str, str]:

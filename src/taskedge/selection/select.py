@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import candidates
+from taskedge.backbone.linears import Linear, candidates
 from taskedge.errors import BudgetError, InputError
 from taskedge.selection import statistics as calibration
-from taskedge.selection.allocations import allocate
-from taskedge.selection.rules import RULES
-from taskedge.selection.statistics import INPUTS, LinearStatistics
+from taskedge.selection.allocations import ALLOCATIONS, DEFAULT, Scores, Shapes, allocate
+from taskedge.selection.allocations.n_of_m import NOfM
+from taskedge.selection.hybrid import Chosen, vectors_beside
+from taskedge.selection.rules import RULES, Rule
+from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics
 from taskedge.selection.support import LinearSupport, Support
 
 
@@ -24,9 +26,10 @@ def select(
     budget: str | float | None = None,
     per_neuron: int | None = None,
     rule: str = "taskedge",
-    allocation: str = "per_neuron",
+    allocation: str | None = None,
     linears: Sequence[str] | None = None,
     max_columns: int | None = None,
+    rank: int = 8,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Support:
@@ -38,11 +41,14 @@ def select(
             A few batches do. May be left out for rules that look at no data.
         budget: a share of all the model's parameters, ``"0.1%"`` or ``0.001``; met exactly.
         per_neuron: instead of ``budget``: whole entries per neuron, K.
-        rule: what ranks the entries (``taskedge.selection.rules``).
-        allocation: how they are spread (``taskedge.selection.allocations``).
+        rule: what ranks the entries (``taskedge.selection.rules``). ``"spt"`` also spreads them, and stays within the
+            budget with entries, low-rank modules, biases and norms (:mod:`taskedge.selection.hybrid`).
+        allocation: how they are spread (``taskedge.selection.allocations``); by default ``"per_neuron"``. A pattern
+            such as ``"2:4"`` is the budget as well.
         linears: names or glob patterns of the linears that take part; by default those of the repeated blocks.
         max_columns: at most so many distinct columns per linear, the ones with the largest sum of scores: fewer
             columns mean less to store for the backward pass (ours).
+        rank: of the low-rank modules of ``"spt"``.
         seed: of the rule ``random``.
         on_batch: called with the number of calibration batches done.
 
@@ -50,34 +56,43 @@ def select(
         The support, on the CPU.
 
     Raises:
-        BudgetError: a budget that is no share, selects nothing, or is more than the linears can carry.
+        BudgetError: a budget that is no share, selects nothing, is more than the linears can carry, or is given beside
+            a rule or allocation that leaves it no say.
         InputError: an unknown name, a model without linears, batches that are missing or cannot be used.
     """
     chosen_rule = RULES[rule]
     layers = candidates(model, linears)
     total = sum(parameter.numel() for parameter in model.parameters())
     shapes = {name: (layer.shape[0], _usable(layer.shape[1], max_columns)) for name, layer in layers.items()}
-    entries, stated = _entries(budget, per_neuron, total, shapes)
+    refuse_clashes(rule, allocation, budget=budget, per_neuron=per_neuron, max_columns=max_columns)
+    if rank < 1:
+        raise InputError(f"rank={rank} makes no low-rank module: give 1 or more")
+    entries, stated = _entries(allocation or DEFAULT, budget, per_neuron, total, shapes)
+    vectors = vectors_beside(model, layers, all_norms=linears is None) if chosen_rule.chooses else {}
 
-    measured = _measure(model, layers, batches, chosen_rule.needs, on_batch, rule)
-    generator = torch.Generator().manual_seed(seed)
-
-    def scores(name: str) -> Tensor:
-        score = chosen_rule.score(layers[name].weight, measured[name], generator)
-        return score if max_columns is None else _only_best_columns(score, max_columns)
-
-    flat = allocate(allocation, shapes, scores, entries)
+    with _measure(model, layers, batches, chosen_rule, on_batch, vectors) as measured:
+        scores = _scores(chosen_rule, layers, measured, seed, max_columns)
+        if chosen_rule.chooses is None:
+            chosen = Chosen(allocate(allocation or DEFAULT, shapes, scores, entries))
+        else:
+            chosen = chosen_rule.chooses(shapes, scores, measured.vectors, entries, rank)
     return Support(
         linears={
             name: LinearSupport.from_flat(layers[name].shape, index, measured[name].reads, _rms(measured[name]))
-            for name, index in flat.items()
+            for name, index in chosen.entries.items()
             if len(index)
         },
         model_parameters=total,
+        low_rank=chosen.low_rank,
+        low_rank_parameters=sum(width * sum(layers[name].shape) for name, width in chosen.low_rank.items()),
+        whole=chosen.whole,
+        whole_parameters=sum(vectors[name].numel() for name in chosen.whole),
         rule=rule,
-        allocation=allocation,
+        allocation=rule if chosen_rule.chooses else allocation or DEFAULT,
         budget=stated,
-        settings={"seed": seed} | ({"max_columns": max_columns} if max_columns is not None else {}),
+        settings={"seed": seed}
+        | ({"max_columns": max_columns} if max_columns is not None else {})
+        | ({"rank": rank} if chosen_rule.chooses else {}),
     )
 
 
@@ -98,9 +113,27 @@ def parse_share(budget: str | float) -> float:
     return share
 
 
+def refuse_clashes(rule: str, allocation: str | None, **given: object) -> None:
+    """Raises BudgetError where a rule or an allocation leaves no say to a setting that is given (not None)."""
+    if RULES[rule].chooses is not None:
+        who, barred = f"the rule {rule!r} spreads its budget itself", ("per_neuron", "max_columns", "allocation")
+        given = given | {"allocation": allocation}
+    elif isinstance(ALLOCATIONS[allocation or DEFAULT], NOfM):
+        who, barred = f"the allocation {allocation!r} is itself the budget", ("budget", "per_neuron", "max_columns")
+    else:
+        return
+    clashes = [f"{name}={given[name]!r}" for name in barred if given.get(name) is not None]
+    if clashes:
+        raise BudgetError(f"{who}: leave out {' and '.join(clashes)}")
+
+
 def _entries(
-    budget: str | float | None, per_neuron: int | None, total: int, shapes: dict[str, tuple[int, int]]
+    allocation: str, budget: str | float | None, per_neuron: int | None, total: int, shapes: Shapes
 ) -> tuple[int, str]:
+    """(entries, how the budget was stated)."""
+    spread = ALLOCATIONS[allocation]
+    if isinstance(spread, NOfM):
+        return spread.entries(shapes), allocation
     if (budget is None) == (per_neuron is None):
         raise BudgetError("give either budget (a share such as '0.1%') or per_neuron (whole entries per neuron)")
     if budget is not None:
@@ -117,17 +150,29 @@ def _entries(
 
 def _measure(
     model: nn.Module,
-    layers: dict[str, Any],
+    layers: dict[str, Linear],
     batches: Iterable[Any] | None,
-    needs: tuple[str, ...],
+    rule: Rule,
     on_batch: Callable[[int], None] | None,
-    rule: str,
-) -> dict[str, LinearStatistics]:
+    vectors: dict[str, nn.Parameter],
+) -> Statistics:
     if batches is not None:
-        return calibration.measure(model, layers, batches, {*needs, INPUTS}, on_batch)
-    if needs:
-        raise InputError(f"the rule {rule!r} looks at data: give a few calibration batches")
-    return {name: LinearStatistics(reads=name) for name in layers}
+        return calibration.measure(model, layers, batches, {*rule.needs, INPUTS}, on_batch, vectors)
+    if rule.needs:
+        raise InputError(f"the rule {rule.name!r} looks at data: give a few calibration batches")
+    return Statistics({name: LinearStatistics(reads=name) for name in layers})
+
+
+def _scores(rule: Rule, layers: dict[str, Linear], measured: Statistics, seed: int, max_columns: int | None) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    drawn: dict[str, Tensor] = {}  # where the generator stood for a linear, so that asking again gives the same
+
+    def scores(name: str) -> Tensor:
+        generator.set_state(drawn.setdefault(name, generator.get_state()))
+        score = rule.score(layers[name].weight, measured[name], generator)
+        return score if max_columns is None else _only_best_columns(score, max_columns)
+
+    return scores
 
 
 def _rms(measured: LinearStatistics) -> Tensor | None:

@@ -1,6 +1,9 @@
 """One pass over calibration data: what every linear's inputs look like, and where the loss pulls.
 
-Nothing of the model is changed, and no activation outlives the layer that made it.
+Nothing of the model is changed, no activation outlives the layer that made it, and of the linears' gradients one is
+held at a time: it is added to a sum in a temporary file (:mod:`taskedge.selection.spill`) and freed before the next is
+made. (A linear that runs several times in a forward pass is the exception: autograd itself adds its gradients up and
+hands out their sum, as in any backward pass.)
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +19,12 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import Linear, as_tokens, version
 from taskedge.errors import InputError
+from taskedge.selection.gradients import GRADIENTS as GRADIENTS
+from taskedge.selection.gradients import SQUARED_GRADIENTS as SQUARED_GRADIENTS
+from taskedge.selection.gradients import GradientSums
 
 INPUTS = "inputs"
-GRADIENTS = "gradients"
+ABSOLUTE_INPUTS = "absolute inputs"
 
 
 @dataclass
@@ -31,8 +37,12 @@ class LinearStatistics:
     """Tokens seen, padding not counted."""
     input_squares: Tensor | None = None
     """float64 [in]: ``Σ_tokens x_j²``. A sum, so that statistics of several devices add up."""
-    gradient: Tensor | None = None
-    """float32 [out, in]: the gradient of the loss, summed over batches."""
+    input_absolutes: Tensor | None = None
+    """float64 [in]: ``Σ_tokens |x_j|``, a sum as well."""
+    read_gradient: Callable[[], Tensor] | None = None
+    """Gives float32 [out, in]: the gradient of the loss, summed over batches."""
+    read_squared_gradient: Callable[[], Tensor] | None = None
+    """Gives float32 [out, in]: the squares of each batch's gradient, summed over batches."""
 
     @property
     def input_norm(self) -> Tensor:
@@ -40,8 +50,44 @@ class LinearStatistics:
         assert self.input_squares is not None
         return self.input_squares.sqrt().float()
 
+    @property
+    def input_mean(self) -> Tensor:
+        """float32 [in]: ``mean|x_j|``, the mean magnitude of every input feature over all tokens."""
+        assert self.input_absolutes is not None
+        return (self.input_absolutes / max(self.tokens, 1)).float()
 
-Statistics = dict[str, LinearStatistics]
+    @property
+    def gradient(self) -> Tensor:
+        """float32 [out, in]: ``Σ_batches g``. Read from the disk at each use, so it is the reader's to change."""
+        assert self.read_gradient is not None
+        return self.read_gradient()
+
+    @property
+    def squared_gradient(self) -> Tensor:
+        """float32 [out, in]: ``Σ_batches g²``, g the gradient of one batch. Read at each use as well."""
+        assert self.read_squared_gradient is not None
+        return self.read_squared_gradient()
+
+
+class Statistics(dict[str, LinearStatistics]):
+    """Statistics of each linear by name. Closing it, or leaving it as a context, removes its temporary file."""
+
+    def __init__(self, linears: Mapping[str, LinearStatistics], gradients: GradientSums | None = None) -> None:
+        super().__init__(linears)
+        self._gradients = gradients
+        self.vectors: dict[str, Tensor] = gradients.vectors if gradients else {}
+        """float32 [n] on the CPU: ``Σ_batches g²`` of the further parameters that were watched, by name."""
+
+    def close(self) -> None:
+        """Gradients cannot be read any more; all else stays."""
+        if self._gradients is not None:
+            self._gradients.close()
+
+    def __enter__(self) -> Statistics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def measure(
@@ -50,6 +96,7 @@ def measure(
     batches: Iterable[Any],
     needs: Collection[str] = (INPUTS,),
     on_batch: Callable[[int], None] | None = None,
+    vectors: Mapping[str, nn.Parameter] | None = None,
 ) -> Statistics:
     """Runs ``batches`` through the model and returns statistics of each linear.
 
@@ -58,39 +105,65 @@ def measure(
         linears: the linears to watch, by name.
         batches: what the model takes: a mapping (keyword arguments), a tuple or list (positional), or one tensor.
             Where a batch has an ``attention_mask`` [batch, tokens], positions that it masks are not counted.
-        needs: ``"inputs"`` for the input norms (forward only), ``"gradients"`` for the gradient of the loss (the
-            model must return one: give it labels). Empty: only which linears share an input.
+        needs: ``INPUTS`` for the input norms and ``ABSOLUTE_INPUTS`` for the input means (forward only);
+            ``GRADIENTS`` and ``SQUARED_GRADIENTS`` for those of the loss, which the model must return (give it
+            labels). A batch's gradient is that of its loss, as a rule the mean over its rows, so squared gradients are
+            squares per batch and not per row. Empty: only which linears share an input.
         on_batch: called with the number of batches done, for progress.
+        vectors: further parameters of the model, small ones (biases, norms), whose squared gradients are summed too.
+
+    Returns:
+        Statistics in the order of ``linears``. With gradients they hold a temporary file: use them as a context.
 
     Raises:
-        InputError: no batches; a linear that never ran; a loss that is missing or not finite.
+        InputError: no batches; a linear that never ran; a loss that is missing or not finite; a temporary folder
+            that cannot hold the sums of gradients (4 bytes a weight).
     """
+    backward = bool(vectors) or not {GRADIENTS, SQUARED_GRADIENTS}.isdisjoint(needs)
+    gradients = GradientSums(linears, vectors or {}, needs) if backward else None
     watch = _Watch(linears, needs)
+    with ExitStack() as on_error:
+        if gradients is not None:
+            on_error.callback(gradients.close)
+        _run(model, batches, watch, gradients, on_batch)
+        idle = [name for name in linears if name not in watch.seen]
+        if idle:
+            raise InputError(
+                f"{len(idle)} linear(s) never ran on the calibration data, {idle[0]!r} first; "
+                "leave them out by naming the linears to use"
+            )
+        on_error.pop_all()
+    if gradients is not None:
+        for name, seen in watch.seen.items():
+            seen.read_gradient = gradients.reader(GRADIENTS, name)
+            seen.read_squared_gradient = gradients.reader(SQUARED_GRADIENTS, name)
+    return Statistics({name: watch.seen[name] for name in linears}, gradients)
+
+
+def _run(
+    model: nn.Module,
+    batches: Iterable[Any],
+    watch: _Watch,
+    gradients: GradientSums | None,
+    on_batch: Callable[[int], None] | None,
+) -> None:
+    """Every batch forward, and backward where gradients are asked for."""
     done = 0
     with ExitStack() as stack:
         stack.enter_context(_evaluating(model))
         stack.enter_context(watch.hooks())
-        stack.enter_context(torch.set_grad_enabled(GRADIENTS in needs))
-        if GRADIENTS in needs:
-            stack.enter_context(_only_these_require_grad(model, linears))
+        stack.enter_context(torch.set_grad_enabled(gradients is not None))
+        if gradients is not None:
+            stack.enter_context(gradients.watching(model))
         for done, batch in enumerate(batches, start=1):
             watch.start(batch)
             output = run(model, batch)
-            if GRADIENTS in needs:
+            if gradients is not None:
                 _loss(output, done).backward()  # type: ignore[no-untyped-call]
             if on_batch is not None:
                 on_batch(done)
     if not done:
         raise InputError("no calibration batches were given: selection needs at least one batch of the task's data")
-    idle = [name for name in linears if name not in watch.statistics]
-    if idle:
-        raise InputError(
-            f"{len(idle)} linear(s) never ran on the calibration data, {idle[0]!r} first; "
-            "leave them out by naming the linears to use"
-        )
-    if GRADIENTS in needs:
-        watch.fill_in_zero_gradients()
-    return {name: watch.statistics[name] for name in linears}
 
 
 def run(model: nn.Module, batch: Any) -> Any:
@@ -124,14 +197,15 @@ class _Input:
     version: int
     reader: str
     """The first linear that read it."""
-    squares: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """By what is needed of inputs."""
 
 
 class _Watch:
     """Hooks on linears, and what they have seen so far."""
 
     def __init__(self, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
-        self.statistics: Statistics = {}
+        self.seen: dict[str, LinearStatistics] = {}
         self._linears, self._needs = linears, needs
         self._inputs: dict[int, _Input] = {}
         self._mask: Tensor | None = None
@@ -151,41 +225,27 @@ class _Watch:
                     with_kwargs=True,
                 )
                 stack.callback(handle.remove)
-                if GRADIENTS in self._needs:
-                    weight = linear.module.weight
-                    assert isinstance(weight, Tensor)
-                    handle = weight.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                        lambda parameter, name=name: self._see_gradient(name, parameter)
-                    )
-                    stack.callback(handle.remove)
             yield
 
     def _see_input(self, name: str, x: Tensor) -> None:
         known = self._input(name, x)
-        seen = self.statistics.setdefault(name, LinearStatistics(reads=known.reader))
-        if INPUTS not in self._needs:
+        seen = self.seen.setdefault(name, LinearStatistics(reads=known.reader))
+        if not (INPUTS in self._needs or ABSOLUTE_INPUTS in self._needs):
             return
         kept = self._kept_tokens(x)
-        if known.squares is None:
-            known.squares = _sum_of_squares(as_tokens(x.detach()), kept)
         seen.tokens += int(kept.sum()) if kept is not None else x.shape[:-1].numel()
-        seen.input_squares = known.squares if seen.input_squares is None else seen.input_squares + known.squares
+        if INPUTS in self._needs:
+            squares = self._sum(INPUTS, known, x, kept)
+            seen.input_squares = squares if seen.input_squares is None else seen.input_squares + squares
+        if ABSOLUTE_INPUTS in self._needs:
+            absolutes = self._sum(ABSOLUTE_INPUTS, known, x, kept)
+            seen.input_absolutes = absolutes if seen.input_absolutes is None else seen.input_absolutes + absolutes
 
-    def _see_gradient(self, name: str, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.detach().float()
-        parameter.grad = None  # one dense gradient at a time
-        if self._linears[name].transposed:
-            gradient = gradient.t()
-        seen = self.statistics[name]
-        seen.gradient = gradient if seen.gradient is None else seen.gradient.add_(gradient)
-
-    def fill_in_zero_gradients(self) -> None:
-        """A weight that the loss does not depend on is given none by autograd."""
-        for name, linear in self._linears.items():
-            seen = self.statistics[name]
-            if seen.gradient is None:
-                seen.gradient = torch.zeros(linear.shape, device=linear.weight.device)
+    def _sum(self, need: str, known: _Input, x: Tensor, kept: Tensor | None) -> Tensor:
+        """The sum over the tokens of x, taken once however many linears read it."""
+        if need not in known.sums:
+            known.sums[need] = _sum_over_tokens(_OF_INPUTS[need], as_tokens(x.detach()), kept)
+        return known.sums[need]
 
     def _input(self, name: str, x: Tensor) -> _Input:
         """What is known of the input that ``name`` reads now; one changed in place since is another input."""
@@ -201,12 +261,15 @@ class _Watch:
         return self._mask.to(device=x.device, dtype=torch.float32).flatten()
 
 
-def _sum_of_squares(x: Tensor, kept: Tensor | None) -> Tensor:
-    """float64 [in]: ``Σ_tokens kept·x_j²`` for x [tokens, in], summed over chunks so that float32 suffices inside."""
+_OF_INPUTS = {INPUTS: torch.square, ABSOLUTE_INPUTS: torch.abs}
+
+
+def _sum_over_tokens(of: Callable[[Tensor], Tensor], x: Tensor, kept: Tensor | None) -> Tensor:
+    """float64 [in]: ``Σ_tokens kept·of(x_j)`` for x [tokens, in], over chunks so that float32 suffices inside."""
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     for start in range(0, len(x), 1024):
-        squares = x[start : start + 1024].float().square()  # (chunk, in)
-        total += squares.sum(0) if kept is None else kept[start : start + 1024] @ squares
+        values = of(x[start : start + 1024].float())  # (chunk, in)
+        total += values.sum(0) if kept is None else kept[start : start + 1024] @ values
     return total
 
 
@@ -219,18 +282,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was in training.items():
             module.training = was
-
-
-@contextmanager
-def _only_these_require_grad(model: nn.Module, linears: Mapping[str, Linear]) -> Iterator[None]:
-    before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
-    wanted = {id(linear.module.weight) for linear in linears.values()}
-    for parameter in before:
-        parameter.requires_grad_(id(parameter) in wanted)
-        parameter.grad = None
-    try:
-        yield
-    finally:
-        for parameter, (required, gradient) in before.items():
-            parameter.requires_grad_(required)
-            parameter.grad = gradient

@@ -64,7 +64,7 @@ class LinearSupport:
 
 @dataclass(frozen=True)
 class Support:
-    """The chosen entries of a whole model, and how they were chosen."""
+    """What of a whole model trains beside its head, and how it was chosen: entries, and with some rules more."""
 
     linears: dict[str, LinearSupport]
     model_parameters: int
@@ -73,6 +73,14 @@ class Support:
     allocation: str = "given"
     budget: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    low_rank: dict[str, int] = field(default_factory=dict)
+    """Linears that train a low-rank module instead of entries, with its rank."""
+    low_rank_parameters: int = 0
+    """Of these modules: the sum of ``rank·(in + out)``."""
+    whole: tuple[str, ...] = ()
+    """Names of parameters that train whole, beside the head: biases and norms."""
+    whole_parameters: int = 0
+    """How many numbers these are."""
 
     @property
     def entries(self) -> int:
@@ -80,15 +88,25 @@ class Support:
         return sum(len(linear) for linear in self.linears.values())
 
     @property
+    def parameters(self) -> int:
+        """How many numbers train, all but the head's: entries, low-rank modules and whole parameters."""
+        return self.entries + self.low_rank_parameters + self.whole_parameters
+
+    @property
     def share(self) -> float:
-        """Chosen weights over all the model's parameters."""
-        return self.entries / self.model_parameters
+        """What trains, all but the head, over all the model's parameters."""
+        return self.parameters / self.model_parameters
 
     def __str__(self) -> str:
         columns = [len(linear.distinct_columns) for linear in self.linears.values()]
         used = f"{min(columns)}-{max(columns)}" if columns else "0"
+        more = ""
+        if self.low_rank:
+            more += f" + {self.low_rank_parameters:,} in {len(self.low_rank)} low-rank modules"
+        if self.whole:
+            more += f" + {self.whole_parameters:,} in {len(self.whole)} whole vectors"
         return (
-            f"{self.entries:,} entries ({self.share:.4%} of {self.model_parameters:,} parameters) in "
+            f"{self.entries:,} entries{more} ({self.share:.4%} of {self.model_parameters:,} parameters) in "
             f"{len(self.linears)} linears, {used} distinct columns each, by rule {self.rule!r} "
             f"and allocation {self.allocation!r}"
         )

@@ -101,16 +101,7 @@ class Run:
             collate([rows[place] for place in order[start : start + s.batch_size]])
             for start in range(0, min(len(order), s.calibration * s.batch_size), s.batch_size)
         ]
-        return select(
-            self.base.model,
-            batches,
-            budget=s.budget if s.per_neuron is None else None,
-            per_neuron=s.per_neuron,
-            rule=s.rule,
-            allocation=s.allocation,
-            max_columns=s.max_columns,
-            seed=s.seed,
-        )
+        return select(self.base.model, batches, **s.selection())
 
     def install(self, support: Support) -> nn.Module:
         """The base's model, which now trains the support's entries and what trains whole."""

@@ -43,6 +43,14 @@ class FitSettings:
 
 
 _FIT = FitSettings()
+_RULE_HELP = (
+    "What ranks the weights: taskedge, mean_activation, activation, magnitude, magnitude_bottom, gradient, fisher or "
+    "random; spt chooses low-rank modules, biases and norms too."
+)
+_ALLOCATION_HELP = (
+    "How they are spread: per_neuron, per_layer, global, global_per_neuron, or a pattern N:M such as 2:4, which is the "
+    "budget too."
+)
 
 
 class TuneSettings(BaseModel):
@@ -57,12 +65,8 @@ class TuneSettings(BaseModel):
     label: Annotated[str, Field(description="Column with the label.")]
     budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
     per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.", ge=1)] = None
-    rule: Annotated[str, Field(description="What ranks the weights: taskedge, magnitude, random or gradient.")] = (
-        "taskedge"
-    )
-    allocation: Annotated[str, Field(description="How they are spread: per_neuron, per_layer or global.")] = (
-        "per_neuron"
-    )
+    rule: Annotated[str, Field(description=_RULE_HELP)] = "taskedge"
+    allocation: Annotated[str, Field(description=_ALLOCATION_HELP)] = "per_neuron"
     max_columns: Annotated[
         int | None, Field(description="Most distinct inputs used per linear: a cap on memory.", ge=1)
     ] = None
@@ -121,6 +125,31 @@ class TuneSettings(BaseModel):
             raise ValueError("TensorBoard is not installed: pip install tensorboard")
         return value
 
+    @model_validator(mode="after")
+    def _nothing_is_given_in_vain(self) -> TuneSettings:
+        if self.model_fields_set & {"rule", "allocation"}:
+            from taskedge.selection.select import refuse_clashes
+
+            names = ("budget", "per_neuron", "max_columns", "allocation")
+            given = {name: getattr(self, name) if name in self.model_fields_set else None for name in names}
+            try:
+                refuse_clashes(self.rule, **given)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def selection(self) -> dict[str, Any]:
+        """What :func:`taskedge.select` is told: of the defaults, those that have a say."""
+        from taskedge.selection.pattern import read_pattern
+        from taskedge.selection.rules import RULES
+
+        told = {name: getattr(self, name) for name in ("per_neuron", "rule", "max_columns", "seed")}
+        has_budget = self.per_neuron is not None or read_pattern(self.allocation) is not None
+        return told | {
+            "budget": None if has_budget else self.budget,
+            "allocation": None if RULES[self.rule].chooses else self.allocation,
+        }
+
     def fit(self) -> FitSettings:
         """The part that concerns the training loop."""
         names = FitSettings.__dataclass_fields__.keys() & type(self).model_fields.keys()
@@ -137,7 +166,10 @@ def settle(flags: Mapping[str, Any], config: Path | None = None) -> TuneSettings
     try:
         return TuneSettings(**{**stored, **flags})
     except ValidationError as error:
-        faults = [_say(fault, config if str(fault["loc"][0]) not in flags else None) for fault in error.errors()]
+        faults = [
+            _say(fault, config if fault["loc"] and str(fault["loc"][0]) not in flags else None)
+            for fault in error.errors()
+        ]
     if len(faults) == 1:
         raise InputError(faults[0])
     raise InputError(f"{len(faults)} settings cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
@@ -149,6 +181,8 @@ def _say(fault: Any, config: Path | None) -> str:
     flag = f"--{name.replace('_', '-')}"
     if fault["type"] == "missing":
         return f"{flag} is needed: {str(TuneSettings.model_fields[name].description).rstrip('.')}"
+    if not name:  # of settings together
+        return str(fault["msg"]).removeprefix("Value error, ")
     place = f"{config}: {name}" if config else flag
     if fault["type"] == "extra_forbidden":
         return f"{place}: unknown setting{did_you_mean(name, TuneSettings.model_fields)}"

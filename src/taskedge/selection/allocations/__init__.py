@@ -17,9 +17,11 @@ from taskedge.registry import Registry
 Shapes = Mapping[str, tuple[int, int]]
 """(rows, columns that may be chosen in a row) by linear."""
 Scores = Callable[[str], Tensor]
-"""Scores float32 [out, in] of one linear; columns that may not be chosen are -inf."""
+"""Scores float32 [out, in] of one linear, the same whenever asked; columns that may not be chosen are -inf."""
 Allocation = Callable[[Shapes, Scores, int], dict[str, Tensor]]
 """Returns int64 [n] of ``row * in + column``, ascending, by linear; a linear without entries may be absent."""
+
+DEFAULT = "per_neuron"
 
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", __name__)
 

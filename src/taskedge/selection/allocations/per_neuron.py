@@ -20,10 +20,11 @@ def per_neuron(shapes: Shapes, scores: Scores, entries: int) -> dict[str, Tensor
     next_scores, next_entries, owners = [], [], []
     for place, (name, (rows, columns)) in enumerate(shapes.items()):
         score = scores(name)
-        depth = min(even + 1, columns)
-        top, column = score.topk(depth, dim=1)  # (rows, depth), best first
+        width = score.shape[1]
+        top, column = score.topk(min(even + 1, columns), dim=1)  # (rows, depth), best first
+        del score  # before the next is made
         refuse_nan(name, top)
-        flat = column + torch.arange(rows, device=score.device)[:, None] * score.shape[1]
+        flat = column + torch.arange(rows, device=column.device)[:, None] * width
         chosen[name] = [flat[:, :even].flatten().cpu()]
         if columns > even:
             next_scores.append(top[:, even].cpu())

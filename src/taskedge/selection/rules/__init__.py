@@ -2,24 +2,28 @@
 
 A rule is a function ``(weight, statistics, generator) -> scores``, registered with the statistics it needs::
 
-    @rule("activation", needs=(INPUTS,))
-    def activation(weight, statistics, generator):
-        "Input activation alone."
-        return statistics.input_norm.expand_as(weight)
+    @rule("squared", needs=(INPUTS,))
+    def squared(weight, statistics, generator):
+        "Squared weight times input activation: large weights count for more."
+        return weight.float().square() * statistics.input_norm
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from taskedge.registry import Registry
+from taskedge.selection.allocations import Scores, Shapes
+from taskedge.selection.hybrid import Chosen
 from taskedge.selection.statistics import LinearStatistics
 
 Score = Callable[[Tensor, LinearStatistics, torch.Generator], Tensor]
+Choose = Callable[[Shapes, Scores, Mapping[str, Tensor], int, int], Chosen]
+"""(shapes, scores of the linears, ``Σ_batches g²`` of biases and norms, parameters, rank) -> what is trained."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Rule:
     name: str
     score: Score
     needs: tuple[str, ...]
+    chooses: Choose | None = None
+    """Where a rule looks at biases and norms too and spends the budget in its own way: it takes no allocation then."""
 
     @property
     def summary(self) -> str:
@@ -39,11 +45,11 @@ class Rule:
 RULES: Registry[Rule] = Registry("rule", __name__)
 
 
-def rule(name: str, *, needs: tuple[str, ...] = ()) -> Callable[[Score], Score]:
+def rule(name: str, *, needs: tuple[str, ...] = (), chooses: Choose | None = None) -> Callable[[Score], Score]:
     """Registers a score function under ``name`` with the statistics that it needs."""
 
     def register(score: Score) -> Score:
-        RULES.add(name, Rule(name, score, needs))
+        RULES.add(name, Rule(name, score, needs, chooses))
         return score
 
     return register

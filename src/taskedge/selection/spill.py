@@ -1,0 +1,104 @@
+"""Sums of matrices kept in a temporary file instead of memory: what gradient rules add up over batches.
+
+Plain reads and writes of a few rows at a time, and no memory map, so that nothing of it counts as resident.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from taskedge.errors import InputError
+
+_CHUNK = 2**14
+"""Numbers that are held at a time, 64 KiB of fp32; a row that is longer is held whole."""
+_FLOAT = 4
+
+
+class Spill:
+    """Running sums, float32, one of a fixed shape for every key; 0 where nothing was added.
+
+    The file lies where Python's ``tempfile`` puts its own: in ``TMPDIR``, else ``/tmp``. It has no name there, so it
+    goes when it is closed, when the spill is forgotten, and when the process dies, however it dies.
+
+    Args:
+        shapes: (rows, columns) by key; the file grows to 4 bytes for each number in them.
+
+    Raises:
+        InputError: the folder cannot be written; in ``add`` and ``read``: it is full or fails.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        self._shapes = dict(shapes)
+        self._starts: dict[str, int] = {}
+        end = 0
+        for key, (rows, columns) in self._shapes.items():
+            self._starts[key], end = end, end + rows * columns * _FLOAT
+        self._bytes = end
+        self._added: set[str] = set()
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as the spill is
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def add(self, key: str, matrix: Tensor, *, squared: bool = False) -> None:
+        """Adds ``matrix`` [rows, columns] of any float dtype, or its squares, to the sum of that key.
+
+        Sums are taken in fp32 in the order of the calls; the first call stores, as ``0 + x`` loses the sign of -0.
+        """
+        for start, rows in self._chunks(key):
+            chunk = matrix[rows].to(device="cpu", dtype=torch.float32).contiguous()
+            if squared:
+                chunk = chunk.square()
+            if key in self._added:
+                chunk = self._read(start, torch.empty_like(chunk)).add_(chunk)
+            self._write(start, chunk)
+        self._added.add(key)
+
+    def read(self, key: str) -> Tensor:
+        """The sum of that key, float32 [rows, columns] on the CPU, read anew each time."""
+        if key not in self._added:
+            return torch.zeros(self._shapes[key])
+        return self._read(self._starts[key], torch.empty(self._shapes[key]))
+
+    def close(self) -> None:
+        """Removes the file; sums cannot be read any more."""
+        self._file.close()
+
+    def _chunks(self, key: str) -> Iterator[tuple[int, slice]]:
+        """(place in the file, rows) for a few rows at a time."""
+        rows, columns = self._shapes[key]
+        step = max(1, _CHUNK // columns)
+        for first in range(0, rows, step):
+            yield self._starts[key] + first * columns * _FLOAT, slice(first, min(first + step, rows))
+
+    def _read(self, start: int, into: Tensor) -> Tensor:
+        memory = into.numpy().data.cast("B")
+        try:
+            self._file.seek(start)
+            while memory:
+                count = self._file.readinto(memory)
+                if not count:
+                    raise OSError(f"the file ends at byte {self._file.tell()}")
+                memory = memory[count:]
+        except OSError as error:
+            raise self._failed(error) from None
+        return into
+
+    def _write(self, start: int, chunk: Tensor) -> None:
+        memory = chunk.numpy().data.cast("B")
+        try:
+            self._file.seek(start)
+            while memory:
+                memory = memory[self._file.write(memory) :]
+        except OSError as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError) -> InputError:
+        return InputError(
+            f"{tempfile.gettempdir()}: cannot hold the sums of gradients, {self._bytes:,} bytes "
+            f"({error.strerror or error}): make room there, or name another folder in TMPDIR"
+        )
