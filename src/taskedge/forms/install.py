@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import FORMS, low_rank, sparse
-from taskedge.forms.low_rank import RANK, Factors
+from taskedge.forms import FORMS, RANK, low_rank, sparse
+from taskedge.forms.low_rank import Factors
 from taskedge.forms.sparse import SharedInput
 from taskedge.selection.support import LinearSupport, Support
 

@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from taskedge.backbone.linears import Linear, as_linear
 from taskedge.errors import InputError
 
-RANK = 8
-"""Of two thin factors, where no one says another."""
-
 
 @dataclass(frozen=True)
 class Factors:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from taskedge.errors import InputError, did_you_mean
+from taskedge.forms import RANK
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,17 @@ class FitSettings:
 
 _FIT = FitSettings()
 
+RATES = {"sparse": _FIT.lr, "sparse_lora": 1e-2, "lora": 1e-3}
+"""Peak learning rate of each form, where no other is given."""
+
+_ONLY_FOR = {
+    **dict.fromkeys(
+        ("budget", "per_neuron", "rule", "allocation", "max_columns", "step", "calibration"), ("sparse", "sparse_lora")
+    ),
+    **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora")),
+}
+"""Settings that mean nothing in other forms, and are refused there rather than left unheard."""
+
 
 class TuneSettings(BaseModel):
     """Settings of one run. Flags and the keys of a settings file have the names of these fields."""
@@ -53,6 +65,14 @@ class TuneSettings(BaseModel):
     eval: Annotated[Path | None, Field(description="Held-out data to measure the result on.")] = None
     text: Annotated[list[str], Field(description="Column with the text; repeat it to join several.", min_length=1)]
     label: Annotated[str, Field(description="Column with the label.")]
+    form: Annotated[
+        Literal["sparse", "sparse_lora", "lora"],
+        Field(description="What trains: chosen weights, the same through low-rank factors, or LoRA by PEFT."),
+    ] = "sparse"
+    rank: Annotated[int, Field(description="Of the factors of sparse_lora and lora.", ge=1)] = RANK
+    alpha: Annotated[
+        float | None, Field(description="Their product is scaled by alpha/rank.  [default: the rank]", gt=0)
+    ] = None
     budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
     per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.", ge=1)] = None
     rule: Annotated[str, Field(description="What ranks the weights: taskedge, magnitude, random or gradient.")] = (
@@ -69,7 +89,12 @@ class TuneSettings(BaseModel):
     ] = "activation"
     calibration: Annotated[int, Field(description="Batches that the selection looks at.", ge=1)] = 8
     epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
-    lr: Annotated[float, Field(description="Peak learning rate.", gt=0)] = _FIT.lr
+    lr: float = Field(
+        default=None,
+        validate_default=True,
+        gt=0,
+        description=f"Peak learning rate.  [default: {', '.join(f'{form} {rate:g}' for form, rate in RATES.items())}]",
+    )
     batch_size: Annotated[int, Field(description="Rows in a batch.", ge=1)] = _FIT.batch_size
     accumulate: Annotated[int, Field(description="Batches per optimiser step.", ge=1)] = _FIT.accumulate
     weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.", ge=0)] = _FIT.weight_decay
@@ -90,6 +115,27 @@ class TuneSettings(BaseModel):
         if isinstance(data, dict) and isinstance(data.get("text"), str):
             return data | {"text": [data["text"]]}
         return data
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _as_the_form_wants(cls, value: Any, info: ValidationInfo) -> Any:
+        return RATES[info.data.get("form", "sparse")] if value is None else value
+
+    @field_validator(*_ONLY_FOR)
+    @classmethod
+    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """Runs for what was given, not for defaults."""
+        form, forms = info.data.get("form"), _ONLY_FOR[str(info.field_name)]
+        if form is not None and form not in forms:
+            raise ValueError(f"means nothing with form {form!r}, only with {' and '.join(forms)}: leave it out")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _can_be_trained(cls, value: str) -> str:
+        if value == "lora" and not find_spec("peft"):
+            raise ValueError("LoRA is trained by PEFT, which is not installed: pip install 'taskedge[peft]'")
+        return value
 
     @field_validator("rule", "allocation", "budget")
     @classmethod
