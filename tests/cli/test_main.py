@@ -10,7 +10,7 @@ import pytest
 import tiny_task
 
 from taskedge.cli import main as module
-from taskedge.cli.main import VERBS, VerbGroup, cli, main
+from taskedge.cli.main import VERBS, VerbGroup, cli, main, module_of
 from taskedge.errors import InputError, Interrupted, TaskEdgeError
 
 HEAVY = "torch", "transformers", "pydantic", "numpy", "safetensors", "pyarrow"
@@ -128,4 +128,5 @@ def test_verbs_are_modules():
     from pathlib import Path
 
     there = {path.stem for path in Path(module.__file__).parent.glob("*.py")}
-    assert VERBS.keys() <= there
+    assert {module_of(verb) for verb in VERBS} <= there
+    assert module_of("import") == "import_"

@@ -41,6 +41,8 @@ FAULTS = {
     "an output that is there": (["--out", "train.csv"], "train.csv exists: name another file with --out, or replace"),
     "an output that is a folder": (["--out", "empty"], "empty is a folder"),
     "an output nowhere": (["--out", "no/where"], "no/where: there is no folder no: make it, or name another"),
+    "a budget for LoRA": (["--form", "lora"], "--budget: means nothing with form 'lora', only with sparse and spars"),
+    "a rank for entries": (["--rank", "4"], "--rank: means nothing with form 'sparse', only with sparse_lora and lora"),
     "several at once": (["--rule", "x", "--lr", "0", "--budget", "0"], "3 settings cannot be used:\n  --budget"),
 }
 
@@ -121,14 +123,18 @@ def test_what_a_run_says(tuned, taskedge, task, here):
         "selecting weights by rule 'taskedge' on 8 batches",
     ]
     assert said[-1].startswith("training 124 entries (2.0019% of 6,194 parameters) in ")
+    assert said[-1].endswith("; whole: a head of 34 parameters; learning rate 0.01")
     assert snapshot(here).keys() == {"task.safetensors"}
 
 
 def test_json_is_all_that_is_on_standard_output(tuned):
     _, said = tuned
     assert said.keys() == {
-        "out", "entries", "share", "head", "steps", "train_loss", "seconds", "peak_memory", "file_bytes", "quality",
+        "out", "form", "lr", "entries", "share", "low_rank", "trained", "head", "steps", "train_loss", "seconds",
+        "peak_memory", "file_bytes", "quality",
     }  # fmt: skip
+    assert said["trained"] == said["entries"]
+    assert said["low_rank"] == 0
     assert said["quality"].keys() == {"rows", "accuracy", "macro_f1", "loss"}
     assert said["steps"] == 36
 

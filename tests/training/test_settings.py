@@ -10,7 +10,7 @@ import pytest
 import tiny_task
 
 from taskedge.errors import InputError
-from taskedge.training.settings import FitSettings, TuneSettings, settle
+from taskedge.training.settings import RATES, FitSettings, TuneSettings, settle
 
 NEEDED = {"model": "m", "train": "t.csv", "text": ["text"], "label": "label"}
 
@@ -21,6 +21,35 @@ def test_defaults_stand_in_one_place():
     assert (settings.budget, settings.rule, settings.allocation) == ("0.1%", "taskedge", "per_neuron")
     assert settings.out == Path("task.safetensors")
     assert all(field.description for field in TuneSettings.model_fields.values())
+
+
+@pytest.mark.parametrize("form", RATES)
+def test_the_learning_rate_is_that_of_the_form_unless_given(tmp_path, form):
+    config = tmp_path / "run.toml"
+    config.write_text(f'form = "{form}"\n')
+    assert settle(NEEDED, config).fit().lr == RATES[form]
+    assert settle({**NEEDED, "lr": 0.125}, config).fit().lr == 0.125
+    assert RATES["sparse"] == FitSettings().lr
+    assert f"{form} {RATES[form]:g}" in TuneSettings.model_fields["lr"].description
+
+
+def test_what_means_nothing_in_a_form_is_refused_all_at_once(tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text('form = "lora"\nrule = "random"\nmax-columns = 3\n')
+    with pytest.raises(InputError) as caught:
+        settle({**NEEDED, "budget": "1%", "step": "plain"}, config)
+    first, *faults = str(caught.value).splitlines()
+    assert first == "4 settings cannot be used:"
+    means = "means nothing with form 'lora', only with sparse and sparse_lora: leave it out"
+    assert {fault.strip() for fault in faults} == {
+        f"--budget: {means}",
+        f"--step: {means}",
+        f"{config}: rule: {means}",
+        f"{config}: max_columns: {means}",
+    }
+    for name in ("rank", "alpha"):
+        with pytest.raises(InputError, match=f"--{name}: means nothing with form 'sparse', only with sparse_lora and"):
+            settle({**NEEDED, name: 2})
 
 
 def test_flags_over_the_file_over_defaults(tmp_path):
@@ -72,6 +101,10 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
         ({"epochs": float("nan")}, "--epochs: must be"),
         ({"step": "activations"}, "--step: must be 'plain' or 'activation'"),
         ({"text": []}, "--text: List should have at least 1 item"),
+        ({"form": "lara"}, "--form: must be 'sparse', 'sparse_lora' or 'lora'"),
+        ({"form": "lora", "rank": 0}, "--rank: must be greater than or equal to 1"),
+        ({"form": "lora", "alpha": 0}, "--alpha: must be greater than 0"),
+        ({"lr": None, "form": "lora", "epochs": 0}, "--epochs: must be greater than 0"),
         ({"seed": -1}, "--seed: must be greater than or equal to 0"),
         ({"per_neuron": 0}, "--per-neuron: must be greater than or equal to 1"),
         ({"learning_rate": 1}, "--learning-rate: unknown setting"),

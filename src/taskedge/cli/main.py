@@ -1,12 +1,14 @@
 """``taskedge VERB``: finds the verb's module, imports it when it is called, and turns errors into exit codes.
 
 A verb is one module beside this one with a click command named ``command``; its line in ``VERBS`` is its
-registration, so that ``taskedge --help`` imports none of them.
+registration, so that ``taskedge --help`` imports none of them. A verb that is a word of Python's has a module with an
+underscore: ``import_``.
 """
 
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 
@@ -20,6 +22,7 @@ VERBS = {
     "eval": "Measure a delta on labelled data.",
     "predict": "Label new data with a delta.",
     "info": "Say what a delta holds and which base it needs.",
+    "import": "Turn a PEFT LoRA adapter folder into a delta.",
     "merge": "Write a plain model folder with the delta's values in it.",
     "measure": "Run a model a few seconds: what a training step costs on this machine.",
     "plan": "Plan a fleet: who trains which block, with which share of the bandwidth.",
@@ -27,6 +30,11 @@ VERBS = {
     "doctor": "Check the installation, and say what is slow and why.",
     "demo": "Fetch a small real model and data, tune, and print one table.",
 }
+
+
+def module_of(verb: str) -> str:
+    """The name of a verb's module."""
+    return f"{verb}_" if keyword.iskeyword(verb) else verb
 
 
 class VerbGroup(click.Group):
@@ -38,7 +46,7 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command = importlib.import_module(f"taskedge.cli.{cmd_name}").command
+        command = importlib.import_module(f"taskedge.cli.{module_of(cmd_name)}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -15,6 +15,7 @@ EPILOG = """\b
 Examples:
   taskedge tune --model bert-base-uncased --train reviews.csv --text review --label sentiment
   taskedge tune --config run.toml --lr 1e-2 --out task.safetensors
+  taskedge tune --config run.toml --form lora --rank 4
   taskedge tune --config run.toml --dry-run
   taskedge tune --config run.toml --resume
 """
@@ -54,9 +55,9 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
     if as_json:
         print_json(training.as_json(result))
         return
-    click.echo(
-        f"{result.out}: {result.entries:,} entries ({result.share:.3%}) and a head of {result.head:,} parameters"
-    )
+    parts = [f"{result.entries:,} entries ({result.share:.3%})"] if result.entries else []
+    parts += [f"low-rank products of {result.low_rank:,} parameters"] if result.low_rank else []
+    click.echo(f"{result.out}: {', '.join(parts)} and a head of {result.head:,} parameters")
     click.echo(
         f"{result.file_bytes:,} bytes, {result.steps} steps in {result.seconds:.0f} s, training loss "
         f"{result.train_loss:.3f}, peak memory {result.peak_memory / 1e6:.0f} MB"
@@ -67,17 +68,29 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    width = max(len(linear["name"]) for linear in plan["linears"])
-    click.echo(f"{'linear':{width}}  {'shape':>12}  {'entries':>8}  {'columns':>8}")
-    for linear in plan["linears"]:
-        shape = "x".join(map(str, linear["shape"]))
-        click.echo(f"{linear['name']:{width}}  {shape:>12}  {linear['entries']:>8,}  {linear['distinct_columns']:>8,}")
+    linears, products = plan["linears"], plan["low_rank"]
+    width = max(len(linear["name"]) for linear in (*linears, *products))
+    shapes = {linear["name"]: "x".join(map(str, linear["shape"])) for linear in (*linears, *products)}
+    if linears:
+        click.echo(f"{'linear':{width}}  {'shape':>12}  {'entries':>8}  {'columns':>8}")
+    for linear in linears:
+        name = linear["name"]
+        click.echo(f"{name:{width}}  {shapes[name]:>12}  {linear['entries']:>8,}  {linear['distinct_columns']:>8,}")
+    if products:
+        click.echo(f"{'low-rank linear':{width}}  {'shape':>12}  {'rank':>8}")
+    for product in products:
+        click.echo(f"{product['name']:{width}}  {shapes[product['name']]:>12}  {product['rank']:>8,}")
+    kept = (
+        [f"{plan['stored_bytes_per_token']:,} bytes per token ({plan['stored_columns']:,} columns)"] if linears else []
+    )
+    kept += ["the whole input of every low-rank linear"] if products else []
     click.echo(
         f"\n{plan['entries']:,} of {plan['model_parameters']:,} parameters ({plan['share']:.4%}) by rule "
         f"{plan['rule']!r}, and a head of {plan['head_parameters']:,}; {len(plan['labels'])} classes, "
         f"{plan['train_rows']:,} rows\n"
-        f"kept for the backward pass beyond a frozen model: {plan['stored_bytes_per_token']:,} bytes per token "
-        f"({plan['stored_columns']:,} columns)\n"
+        f"form {plan['form']}: {plan['trained_parameters']:,} numbers train beside the head, at a learning rate of "
+        f"{plan['lr']:g}\n"
+        f"kept for the backward pass beyond a frozen model: {' and '.join(kept)}\n"
         f"optimiser state: {plan['optimizer_bytes']:,} bytes\n"
         f"{plan['steps']:,} steps of {plan['seconds_per_step']:.2f} s (measured on one): "
         f"about {plan['seconds'] / 60:.1f} minutes\nnothing was written"

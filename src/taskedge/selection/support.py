@@ -74,7 +74,7 @@ class Support:
     budget: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     low_rank: dict[str, int] = field(default_factory=dict)
-    """Linears that train a low-rank module instead of entries, with its rank."""
+    """Linears that train a low-rank product instead of entries, with its rank; none of them is in ``linears``."""
     low_rank_parameters: int = 0
     """Of these modules: the sum of ``rank·(in + out)``."""
     whole: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskedge.backbone.linears import linears
 from taskedge.training.run import Run, Say
 from taskedge.training.settings import TuneSettings
 from taskedge.training.text import collator
@@ -24,6 +25,7 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     """
     run = Run(settings, say)
     support = run.select()
+    shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support)
     steps = math.ceil(math.ceil(len(run.rows) / (settings.batch_size * settings.accumulate)) * settings.epochs)
     batch = collator(run.base.tokenizer)(run.rows[: settings.batch_size])
@@ -32,8 +34,11 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     for linear in support.linears.values():
         stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
     columns = sum(map(len, stored.values()))
+    trained = run.trained_parameters(model)
     return {
         "model": settings.model,
+        "form": settings.form,
+        "lr": settings.lr,
         "task": "text-classification",
         "labels": run.data.labels,
         "train_rows": len(run.rows),
@@ -53,9 +58,13 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
             }
             for name, linear in support.linears.items()
         ],
+        "low_rank": [
+            {"name": name, "shape": list(shapes[name]), "rank": rank} for name, rank in support.low_rank.items()
+        ],
+        "trained_parameters": trained,
         "stored_columns": columns,
         "stored_bytes_per_token": 4 * columns,
-        "optimizer_bytes": 8 * (support.entries + run.whole_parameters),
+        "optimizer_bytes": 8 * (trained + run.whole_parameters),
         "steps": steps,
         "seconds_per_step": seconds,
         "seconds": seconds * steps,

@@ -9,11 +9,14 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from taskedge.backbone.linears import head_parameters
+from taskedge.backbone.linears import candidates, head_parameters
 from taskedge.backbone.load import Base, load_classifier
-from taskedge.forms.install import install
+from taskedge.delta.delta import Delta
+from taskedge.delta.extract import extract
+from taskedge.forms.install import fuse, install
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
+from taskedge.training.lora import PeftLora
 from taskedge.training.settings import TuneSettings
 from taskedge.training.table import Table, check_labels, label_set, read_table
 from taskedge.training.text import Row, collator, encode
@@ -35,6 +38,7 @@ class Run:
 
     def __init__(self, settings: TuneSettings, say: Say) -> None:
         self.settings, self.say = settings, say
+        self._lora: PeftLora | None = None
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
 
@@ -92,7 +96,9 @@ class Run:
         return sum(parameters[name].numel() for name in self.whole)
 
     def select(self) -> Support:
-        """Chooses the entries by looking at the first batches of the data in a seeded order."""
+        """Chooses the entries by looking at the first batches of the data in a seeded order; LoRA looks at none."""
+        if self.settings.form == "lora":
+            return self._all_low_rank()
         s, rows = self.settings, self.rows
         self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
@@ -103,6 +109,47 @@ class Run:
         ]
         return select(self.base.model, batches, **s.selection())
 
+    def _all_low_rank(self) -> Support:
+        """LoRA in every linear that could carry entries."""
+        model, rank = self.base.model, self.settings.rank
+        return Support(
+            linears={},
+            model_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            rule="lora",
+            allocation="all",
+            budget=f"rank {rank}",
+            low_rank=dict.fromkeys(candidates(model), rank),
+        )
+
     def install(self, support: Support) -> nn.Module:
-        """The base's model, which now trains the support's entries and what trains whole."""
-        return install(self.base.model, support, trainable=self.whole, step=self.settings.step)
+        """The base's model, which now trains what the support and the form say, and what trains whole."""
+        s, model = self.settings, self.base.model
+        if s.form == "lora":
+            self._lora = PeftLora(model, support, self.whole, s.alpha, s.seed)
+            return model
+        rank = s.rank if s.form == "sparse_lora" else None
+        return install(
+            model, support, trainable=self.whole, step=s.step, form=s.form, rank=rank, alpha=s.alpha, seed=s.seed
+        )
+
+    def trained_parameters(self, model: nn.Module) -> int:
+        """How many numbers the optimiser moves in an installed model, beside those that train whole."""
+        return sum(p.numel() for p in model.parameters() if p.requires_grad) - self.whole_parameters
+
+    def describe(self, support: Support, model: nn.Module) -> str:
+        """What is about to be trained, for a line of text."""
+        s = self.settings
+        if s.form == "sparse":
+            return str(support)
+        factors = f"{self.trained_parameters(model):,} parameters of rank {s.rank}"
+        if s.form == "lora":
+            return f"LoRA, {factors} in {len(support.low_rank)} linears"
+        return f"{support}, through {factors}"
+
+    def extract(self, model: nn.Module) -> Delta:
+        """What an installed model learnt."""
+        return extract(model) if self._lora is None else self._lora.extract()
+
+    def fuse(self, model: nn.Module) -> nn.Module:
+        """The model with plain layers; what they hold is not said."""
+        return fuse(model) if self._lora is None else self._lora.fuse()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from taskedge.errors import InputError, did_you_mean
+from taskedge.forms import RANK
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ _ALLOCATION_HELP = (
     "budget too."
 )
 
+RATES = {"sparse": _FIT.lr, "sparse_lora": 1e-2, "lora": 1e-3}
+"""Peak learning rate of each form, where no other is given."""
+
+_ONLY_FOR = {
+    **dict.fromkeys(
+        ("budget", "per_neuron", "rule", "allocation", "max_columns", "step", "calibration"), ("sparse", "sparse_lora")
+    ),
+    **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora")),
+}
+"""Settings that mean nothing in other forms, and are refused there rather than left unheard."""
+
 
 class TuneSettings(BaseModel):
     """Settings of one run. Flags and the keys of a settings file have the names of these fields."""
@@ -63,6 +75,10 @@ class TuneSettings(BaseModel):
     eval: Annotated[Path | None, Field(description="Held-out data to measure the result on.")] = None
     text: Annotated[list[str], Field(description="Column with the text; repeat it to join several.", min_length=1)]
     label: Annotated[str, Field(description="Column with the label.")]
+    form: Annotated[
+        Literal["sparse", "sparse_lora", "lora"],
+        Field(description="What trains: chosen weights, the same through low-rank factors, or LoRA by PEFT."),
+    ] = "sparse"
     budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
     per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.", ge=1)] = None
     rule: Annotated[str, Field(description=_RULE_HELP)] = "taskedge"
@@ -73,9 +89,20 @@ class TuneSettings(BaseModel):
     step: Annotated[
         Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
     ] = "activation"
+    rank: Annotated[
+        int, Field(description="Of the factors of sparse_lora, lora, and the modules of rule spt.", ge=1)
+    ] = RANK
+    alpha: Annotated[
+        float | None, Field(description="Their product is scaled by alpha/rank.  [default: the rank]", gt=0)
+    ] = None
     calibration: Annotated[int, Field(description="Batches that the selection looks at.", ge=1)] = 8
     epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
-    lr: Annotated[float, Field(description="Peak learning rate.", gt=0)] = _FIT.lr
+    lr: float = Field(
+        default=None,
+        validate_default=True,
+        gt=0,
+        description=f"Peak learning rate.  [default: {', '.join(f'{form} {rate:g}' for form, rate in RATES.items())}]",
+    )
     head_lr: Annotated[float | None, Field(description="Learning rate of the head, if it is another.", gt=0)] = (
         _FIT.head_lr
     )
@@ -99,6 +126,29 @@ class TuneSettings(BaseModel):
         if isinstance(data, dict) and isinstance(data.get("text"), str):
             return data | {"text": [data["text"]]}
         return data
+
+    @field_validator("lr", mode="before")
+    @classmethod
+    def _as_the_form_wants(cls, value: Any, info: ValidationInfo) -> Any:
+        return RATES[info.data.get("form", "sparse")] if value is None else value
+
+    @field_validator(*_ONLY_FOR)
+    @classmethod
+    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
+        """Runs for what was given, not for defaults."""
+        form, forms = info.data.get("form"), _ONLY_FOR[str(info.field_name)]
+        if info.field_name == "rank" and form == "sparse" and info.data.get("rule") == "spt":
+            return value
+        if form is not None and form not in forms:
+            raise ValueError(f"means nothing with form {form!r}, only with {' and '.join(forms)}: leave it out")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _can_be_trained(cls, value: str) -> str:
+        if value == "lora" and not find_spec("peft"):
+            raise ValueError("LoRA is trained by PEFT, which is not installed: pip install 'taskedge[peft]'")
+        return value
 
     @field_validator("rule", "allocation", "budget")
     @classmethod
@@ -145,6 +195,8 @@ class TuneSettings(BaseModel):
 
         told = {name: getattr(self, name) for name in ("per_neuron", "rule", "max_columns", "seed")}
         has_budget = self.per_neuron is not None or read_pattern(self.allocation) is not None
+        if RULES[self.rule].chooses:
+            told["rank"] = self.rank
         return told | {
             "budget": None if has_budget else self.budget,
             "allocation": None if RULES[self.rule].chooses else self.allocation,

@@ -13,11 +13,10 @@ from typing import Any
 from torch import nn
 
 from taskedge.delta.apply import apply
-from taskedge.delta.extract import extract
+from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
 from taskedge.errors import InputError, TrainingDiverged
 from taskedge.files import write_aside
-from taskedge.forms.install import fuse
 from taskedge.measure.memory import peak_bytes
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import load_support, save_support
@@ -33,8 +32,14 @@ class TuneResult:
     """What a run of :func:`tune` made."""
 
     out: Path
+    form: str
+    lr: float
     entries: int
     share: float
+    low_rank: int
+    """Numbers in the low-rank products of the file, counted apart."""
+    trained: int
+    """Numbers that the optimiser moved, the head's not counted: the entries, or the factors that they come from."""
     head: int
     """Parameters trained whole, counted apart."""
     steps: int
@@ -67,7 +72,11 @@ def tune(
     run = Run(settings, say)
     support = _start(run, folder, resume=resume)
     model = run.install(support)
-    say(f"training {support}; whole: a head of {run.whole_parameters:,} parameters")
+    trained = run.trained_parameters(model)
+    say(
+        f"training {run.describe(support, model)}; whole: a head of {run.whole_parameters:,} parameters; "
+        f"learning rate {settings.lr:g}"
+    )
     try:
         done = fit(
             model,
@@ -84,11 +93,15 @@ def tune(
         if checkpoint.latest(folder) is None:  # nothing that is worth keeping
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    measured = _finish(run, model, done, folder)
+    delta, measured = _finish(run, model, done, folder)
     return TuneResult(
         out=settings.out,
+        form=settings.form,
+        lr=settings.lr,
         entries=support.entries,
         share=support.share,
+        low_rank=delta.low_rank_parameters,
+        trained=trained,
         head=run.whole_parameters,
         steps=done.steps,
         train_loss=done.loss,
@@ -161,10 +174,10 @@ def _identity(run: Run) -> dict[str, Any]:
     return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
 
 
-def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> Quality | None:
+def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[Delta, Quality | None]:
     """Writes the delta, measures what was written, and only then puts it under its name and removes the folder."""
     settings, labels = run.settings, run.data.labels
-    delta = extract(model).with_provenance(
+    delta = run.extract(model).with_provenance(
         base=settings.model,
         task="text-classification",
         labels=tuple(labels),
@@ -173,7 +186,7 @@ def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> Qualit
     written = delta.save(folder / settings.out.name, values=settings.values)
     measured = None
     if run.data.eval is not None:
-        apply(fuse(model), load(written), force=True)
+        apply(run.fuse(model), load(written), force=True)
         rows = run.encode(run.data.eval)
         found = predict(model, rows, collator(run.base.tokenizer), settings.batch_size)
         measured = quality(found, [row["labels"] for row in rows])
@@ -183,12 +196,14 @@ def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> Qualit
     if settings.tensorboard and logs.exists():
         logs.replace(settings.out.with_name(f"{settings.out.name}.logs"))
     shutil.rmtree(folder, ignore_errors=True)
-    return measured
+    return delta, measured
 
 
 def _training(run: Run, steps: int) -> dict[str, Any]:
     """How the delta was trained, for its provenance."""
-    kept = ("epochs", "lr", "batch_size", "accumulate", "seed", "step", "text", "label")
+    kept = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "text", "label"]
+    if run.settings.form != "sparse":
+        kept = ["form", "rank", "alpha", *(name for name in kept if name != "step" or run.settings.form != "lora")]
     return {name: getattr(run.settings, name) for name in kept} | {
         "max_length": run.max_length,
         "steps": steps,
