@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from taskedge.backbone.digest import digest
 from taskedge.backbone.linears import Linear, as_linear
-from taskedge.delta.delta import Delta, LinearDelta
+from taskedge.delta.delta import Delta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
 
@@ -53,12 +53,12 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     parameters = _parameters(model, delta)
     _check_values(layers, parameters, delta)
     if before is None:
-        originals = {name: layers[name].weight[linear.rows, linear.columns] for name, linear in delta.linears.items()}
+        originals = {name: layers[name].read(linear.rows, linear.columns) for name, linear in delta.linears.items()}
         if not force:
             _check_base(layers, parameters, delta, originals)
         before = Applied(delta, originals, {name: parameters[name].detach().clone() for name in delta.whole})
     for name, linear in delta.linears.items():
-        _write(layers[name], linear, linear.values)
+        layers[name].write(linear.rows, linear.columns, linear.values)
     with torch.no_grad():
         for name, tensor in delta.whole.items():
             parameters[name].copy_(tensor)
@@ -83,7 +83,7 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
         raise InputError("another delta than this one is applied to the model")
     layers, parameters = _layers(model, before.delta), dict(model.named_parameters())
     for name, linear in before.delta.linears.items():
-        _write(layers[name], linear, before.entries[name])
+        layers[name].write(linear.rows, linear.columns, before.entries[name])
     with torch.no_grad():
         for name, tensor in before.whole.items():
             parameters[name].copy_(tensor)
@@ -106,11 +106,6 @@ def applied(model: nn.Module, delta: Delta, *, force: bool = False) -> Iterator[
 def applied_to(model: nn.Module) -> Applied | None:
     """What was applied to the model and is still on it, or None."""
     return model.__dict__.get("_taskedge_applied")
-
-
-def _write(layer: Linear, linear: LinearDelta, values: Tensor) -> None:
-    weight = layer.weight
-    weight[linear.rows, linear.columns] = values.to(device=weight.device, dtype=weight.dtype)
 
 
 def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
@@ -148,7 +143,7 @@ def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
 
 def _check_values(layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta) -> None:
     """A value that is finite in the delta must be so in the model too."""
-    written = [(name, layers[name].weight.dtype, linear.values) for name, linear in delta.linears.items()]
+    written = [(name, layers[name].stored.dtype, linear.values) for name, linear in delta.linears.items()]
     written += [(name, parameters[name].dtype, tensor) for name, tensor in delta.whole.items()]
     for name, dtype, values in written:
         if dtype != values.dtype and not bool(torch.isfinite(values.to(dtype)).all()):
@@ -161,7 +156,7 @@ def _check_base(
     layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, originals: dict[str, Tensor]
 ) -> None:
     for name, linear in delta.linears.items():
-        dtype = _plain(layers[name].weight.dtype)
+        dtype = _plain(layers[name].stored.dtype)
         if dtype != linear.base_dtype:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear, as_tokens, version
+from taskedge.backbone.kinds import Kind
+from taskedge.backbone.linears import Linear, version
 from taskedge.errors import InputError
 
 INPUTS = "inputs"
@@ -133,7 +134,7 @@ class _Watch:
     def __init__(self, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
         self.statistics: Statistics = {}
         self._linears, self._needs = linears, needs
-        self._inputs: dict[int, _Input] = {}
+        self._inputs: dict[tuple[int, Kind], _Input] = {}  # by id
         self._mask: Tensor | None = None
 
     def start(self, batch: Any) -> None:
@@ -165,18 +166,17 @@ class _Watch:
         seen = self.statistics.setdefault(name, LinearStatistics(reads=known.reader))
         if INPUTS not in self._needs:
             return
-        kept = self._kept_tokens(x)
+        kind = self._linears[name].kind
+        kept = self._kept_tokens(kind.positions(x), x.device)
         if known.squares is None:
-            known.squares = _sum_of_squares(as_tokens(x.detach()), kept)
-        seen.tokens += int(kept.sum()) if kept is not None else x.shape[:-1].numel()
+            known.squares = kind.sums(x.detach(), kept, torch.square)
+        seen.tokens += int(kept.sum()) if kept is not None else kind.positions(x).numel()
         seen.input_squares = known.squares if seen.input_squares is None else seen.input_squares + known.squares
 
     def _see_gradient(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
-        gradient = parameter.grad.detach().float()
+        gradient = self._linears[name].kind.matrix(parameter.grad.detach().float())
         parameter.grad = None  # one dense gradient at a time
-        if self._linears[name].transposed:
-            gradient = gradient.t()
         seen = self.statistics[name]
         seen.gradient = gradient if seen.gradient is None else seen.gradient.add_(gradient)
 
@@ -189,25 +189,17 @@ class _Watch:
 
     def _input(self, name: str, x: Tensor) -> _Input:
         """What is known of the input that ``name`` reads now; one changed in place since is another input."""
-        known = self._inputs.get(id(x))
+        key = id(x), self._linears[name].kind
+        known = self._inputs.get(key)
         if known is None or known.tensor() is not x or known.version != version(x):
-            known = self._inputs[id(x)] = _Input(weakref.ref(x), version(x), reader=name)
+            known = self._inputs[key] = _Input(weakref.ref(x), version(x), reader=name)
         return known
 
-    def _kept_tokens(self, x: Tensor) -> Tensor | None:
+    def _kept_tokens(self, positions: torch.Size, device: torch.device) -> Tensor | None:
         """float32 [tokens]: 1 where a position counts; None where all do."""
-        if self._mask is None or x.shape[:-1] != self._mask.shape:
+        if self._mask is None or positions != self._mask.shape:
             return None
-        return self._mask.to(device=x.device, dtype=torch.float32).flatten()
-
-
-def _sum_of_squares(x: Tensor, kept: Tensor | None) -> Tensor:
-    """float64 [in]: ``Σ_tokens kept·x_j²`` for x [tokens, in], summed over chunks so that float32 suffices inside."""
-    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), 1024):
-        squares = x[start : start + 1024].float().square()  # (chunk, in)
-        total += squares.sum(0) if kept is None else kept[start : start + 1024] @ squares
-    return total
+        return self._mask.to(device=device, dtype=torch.float32).flatten()
 
 
 @contextmanager
