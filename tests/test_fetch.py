@@ -132,3 +132,31 @@ def test_the_error_of_pip_itself_is_passed_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(fetch.FetchError, match=r"ERROR: No matching distribution found for tiny==1\.0"):
         fetch.pip_download("tiny==1.0", tmp_path, print)
+
+
+def test_a_folder_is_made_whole_or_not_at_all(cache):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "one").write_text("1")
+        if len(made) == 1:
+            raise InputError("no more")
+
+    with pytest.raises(InputError, match="no more"):
+        fetch.make_folder(cache / "model", make)
+    assert everything_in(cache) == []
+    for _ in range(2):
+        assert fetch.make_folder(cache / "model", make) == cache / "model"
+    assert len(made) == 2
+    assert everything_in(cache) == ["model/one"]
+
+
+def test_two_processes_that_make_a_folder_at_once_keep_one(cache):
+    def make(folder):
+        (folder / "mine").write_text("")
+        (cache / "model").mkdir()
+        (cache / "model" / "theirs").write_text("")
+
+    assert fetch.make_folder(cache / "model", make) == cache / "model"
+    assert everything_in(cache) == ["model/theirs"]

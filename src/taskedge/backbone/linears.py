@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from taskedge.backbone.blocks import blocks
+from taskedge.backbone.kinds import Kind, kind_of
 from taskedge.errors import InputError, did_you_mean
 
 HEAD_NAMES = ("head", "classifier", "score", "fc", "heads", "qa_outputs")
@@ -17,17 +18,22 @@ HEAD_NAMES = ("head", "classifier", "score", "fc", "heads", "qa_outputs")
 
 @dataclass(frozen=True)
 class Linear:
-    """A layer that computes ``y = x Wᵀ + b``; ``transposed`` where its weight is stored [in, out] (HF ``Conv1D``)."""
+    """A layer that computes ``Y = X Wᵀ + b``; what these matrices are to it is up to its kind."""
 
     name: str
     module: nn.Module
-    transposed: bool
+    kind: Kind
+
+    @property
+    def stored(self) -> Tensor:
+        """The weight as the layer stores it, without gradient."""
+        weight: Tensor = self.module.weight  # type: ignore[assignment]
+        return weight.detach()
 
     @property
     def weight(self) -> Tensor:
-        """The stored weight as [out, in]: a view, writing to it writes to the model."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return weight.detach().t() if self.transposed else weight.detach()
+        """The weight as [out, in], to be read."""
+        return self.kind.matrix(self.stored)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,19 +41,22 @@ class Linear:
         out, inputs = self.weight.shape
         return out, inputs
 
+    def read(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """A copy of the entries [n], in the weight's dtype."""
+        stored = self.stored
+        return stored[self.kind.place(rows.to(stored.device), columns.to(stored.device))]
+
+    def write(self, rows: Tensor, columns: Tensor, values: Tensor) -> None:
+        """Writes entries [n] into the model, rounded to the weight's dtype."""
+        stored = self.stored
+        place = self.kind.place(rows.to(stored.device), columns.to(stored.device))
+        stored.index_put_(place, values.to(device=stored.device, dtype=stored.dtype))
+
 
 def as_linear(name: str, module: nn.Module) -> Linear | None:
     """``module`` seen as a linear, or None where it is none."""
-    if isinstance(module, nn.Linear):
-        return Linear(name, module, transposed=False)
-    if hasattr(module, "nf") and any(kind.__name__ == "Conv1D" for kind in type(module).__mro__):  # transformers'
-        return Linear(name, module, transposed=True)
-    return None
-
-
-def as_tokens(x: Tensor) -> Tensor:
-    """What a linear reads or gives, [..., features], as [tokens, features]; a lone vector is one token."""
-    return x.flatten(0, -2) if x.dim() > 1 else x[None]
+    kind = kind_of(module)
+    return None if kind is None else Linear(name, module, kind)
 
 
 def version(x: Tensor) -> int:
@@ -64,10 +73,10 @@ def linears(model: nn.Module) -> dict[str, Linear]:
 def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str, Linear]:
     """The linears that may carry entries.
 
-    By default these are the linears inside the model's repeated blocks; where it has none, all linears but the head.
-    ``only`` names linears (or glob patterns such as ``"*.attention.*"``) instead. Left out in any case: linears
-    whose weight is tied to another module (an entry would silently change that one too), and the projections
-    inside ``nn.MultiheadAttention``, which never run their own forward.
+    By default these are the linears and convolutions inside the model's repeated blocks; where it has none, all linears
+    but the head. ``only`` names layers (or glob patterns such as ``"*.attention.*"``) instead, and is the only way to
+    embeddings and to convolutions elsewhere. Left out in any case: layers whose weight is tied to another module (an
+    entry would silently change that one too), and others that cannot carry entries (:func:`why_unusable`).
 
     Raises:
         InputError: the model has no linears, or a name in ``only`` matches none that can be used.
@@ -76,20 +85,33 @@ def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str,
     if not everything:
         raise InputError(f"{type(model).__name__} has no linear layers, so there is nothing to select from")
     unusable = why_unusable(model, everything)
-    if only is None:
-        inside = tuple(f"{block.name}." for block in blocks(model))
-        head = set(head_parameters(model))
-        names = [
-            name
-            for name in everything
-            if (name.startswith(inside) if inside else f"{name}.weight" not in head) and name not in unusable
-        ]
-        if not names:
-            reasons = "; ".join(f"{name}: {why}" for name, why in unusable.items()) or "its only linears are the head"
-            raise InputError(f"no linear of {type(model).__name__} can carry entries ({reasons})")
-    else:
-        names = _matching(only, everything, unusable)
+    names = _by_default(model, everything, unusable) if only is None else _matching(only, everything, unusable)
     return {name: everything[name] for name in names}
+
+
+def _by_default(model: nn.Module, everything: dict[str, Linear], unusable: dict[str, str]) -> list[str]:
+    inside = tuple(f"{block.name}." for block in blocks(model))
+    head = set(head_parameters(model))
+    asked = [
+        name
+        for name, linear in everything.items()
+        if (
+            name.startswith(inside) and linear.kind.takes_part != "on request"
+            if inside
+            else f"{name}.weight" not in head and linear.kind.takes_part == "everywhere"
+        )
+    ]
+    names = [name for name in asked if name not in unusable]
+    if not names:
+        reasons = [f"{name}: {why}" for name, why in unusable.items()]
+        reasons += [
+            f"{name}: takes part {linear.kind.takes_part} only, so name it in linears"
+            for name, linear in everything.items()
+            if name not in unusable and linear.kind.takes_part != "everywhere"
+        ]
+        why = "; ".join(reasons) or "its only linears are the head"
+        raise InputError(f"no linear of {type(model).__name__} can carry entries ({why})")
+    return names
 
 
 def why_unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, str]:
@@ -112,6 +134,8 @@ def why_unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, s
             unusable[name] = f"its weight is {weight.dtype}, not floating point"
         elif isinstance(parent, nn.MultiheadAttention):
             unusable[name] = "nn.MultiheadAttention reads its weight without calling it"
+        elif (why := linear.kind.why_not(linear.module)) is not None:
+            unusable[name] = why
     return unusable
 
 
@@ -146,7 +170,8 @@ def head_parameters(model: nn.Module) -> list[str]:
         if isinstance(child, nn.Module) and any(True for _ in child.parameters()):
             return [f"{name}.{parameter}" for parameter, _ in child.named_parameters()]
     inside = tuple(f"{block.name}." for block in blocks(model))
-    outside = [name for name in linears(model) if not (inside and name.startswith(inside))]
-    if not outside or len(linears(model)) < 2:
+    plain = [name for name, linear in linears(model).items() if linear.kind.takes_part == "everywhere"]
+    outside = [name for name in plain if not (inside and name.startswith(inside))]
+    if not outside or len(plain) < 2:
         return []
     return [f"{outside[-1]}.{parameter}" for parameter, _ in model.get_submodule(outside[-1]).named_parameters()]

@@ -57,7 +57,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     products = _originals(layers, delta) if before is None else before.low_rank
     _check_values(layers, parameters, delta, products)
     if before is None:
-        originals = {name: layers[name].weight[linear.rows, linear.columns] for name, linear in delta.linears.items()}
+        originals = {name: layers[name].read(linear.rows, linear.columns) for name, linear in delta.linears.items()}
         if not force:
             _check_base(layers, parameters, delta, originals | products)
         whole = {name: parameters[name].detach().clone() for name in delta.whole}
@@ -65,7 +65,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     for name, product in delta.low_rank.items():
         layers[name].weight.copy_(_sum(before.low_rank[name], product))
     for name, linear in delta.linears.items():
-        _write(layers[name], linear, linear.values)
+        layers[name].write(linear.rows, linear.columns, linear.values)
     with torch.no_grad():
         for name, tensor in delta.whole.items():
             parameters[name].copy_(tensor)
@@ -90,7 +90,7 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
         raise InputError("another delta than this one is applied to the model")
     layers, parameters = _layers(model, before.delta), dict(model.named_parameters())
     for name, linear in before.delta.linears.items():
-        _write(layers[name], linear, before.entries[name])
+        layers[name].write(linear.rows, linear.columns, before.entries[name])
     for name, weight in before.low_rank.items():
         layers[name].weight.copy_(weight)
     with torch.no_grad():
@@ -115,11 +115,6 @@ def applied(model: nn.Module, delta: Delta, *, force: bool = False) -> Iterator[
 def applied_to(model: nn.Module) -> Applied | None:
     """What was applied to the model and is still on it, or None."""
     return model.__dict__.get("_taskedge_applied")
-
-
-def _write(layer: Linear, linear: LinearDelta, values: Tensor) -> None:
-    weight = layer.weight
-    weight[linear.rows, linear.columns] = values.to(device=weight.device, dtype=weight.dtype)
 
 
 def _originals(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
@@ -169,7 +164,7 @@ def _check_values(
     layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, products: dict[str, Tensor]
 ) -> None:
     """A value that is finite in the delta must be so in the model too."""
-    written = [(name, layers[name].weight.dtype, linear.values) for name, linear in delta.linears.items()]
+    written = [(name, layers[name].stored.dtype, linear.values) for name, linear in delta.linears.items()]
     written += [(name, parameters[name].dtype, tensor) for name, tensor in delta.whole.items()]
     for name, dtype, values in written:
         if dtype != values.dtype and not bool(torch.isfinite(values.to(dtype)).all()):
@@ -190,7 +185,7 @@ def _check_base(
 ) -> None:
     changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
     for name, linear in changed.items():
-        dtype = _plain(layers[name].weight.dtype)
+        dtype = _plain(layers[name].stored.dtype)
         if dtype != linear.base_dtype:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.kinds import Kind
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
 from taskedge.forms import FORMS, RANK, low_rank, sparse
@@ -96,11 +97,11 @@ def install(
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     model.requires_grad_(False)
-    shared = _shared_inputs(support)
+    shared = _shared_inputs(support, layers)
     factors = Factors(torch.Generator().manual_seed(seed), alpha)
     make = known_form.parameterise(rank, factors)
     for name, linear in support.linears.items():
-        sparse.from_base(layers[name], linear, shared[linear.reads], steps[name], make)
+        sparse.from_base(layers[name], linear, shared[linear.reads, layers[name].kind], steps[name], make)
     for name, own_rank in support.low_rank.items():
         low_rank.from_base(layers[name], own_rank, factors)
     for name, parameter in model.named_parameters():
@@ -190,14 +191,14 @@ def _whole(model: nn.Module, support: Support, trainable: Sequence[str] | None) 
     return list(whole)
 
 
-def _shared_inputs(support: Support) -> dict[str, SharedInput]:
-    """One for each distinct input, holding the union of its readers' columns."""
-    readers: dict[str, list[LinearSupport]] = {}
-    for linear in support.linears.values():
-        readers.setdefault(linear.reads, []).append(linear)
+def _shared_inputs(support: Support, layers: dict[str, Linear]) -> dict[tuple[str, Kind], SharedInput]:
+    """One for each distinct input and kind of reader, holding the union of its readers' columns."""
+    readers: dict[tuple[str, Kind], list[LinearSupport]] = {}
+    for name, linear in support.linears.items():
+        readers.setdefault((linear.reads, layers[name].kind), []).append(linear)
     return {
-        reads: SharedInput(torch.unique(torch.cat([linear.columns for linear in group])), len(group))
-        for reads, group in readers.items()
+        (reads, kind): SharedInput(torch.unique(torch.cat([linear.columns for linear in group])), len(group), kind)
+        for (reads, kind), group in readers.items()
     }
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import Linear, as_linear
 from taskedge.errors import InputError
 
@@ -108,11 +109,10 @@ def check_rank(where: str, rank: int) -> None:
 def check(linear: Linear, rank: int) -> None:
     """Raises InputError where the linear cannot carry factors of that rank."""
     check_rank(f"linear {linear.name!r}", rank)
-    weight = cast(Tensor, linear.module.weight)
-    if weight.dim() != 2:
+    if not isinstance(linear.kind, Features):
         raise InputError(
-            f"linear {linear.name!r} is a {type(linear.module).__name__} with a weight of {list(weight.shape)}: only a "
-            "matrix can carry a low-rank product"
+            f"linear {linear.name!r} is a {type(linear.module).__name__}: only nn.Linear and Conv1D can carry a "
+            "low-rank product"
         )
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskedge.backbone.linears import Linear, as_tokens, linears
+from taskedge.backbone.kinds import Features, as_tokens
+from taskedge.backbone.linears import Linear, linears
 from taskedge.errors import InputError, did_you_mean
 from taskedge.selection.pattern import Entries, Pattern
 
@@ -70,6 +71,8 @@ def _check(name: str, change: Change, known: Mapping[str, Linear]) -> None:
         raise InputError(f"the model has no linear {name!r}{did_you_mean(name, known)}")
     if known[name].shape != tuple(change.shape):
         raise InputError(f"linear {name!r} is {list(known[name].shape)}; the delta was made for {list(change.shape)}")
+    if not isinstance(known[name].kind, Features):
+        raise InputError(f"linear {name!r} is a {type(known[name].module).__name__}: apply the delta instead")
     if not TWO_OF_FOUR.holds(change):
         raise InputError(f"the entries of linear {name!r} are not 2:4: apply the delta instead, or select with '2:4'")
 

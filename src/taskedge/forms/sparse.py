@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from taskedge.backbone.linears import Linear, as_tokens, version
+from taskedge.backbone.kinds import Kind
+from taskedge.backbone.linears import Linear, version
 from taskedge.errors import InputError
 from taskedge.forms import form
 from taskedge.forms.kernels import EntryIndex, entry_gradient
@@ -33,21 +34,20 @@ class SharedInput:
     A reader that is given another tensor than the others simply gathers for itself.
     """
 
-    def __init__(self, columns: Tensor, readers: int) -> None:
+    def __init__(self, columns: Tensor, readers: int, kind: Kind) -> None:
         self.columns = columns
-        self._readers = readers
+        self._readers, self._kind = readers, kind
         self._served = 0
         self._version = -1
         self._input: weakref.ref[Tensor] | None = None
         self._gathered: Tensor | None = None
 
     def gather(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """x [..., in] -> its needed columns [tokens, m] in the dtype of the layer's output, without gradient."""
+        """What the layer reads -> its needed columns [tokens, m] in the dtype of its output, without gradient."""
         gathered = self._gathered if self._holds(x, dtype) else None
         if gathered is None:
             self.columns = self.columns.to(x.device)
-            # from a matrix: along the last of three dimensions ``index_select`` is 7 times as slow on a CPU
-            gathered = as_tokens(x.detach()).index_select(1, self.columns).to(dtype)
+            gathered = self._kind.gather(x.detach(), self.columns).to(dtype)
             self._input, self._gathered, self._version, self._served = weakref.ref(x), gathered, version(x), 0
         self._served += 1
         if self._served == self._readers:  # from here on only the backward pass keeps the columns alive
@@ -64,10 +64,10 @@ class SharedInput:
         self._input = self._gathered = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SharedInput:
-        return SharedInput(copy.deepcopy(self.columns, memo), self._readers)
+        return SharedInput(copy.deepcopy(self.columns, memo), self._readers, self._kind)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SharedInput, (self.columns, self._readers)
+        return SharedInput, (self.columns, self._readers, self._kind)
 
 
 class Entries(nn.Module):
@@ -88,10 +88,10 @@ class Entries(nn.Module):
         super().__init__()
         device = linear.weight.device
         rows, columns = support.rows.to(device), support.columns.to(device)
-        self.transposed = linear.transposed
+        self.kind = linear.kind
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
-        self.register_buffer("base", linear.weight[rows, columns])
+        self.register_buffer("base", linear.read(rows, columns))
         self.register_buffer("step", None if step is None else step.to(device=device, dtype=torch.float32))
         self.input = shared
         among = torch.searchsorted(shared.columns.to(device), columns)
@@ -123,8 +123,7 @@ class Entries(nn.Module):
         if self._written is not None and torch.equal(self._written, offsets):
             return
         with torch.no_grad():
-            where = (self.columns, self.rows) if self.transposed else (self.rows, self.columns)
-            weight.index_put_(where, self.values.to(weight.dtype))
+            weight.index_put_(self.kind.place(self.rows, self.columns), self.values.to(weight.dtype))
         self._written = offsets.clone()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Entries:
@@ -179,10 +178,10 @@ class _EntryGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, output: Tensor, offsets: Tensor, step: Tensor | None, columns: Tensor, index: EntryIndex
+        ctx: Any, output: Tensor, offsets: Tensor, step: Tensor | None, columns: Tensor, index: EntryIndex, kind: Kind
     ) -> Tensor:
         ctx.save_for_backward(columns)
-        ctx.step, ctx.index, ctx.dtype = step, index, offsets.dtype
+        ctx.step, ctx.index, ctx.kind, ctx.dtype = step, index, kind, offsets.dtype
         return output.detach()  # the same memory; returned as it is it would be a view that no one may write to
 
     @staticmethod
@@ -192,9 +191,9 @@ class _EntryGradient(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[1]:
             (columns,) = ctx.saved_tensors
-            gradient = entry_gradient(as_tokens(grad_output), columns, ctx.index).to(ctx.dtype)
+            gradient = entry_gradient(ctx.kind.tokens(grad_output), columns, ctx.index).to(ctx.dtype)
             gradient = gradient if ctx.step is None else ctx.step * gradient
-        return grad_output, gradient, None, None, None
+        return grad_output, gradient, None, None, None, None
 
 
 class SparseLayer(nn.Module):
@@ -204,6 +203,7 @@ class SparseLayer(nn.Module):
     """
 
     entries: Entries
+    keeps_forward = True  # what it computes is what the class below does
 
     @property
     def weight(self) -> Tensor:
@@ -225,7 +225,7 @@ class SparseLayer(nn.Module):
         return cast(
             Tensor,
             _EntryGradient.apply(  # type: ignore[no-untyped-call]
-                output, offsets, entries.step, columns, entries.index()
+                output, offsets, entries.step, columns, entries.index(), entries.kind
             ),
         )
 

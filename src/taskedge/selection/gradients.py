@@ -58,7 +58,7 @@ class GradientSums:
 
     def _add(self, name: str, gradient: Tensor) -> None:
         """``gradient`` as the model stores the weight."""
-        gradient = gradient.t() if self._linears[name].transposed else gradient
+        gradient = self._linears[name].kind.matrix(gradient)
         for kind in self._kinds:
             self._spill.add(_key(kind, name), gradient, squared=kind == SQUARED_GRADIENTS)
 

@@ -36,7 +36,7 @@ def select(
     """Chooses which of the model's own weights to train; the model is not changed.
 
     Args:
-        model: any module with ``nn.Linear`` (or Hugging Face ``Conv1D``) layers.
+        model: any module with ``nn.Linear`` (or Hugging Face ``Conv1D``) layers, or convolutions in repeated blocks.
         batches: calibration data, any iterable of what the model takes (:func:`taskedge.selection.statistics.measure`).
             A few batches do. May be left out for rules that look at no data.
         budget: a share of all the model's parameters, ``"0.1%"`` or ``0.001``; met exactly.
@@ -45,7 +45,8 @@ def select(
             budget with entries, low-rank modules, biases and norms (:mod:`taskedge.selection.hybrid`).
         allocation: how they are spread (``taskedge.selection.allocations``); by default ``"per_neuron"``. A pattern
             such as ``"2:4"`` is the budget as well.
-        linears: names or glob patterns of the linears that take part; by default those of the repeated blocks.
+        linears: names or glob patterns of the layers that take part; by default the linears and ``nn.Conv2d`` of the
+            repeated blocks. Only named ones (``["*embed*"]``) are convolutions elsewhere and ``nn.Embedding``.
         max_columns: at most so many distinct columns per linear, the ones with the largest sum of scores: fewer
             columns mean less to store for the backward pass (ours).
         rank: of the low-rank modules of ``"spt"``.

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear, as_tokens, version
+from taskedge.backbone.kinds import Kind
+from taskedge.backbone.linears import Linear, version
 from taskedge.errors import InputError
 from taskedge.selection.gradients import GRADIENTS as GRADIENTS
 from taskedge.selection.gradients import SQUARED_GRADIENTS as SQUARED_GRADIENTS
@@ -207,7 +208,7 @@ class _Watch:
     def __init__(self, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
         self.seen: dict[str, LinearStatistics] = {}
         self._linears, self._needs = linears, needs
-        self._inputs: dict[int, _Input] = {}
+        self._inputs: dict[tuple[int, Kind], _Input] = {}  # by id
         self._mask: Tensor | None = None
 
     def start(self, batch: Any) -> None:
@@ -232,45 +233,38 @@ class _Watch:
         seen = self.seen.setdefault(name, LinearStatistics(reads=known.reader))
         if not (INPUTS in self._needs or ABSOLUTE_INPUTS in self._needs):
             return
-        kept = self._kept_tokens(x)
-        seen.tokens += int(kept.sum()) if kept is not None else x.shape[:-1].numel()
+        kind = self._linears[name].kind
+        kept = self._kept_tokens(kind.positions(x), x.device)
+        seen.tokens += int(kept.sum()) if kept is not None else kind.positions(x).numel()
         if INPUTS in self._needs:
-            squares = self._sum(INPUTS, known, x, kept)
+            squares = self._sum(INPUTS, known, kind, x, kept)
             seen.input_squares = squares if seen.input_squares is None else seen.input_squares + squares
         if ABSOLUTE_INPUTS in self._needs:
-            absolutes = self._sum(ABSOLUTE_INPUTS, known, x, kept)
+            absolutes = self._sum(ABSOLUTE_INPUTS, known, kind, x, kept)
             seen.input_absolutes = absolutes if seen.input_absolutes is None else seen.input_absolutes + absolutes
 
-    def _sum(self, need: str, known: _Input, x: Tensor, kept: Tensor | None) -> Tensor:
+    def _sum(self, need: str, known: _Input, kind: Kind, x: Tensor, kept: Tensor | None) -> Tensor:
         """The sum over the tokens of x, taken once however many linears read it."""
         if need not in known.sums:
-            known.sums[need] = _sum_over_tokens(_OF_INPUTS[need], as_tokens(x.detach()), kept)
+            known.sums[need] = kind.sums(x.detach(), kept, _OF_INPUTS[need])
         return known.sums[need]
 
     def _input(self, name: str, x: Tensor) -> _Input:
         """What is known of the input that ``name`` reads now; one changed in place since is another input."""
-        known = self._inputs.get(id(x))
+        key = id(x), self._linears[name].kind
+        known = self._inputs.get(key)
         if known is None or known.tensor() is not x or known.version != version(x):
-            known = self._inputs[id(x)] = _Input(weakref.ref(x), version(x), reader=name)
+            known = self._inputs[key] = _Input(weakref.ref(x), version(x), reader=name)
         return known
 
-    def _kept_tokens(self, x: Tensor) -> Tensor | None:
+    def _kept_tokens(self, positions: torch.Size, device: torch.device) -> Tensor | None:
         """float32 [tokens]: 1 where a position counts; None where all do."""
-        if self._mask is None or x.shape[:-1] != self._mask.shape:
+        if self._mask is None or positions != self._mask.shape:
             return None
-        return self._mask.to(device=x.device, dtype=torch.float32).flatten()
+        return self._mask.to(device=device, dtype=torch.float32).flatten()
 
 
 _OF_INPUTS = {INPUTS: torch.square, ABSOLUTE_INPUTS: torch.abs}
-
-
-def _sum_over_tokens(of: Callable[[Tensor], Tensor], x: Tensor, kept: Tensor | None) -> Tensor:
-    """float64 [in]: ``Σ_tokens kept·of(x_j)`` for x [tokens, in], over chunks so that float32 suffices inside."""
-    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), 1024):
-        values = of(x[start : start + 1024].float())  # (chunk, in)
-        total += values.sum(0) if kept is None else kept[start : start + 1024] @ values
-    return total
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from taskedge.backbone.digest import digest
+from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import Linear, as_linear, linears
 from taskedge.delta.delta import Delta, LowRankDelta, Provenance
 from taskedge.errors import InputError
@@ -46,7 +47,7 @@ class PeftLora:
             r=rank,
             lora_alpha=rank if alpha is None else alpha,
             target_modules="|".join(map(re.escape, support.low_rank)),  # as a pattern, it must match the whole name
-            fan_in_fan_out=all(known[name].transposed for name in support.low_rank),
+            fan_in_fan_out=all(known[name].kind == Features(transposed=True) for name in support.low_rank),
         )
         self._tuner: Any = LoraModel(model, config, "default")
         for parameter in self.whole.values():

