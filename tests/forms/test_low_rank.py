@@ -43,7 +43,7 @@ def compare(plain, model, run):
         a, b = (tensor.detach().clone().requires_grad_() for tensor in (layer.product.a, layer.product.b))
         linear = linears(plain)[name]
         weight = linear.weight + layer.product.scale * (b @ a)
-        weights[f"{name}.weight".removeprefix(".")] = weight.t() if linear.transposed else weight
+        weights[f"{name}.weight".removeprefix(".")] = linear.kind.matrix(weight)
         factors[name] = a, b
     assert factors
     ours = run(model)

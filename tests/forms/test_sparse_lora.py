@@ -44,7 +44,7 @@ def dense(plain, model):
         mask[entries.rows, entries.columns] = 1 if entries.step is None else entries.step
         linear = linears(plain)[name]
         weight = linear.weight + mask * (b @ a) * entries.scale
-        weights[f"{name}.weight".removeprefix(".")] = weight.t() if linear.transposed else weight
+        weights[f"{name}.weight".removeprefix(".")] = linear.kind.matrix(weight)
         factors[name] = a, b
     return weights, factors
 
@@ -188,7 +188,7 @@ def test_only_the_factors_train_and_the_delta_is_a_sparse_one(model, tmp_path):
     for name, own in support.linears.items():
         chosen = torch.zeros(own.shape, dtype=torch.bool)
         chosen[own.rows, own.columns] = True
-        chosen = chosen.t() if linears(model)[name].transposed else chosen
+        chosen = linears(model)[name].kind.matrix(chosen)
         moved = before[f"{name}.weight"] != after[f"{name}.weight"]
         assert moved.any()
         assert not moved[~chosen].any()

@@ -47,8 +47,7 @@ def dense(model, batches):
         twin(**batch).loss.backward()
         gradients = {name: parameter.grad.clone() for name, parameter in twin.named_parameters()}
         for name, linear in linears(twin).items():
-            if linear.transposed:
-                gradients[f"{name}.weight"] = gradients[f"{name}.weight"].t()
+            gradients[f"{name}.weight"] = linear.kind.matrix(gradients[f"{name}.weight"])
         found.append(gradients)
     return found
 

@@ -136,9 +136,7 @@ def test_select_end_to_end_is_brute_force_on_dense_gradients(make, budget):
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             squares[name] = squares.get(name, 0) + gradient.square()
     shapes = {name: layers[name].shape for name in names}
-    scores = {
-        name: squares[f"{name}.weight"].t() if layers[name].transposed else squares[f"{name}.weight"] for name in names
-    }
+    scores = {name: layers[name].kind.matrix(squares[f"{name}.weight"]) for name in names}
     vectors = {name: squares[name] for name in vectors_beside(model, candidates(model))}
     total = sum(parameter.numel() for parameter in model.parameters())
     allowed = round(float(budget.rstrip("%")) / 100 * total)

@@ -169,13 +169,14 @@ def test_the_default_allocation_is_that_of_the_library():
         ({"per_neuron": 2}, {"per_neuron": 2, "budget": None}),
         ({"allocation": "2:4"}, {"allocation": "2:4", "budget": None}),
         ({"rule": "spt"}, {"rule": "spt", "allocation": None, "budget": "0.1%"}),
-        ({"rule": "spt", "budget": "1%"}, {"allocation": None, "budget": "1%"}),
+        ({"rule": "spt", "budget": "1%", "rank": 4}, {"allocation": None, "budget": "1%", "rank": 4}),
     ],
 )
 def test_a_default_that_has_no_say_is_not_told(given, told):
     found = settle({**NEEDED, **given}).selection()
     assert found | told == found
-    assert set(found) == {"budget", "per_neuron", "rule", "allocation", "max_columns", "seed"}
+    rank = {"rank"} if given.get("rule") == "spt" else set()
+    assert set(found) == {"budget", "per_neuron", "rule", "allocation", "max_columns", "seed"} | rank
 
 
 @pytest.mark.parametrize(
