@@ -560,6 +560,19 @@ def test_state_is_up_to_date_right_after_a_step(mlp):
     assert torch.equal(mlp.state_dict()["first.weight"][entries.rows, entries.columns], entries.values)
 
 
+def test_the_sign_of_a_zero_survives_even_if_it_comes_with_a_state():
+    layer, other = installed(nn.Linear(6, 4)), installed(nn.Linear(6, 4))
+    assert not layer.weight.signbit().all()
+    with torch.no_grad():
+        other._parameters["weight"].fill_(-0.0)
+        other.entries.base.fill_(-0.0)
+    layer.entries.offsets.data.fill_(1.0)
+    assert torch.equal(layer.entries.values, layer.entries.base + 1)
+    layer.load_state_dict(other.state_dict())
+    assert layer.entries.values.signbit().all()
+    assert layer.weight.signbit().all()
+
+
 def test_state_of_another_support_is_refused(mlp):
     stored = tiny.state(installed(mlp))
     for other in (installed(tiny.mlp(), seed=1), installed(tiny.mlp(), entries=8)):

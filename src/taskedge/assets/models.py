@@ -39,9 +39,10 @@ def vit_small(say: Say, download: Download | None = None) -> Path:
 
     It has the shape of DINOv2-small (``Dinov2Model``), but it is the backbone of a finder of salient regions and was
     probably tuned for that: do not call it stock DINOv2. Its position table is that of 518 x 518 pixels; the model
-    interpolates it for any other size, and the preprocessor that comes with it resizes to 112 x 112, which costs a
-    fifth of 224 x 224 (``AutoImageProcessor.from_pretrained(folder, size={"height": 224, "width": 224})`` asks for
-    more).
+    interpolates it for any other size, and the preprocessor that comes with it resizes to 112 x 112: a quarter of the
+    tokens of 224 x 224, and frozen features are no worse (a logistic regression on 300 pictures gets 0.78 and 0.73 of
+    200 of Fashion-MNIST right, 0.52 and 0.52 of OpenClipart). For another size:
+    ``AutoImageProcessor.from_pretrained(folder, size={"height": 224, "width": 224})``.
 
     Converted from ONNX, which needs the extra ``assets``; on random pictures of 224 x 224 its last hidden state, of
     values up to 8.5, differs from that of onnxruntime by at most 1.5e-5 (fp32, one x86 processor).

@@ -97,6 +97,7 @@ class Entries(nn.Module):
         among = torch.searchsorted(shared.columns.to(device), columns)
         self._index = EntryIndex(rows, among, support.shape[0])
         self._written: Tensor | None = torch.zeros(len(support), device=device)  # the offsets that the weight holds now
+        self._negative_zeros: bool | None = None  # whether the base holds -0.0; None: not asked yet
 
     def trained(self) -> Tensor:
         """The offsets as they are now, float32 [n], through which gradients reach what trains; all 0 at the start."""
@@ -107,7 +108,10 @@ class Entries(nn.Module):
         """float32 [n]: the absolute values of the chosen weights, ``base + step·offset``."""
         moved = self.trained().detach()
         base, moved = self.base.to(moved.dtype), moved if self.step is None else self.step * moved
-        return torch.where(moved == 0, base, base + moved)  # -0.0 + 0.0 would be 0.0
+        if self._negative_zeros is None:
+            self._negative_zeros = bool((base.signbit() & (base == 0)).any())
+        # -0.0 + 0.0 would be 0.0; asked once, since each of these small operations costs 20 microseconds in a step
+        return torch.where(moved == 0, base, base + moved) if self._negative_zeros else base + moved
 
     def index(self) -> EntryIndex:
         """Where the entries sit, on the device where they are now."""
@@ -146,7 +150,7 @@ class Entries(nn.Module):
                     f"the state at {prefix!r} was made with another support: install the support it was made with"
                 )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._written = None
+        self._written = self._negative_zeros = None
 
 
 class FreeEntries(Entries):

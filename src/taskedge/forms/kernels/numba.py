@@ -36,12 +36,17 @@ class Numba:
         dy = grad_output.to(precise).contiguous().numpy()
         x = columns.to(precise).contiguous().numpy()
         plan = _plan(index)
-        sums = np.zeros(len(index.rows), dtype=dy.dtype)
-        for place, (rows, among, contiguous) in enumerate(plan.passes):
+        parts = []
+        for rows, among, contiguous in plan.passes:
             part = np.zeros(len(among), dtype=dy.dtype)
             kernel = _compiled()[0 if contiguous else 1]
             _in_threads(lambda low, high: kernel(dy, x, rows, among, part, low, high), len(among))  # noqa: B023
-            sums[plan.where[place]] = part
+            parts.append(part)
+        if len(parts) == 1:  # its entries are in order: one for every row, or none of the rows is even
+            return torch.from_numpy(parts[0])
+        sums = np.zeros(len(index.rows), dtype=dy.dtype)
+        for where, part in zip(plan.where, parts, strict=True):
+            sums[where] = part
         return torch.from_numpy(sums)
 
 
