@@ -43,7 +43,7 @@ class FitSettings:
 
 _FIT = FitSettings()
 
-RATES = {"sparse": _FIT.lr, "sparse_lora": 1e-2, "lora": 1e-3}
+RATES = {"sparse": _FIT.lr, "sparse_lora": 3e-2, "lora": 1e-3}
 """Peak learning rate of each form, where no other is given."""
 
 _ONLY_FOR = {
