@@ -169,6 +169,7 @@ def test_the_plan_is_what_is_trained(task, tmp_path, whole):
     assert (planned["entries"], planned["trained_parameters"]) == (said["entries"], said["trained"])
     assert planned["optimizer_bytes"] == 8 * (said["trained"] + said["head"])
     assert planned["lr"] == RATES[form]
+    assert (planned["stored_columns"] is None) == (form == "lora")
     assert len(planned["low_rank"]) == (12 if form == "lora" else 0)
     json.dumps(planned)
 

@@ -68,7 +68,7 @@ MOMENTS = {
     "between the files of a later checkpoint": killed_at(checkpoint, "_flush", call=4),
     "after a checkpoint": killed_at(checkpoint, "write", call=2, after=True),
     "as old checkpoints go": killed_at(checkpoint.shutil, "rmtree", call=8),
-    "after the last checkpoint": killed_at(tune, "extract"),
+    "after the last checkpoint": killed_at(run.Run, "extract"),
     "before the file has its name": killed_at(tune, "load"),
     "before the folder goes": killed_at(tune.shutil, "rmtree", call=10),
 }
@@ -204,7 +204,7 @@ def small_disk():
 
 
 @pytest.mark.parametrize(
-    ("arrange", "kept"), [(small_disk, None), (killed_at(tune, "extract", by=small_disk), "checkpoint-12")]
+    ("arrange", "kept"), [(small_disk, None), (killed_at(run.Run, "extract", by=small_disk), "checkpoint-12")]
 )
 def test_no_space_left(task, whole, tmp_path, arrange, kept):
     """For a checkpoint, or for the file: one message, nothing half written, and a run that can go on."""

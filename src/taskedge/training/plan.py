@@ -62,8 +62,8 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
             {"name": name, "shape": list(shapes[name]), "rank": rank} for name, rank in support.low_rank.items()
         ],
         "trained_parameters": trained,
-        "stored_columns": columns,
-        "stored_bytes_per_token": 4 * columns,
+        "stored_columns": columns if support.linears else None,  # a low-rank product keeps whole inputs
+        "stored_bytes_per_token": 4 * columns if support.linears else None,
         "optimizer_bytes": 8 * (trained + run.whole_parameters),
         "steps": steps,
         "seconds_per_step": seconds,

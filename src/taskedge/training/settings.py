@@ -53,7 +53,7 @@ _ALLOCATION_HELP = (
     "budget too."
 )
 
-RATES = {"sparse": _FIT.lr, "sparse_lora": 1e-2, "lora": 1e-3}
+RATES = {"sparse": _FIT.lr, "sparse_lora": 3e-2, "lora": 1e-3}
 """Peak learning rate of each form, where no other is given."""
 
 _ONLY_FOR = {
