@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import tiny
@@ -129,3 +131,17 @@ def test_a_tensor_that_is_stored_otherwise_is_refused(monkeypatch, tmp_path):
     with pytest.raises(InputError, match=r"stores '.*query.weight' in another form"):
         te.export(tiny.bert(), tuned(tiny.bert, budget=None, per_neuron=1), tmp_path / "patch", to="patch")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_reader_in_the_docs(monkeypatch, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "interoperability.md").read_text(encoding="utf-8")
+    (reader,) = re.findall(r"^```python\n(import torch.*?)^```", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    tiny.gpt2().save_pretrained("base")
+    base = transformers.GPT2ForSequenceClassification.from_pretrained("base")
+    delta = tuned(tiny.gpt2)
+    te.export(base, delta, "merged", to="merged")
+    te.export(base, delta, "task.patch.safetensors", to="patch")
+    known = {}
+    exec(reader, known)
+    assert tiny.same_bits(known["weights"], load_file("merged/model.safetensors"))
