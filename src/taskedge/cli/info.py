@@ -34,15 +34,23 @@ def command(delta: Path, as_json: bool) -> None:
     )
     click.echo(f"task      {made['task'] or 'not named'}: {', '.join(made['labels'][:12]) or 'no labels'}")
     click.echo(f"entries   {about['entries']:,} ({about['share']:.4%}) by rule {made['rule']!r}, {made['allocation']}")
+    if about["low_rank"]:
+        ranks = sorted({product["rank"] for product in about["low_rank"].values()})
+        click.echo(
+            f"low rank  {about['low_rank_parameters']:,} parameters: products of rank "
+            f"{', '.join(map(str, ranks))} in {len(about['low_rank'])} linears"
+        )
     click.echo(f"whole     {about['whole_parameters']:,} parameters: {', '.join(sorted(about['whole'])) or 'none'}")
     if made["training"]:
         click.echo("training  " + ", ".join(f"{key}={value}" for key, value in made["training"].items()))
     click.echo("sections  " + ", ".join(f"{name} {size:,}" for name, size in about["sections"].items()))
     for title in ("layer", "kind"):
-        click.echo(f"\nentries by {title}")
         counts = about[f"by_{title}"]
-        width = max(map(len, counts), default=0)
-        most = max(counts.values(), default=1)
+        if not counts:  # low-rank products only
+            break
+        click.echo(f"\nentries by {title}")
+        width = max(map(len, counts))
+        most = max(counts.values())
         for name, count in counts.items():
             click.echo(f"  {name:{width}}  {count:>8,}  {'#' * max(1, round(30 * count / most))}")
 
@@ -58,14 +66,21 @@ def describe(path: Path) -> dict[str, Any]:
         layer, kind = _split(name)
         layers[layer] += len(linear)
         kinds[kind] += len(linear)
+    dtypes = [linear.base_dtype for linear in delta.linears.values()]
+    dtypes += [product.base_dtype for product in delta.low_rank.values()]
     parameters = delta.provenance.base_parameters
     return {
         "bytes": path.stat().st_size,
         "entries": delta.entries,
         "share": delta.entries / parameters if parameters else 0.0,
+        "low_rank": {
+            name: {"shape": list(product.shape), "rank": product.rank, "scale": product.scale}
+            for name, product in delta.low_rank.items()
+        },
+        "low_rank_parameters": delta.low_rank_parameters,
         "whole": {name: list(tensor.shape) for name, tensor in delta.whole.items()},
         "whole_parameters": delta.whole_parameters,
-        "base_dtype": next((linear.base_dtype for linear in delta.linears.values()), ""),
+        "base_dtype": next(iter(dtypes), ""),
         "by_layer": dict(layers),
         "by_kind": dict(kinds),
         "sections": section_bytes(path),

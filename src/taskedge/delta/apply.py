@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from taskedge.backbone.digest import digest
 from taskedge.backbone.linears import Linear, as_linear
-from taskedge.delta.delta import Delta, LinearDelta
+from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
+from taskedge.forms.low_rank import with_product
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Applied:
     delta: Delta
     entries: dict[str, Tensor]
     whole: dict[str, Tensor]
+    low_rank: dict[str, Tensor]
+    """The weights [out, in] to which products were added: subtracting would not give back every bit."""
 
 
 def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
-    """Writes the delta's values into a copy of its base, in place. Applying it again changes nothing.
+    """Writes the delta's values and products into a copy of its base, in place. Applying it again changes nothing.
 
     Args:
         model: the base, fresh (or with this very delta applied already).
@@ -51,12 +54,16 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
         raise InputError("another delta is applied to the model: revert that one first")
     layers = _layers(model, delta)
     parameters = _parameters(model, delta)
-    _check_values(layers, parameters, delta)
+    products = _originals(layers, delta) if before is None else before.low_rank
+    _check_values(layers, parameters, delta, products)
     if before is None:
         originals = {name: layers[name].weight[linear.rows, linear.columns] for name, linear in delta.linears.items()}
         if not force:
-            _check_base(layers, parameters, delta, originals)
-        before = Applied(delta, originals, {name: parameters[name].detach().clone() for name in delta.whole})
+            _check_base(layers, parameters, delta, originals | products)
+        whole = {name: parameters[name].detach().clone() for name in delta.whole}
+        before = Applied(delta, originals, whole, {name: weight.clone() for name, weight in products.items()})
+    for name, product in delta.low_rank.items():
+        layers[name].weight.copy_(_sum(before.low_rank[name], product))
     for name, linear in delta.linears.items():
         _write(layers[name], linear, linear.values)
     with torch.no_grad():
@@ -84,6 +91,8 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
     layers, parameters = _layers(model, before.delta), dict(model.named_parameters())
     for name, linear in before.delta.linears.items():
         _write(layers[name], linear, before.entries[name])
+    for name, weight in before.low_rank.items():
+        layers[name].weight.copy_(weight)
     with torch.no_grad():
         for name, tensor in before.whole.items():
             parameters[name].copy_(tensor)
@@ -113,10 +122,20 @@ def _write(layer: Linear, linear: LinearDelta, values: Tensor) -> None:
     weight[linear.rows, linear.columns] = values.to(device=weight.device, dtype=weight.dtype)
 
 
+def _originals(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
+    """The weights [out, in] that products go onto, as they stand in the model."""
+    return {name: layers[name].weight for name in delta.low_rank}
+
+
+def _sum(weight: Tensor, product: LowRankDelta) -> Tensor:
+    return with_product(weight, product.a, product.b, product.scale)
+
+
 def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
     modules = dict(model.named_modules())
     layers = {}
-    for name, linear in delta.linears.items():
+    changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
+    for name, linear in changed.items():
         layer = as_linear(name, modules[name]) if name in modules else None
         if layer is None:
             raise BaseMismatch(
@@ -146,7 +165,9 @@ def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def _check_values(layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta) -> None:
+def _check_values(
+    layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, products: dict[str, Tensor]
+) -> None:
     """A value that is finite in the delta must be so in the model too."""
     written = [(name, layers[name].weight.dtype, linear.values) for name, linear in delta.linears.items()]
     written += [(name, parameters[name].dtype, tensor) for name, tensor in delta.whole.items()]
@@ -155,12 +176,20 @@ def _check_values(layers: dict[str, Linear], parameters: dict[str, nn.Parameter]
             raise BaseMismatch(
                 f"{name!r} cannot hold the delta's values as {_plain(dtype)}: load the base in the delta's own dtype"
             )
+    for name, product in delta.low_rank.items():
+        added = _sum(products[name], product).isfinite()
+        if not bool((added | ~products[name].isfinite()).all()):
+            raise BaseMismatch(
+                f"{name!r} cannot hold its weight plus the delta's product as {_plain(products[name].dtype)}: "
+                "load the base in the delta's own dtype"
+            )
 
 
 def _check_base(
     layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, originals: dict[str, Tensor]
 ) -> None:
-    for name, linear in delta.linears.items():
+    changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
+    for name, linear in changed.items():
         dtype = _plain(layers[name].weight.dtype)
         if dtype != linear.base_dtype:
             raise BaseMismatch(
@@ -173,11 +202,11 @@ def _check_base(
                 f"wrong base: parameter {name!r} is {_plain(parameters[name].dtype)}, the delta holds "
                 f"{_plain(tensor.dtype)}: load the base with that dtype, or force it"
             )
-    other = [name for name, linear in delta.linears.items() if digest(originals[name]) != linear.base_digest]
+    other = [name for name, linear in changed.items() if digest(originals[name]) != linear.base_digest]
     if other:
         hint = f" (made on {delta.provenance.base!r})" if delta.provenance.base else ""
         raise BaseMismatch(
-            f"wrong base: {len(other)} of {len(delta.linears)} linears hold other values than the base of this "
+            f"wrong base: {len(other)} of {len(changed)} linears hold other values than the base of this "
             f"delta{hint}, {other[0]!r} first: load that base, or force it"
         )
 
@@ -190,10 +219,15 @@ def _same(one: Delta, other: Delta) -> bool:
     """Whether two deltas would write the same values to the same places."""
     return (
         one.linears.keys() == other.linears.keys()
+        and one.low_rank.keys() == other.low_rank.keys()
         and one.whole.keys() == other.whole.keys()
         and all(
             torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns) and torch.equal(a.values, b.values)
             for a, b in ((one.linears[name], other.linears[name]) for name in one.linears)
+        )
+        and all(
+            a.scale == b.scale and torch.equal(a.a, b.a) and torch.equal(a.b, b.b)
+            for a, b in ((one.low_rank[name], other.low_rank[name]) for name in one.low_rank)
         )
         and all(torch.equal(one.whole[name], other.whole[name]) for name in one.whole)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,56 @@ class LinearDelta:
 
 
 @dataclass(frozen=True)
+class LowRankDelta:
+    """A low-rank product that is added to one linear's weight W [out, in]: ``W + scale·BA``.
+
+    Attributes:
+        a: float32 [rank, in].
+        b: float32 [out, rank].
+        scale: what the product is multiplied by: alpha/r in LoRA.
+        base_dtype: of the weight it was trained on, such as ``"float32"``.
+        base_digest: digest of that whole weight, row by row (:func:`taskedge.backbone.digest.digest`).
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    base_dtype: str
+    base_digest: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the weight."""
+        return len(self.b), self.a.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return len(self.a)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the two factors hold."""
+        return self.a.numel() + self.b.numel()
+
+    def check(self, name: str) -> None:
+        """Raises DeltaError where the factors contradict themselves; ``name`` is for the message."""
+        sizes = *self.a.shape, *self.b.shape
+        if len(self.a.shape) != 2 or len(sizes) != 4 or min(sizes) < 1 or sizes[0] != sizes[3]:
+            raise DeltaError(
+                f"linear {name!r}: factors of {list(self.a.shape)} and {list(self.b.shape)}, where [rank, in] and "
+                "[out, rank] were expected"
+            )
+        if not math.isfinite(self.scale):
+            raise DeltaError(f"linear {name!r}: its product is scaled by {self.scale}")
+        for factor in (self.a, self.b):
+            if factor.dtype != torch.float32:
+                raise DeltaError(f"linear {name!r}: a factor is {factor.dtype}, not float32")
+            if not bool(torch.isfinite(factor).all()):
+                raise DeltaError(f"linear {name!r}: a factor holds a value that is not a finite number")
+
+
+@dataclass(frozen=True)
 class Provenance:
     """How a delta came to be: what a person or a program must know to use it again."""
 
@@ -76,7 +127,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Delta:
-    """Support, trained values, and the parameters that were trained whole (the head).
+    """Support, trained values, low-rank products, and the parameters that were trained whole (the head).
 
     Checked when it is made: a delta that exists is sound in itself.
     """
@@ -84,10 +135,15 @@ class Delta:
     linears: dict[str, LinearDelta]
     whole: dict[str, Tensor] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
+    low_rank: dict[str, LowRankDelta] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, linear in self.linears.items():
             linear.check(name)
+        for name, product in self.low_rank.items():
+            product.check(name)
+            if name in self.linears or f"{name}.weight".removeprefix(".") in self.whole:
+                raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product, and otherwise")
         for name, tensor in self.whole.items():
             if tensor.dtype not in WHOLE:
                 raise DeltaError(f"parameter {name!r} is {tensor.dtype}, not floating point of 16, 32 or 64 bits")
@@ -98,6 +154,11 @@ class Delta:
     def entries(self) -> int:
         """How many of the base's weights are replaced."""
         return sum(len(linear) for linear in self.linears.values())
+
+    @property
+    def low_rank_parameters(self) -> int:
+        """How many numbers the low-rank products hold: counted apart from the entries."""
+        return sum(product.numbers for product in self.low_rank.values())
 
     @property
     def whole_parameters(self) -> int:
@@ -113,7 +174,7 @@ class Delta:
 
         Args:
             path: where to; a file that is there is replaced.
-            values: how entries are stored. ``"bf16"`` halves them and rounds.
+            values: how entries and low-rank factors are stored. ``"bf16"`` halves them and rounds.
             head: whether the whole parameters go in too.
         """
         from taskedge.delta.file import save

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import nn
 
 from taskedge.backbone.digest import digest
-from taskedge.delta.delta import Delta, LinearDelta, Provenance
+from taskedge.backbone.linears import Linear, as_linear
+from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.forms.install import require_installation
+from taskedge.forms.low_rank import LowRankLayer, low_rank_layers
 from taskedge.forms.sparse import sparse_layers
 
 
 def extract(model: nn.Module) -> Delta:
-    """The support, its trained values and the whole parameters of a model on which a support is installed.
+    """What a model learnt on which a support is installed: entries, low-rank products and whole parameters.
 
     The delta is a copy on the CPU; the model stays as it is and may go on training.
 
@@ -42,4 +46,16 @@ def extract(model: nn.Module) -> Delta:
             base=str(getattr(getattr(model, "config", None), "_name_or_path", "")),
             base_parameters=support.model_parameters,
         ),
+        low_rank={name: _product(layer) for name, layer in low_rank_layers(model).items()},
+    )
+
+
+def _product(layer: LowRankLayer) -> LowRankDelta:
+    weight = cast(Linear, as_linear("", layer)).weight
+    return LowRankDelta(
+        a=layer.product.a.detach().cpu().clone(),
+        b=layer.product.b.detach().cpu().clone(),
+        scale=layer.product.scale,
+        base_dtype=str(weight.dtype).removeprefix("torch."),
+        base_digest=digest(weight),
     )

@@ -4,9 +4,12 @@ Tensors:
     columns   u8, u16 or u32 [n]   column of each entry, the linears one after the other, rows ascending
     values    fp32 or bf16 [n]     absolute value of each entry
     counts    u8, u16 or u32 [r]   entries of each row; absent where every row of every linear has equally many
+    low_rank_a/X  fp32 or bf16 [rank, in]    of the product that is added to the weight of linear X
+    low_rank_b/X  fp32 or bf16 [out, rank]
     whole/X   [...]                a parameter that was trained whole
 Metadata:
-    taskedge  JSON: format, the linears (name, shape, entries, dtype and digest of the base), provenance
+    taskedge  JSON: format, the linears (name, shape, entries, dtype and digest of the base), the low-rank ones
+              (name, shape, rank, scale, dtype and digest), provenance
     digest    over that JSON and all tensors, so that no flipped bit goes unseen
 """
 
@@ -14,59 +17,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from taskedge.delta.delta import Delta, LinearDelta, Provenance
+from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
+from taskedge.delta.manifest import FORMAT, LowRankEntry, Manifest, manifest_of
 from taskedge.errors import DeltaError, InputError
 from taskedge.files import write_aside
 
-FORMAT = "taskedge-delta/1"
 LARGEST = 2**32
 """Bytes: no delta is near it; a file above it is refused unread."""
 
 _INDEX = {torch.uint8: 2**8, torch.uint16: 2**16, torch.uint32: 2**32}
 _VALUES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_WHOLE = "whole/"
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class _LinearEntry(NamedTuple):
-    """One linear in the manifest: a bare row, since its keys would cost more bytes than what they name."""
-
-    name: str
-    out: Annotated[int, Field(ge=1, lt=2**31)]  # so that row * inputs + column fits 64 bits
-    inputs: Annotated[int, Field(ge=1, lt=2**31)]
-    entries: Annotated[int, Field(ge=0)]
-    dtype: str
-    digest: str
-
-
-class _Provenance(_Strict):
-    rule: str
-    allocation: str
-    budget: str
-    base: str
-    base_parameters: int
-    task: str
-    labels: tuple[str, ...] = Field(strict=False)
-    training: dict[str, Any]
-
-
-class _Manifest(_Strict):
-    format: Literal["taskedge-delta/1"]
-    form: Literal["sparse"]
-    linears: list[_LinearEntry] = Field(strict=False)
-    provenance: _Provenance
+_WHOLE, _A, _B = "whole/", "low_rank_a/", "low_rank_b/"
 
 
 def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", head: bool = True) -> Path:
@@ -82,18 +51,7 @@ def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", 
 
     tensors = _tensors(delta, _VALUES[values], head)
     try:
-        manifest = json.dumps(
-            {
-                "format": FORMAT,
-                "form": "sparse",
-                "linears": [
-                    _LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
-                    for name, linear in delta.linears.items()
-                ],
-                "provenance": asdict(delta.provenance),
-            },
-            separators=(",", ":"),
-        )
+        manifest = json.dumps(manifest_of(delta), separators=(",", ":"))
     except TypeError as error:
         raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
     content = serialise(tensors, {"taskedge": manifest, "digest": content_digest(manifest, tensors)})
@@ -145,6 +103,10 @@ def _tensors(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Te
     tensors = {"columns": columns.to(_narrowest(widest - 1)), "values": values.to(value_dtype)}
     if len(every) and int(every.min()) != int(every.max()):
         tensors["counts"] = every.to(_narrowest(int(every.max())))
+    for name, product in delta.low_rank.items():
+        tensors |= {
+            factor + name: tensor.to(value_dtype).contiguous() for factor, tensor in ((_A, product.a), (_B, product.b))
+        }
     if head:
         tensors |= {_WHOLE + name: tensor.contiguous() for name, tensor in delta.whole.items()}
     return tensors
@@ -181,15 +143,17 @@ def _parse(content: bytes) -> Delta:
     if content_digest(metadata["taskedge"], tensors) != metadata["digest"]:
         raise DeltaError("damaged: its content does not match its digest; fetch the file again")
     try:
-        manifest = _Manifest.model_validate_json(metadata["taskedge"])
+        manifest = Manifest.model_validate_json(metadata["taskedge"])
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in first["loc"]) or "form"
         raise DeltaError(f"its manifest is not of format {FORMAT}: {place}: {first['msg']}") from None
+    _check_names(manifest, tensors)
     return Delta(
         linears=_linears(manifest, tensors),
         whole={name.removeprefix(_WHOLE): tensor for name, tensor in tensors.items() if name.startswith(_WHOLE)},
         provenance=Provenance(**manifest.provenance.model_dump()),
+        low_rank=_low_rank(manifest.low_rank, tensors),
     )
 
 
@@ -206,17 +170,36 @@ def _open(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header.get("__metadata__") or {}, tensors
 
 
-def _linears(manifest: _Manifest, tensors: Mapping[str, Tensor]) -> dict[str, LinearDelta]:
+def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
+    products = [entry.name for entry in manifest.low_rank]
+    for names in ([entry.name for entry in manifest.linears], products):
+        if len(set(names)) != len(names):
+            raise DeltaError("a linear is named twice")
+    known = {"columns", "values", "counts", *(factor + name for name in products for factor in (_A, _B))}
     for name in tensors:
-        if name not in ("columns", "values", "counts") and not name.startswith(_WHOLE):
+        if name not in known and not name.startswith(_WHOLE):
             raise DeltaError(f"tensor {name!r} is no part of a delta")
+
+
+def _low_rank(entries: Iterable[LowRankEntry], tensors: Mapping[str, Tensor]) -> dict[str, LowRankDelta]:
+    return {
+        entry.name: LowRankDelta(
+            a=_take(tensors, _A + entry.name, (entry.rank, entry.inputs), _VALUES.values()).float(),
+            b=_take(tensors, _B + entry.name, (entry.out, entry.rank), _VALUES.values()).float(),
+            scale=float(entry.scale),
+            base_dtype=entry.dtype,
+            base_digest=entry.digest,
+        )
+        for entry in entries
+    }
+
+
+def _linears(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, LinearDelta]:
     total = sum(entry.entries for entry in manifest.linears)
     rows_in_all = sum(entry.out for entry in manifest.linears)
-    if len({entry.name for entry in manifest.linears}) != len(manifest.linears):
-        raise DeltaError("a linear is named twice")
-    columns = _take(tensors, "columns", total, _INDEX).long()
-    values = _take(tensors, "values", total, _VALUES.values()).float()
-    counts = _take(tensors, "counts", rows_in_all, _INDEX).long() if "counts" in tensors else None
+    columns = _take(tensors, "columns", (total,), _INDEX).long()
+    values = _take(tensors, "values", (total,), _VALUES.values()).float()
+    counts = _take(tensors, "counts", (rows_in_all,), _INDEX).long() if "counts" in tensors else None
     each, odd = divmod(total, rows_in_all) if rows_in_all else (0, 0)
     if counts is None and odd:
         raise DeltaError(f"{total} entries over {rows_in_all} rows are not equally many each, but 'counts' is missing")
@@ -249,10 +232,10 @@ def _rows(entries: int, per_row: int | Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(per_row)), per_row)
 
 
-def _take(tensors: Mapping[str, Tensor], name: str, length: int, dtypes: Any) -> Tensor:
+def _take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtypes: Any) -> Tensor:
     if name not in tensors:
         raise DeltaError(f"tensor {name!r} is missing")
     tensor = tensors[name]
-    if tensor.dtype not in dtypes or tensor.shape != (length,):
-        raise DeltaError(f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; [{length}] was expected")
+    if tensor.dtype not in dtypes or tensor.shape != shape:
+        raise DeltaError(f"tensor {name!r} is {tensor.dtype} {list(tensor.shape)}; {list(shape)} was expected")
     return tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import sparse
+from taskedge.forms import FORMS, low_rank, sparse
+from taskedge.forms.low_rank import RANK, Factors
 from taskedge.forms.sparse import SharedInput
 from taskedge.selection.support import LinearSupport, Support
 
@@ -31,10 +33,24 @@ class Installation:
     required_grad: dict[str, bool]
     """``requires_grad`` of every parameter before."""
     step: str
+    form: str
 
 
-def install(model: Model, support: Support, *, trainable: Sequence[str] | None = None, step: str = "plain") -> Model:
+def install(
+    model: Model,
+    support: Support,
+    *,
+    trainable: Sequence[str] | None = None,
+    step: str = "plain",
+    form: str = "sparse",
+    rank: int | None = None,
+    alpha: float | None = None,
+    seed: int = 0,
+) -> Model:
     """Makes the model train the support's entries in place, and freezes all else but what ``trainable`` names.
+
+    Linears in ``support.low_rank`` train a low-rank product as a whole instead, and the parameters in
+    ``support.whole`` train whole, beside those that ``trainable`` names.
 
     Afterwards any loop and optimiser over the parameters with ``requires_grad`` trains the task.
 
@@ -46,19 +62,34 @@ def install(model: Model, support: Support, *, trainable: Sequence[str] | None =
         step: ``"plain"``, or ``"activation"``: the step of an entry is scaled by the inverse of its input's root mean
             square (relative to that of the linear), so that one learning rate moves the outputs equally far whatever
             rule chose the entries (ours). For optimisers whose step does not depend on the gradient's size (Adam).
+        form: how the entries are parameterised (``taskedge.forms``): ``"sparse"``, each by itself, or
+            ``"sparse_lora"``, as the entries of one product ``alpha/r·BA`` for each linear.
+        rank: r of that product, 8 by default; only for a form that has one.
+        alpha: for that product and for those of ``support.low_rank``; by default as the rank, so that the product is
+            not scaled.
+        seed: of the A of all products; B starts as 0.
 
     Returns:
         The same model.
 
     Raises:
         InputError: a linear that the model lacks, that has another shape or that cannot carry entries; a name in
-            ``trainable`` that is unknown or cannot train whole; a model that has a support installed already. The
-            model is unchanged then.
+            ``trainable`` that is unknown or cannot train whole; options that the form does not have; a model that has
+            a support installed already. The model is unchanged then.
     """
     if installation(model) is not None:
         raise InputError("the model already trains a support: fuse it before another is installed")
     if step not in STEPS:
         raise InputError(f"unknown step {step!r}{did_you_mean(step, STEPS)} (known: {', '.join(STEPS)})")
+    known_form = FORMS[form]
+    if rank is not None and not known_form.factored:
+        raise InputError(f"form {form!r} has no rank: leave rank out, or install with form='sparse_lora'")
+    if alpha is not None and not (known_form.factored or support.low_rank):
+        raise InputError(f"form {form!r} has no alpha, and no linear of the support is low-rank: leave alpha out")
+    if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
+        raise InputError(f"alpha={alpha!r}: a finite number above 0 is needed")
+    rank = RANK if rank is None else rank
+    low_rank.check_rank(f"form {form!r}", rank)
     layers = _checked(model, support)
     whole = _whole(model, support, trainable)
     steps = {name: _step(name, linear) if step == "activation" else None for name, linear in support.linears.items()}
@@ -66,12 +97,16 @@ def install(model: Model, support: Support, *, trainable: Sequence[str] | None =
 
     model.requires_grad_(False)
     shared = _shared_inputs(support)
+    factors = Factors(torch.Generator().manual_seed(seed), alpha)
+    make = known_form.parameterise(rank, factors)
     for name, linear in support.linears.items():
-        sparse.from_base(layers[name], linear, shared[linear.reads], steps[name])
+        sparse.from_base(layers[name], linear, shared[linear.reads], steps[name], make)
+    for name, own_rank in support.low_rank.items():
+        low_rank.from_base(layers[name], own_rank, factors)
     for name, parameter in model.named_parameters():
         if name in whole:
             parameter.requires_grad_(True)
-    model.__dict__["_taskedge"] = Installation(support, tuple(whole), required_grad, step)
+    model.__dict__["_taskedge"] = Installation(support, tuple(whole), required_grad, step, form)
     return model
 
 
@@ -80,6 +115,8 @@ def fuse(model: Model) -> Model:
     done = require_installation(model)
     for layer in sparse.sparse_layers(model).values():
         sparse.fuse(layer)
+    for product in low_rank.low_rank_layers(model).values():
+        low_rank.fuse(product)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(done.required_grad.get(name, parameter.requires_grad))
     del model.__dict__["_taskedge"]
@@ -104,16 +141,26 @@ def require_installation(model: nn.Module) -> Installation:
 
 
 def _checked(model: nn.Module, support: Support) -> dict[str, Linear]:
-    if not support.linears:
+    if not (support.linears or support.low_rank or support.whole):
         raise InputError("the support is empty")
+    both = support.linears.keys() & support.low_rank.keys()
+    if both:
+        raise InputError(f"linear {min(both)!r} is to train entries and a low-rank product: it can do one of them only")
     known = linears(model)
     unusable = why_unusable(model, known)
-    for name, chosen in support.linears.items():
+    for name in (*support.linears, *support.low_rank):
         if name not in known:
             raise InputError(f"the model has no linear {name!r}{did_you_mean(name, known)}")
         if name in unusable:
-            raise InputError(f"linear {name!r} cannot carry entries: {unusable[name]}")
+            carried = "entries" if name in support.linears else "a low-rank product"
+            raise InputError(f"linear {name!r} cannot carry {carried}: {unusable[name]}")
+    for name, chosen in support.linears.items():
         sparse.check(known[name], chosen)
+    for name, rank in support.low_rank.items():
+        low_rank.check(known[name], rank)
+    for name in (*support.linears, *support.low_rank):
+        if isinstance(known[name].module, sparse.SparseLayer | low_rank.LowRankLayer):
+            raise InputError(f"linear {name!r} already trains: fuse the model before another support is installed")
     return known
 
 
@@ -127,10 +174,17 @@ def _whole(model: nn.Module, support: Support, trainable: Sequence[str] | None) 
         if not hits:
             raise InputError(f"no parameter is named {pattern!r}{did_you_mean(pattern, parameters)}")
         whole.update(dict.fromkeys(hits))
-    with_entries = {f"{name}.weight".removeprefix(".") for name in support.linears}
+    for name in support.whole:
+        if name not in parameters:
+            raise InputError(f"no parameter is named {name!r}{did_you_mean(name, parameters)}")
+        whole[name] = None
+    carried = {f"{name}.weight".removeprefix("."): "entries" for name in support.linears}
+    carried |= {f"{name}.weight".removeprefix("."): "a low-rank product" for name in support.low_rank}
     for name in whole:
-        if name in with_entries:
-            raise InputError(f"{name!r} carries entries, so it cannot train whole as well: leave it out of trainable")
+        if name in carried:
+            raise InputError(
+                f"{name!r} carries {carried[name]}, so it cannot train whole as well: leave it out of trainable"
+            )
         if not parameters[name].is_floating_point():
             raise InputError(f"{name!r} is {parameters[name].dtype}, not floating point, so it cannot train")
     return list(whole)

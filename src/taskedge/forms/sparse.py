@@ -20,7 +20,9 @@ from torch.autograd.function import once_differentiable
 
 from taskedge.backbone.linears import Linear, as_tokens, version
 from taskedge.errors import InputError
+from taskedge.forms import form
 from taskedge.forms.kernels import EntryIndex, entry_gradient
+from taskedge.forms.low_rank import Factors
 from taskedge.selection.support import LinearSupport
 
 
@@ -69,10 +71,9 @@ class SharedInput:
 
 
 class Entries(nn.Module):
-    """The trained entries of one linear.
+    """The trained entries of one linear; what trains, and what offsets it amounts to, is up to the derived class.
 
     Attributes:
-        offsets: float32 [n], the only trained tensor; 0 where nothing was learnt.
         base: [n] in the weight's dtype, what the base holds at the entries.
         step: float32 [n] or None, how far a unit of offset moves a weight; None means 1.
         rows, columns: int64 [n], sorted by row and then column.
@@ -88,7 +89,6 @@ class Entries(nn.Module):
         device = linear.weight.device
         rows, columns = support.rows.to(device), support.columns.to(device)
         self.transposed = linear.transposed
-        self.offsets = nn.Parameter(torch.zeros(len(support), device=device))
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
         self.register_buffer("base", linear.weight[rows, columns])
@@ -96,18 +96,22 @@ class Entries(nn.Module):
         self.input = shared
         among = torch.searchsorted(shared.columns.to(device), columns)
         self._index = EntryIndex(rows, among, support.shape[0])
-        self._written: Tensor | None = torch.zeros_like(self.offsets)  # the offsets that the weight holds now
+        self._written: Tensor | None = torch.zeros(len(support), device=device)  # the offsets that the weight holds now
+
+    def trained(self) -> Tensor:
+        """The offsets as they are now, float32 [n], through which gradients reach what trains; all 0 at the start."""
+        raise NotImplementedError
 
     @property
     def values(self) -> Tensor:
         """float32 [n]: the absolute values of the chosen weights, ``base + step·offset``."""
-        base, moved = self.base.float(), self.offsets.detach()
-        moved = moved if self.step is None else self.step * moved
+        moved = self.trained().detach()
+        base, moved = self.base.to(moved.dtype), moved if self.step is None else self.step * moved
         return torch.where(moved == 0, base, base + moved)  # -0.0 + 0.0 would be 0.0
 
     def index(self) -> EntryIndex:
         """Where the entries sit, on the device where they are now."""
-        self._index = self._index.to(self.offsets.device)
+        self._index = self._index.to(self.rows.device)
         return self._index
 
     def write_into(self, weight: Tensor) -> None:
@@ -115,7 +119,7 @@ class Entries(nn.Module):
 
         Compared by content, so that it does not matter how an optimiser, a checkpoint or a broadcast changed them.
         """
-        offsets = self.offsets.detach()
+        offsets = self.trained().detach()
         if self._written is not None and torch.equal(self._written, offsets):
             return
         with torch.no_grad():
@@ -146,6 +150,30 @@ class Entries(nn.Module):
         self._written = None
 
 
+class FreeEntries(Entries):
+    """Entries that move independently of one another.
+
+    Attributes:
+        offsets: float32 [n], the only trained tensor; 0 where nothing was learnt.
+    """
+
+    def __init__(self, linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None) -> None:
+        super().__init__(linear, support, shared, step)
+        self.offsets = nn.Parameter(torch.zeros(len(support), device=self.rows.device))
+
+    def trained(self) -> Tensor:
+        return self.offsets
+
+
+MakeEntries = Callable[[Linear, LinearSupport, SharedInput, Tensor | None], Entries]
+
+
+@form("sparse")
+def free(rank: int, factors: Factors) -> MakeEntries:
+    """Every entry moves by itself."""
+    return FreeEntries
+
+
 class _EntryGradient(torch.autograd.Function):
     """The identity on a layer's output, whose backward also gives the gradient of the layer's entries."""
 
@@ -154,7 +182,7 @@ class _EntryGradient(torch.autograd.Function):
         ctx: Any, output: Tensor, offsets: Tensor, step: Tensor | None, columns: Tensor, index: EntryIndex
     ) -> Tensor:
         ctx.save_for_backward(columns)
-        ctx.step, ctx.index = step, index
+        ctx.step, ctx.index, ctx.dtype = step, index, offsets.dtype
         return output.detach()  # the same memory; returned as it is it would be a view that no one may write to
 
     @staticmethod
@@ -164,7 +192,7 @@ class _EntryGradient(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[1]:
             (columns,) = ctx.saved_tensors
-            gradient = entry_gradient(as_tokens(grad_output), columns, ctx.index).float()
+            gradient = entry_gradient(as_tokens(grad_output), columns, ctx.index).to(ctx.dtype)
             gradient = gradient if ctx.step is None else ctx.step * gradient
         return grad_output, gradient, None, None, None
 
@@ -186,15 +214,18 @@ class SparseLayer(nn.Module):
 
     def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
         output: Tensor = super().forward(*given, **named)
+        if not torch.is_grad_enabled():
+            return output
         entries = self.entries
-        if not (torch.is_grad_enabled() and entries.offsets.requires_grad):
+        offsets = entries.trained()
+        if not offsets.requires_grad:
             return output
         x = next(iter((*given, *named.values())))  # every class has its own name for it
         columns = entries.input.gather(x, output.dtype)
         return cast(
             Tensor,
             _EntryGradient.apply(  # type: ignore[no-untyped-call]
-                output, entries.offsets, entries.step, columns, entries.index()
+                output, offsets, entries.step, columns, entries.index()
             ),
         )
 
@@ -218,11 +249,17 @@ def check(linear: Linear, support: LinearSupport) -> None:
         )
 
 
-def from_base(linear: Linear, support: LinearSupport, shared: SharedInput, step: Tensor | None = None) -> SparseLayer:
+def from_base(
+    linear: Linear,
+    support: LinearSupport,
+    shared: SharedInput,
+    step: Tensor | None = None,
+    make: MakeEntries = FreeEntries,
+) -> SparseLayer:
     """Makes the linear train the entries of ``support``, in place. ``fuse`` is its mirror image."""
     check(linear, support)
     linear.module.requires_grad_(False)
-    entries = Entries(linear, support, shared, step)
+    entries = make(linear, support, shared, step)
     base = type(linear.module)
     if base not in _classes:
         _classes[base] = type(f"Sparse{base.__name__}", (SparseLayer, base), {"__module__": __name__})

@@ -73,6 +73,10 @@ class Support:
     allocation: str = "given"
     budget: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    low_rank: dict[str, int] = field(default_factory=dict)
+    """Linears that train a low-rank product instead of entries, with its rank; none of them is in ``linears``."""
+    whole: tuple[str, ...] = ()
+    """Names of parameters that train whole, beside the head."""
 
     @property
     def entries(self) -> int:

@@ -48,6 +48,7 @@ def load_support(path: Path) -> Support:
                 )
                 for name, (out, inputs, reads) in stored["shapes"].items()
             }
-        return Support(linears=linears, **stored["about"])
+        about = stored["about"]
+        return Support(linears=linears, **about | {"whole": tuple(about.get("whole", ()))})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not a whole support ({error}): start the run anew with --force") from None
