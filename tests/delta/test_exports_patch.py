@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -59,6 +60,21 @@ def test_the_base_checkpoint_and_the_patch_are_the_merged_checkpoint(make, optio
         "entries": delta.entries,
         "whole_parameters": delta.whole_parameters,
     }
+
+
+def test_a_low_rank_product_replaces_its_whole_weight(tmp_path):
+    model = tiny.gpt2()
+    support = te.select(model, [tiny.batch(model)], per_neuron=1)
+    name, *_ = support.linears
+    left = {other: linear for other, linear in support.linears.items() if other != name}
+    te.install(model, dataclasses.replace(support, linears=left, low_rank={name: 2}))
+    delta = te.extract(tiny.train(model))
+    done = te.export(tiny.gpt2(), delta, tmp_path / "patch", to="patch")
+    patch = load_file(tmp_path / "patch")
+    assert f"{name}.weight.indices" not in patch
+    assert done.facts["whole_parameters"] == delta.whole_parameters + len(patch[f"{name}.weight.values"])
+    found = put_in(patch, tiny.gpt2().state_dict())
+    assert tiny.same_bits(found, te.apply(tiny.gpt2(), delta).state_dict())
 
 
 @pytest.mark.parametrize("make", [*MAKES.values(), tiny.mlp], ids=[*MAKES, "mlp"])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import peft
 import pytest
 import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
 import taskedge as te
-from taskedge.delta.exports.peft import LAYOUTS, Change, lora, shira, supertuning
+from taskedge.delta.peft_layouts import LAYOUTS
 from taskedge.errors import InputError, UnknownName
 
 BUDGETS = {
@@ -75,6 +74,43 @@ def test_conv1d_is_refused_by_the_sparse_forms(peft_type, tmp_path):
     with pytest.raises(InputError, match=r"takes nn.Linear only.*Conv1D.*peft_type='lora'"):
         te.export(tiny.gpt2(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
     assert not list(tmp_path.iterdir())
+
+
+def hybrid(make, products, scale=None, sparse=True):
+    """Entries in most linears, and a low-rank product in those whose names hold one of ``products``."""
+    model = make()
+    support = te.select(model, [tiny.batch(model)], per_neuron=1)
+    low_rank = {name: 1 + place for place, name in enumerate(support.linears) if any(part in name for part in products)}
+    left = {name: linear for name, linear in support.linears.items() if sparse and name not in low_rank}
+    te.install(model, dataclasses.replace(support, linears=left, low_rank=low_rank), alpha=scale)
+    return te.extract(tiny.train(model))
+
+
+@pytest.mark.parametrize("alpha", [None, 3.0])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2], ids=["bert", "gpt2"])
+def test_low_rank_products_go_as_lora(make, sparse, alpha, tmp_path):
+    delta = hybrid(make, ["query", "intermediate", "c_proj"], alpha, sparse)
+    assert len(delta.low_rank) >= 3
+    done = te.export(make(), delta, tmp_path / "adapter", to="peft")
+    assert done.facts["peft_type"] == "lora"
+    assert done.facts["low_rank"] == len(delta.low_rank)
+    assert_same_logits(make, delta, tmp_path / "adapter")
+
+
+def test_products_of_one_scale_keep_their_factors(tmp_path):
+    delta = hybrid(tiny.bert, ["query"], sparse=False)
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, product in delta.low_rank.items():
+        assert torch.equal(stored[f"base_model.model.{name}.lora_A.weight"], product.a)
+        assert torch.equal(stored[f"base_model.model.{name}.lora_B.weight"], product.b)
+
+
+@pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
+def test_low_rank_products_are_refused_by_the_sparse_forms(peft_type, tmp_path):
+    with pytest.raises(InputError, match="is changed by a low-rank product: export with peft_type='lora'"):
+        te.export(tiny.bert(), hybrid(tiny.bert, ["query"]), tmp_path / "adapter", to="peft", peft_type=peft_type)
 
 
 @pytest.mark.parametrize("peft_type", ["supertuning", "shira", "lora"])
@@ -175,7 +211,7 @@ def test_what_peft_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"query' carries entries too.*merge it or export a patch"):
         te.export(tiny.bert(), te.extract(model), out, to="peft")
     empty = te.Delta(linears={}, whole={"classifier.bias": torch.zeros(3)})
-    with pytest.raises(InputError, match="no entries"):
+    with pytest.raises(InputError, match="changes no linear"):
         te.export(tiny.bert(), empty, out, to="peft")
     with pytest.raises(UnknownName, match="did you mean 'shira'"):
         te.export(tiny.bert(), tuned(tiny.bert, per_neuron=1), out, to="peft", peft_type="shirra")
@@ -221,50 +257,3 @@ def test_modules_that_peft_would_mistake(whole, told, tmp_path):
     te.install(model, te.select(model, rule="random", per_neuron=1, linears=["b.a.out"]), trainable=[whole])
     with pytest.raises(InputError, match=told):
         te.export(Odd(), te.extract(model), tmp_path / "adapter", to="peft")
-
-
-@st.composite
-def changes(draw):
-    """One to four linears of any shape with one entry or more each."""
-    made = {}
-    for number in range(draw(st.integers(1, 4))):
-        out, inputs = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-        flat = torch.tensor(sorted(draw(st.sets(st.integers(0, out * inputs - 1), min_size=1))))
-        relative = torch.randn(len(flat), generator=torch.Generator().manual_seed(number))
-        made[f"layer.{number}"] = Change((out, inputs), flat // inputs, flat % inputs, relative, True)
-    return made
-
-
-def dense(change):
-    matrix = torch.zeros(change.shape)
-    matrix[change.rows, change.columns] = change.relative
-    return matrix
-
-
-@given(changes())
-def test_any_support_keeps_its_change(made):
-    layout = supertuning(made)
-    for name, change in made.items():
-        at, values = layout.tensors[f"{name}.supertuning_indices"], layout.tensors[f"{name}.supertuning_values"]
-        assert len(values) == len(at) == int(change.size * (1 - layout.config["sparsity"]))  # peft's own count
-        assert torch.equal(torch.zeros(change.size).scatter_add(0, at.long(), values).view(change.shape), dense(change))
-    assert 0 <= layout.config["sparsity"] < 1
-    full = max(made.values(), key=lambda change: len(change.rows) / change.size)
-    assert int(full.size * (1 - layout.config["sparsity"])) <= len(full.rows) + 1
-
-    try:
-        layout = shira(made)
-    except InputError:
-        r = max(-(-len(change.rows) // sum(change.shape)) for change in made.values())
-        assert any(r * sum(change.shape) > change.size for change in made.values())
-    else:
-        for name, change in made.items():
-            at, values = layout.tensors[f"{name}.shira_indices"], layout.tensors[f"{name}.shira_weight"]
-            assert len(values) == at.shape[1] == layout.config["r"] * sum(change.shape)
-            assert torch.equal(torch.sparse_coo_tensor(at, values, change.shape).to_dense(), dense(change))
-
-    layout = lora(made)
-    for name, change in made.items():
-        a, b = layout.tensors[f"{name}.lora_A.weight"], layout.tensors[f"{name}.lora_B.weight"]
-        assert torch.equal(b @ a, dense(change))
-        assert a.shape[0] == min(len(change.rows.unique()), len(change.columns.unique()))

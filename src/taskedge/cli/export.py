@@ -66,7 +66,7 @@ def write(delta: Path, out: Path, *, to: str, model: str | None, force: bool, **
 
     base, loaded = load_applied(delta, model, force=force)
     named = model or loaded.provenance.base
-    return export(base.model, loaded, out, to=to, base=named, tokenizer=base.tokenizer, force=force, **options)
+    return export(base.model, loaded, out, to=to, base=named, processor=base.tokenizer, force=force, **options)
 
 
 def _shown(value: Any) -> str:

@@ -36,13 +36,13 @@ class Source:
         model: the base *with the delta applied*; what it held before is in :func:`taskedge.delta.apply.applied_to`.
         delta: the delta.
         base: folder or hub id of the base, as others will have to name it; empty where it is not known.
-        tokenizer: what goes into a model folder beside the weights, or None.
+        processor: what goes into a model folder beside the weights (a tokenizer, an image processor), or None.
     """
 
     model: nn.Module
     delta: Delta
     base: str = ""
-    tokenizer: Any = None
+    processor: Any = None
 
 
 Write = Callable[..., dict[str, Any]]
@@ -105,7 +105,7 @@ def export(
     *,
     to: str,
     base: str = "",
-    tokenizer: Any = None,
+    processor: Any = None,
     force: bool = False,
     **options: Any,
 ) -> Exported:
@@ -117,7 +117,7 @@ def export(
         out: the folder or file to make.
         to: ``"merged"``, ``"peft"`` or ``"patch"`` (docs/interoperability.md).
         base: folder or hub id of the base; the one that the delta names where it is empty.
-        tokenizer: saved into a model folder, if given.
+        processor: the tokenizer or image processor, saved into a model folder, if given.
         force: replace what is there, and apply even to a base with other values.
         options: of the export, such as ``peft_type="shira"``.
 
@@ -129,7 +129,7 @@ def export(
     out, chosen = Path(out), EXPORTS[to]
     refuse_taken(out, to=to, force=force)
     with applied(model, delta, force=force):
-        source = Source(model, delta, base or delta.provenance.base, tokenizer)
+        source = Source(model, delta, base or delta.provenance.base, processor)
         aside = file_aside if chosen.makes.marker is None else folder_aside
         with aside(out) as place:
             facts = chosen.write(source, place, **options)

@@ -25,6 +25,6 @@ def merged(source: Source, path: Path) -> dict[str, Any]:
         )
     logging.disable_progress_bar()
     source.model.save_pretrained(path)
-    if source.tokenizer is not None:
-        source.tokenizer.save_pretrained(path)
+    if source.processor is not None:
+        source.processor.save_pretrained(path)
     return {}

@@ -26,8 +26,9 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
     """A sparse weight patch: per tensor of the checkpoint, flat indices and absolute values.
 
     Tensors ``NAME.indices`` (int32, int64 for tensors of 2³¹ numbers and more; ascending, none twice) and
-    ``NAME.values`` (in the tensor's dtype), both [n]; a parameter that was trained whole has ``NAME.values`` only,
-    [numel]. The metadata ``taskedge`` is JSON: format, base, and the full shape of every NAME.
+    ``NAME.values`` (in the tensor's dtype), both [n]. A parameter that was trained whole, or that a low-rank product
+    was added to, has ``NAME.values`` only, [numel]. The metadata ``taskedge`` is JSON: format, base, and the full shape
+    of every NAME.
 
     Raises:
         InputError: a tensor is stored in another form than the model holds it in, so that it has no positions there.
@@ -35,7 +36,8 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
     state = source.model.state_dict()
     names = checkpoint_names(source.model, state)
     layers = linears(source.model)
-    places: dict[str, Tensor | None] = dict.fromkeys(source.delta.whole)
+    products = [f"{name}.weight" for name in source.delta.low_rank]
+    places: dict[str, Tensor | None] = dict.fromkeys([*source.delta.whole, *products])
     for name, linear in source.delta.linears.items():
         if not len(linear):
             continue
@@ -61,11 +63,8 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
 
     manifest = {"format": FORMAT, "base": source.base, "shapes": dict(sorted(shapes.items()))}
     save_file(tensors, path, {"taskedge": json.dumps(manifest, separators=(",", ":"))})
-    return {
-        "tensors": len(shapes),
-        "entries": source.delta.entries,
-        "whole_parameters": source.delta.whole_parameters,
-    }
+    whole = sum(state[parameter].numel() for parameter, flat in places.items() if flat is None)
+    return {"tensors": len(shapes), "entries": source.delta.entries, "whole_parameters": whole}
 
 
 def checkpoint_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:

@@ -1,69 +1,24 @@
-"""PEFT: an adapter folder that Hugging Face's peft loads onto the base.
-
-No form of peft's holds any support as it is, so each of the three below says what it costs:
-
-    supertuning   flat positions and *relative* values; every linear carries the same share of its entries, so linears
-                  with a smaller share are padded with zeros at unused positions
-    shira         the same, where every linear carries r·(in + out) entries
-    lora          B·A with one column of B per distinct input that the linear's entries read (or one row of A per
-                  distinct neuron, where these are fewer): exact and unpadded, but dense; the only one that takes Conv1D
-
-Sources: peft 0.21's ``tuners/supertuning`` (arXiv 2607.09287), ``tuners/shira`` (arXiv 2406.13175) and ``tuners/lora``;
-the padding, and the exact factorisation of a sparse change, are ours.
-"""
+"""PEFT: an adapter folder that Hugging Face's peft loads onto the base (taskedge.delta.peft_layouts has its forms)."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taskedge.backbone.linears import linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.exports import ADAPTER, Source, exports
+from taskedge.delta.peft_layouts import LAYOUTS, Change, Layout, lora, shira, supertuning
 from taskedge.errors import InputError, UnknownName
 
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 """The modules that peft saves whole for a task type, asked or not: matched by the end of their names."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What the delta changes in one linear, relative to the base.
-
-    Attributes:
-        shape: (out, in).
-        rows, columns: int64 [n], sorted by row and then column.
-        relative: float32 [n], the applied weight less the base's.
-        plain: whether the layer is an ``nn.Linear``, which alone the sparse forms take.
-    """
-
-    shape: tuple[int, int]
-    rows: Tensor
-    columns: Tensor
-    relative: Tensor
-    plain: bool
-
-    @property
-    def size(self) -> int:
-        return self.shape[0] * self.shape[1]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One form of adapter: its config keys, tensors by name, and how many numbers beyond the entries it holds."""
-
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    padded: int
 
 
 @exports("peft", makes=ADAPTER, loads="peft.PeftModel.from_pretrained(base_model, {path!r})")
@@ -98,70 +53,14 @@ def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[st
     stored = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(stored, path / "adapter_model.safetensors", {"format": "pt"})
     (path / ADAPTER.marker).write_text(json.dumps(config, indent=2) + "\n")  # type: ignore[operator]
-    entries = sum(len(change.rows) for change in changes.values())
-    return {"peft_type": chosen, "entries": entries, "padded": layout.padded, "modules_to_save": whole}
-
-
-def supertuning(changes: dict[str, Change]) -> Layout:
-    """Flat positions and relative values, as many in every linear as its size times one share.
-
-    Raises:
-        InputError: a linear is no ``nn.Linear``.
-    """
-    _only_plain(changes, "supertuning")
-    sparsity = 1 - max(len(change.rows) / change.size for change in changes.values())
-
-    def count(change: Change) -> int:
-        return int(change.size * (1 - sparsity))  # as peft counts, rounding and all
-
-    while any(count(change) < len(change.rows) for change in changes.values()):
-        sparsity = math.nextafter(sparsity, -1.0)
-    config = {"sparsity": sparsity, "r": None, "save_precomputed_indices": True}
-    return _padded(changes, count, config, "supertuning_values", "supertuning_indices", _flat)
-
-
-def shira(changes: dict[str, Change]) -> Layout:
-    """Rows, columns and relative values, ``r·(in + out)`` of them in every linear.
-
-    Raises:
-        InputError: a linear is no ``nn.Linear``, or too small to hold as many entries as another needs.
-    """
-    _only_plain(changes, "shira")
-    r = max(math.ceil(len(change.rows) / sum(change.shape)) for change in changes.values())
-    for name, change in changes.items():
-        if r * sum(change.shape) > change.size:
-            raise InputError(
-                f"SHiRA holds r·(in + out) entries in every linear, and with the r={r} that this delta needs that is "
-                f"more than linear {name!r} has ({list(change.shape)}): export with peft_type='supertuning'"
-            )
-    config = {"r": r, "mask_type": "random"}  # the mask is replaced by the indices when the adapter is loaded
-    return _padded(changes, lambda change: r * sum(change.shape), config, "shira_weight", "shira_indices", _pairs)
-
-
-def lora(changes: dict[str, Change]) -> Layout:
-    """The change as an exact product B·A of rank min(distinct columns, distinct rows)."""
-    tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    held = 0
-    for name, change in changes.items():
-        b, a = _factors(change)
-        tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-        ranks[f"^{re.escape(name)}$"] = a.shape[0]
-        held += a.numel() + b.numel() - len(change.rows)
-    highest = max(ranks.values())
-    config = {
-        "r": highest,
-        "rank_pattern": ranks,
-        "lora_alpha": highest,
-        "alpha_pattern": ranks,  # alpha / r is 1 everywhere
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": not any(change.plain for change in changes.values()),
+    products = len(source.delta.low_rank)
+    return {
+        "peft_type": chosen,
+        "entries": source.delta.entries,
+        **({"low_rank": products} if products else {}),
+        "padded": layout.padded,
+        "modules_to_save": whole,
     }
-    return Layout(config, tensors, held)
-
-
-LAYOUTS: dict[str, Callable[[dict[str, Change]], Layout]] = {"supertuning": supertuning, "shira": shira, "lora": lora}
 
 
 def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Layout]:
@@ -170,7 +69,7 @@ def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Lay
         if peft_type not in LAYOUTS:
             raise UnknownName("PEFT type", peft_type, LAYOUTS)
         return peft_type, LAYOUTS[peft_type](changes)
-    if not all(change.plain for change in changes.values()):
+    if not all(change.plain and change.product is None for change in changes.values()):
         return "lora", lora(changes)
     layouts = {"supertuning": supertuning(changes)}
     with suppress(InputError):  # it may have no room for its padding somewhere; the other one always has
@@ -191,69 +90,13 @@ def _changes(source: Source) -> dict[str, Change]:
         relative = (now - before.entries[name].cpu().double()).float()
         plain = isinstance(layers[name].module, nn.Linear)
         changes[name] = Change(entries.shape, entries.rows, entries.columns, relative, plain)
+    none = torch.empty(0, dtype=torch.int64)
+    for name, product in source.delta.low_rank.items():
+        plain = isinstance(layers[name].module, nn.Linear)
+        changes[name] = Change(product.shape, none, none, none.float(), plain, product)
     if not changes:
-        raise InputError("the delta has no entries, so there is nothing for PEFT to adapt: merge it instead")
+        raise InputError("the delta changes no linear, so there is nothing for PEFT to adapt: merge it instead")
     return changes
-
-
-def _only_plain(changes: dict[str, Change], kind: str) -> None:
-    other = next((name for name, change in changes.items() if not change.plain), None)
-    if other is not None:
-        raise InputError(
-            f"peft's {kind} takes nn.Linear only, and {other!r} is none (a Conv1D, as in GPT-2): "
-            "export with peft_type='lora', which is exact too"
-        )
-
-
-def _padded(
-    changes: dict[str, Change],
-    count: Callable[[Change], int],
-    config: dict[str, Any],
-    values: str,
-    places: str,
-    form: Callable[[Change, Tensor], Tensor],
-) -> Layout:
-    """Values and positions of every linear, filled up to its count with zeros at the first unused positions."""
-    tensors: dict[str, Tensor] = {}
-    padded = 0
-    for name, change in changes.items():
-        taken = change.rows * change.shape[1] + change.columns
-        more = count(change) - len(taken)
-        free = torch.ones(change.size, dtype=torch.bool)
-        free[taken] = False
-        flat = torch.cat([taken, free.nonzero()[:more, 0]])
-        tensors[f"{name}.{values}"] = torch.cat([change.relative, torch.zeros(more)])
-        tensors[f"{name}.{places}"] = form(change, flat)
-        padded += more
-    return Layout(config, tensors, padded)
-
-
-def _flat(change: Change, flat: Tensor) -> Tensor:
-    """int32 [n]: as peft stores them."""
-    if change.size > 2**31:
-        raise InputError(f"peft counts positions in 32 bits, and a linear of {list(change.shape)} has more")
-    return flat.int()
-
-
-def _pairs(change: Change, flat: Tensor) -> Tensor:
-    """int32 [2, n]: rows and columns."""
-    return torch.stack([flat // change.shape[1], flat % change.shape[1]]).int()
-
-
-def _factors(change: Change) -> tuple[Tensor, Tensor]:
-    """B [out, rank] and A [rank, in], fp32, whose product is the change: every entry of it is one number times one."""
-    out, inputs = change.shape
-    used, column = torch.unique(change.columns, return_inverse=True)
-    neurons, row = torch.unique(change.rows, return_inverse=True)
-    rank = min(len(used), len(neurons))
-    b, a = torch.zeros(out, rank), torch.zeros(rank, inputs)
-    if rank == len(used):
-        a[torch.arange(rank), used] = 1
-        b[change.rows, column] = change.relative
-    else:
-        b[neurons, torch.arange(rank)] = 1
-        a[row, change.columns] = change.relative
-    return b, a
 
 
 def _task_type(model: nn.Module) -> str | None:
