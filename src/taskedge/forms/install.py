@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,6 +34,8 @@ class Installation:
     """``requires_grad`` of every parameter before."""
     step: str
     form: str
+    moved: bool = False
+    """Whether the support is another than the one that was installed (:mod:`taskedge.forms.regrow`)."""
 
 
 def install(
@@ -92,11 +94,15 @@ def install(
     low_rank.check_rank(f"form {form!r}", rank)
     layers = _checked(model, support)
     whole = _whole(model, support, trainable)
-    steps = {name: _step(name, linear) if step == "activation" else None for name, linear in support.linears.items()}
+    steps = {
+        name: step_sizes(name, linear) if step == "activation" else None for name, linear in support.linears.items()
+    }
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     model.requires_grad_(False)
-    shared = _shared_inputs(support)
+    shared = {
+        reads: SharedInput(columns, readers) for reads, (columns, readers) in columns_by_input(support.linears).items()
+    }
     factors = Factors(torch.Generator().manual_seed(seed), alpha)
     make = known_form.parameterise(rank, factors)
     for name, linear in support.linears.items():
@@ -190,18 +196,18 @@ def _whole(model: nn.Module, support: Support, trainable: Sequence[str] | None) 
     return list(whole)
 
 
-def _shared_inputs(support: Support) -> dict[str, SharedInput]:
-    """One for each distinct input, holding the union of its readers' columns."""
+def columns_by_input(linears: Mapping[str, LinearSupport]) -> dict[str, tuple[Tensor, int]]:
+    """For each distinct input, the union of its readers' columns (int64, ascending), and how many readers it has."""
     readers: dict[str, list[LinearSupport]] = {}
-    for linear in support.linears.values():
+    for linear in linears.values():
         readers.setdefault(linear.reads, []).append(linear)
     return {
-        reads: SharedInput(torch.unique(torch.cat([linear.columns for linear in group])), len(group))
+        reads: (torch.unique(torch.cat([linear.columns for linear in group])), len(group))
         for reads, group in readers.items()
     }
 
 
-def _step(name: str, linear: LinearSupport) -> Tensor:
+def step_sizes(name: str, linear: LinearSupport) -> Tensor:
     """float32 [n]: ``rms(A) / A_j`` at the entries, within a factor of 100 of 1."""
     if linear.input_rms is None:
         raise InputError(f"step='activation' needs the input norms of {name!r}: give select() calibration batches")
