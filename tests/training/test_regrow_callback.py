@@ -147,6 +147,16 @@ def test_a_checkpoint_with_another_support_is_refused(tmp_path):
         assert all(torch.equal(stood[linear], flat) for linear, flat in support(other).items())
 
 
+def test_what_cannot_move_is_refused_before_the_first_step(tmp_path):
+    made = tiny.bert()
+    before = tiny.state(made)
+    te.install(made, te.select(made, rule="magnitude", per_neuron=1), form="sparse_lora")
+    for model, told in ((made, "only in the form 'sparse'"), (tiny.bert(), "no support installed")):
+        with pytest.raises(InputError, match=told):
+            fit(model, rows(), collate, SETTINGS, tmp_path, progress=False)
+    assert tiny.same_bits(te.fuse(made).state_dict(), before)
+
+
 def test_tune_killed_and_resumed(task, tmp_path):
     arguments = ["--regrow", "2", "--regrow-share", "0.5", "--checkpoint-every", "3"]
     assert forked(tuning(task, "--out", tmp_path / "whole", *arguments)).code == 0

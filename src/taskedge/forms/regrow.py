@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import Linear, as_linear
 from taskedge.errors import InputError
-from taskedge.forms.install import columns_by_input, require_installation, step_sizes
+from taskedge.forms.install import Installation, columns_by_input, require_installation, step_sizes
 from taskedge.forms.sparse import FreeEntries, SparseLayer, sparse_layers
 from taskedge.selection.allocations import best
 from taskedge.selection.support import LinearSupport
@@ -57,9 +57,7 @@ def regrow(model: nn.Module, optimizer: Any, gradient: Callable[[str], Tensor], 
         InputError: nothing is installed, or in another form; a gradient that has another shape or is not finite. The
             model is unchanged.
     """
-    done = require_installation(model)
-    if done.form != "sparse":
-        raise InputError(f"entries move only in the form 'sparse', and the model trains {done.form!r}")
+    done = movable(model)
     layers = sparse_layers(model)
     moves = {}
     for name, layer in layers.items():
@@ -73,6 +71,20 @@ def regrow(model: nn.Module, optimizer: Any, gradient: Callable[[str], Tensor], 
     for name, (_, order) in places.items():
         _carry(_entries(layers[name]), old[name], moves[name], order, optimizer)
     return count
+
+
+def movable(model: nn.Module) -> Installation:
+    """What is installed on the model, if its entries can move.
+
+    Raises:
+        InputError: nothing is installed, or in a form whose entries do not train one by one.
+    """
+    done = require_installation(model)
+    if done.form != "sparse":
+        raise InputError(
+            f"entries move only in the form 'sparse', and the model trains {done.form!r}: leave regrow out"
+        )
+    return done
 
 
 def restore(model: nn.Module, support: Mapping[str, Tensor]) -> None:

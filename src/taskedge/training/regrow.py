@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from taskedge.backbone.linears import Linear, linears
-from taskedge.forms.regrow import regrow
+from taskedge.forms.regrow import movable, regrow
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.statistics import GRADIENTS, measure
 from taskedge.training.settings import FitSettings
@@ -28,6 +28,10 @@ class Regrow(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, rows: Sequence[Any], collate: Callable[[list[Any]], Any], settings: FitSettings) -> None:
         self._rows, self._collate, self._settings = rows, collate, settings
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """What cannot move is refused before the first step."""
+        movable(given["model"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """After the optimiser, and before a checkpoint is written."""
