@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taskedge.delta.apply import apply as apply
     from taskedge.delta.apply import revert as revert
     from taskedge.delta.delta import Delta as Delta
+    from taskedge.delta.exports import export as export
     from taskedge.delta.extract import extract as extract
     from taskedge.delta.file import load as load
     from taskedge.forms.install import fuse as fuse
@@ -42,6 +43,7 @@ _HOME = {
     "apply": "taskedge.delta.apply",
     "revert": "taskedge.delta.apply",
     "applied": "taskedge.delta.apply",
+    "export": "taskedge.delta.exports",
 }
 
 __all__ = ["BaseMismatch", "BudgetError", "DeltaError", "InputError", "TaskEdgeError", "__version__", *_HOME]

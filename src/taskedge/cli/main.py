@@ -24,6 +24,7 @@ VERBS = {
     "info": "Say what a delta holds and which base it needs.",
     "import": "Turn a PEFT LoRA adapter folder into a delta.",
     "merge": "Write a plain model folder with the delta's values in it.",
+    "export": "Write a delta for others: a PEFT adapter, a plain folder, a sparse weight patch.",
     "measure": "Run a model a few seconds: what a training step costs on this machine.",
     "plan": "Plan a fleet: who trains which block, with which share of the bandwidth.",
     "simulate": "Replay rounds of a fleet whose links fade and whose devices come and go.",

@@ -1,12 +1,12 @@
-"""``taskedge merge``."""
+"""``taskedge merge``: short for ``taskedge export --to merged``."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 
+from taskedge.cli.export import write
 from taskedge.cli.options import json_option, print_json
 
 EPILOG = """\b
@@ -24,36 +24,8 @@ Examples:
 @json_option
 def command(delta: Path, out: Path, model: str | None, force: bool, as_json: bool) -> None:
     """Write a plain model folder that holds the delta's values: `from_pretrained` loads it, without taskedge."""
-    from taskedge.errors import InputError
-
-    if out.exists() and not force:
-        raise InputError(f"{out} exists: name another folder with --out, or replace it with --force")
-    if out.exists() and not (out.is_dir() and ((out / "config.json").exists() or not any(out.iterdir()))):
-        raise InputError(f"{out} is there and is no model folder, so --force leaves it alone: name another with --out")
-    from safetensors import SafetensorError
-    from transformers import logging
-
-    from taskedge.delta.use import load_applied
-
-    base, _ = load_applied(delta, model, force=force)
-    logging.disable_progress_bar()
-    aside = out.resolve().with_name(f".{out.resolve().name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        base.model.save_pretrained(aside)  # type: ignore[operator]
-        base.tokenizer.save_pretrained(aside)
-        if out.exists():
-            shutil.rmtree(out)
-        aside.rename(out)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{out}: cannot be written ({why})") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    done = write(delta, out, to="merged", model=model, force=force)
     if as_json:
-        print_json({"out": out, "bytes": size})
+        print_json({"out": done.out, "bytes": done.bytes})
     else:
-        click.echo(
-            f"{out}: {size:,} bytes; load it with AutoModelForSequenceClassification.from_pretrained({str(out)!r})"
-        )
+        click.echo(f"{done.out}: {done.bytes:,} bytes; load it with {done.loads}")

@@ -35,6 +35,8 @@ class Installation:
     """``requires_grad`` of every parameter before."""
     step: str
     form: str
+    moved: bool = False
+    """Whether the support is another than the one that was installed (:mod:`taskedge.forms.regrow`)."""
 
 
 def install(
@@ -93,7 +95,9 @@ def install(
     low_rank.check_rank(f"form {form!r}", rank)
     layers = _checked(model, support)
     whole = _whole(model, support, trainable)
-    steps = {name: _step(name, linear) if step == "activation" else None for name, linear in support.linears.items()}
+    steps = {
+        name: step_sizes(name, linear) if step == "activation" else None for name, linear in support.linears.items()
+    }
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     model.requires_grad_(False)
@@ -202,7 +206,7 @@ def _shared_inputs(support: Support, layers: dict[str, Linear]) -> dict[tuple[st
     }
 
 
-def _step(name: str, linear: LinearSupport) -> Tensor:
+def step_sizes(name: str, linear: LinearSupport) -> Tensor:
     """float32 [n]: ``rms(A) / A_j`` at the entries, within a factor of 100 of 1."""
     if linear.input_rms is None:
         raise InputError(f"step='activation' needs the input norms of {name!r}: give select() calibration batches")

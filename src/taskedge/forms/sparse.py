@@ -60,6 +60,11 @@ class SharedInput:
             return False
         return self._input() is x and self._version == version(x) and self._gathered.dtype == dtype
 
+    def cover(self, columns: Tensor) -> None:
+        """From now on the needed columns are these, int64 [m], ascending; `Entries.place` tells its readers."""
+        self.columns, self._served = columns, 0
+        self._forget()
+
     def _forget(self) -> None:
         self._input = self._gathered = None
 
@@ -88,16 +93,20 @@ class Entries(nn.Module):
         super().__init__()
         device = linear.weight.device
         rows, columns = support.rows.to(device), support.columns.to(device)
-        self.kind = linear.kind
+        self.kind, self._out = linear.kind, support.shape[0]
         self.register_buffer("rows", rows)
         self.register_buffer("columns", columns)
         self.register_buffer("base", linear.read(rows, columns))
         self.register_buffer("step", None if step is None else step.to(device=device, dtype=torch.float32))
         self.input = shared
-        among = torch.searchsorted(shared.columns.to(device), columns)
-        self._index = EntryIndex(rows, among, support.shape[0])
+        self.place()
         self._written: Tensor | None = torch.zeros(len(support), device=device)  # the offsets that the weight holds now
         self._negative_zeros: bool | None = None  # whether the base holds -0.0; None: not asked yet
+
+    def place(self) -> None:
+        """Finds the entries among the columns that its input keeps; needed after either changed."""
+        among = torch.searchsorted(self.input.columns.to(self.rows.device), self.columns)
+        self._index = EntryIndex(self.rows, among, self._out)
 
     def trained(self) -> Tensor:
         """The offsets as they are now, float32 [n], through which gradients reach what trains; all 0 at the start."""
@@ -129,6 +138,10 @@ class Entries(nn.Module):
         with torch.no_grad():
             weight.index_put_(self.kind.place(self.rows, self.columns), self.values.to(weight.dtype))
         self._written = offsets.clone()
+
+    def forget_written(self) -> None:
+        """The stored weight may hold other values than the offsets say: it is written anew when it is next read."""
+        self._written = self._negative_zeros = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Entries:
         """Moves between devices, but never changes a dtype: offsets stay fp32 under ``model.to(bfloat16)``."""

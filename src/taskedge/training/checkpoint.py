@@ -1,8 +1,8 @@
 """A checkpoint: the trained tensors, the optimiser and the position. Never a copy of the base, and no pickle.
 
 A folder ``checkpoint-STEP`` with two files: ``trainer_state.json`` (the Trainer's position and log) and
-``state.safetensors`` (trained parameters, optimiser tensors, random generators; the rest as JSON in its metadata, and
-a digest over all of both files).
+``state.safetensors`` (trained parameters, optimiser tensors, random generators, and where entries are that moved; the
+rest as JSON in its metadata, and a digest over all of both files).
 It is written under another name and renamed when it is whole, so that one that is there can be resumed from.
 """
 
@@ -23,10 +23,13 @@ from torch import Tensor, nn
 
 from taskedge.delta.file import content_digest
 from taskedge.errors import InputError, TaskEdgeError
+from taskedge.forms.install import installation
+from taskedge.forms.regrow import restore, standing
 
 STATE = "state.safetensors"
 POSITION = "trainer_state.json"
 PREFIX = "checkpoint-"
+_SUPPORT = "support/"
 
 
 def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: Any, trainer_state: str) -> Path:
@@ -41,6 +44,8 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: 
 
     target, aside = folder / f"{PREFIX}{step}", folder / f".{PREFIX}{step}.{os.getpid()}"
     tensors = {f"parameter/{name}": tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
+    if installation(model) is not None:
+        tensors |= {f"{_SUPPORT}{name}": flat for name, flat in standing(model).items()}
     optimizer_state = optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, state in optimizer_state["state"].items():
@@ -105,7 +110,7 @@ class Checkpoint:
                 raise ValueError("its content does not match its digest")
 
     def restore_parameters(self, model: nn.Module) -> None:
-        """Puts the trained parameters back.
+        """Puts the trained parameters back, and the entries where they stood, if they had moved.
 
         Raises:
             TaskEdgeError: the model trains other parameters than those that were saved.
@@ -118,6 +123,10 @@ class Checkpoint:
             raise TaskEdgeError(
                 f"{self.path}: made by another run: it differs in {other[0]!r}; start anew, or resume that run"
             )
+        support = {name.removeprefix(_SUPPORT): t for name, t in self._tensors.items() if name.startswith(_SUPPORT)}
+        if support:
+            with _blaming(self.path):
+                restore(model, support)
         with torch.no_grad():
             for name, tensor in saved.items():
                 trained[name].copy_(tensor)

@@ -19,6 +19,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from taskedge.errors import TrainingDiverged
 from taskedge.training import checkpoint as checkpoints
+from taskedge.training.regrow import Regrow
 from taskedge.training.settings import FitSettings
 
 
@@ -84,6 +85,7 @@ def fit(
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
     line = _Progress()
+    moving = [Regrow(rows, collate, settings)] if settings.regrow else []
     trainer = _Trainer(
         head=head,
         head_lr=settings.head_lr,
@@ -91,7 +93,7 @@ def fit(
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
         data_collator=collate,
-        callbacks=[*callbacks, *([line] if progress else [])],
+        callbacks=[*moving, *callbacks, *([line] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

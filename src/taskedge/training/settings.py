@@ -41,6 +41,10 @@ class FitSettings:
     seed: int = 0
     checkpoint_every: int = 0
     """Optimiser steps between checkpoints; 0 for none."""
+    regrow: int = 0
+    """Optimiser steps between moves of the support (:mod:`taskedge.forms.regrow`); 0 for none."""
+    regrow_share: float = 0.2
+    """Share of each linear's entries that the first move would take; it falls linearly to 0 over the run."""
 
 
 _FIT = FitSettings()
@@ -114,6 +118,10 @@ class TuneSettings(BaseModel):
     seed: Annotated[int, Field(description="Of the head, the order of the data, and dropout.", ge=0)] = _FIT.seed
     threads: Annotated[int | None, Field(description="CPU threads; 1 makes runs bit-identical.", ge=1)] = None
     checkpoint_every: Annotated[int, Field(description="Optimiser steps between checkpoints.", ge=1)] = 25
+    regrow: Annotated[int, Field(description="Steps between moves of the support; 0 to leave it.", ge=0)] = _FIT.regrow
+    regrow_share: Annotated[
+        float, Field(description="Share of the entries that a move takes at first.", gt=0, le=1)
+    ] = _FIT.regrow_share
     values: Annotated[Literal["fp32", "bf16"], Field(description="How the file stores trained values.")] = "fp32"
     tensorboard: Annotated[bool, Field(description="Log for TensorBoard in the run's folder.")] = False
     out: Annotated[Path, Field(description="The delta file to write.")] = Path("task.safetensors")

@@ -1,0 +1,107 @@
+"""``taskedge export``: every form from the command line, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import peft
+import pytest
+import torch
+import transformers
+from tiny_task import snapshot, tuning
+
+from taskedge.delta.use import load_applied
+
+TEXTS = ["the film was good", "bad", "never so long a night"]
+
+
+def logits(model, tokenizer):
+    model.eval()
+    with torch.no_grad():
+        return model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits
+
+
+def assert_ours(model, delta):
+    applied, _ = load_applied(delta)
+    difference = logits(model, applied.tokenizer) - logits(applied.model, applied.tokenizer)
+    assert difference.abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("peft_type", [None, "supertuning", "shira", "lora"])
+def test_peft_loads_the_adapter(taskedge, tuned, task, here, peft_type):
+    given = ["--peft-type", peft_type] if peft_type else []
+    ended = taskedge("export", tuned[0], "--to", "peft", "--out", "adapter", *given)
+    assert (ended.code, ended.err) == (0, "")
+    assert "load it with peft.PeftModel.from_pretrained(base_model, 'adapter')" in ended.out
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(task / "base", num_labels=2)
+    assert_ours(peft.PeftModel.from_pretrained(base, "adapter"), tuned[0])
+    assert_ours(peft.AutoPeftModelForSequenceClassification.from_pretrained("adapter", num_labels=2), tuned[0])
+
+
+def test_gpt2_goes_as_lora(taskedge, task, here):
+    assert taskedge(*tuning(task, model="gpt2")).code == 0
+    ended = taskedge("export", "task.safetensors", "--to", "peft", "--out", "adapter", "--json")
+    told = json.loads(ended.out)
+    assert told["to"] == "peft"
+    assert told["peft_type"] == "lora"
+    assert told["bytes"] == sum(file.stat().st_size for file in (here / "adapter").iterdir())
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(task / "gpt2", num_labels=2)
+    base.config.pad_token_id = 3
+    assert_ours(peft.PeftModel.from_pretrained(base, "adapter"), here / "task.safetensors")
+    ended = taskedge("export", "task.safetensors", "--to", "peft", "--peft-type", "shira", "--out", "other")
+    assert ended.code == 2
+    assert "peft takes nn.Linear only there" in ended.err
+
+
+def test_merged_is_merge(taskedge, tuned, here):
+    assert taskedge("export", tuned[0], "--to", "merged", "--out", "one").code == 0
+    assert taskedge("merge", tuned[0], "--out", "two").code == 0
+    found = snapshot(here)
+    both = [{name[3:]: content for name, content in found.items() if name[:3] == out} for out in ("one", "two")]
+    assert both[0] == both[1]
+
+
+def test_patch(taskedge, tuned, here):
+    ended = taskedge("export", tuned[0], "--to", "patch", "--out", "a.safetensors", "--json")
+    told = json.loads(ended.out)
+    assert told["entries"] == tuned[1]["entries"]
+    assert told["bytes"] == (here / "a.safetensors").stat().st_size
+    assert set(snapshot(here)) == {"a.safetensors"}
+
+
+def test_what_is_refused(taskedge, tuned, task, here):
+    (here / "mine").mkdir()
+    (here / "mine" / "thesis.txt").write_text("precious")
+    (here / "file").write_text("precious")
+    before = snapshot(here)
+    for given, told in (
+        (["none.safetensors", "--to", "peft", "--out", "x"], "none.safetensors: cannot be read"),
+        ([tuned[0], "--to", "peft", "--out", "mine"], "mine exists: name another folder with --out"),
+        ([tuned[0], "--to", "patch", "--out", "file"], "file exists: name another file with --out"),
+        ([tuned[0], "--to", "peft", "--out", "mine", "--force"], "mine is there and is no adapter folder"),
+        ([tuned[0], "--to", "patch", "--out", "mine", "--force"], "mine is there and is no file"),
+        ([tuned[0], "--to", "patch", "--out", "no/folder/x"], "name a folder that exists"),
+        ([tuned[0], "--to", "peft", "--out", "x", "--model", task / "other"], "wrong base"),
+        ([tuned[0], "--to", "onnx", "--out", "x"], "unknown export 'onnx' (known: merged, patch, peft)"),
+        (
+            [tuned[0], "--to", "peft", "--out", "x", "--peft-type", "lore"],
+            "unknown PEFT type 'lore'; did you mean 'lora'?",
+        ),
+        ([tuned[0], "--to", "patch", "--out", "x", "--peft-type", "lora"], "--peft-type is for --to peft"),
+    ):
+        ended = taskedge("export", *given)
+        assert ended.code == 2, given
+        assert told in ended.err
+        assert snapshot(here) == before
+
+
+def test_force_applies_to_another_base(taskedge, tuned, task, here):
+    assert taskedge("export", tuned[0], "--to", "peft", "--out", "x", "--model", task / "other", "--force").code == 0
+    config = json.loads((here / "x" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(task / "other")
+
+
+def test_help_has_an_example_of_each(taskedge):
+    told = taskedge("export", "--help").out
+    for form in ("peft", "merged", "patch"):
+        assert f"--to {form} " in told
