@@ -45,7 +45,7 @@ def dense_gradient(model, batch, name):
     plain.requires_grad_(True)
     tiny.loss(plain, batch).backward()
     gradient = plain.get_submodule(name).weight.grad
-    return gradient.t() if as_linear(name, plain.get_submodule(name)).transposed else gradient
+    return as_linear(name, plain.get_submodule(name)).kind.matrix(gradient)
 
 
 class Reference:
@@ -74,7 +74,7 @@ class Reference:
         tiny.loss(self.plain, batch).backward()
         parameters = dict(self.plain.named_parameters())
         return {
-            name: (g.t() if name in self.mask and self.linear(name).transposed else g)
+            name: (self.linear(name).kind.matrix(g) if name in self.mask else g)
             for name in self.numbers
             for g in [parameters[f"{name}.weight" if name in self.mask else name].grad]
         }

@@ -43,8 +43,8 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
         if not len(linear):
             continue
         at = layers[name].kind.place(linear.rows, linear.columns)
-        flat = np.ravel_multi_index([index.numpy() for index in at], tuple(layers[name].stored.shape))
-        places[f"{name}.weight"] = torch.from_numpy(flat).sort().values
+        numbers = np.ravel_multi_index([index.numpy() for index in at], tuple(layers[name].stored.shape))
+        places[f"{name}.weight"] = torch.from_numpy(numbers).sort().values
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for parameter, flat in places.items():
