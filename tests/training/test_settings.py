@@ -47,11 +47,9 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
     with pytest.raises(InputError) as caught:
         settle({"model": "m", "allocation": "pre_layer", "budget": "0", "warmup": 1.0}, config)
     first, *faults = str(caught.value).splitlines()
-    assert first == "10 settings cannot be used:"
+    assert first == "8 settings cannot be used:"
     for fault in (
         "--train is needed: Training data",
-        "--text is needed",
-        "--label is needed",
         "--budget: budget '0' is not above 0",
         f"{config}: rule: unknown rule 'taskegde'; did you mean 'taskedge'? (known: ",
         "--allocation: unknown allocation 'pre_layer'; did you mean 'per_layer'? (known: ",
@@ -72,6 +70,11 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
         ({"epochs": float("nan")}, "--epochs: must be"),
         ({"step": "activations"}, "--step: must be 'plain' or 'activation'"),
         ({"text": []}, "--text: List should have at least 1 item"),
+        (
+            {"task": "text-clasification"},
+            "--task: unknown task 'text-clasification'; did you mean 'text-classification'?",
+        ),
+        ({"dtype": "fp16"}, "--dtype: must be 'auto', 'fp32' or 'bf16'"),
         ({"seed": -1}, "--seed: must be greater than or equal to 0"),
         ({"per_neuron": 0}, "--per-neuron: must be greater than or equal to 1"),
         ({"learning_rate": 1}, "--learning-rate: unknown setting"),
@@ -117,7 +120,8 @@ def test_settings_are_read_without_torch():
 def test_the_help_names_every_rule_and_allocation():
     from taskedge.selection.allocations import ALLOCATIONS
     from taskedge.selection.rules import RULES
+    from taskedge.training.tasks import TASKS
 
-    for field, known in (("rule", RULES), ("allocation", ALLOCATIONS)):
+    for field, known in (("rule", RULES), ("allocation", ALLOCATIONS), ("task", TASKS)):
         description = TuneSettings.model_fields[field].description
         assert all(name in description for name in known), field

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.options import json_option, print_json
+from taskedge.cli.options import json_option, note, print_json
 
 EPILOG = """\b
 Examples:
@@ -33,15 +33,16 @@ def command(delta: Path, out: Path, model: str | None, force: bool, as_json: boo
     from safetensors import SafetensorError
     from transformers import logging
 
+    from taskedge.backbone.load import AUTO
     from taskedge.delta.use import load_applied
 
-    base, _ = load_applied(delta, model, force=force)
+    base, applied = load_applied(delta, model, force=force, say=note)
     logging.disable_progress_bar()
     aside = out.resolve().with_name(f".{out.resolve().name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         base.model.save_pretrained(aside)  # type: ignore[operator]
-        base.tokenizer.save_pretrained(aside)
+        (base.images or base.tokenizer).save_pretrained(aside)
         if out.exists():
             shutil.rmtree(out)
         aside.rename(out)
@@ -54,6 +55,5 @@ def command(delta: Path, out: Path, model: str | None, force: bool, as_json: boo
     if as_json:
         print_json({"out": out, "bytes": size})
     else:
-        click.echo(
-            f"{out}: {size:,} bytes; load it with AutoModelForSequenceClassification.from_pretrained({str(out)!r})"
-        )
+        loader = AUTO[applied.provenance.task]
+        click.echo(f"{out}: {size:,} bytes; load it with {loader}.from_pretrained({str(out)!r})")

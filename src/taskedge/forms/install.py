@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import sparse
+from taskedge.forms import master, sparse
 from taskedge.forms.sparse import SharedInput
 from taskedge.selection.support import LinearSupport, Support
 
@@ -42,7 +42,8 @@ def install(model: Model, support: Support, *, trainable: Sequence[str] | None =
         model: the module that the support was selected on, or one of its shape.
         support: from :func:`taskedge.select`.
         trainable: names or glob patterns of parameters that train whole (``["classifier.*", "*.LayerNorm.bias"]``);
-            None: the model's head; an empty list: nothing.
+            None: the model's head; an empty list: nothing. In a half-precision model these become fp32 and are used
+            rounded (:mod:`taskedge.forms.master`).
         step: ``"plain"``, or ``"activation"``: the step of an entry is scaled by the inverse of its input's root mean
             square (relative to that of the linear), so that one learning rate moves the outputs equally far whatever
             rule chose the entries (ours). For optimisers whose step does not depend on the gradient's size (Adam).
@@ -68,6 +69,7 @@ def install(model: Model, support: Support, *, trainable: Sequence[str] | None =
     shared = _shared_inputs(support)
     for name, linear in support.linears.items():
         sparse.from_base(layers[name], linear, shared[linear.reads], steps[name])
+    master.hold(model, whole)
     for name, parameter in model.named_parameters():
         if name in whole:
             parameter.requires_grad_(True)
@@ -80,6 +82,7 @@ def fuse(model: Model) -> Model:
     done = require_installation(model)
     for layer in sparse.sparse_layers(model).values():
         sparse.fuse(layer)
+    master.release(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(done.required_grad.get(name, parameter.requires_grad))
     del model.__dict__["_taskedge"]

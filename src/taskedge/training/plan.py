@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskedge.training.run import Run, Say
+from taskedge.training.run import Run
 from taskedge.training.settings import TuneSettings
-from taskedge.training.text import collator
+from taskedge.training.tasks import Say
 
 
 def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     support = run.select()
     model = run.install(support)
     steps = math.ceil(math.ceil(len(run.rows) / (settings.batch_size * settings.accumulate)) * settings.epochs)
-    batch = collator(run.base.tokenizer)(run.rows[: settings.batch_size])
+    batch = run.collate(run.rows[: settings.batch_size])
     seconds = _one_step(model, batch) * settings.accumulate
     stored: dict[str, set[int]] = {}
     for linear in support.linears.values():
@@ -34,8 +34,8 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     columns = sum(map(len, stored.values()))
     return {
         "model": settings.model,
-        "task": "text-classification",
-        "labels": run.data.labels,
+        "task": run.task.name,
+        "labels": list(run.task.labels),
         "train_rows": len(run.rows),
         "eval_rows": len(run.data.eval) if run.data.eval else 0,
         "rule": support.rule,
@@ -54,7 +54,7 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
             for name, linear in support.linears.items()
         ],
         "stored_columns": columns,
-        "stored_bytes_per_token": 4 * columns,
+        "stored_bytes_per_token": next(model.parameters()).element_size() * columns,
         "optimizer_bytes": 8 * (support.entries + run.whole_parameters),
         "steps": steps,
         "seconds_per_step": seconds,
