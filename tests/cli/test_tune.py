@@ -123,7 +123,8 @@ def test_what_a_run_says(tuned, taskedge, task, here):
 def test_json_is_all_that_is_on_standard_output(tuned):
     _, said = tuned
     assert said.keys() == {
-        "out", "task", "entries", "share", "head", "steps", "train_loss", "seconds", "peak_memory", "file_bytes", "quality",
+        "out", "task", "entries", "share", "head", "steps", "train_loss", "seconds", "peak_memory", "file_bytes",
+        "quality",
     }  # fmt: skip
     assert said["quality"].keys() == {"rows", "accuracy", "macro_f1", "loss"}
     assert said["steps"] == 36
@@ -138,10 +139,8 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, her
     assert (planned["entries"], planned["head_parameters"], planned["steps"], planned["share"]) == (
         done["entries"], done["head"], done["steps"], done["share"],
     )  # fmt: skip
-    assert (
-        "124 of 6,194 parameters (2.0019%) by rule 'taskedge', and a head of 34; text-classification, 2 classes, 96 rows"
-        in shown.out
-    )
+    assert "124 of 6,194 parameters (2.0019%) by rule 'taskedge', and a head of 34; text-class" in shown.out
+    assert "text-classification, 2 classes, 96 rows" in shown.out
     assert "12 steps of " in shown.out
     assert shown.out.endswith("nothing was written\n")
     for linear in planned["linears"]:

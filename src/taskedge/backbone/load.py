@@ -155,7 +155,12 @@ def _instead(config: Any) -> str:
     """What a base that does not fit the task can be used for."""
     import transformers
 
-    can = [task for task, auto in AUTO.items() if type(config) in getattr(transformers, auto)._model_mapping]
+    encoder = type(config) in transformers.AutoModelForMaskedLM._model_mapping  # these have a causal class, too
+    can = [
+        task
+        for task, auto in AUTO.items()
+        if type(config) in getattr(transformers, auto)._model_mapping and not (encoder and task == "text-generation")
+    ]
     if not can:
         return "taskedge tunes no model of this type; name another with --model"
     return f"name another base with --model, or give this one data for {' or '.join(can)}"

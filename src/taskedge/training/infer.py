@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from taskedge.errors import InputError
 from taskedge.training.table import Table, as_number, column_names
@@ -55,15 +56,21 @@ def infer(path: Path, asked: Columns, task: str | None = None) -> Inferred:
             + ", or ".join(dict.fromkeys(_flags(wanted) for _, wanted in every))
         )
     there = [] if set(named) == set(fitting[0][1]) else column_names(path)
+    free = set(there) - {*asked.text, asked.label, asked.prompt, asked.response, asked.image}
     for kind, wanted in fitting:
-        if all(name in named or name in there for name in wanted):
-            columns = Columns.of({name: named.get(name) or ([name] if name == "text" else name) for name in wanted})
-            return Inferred(kind, columns, open=task is None and kind == CLASSES)
+        if all(name in named or name in free for name in wanted):
+            columns = customary(wanted) | named
+            return Inferred(kind, Columns.of(columns), open=task is None and kind == CLASSES)
     raise InputError(
         f"{path}: say what to learn from: "
         + ", or ".join(dict.fromkeys(_flags(wanted) for _, wanted in fitting))
         + f" (columns: {', '.join(map(repr, there)) or 'none'})"
     )
+
+
+def customary(names: Iterable[str]) -> dict[str, Any]:
+    """What these columns are called where no one says otherwise, as ``Columns.of`` takes it."""
+    return {name: [name] if name == "text" else name for name in names}
 
 
 def by_labels(table: Table) -> str:

@@ -48,8 +48,11 @@ class Run:
             kind = TASKS[by_labels(train)]
         self.say(sentence(found, s.train, kind.name))
         task = kind.learn(train, found.columns)
-        held_out = kind.read(s.eval, found.columns, answers=True, say=self.say) if s.eval else None
-        if held_out is not None:
+        held_out = None
+        if s.eval:
+            here = s.train.is_dir() or s.eval.is_dir()  # only tables of one run share their columns
+            columns = infer(s.eval, Columns(), kind.name).columns if here else found.columns
+            held_out = kind.read(s.eval, columns, answers=True, say=self.say)
             task.check(held_out)
         return Data(task, found.columns, train, held_out)
 

@@ -11,6 +11,7 @@ from taskedge.backbone.load import Base
 from taskedge.delta.file import load
 from taskedge.delta.use import load_applied
 from taskedge.errors import InputError
+from taskedge.training.infer import customary
 from taskedge.training.tasks import Columns, Done, Measures, Row, Say, Task, of_delta
 
 
@@ -64,7 +65,7 @@ def prepare(
         raise InputError(f"{delta}: {error}") from None
     if data.is_dir() and task.max_length is not None:
         raise InputError(f"{data} is a folder, but the delta is for {task.name}: name a file")
-    columns = Columns() if data.is_dir() else _columns(delta, task, asked, Columns.of(made.training), answers)
+    columns = Columns() if data.is_dir() else _columns(delta, task, asked, Columns.of(made.training))
     table = task.read(data, columns, answers=answers, say=say)
     if answers:
         task.check(table)
@@ -74,11 +75,11 @@ def prepare(
     return Work(task, base, task.encode(base, table, min(longest, base.longest or longest), say))
 
 
-def _columns(delta: Path, task: Task, asked: Columns, trained: Columns, answers: bool) -> Columns:
-    """Those that are asked for, else those of the training.
+def _columns(delta: Path, task: Task, asked: Columns, trained: Columns) -> Columns:
+    """Those that are asked for, else those of the training, else (it was trained on folders) the customary names.
 
     Raises:
-        InputError: one is known from neither, or is not one that the task reads.
+        InputError: one is asked for that the task does not read.
     """
     named, before = asked.named, trained.named
     sets = [wanted for wanted in task.reads if set(before) <= set(wanted)] or list(task.reads)
@@ -86,11 +87,7 @@ def _columns(delta: Path, task: Task, asked: Columns, trained: Columns, answers:
         if not any(name in wanted for wanted in sets):
             raise InputError(f"{delta}: the delta is for {task.name}, which reads {_flags(sets[0])}, not --{name}")
     wanted = next((wanted for wanted in sets if set(named) <= set(wanted)), sets[0])
-    found = {name: named.get(name) or before.get(name) for name in wanted}
-    for name in wanted if answers else wanted[:1]:
-        if not found[name]:
-            raise InputError(f"{delta}: the delta does not say which column it was trained on: give --{name}")
-    return Columns.of(found)
+    return Columns.of(customary(wanted) | before | named)
 
 
 def _flags(names: Iterable[str]) -> str:

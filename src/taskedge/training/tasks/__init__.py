@@ -31,10 +31,10 @@ class Columns:
     """Which columns of a table a task reads; what it does not read is empty."""
 
     text: tuple[str, ...] = ()
-    label: str | None = None
+    image: str | None = None
     prompt: str | None = None
     response: str | None = None
-    image: str | None = None
+    label: str | None = None
 
     @property
     def named(self) -> dict[str, Any]:
