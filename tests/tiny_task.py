@@ -14,9 +14,11 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import tokenizers
 import torch
 import transformers
+from PIL import Image
 
 from taskedge.cli.main import main
 
@@ -76,6 +78,81 @@ def gpt2(folder: Path) -> Path:
     plain = tokenizer()
     plain.pad_token, plain.eos_token = None, "[SEP]"
     return _save(transformers.GPT2Model(config), folder, plain)
+
+
+CHAT = "{% for turn in messages %}{{ turn['role'] }} said {{ turn['content'] }}{% endfor %} [CLS]"
+
+
+def speaker(*, start: bool = False, chat: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """The words for a causal model: an end token, and if wanted one at the start, or a chat template."""
+    from tokenizers.processors import TemplateProcessing
+
+    made = tokenizer()
+    put = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
+    made._tokenizer.post_processor = put if start else None
+    made.eos_token = "[SEP]"
+    if start:
+        made.bos_token = "[CLS]"
+    if chat:
+        made.chat_template = CHAT
+    return made
+
+
+def gpt2_lm(folder: Path, **words: bool) -> Path:
+    """A GPT-2 with its language-model head, tied to the embeddings."""
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS) + 4, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3,
+        initializer_range=0.2, resid_pdrop=0.1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return _save(transformers.GPT2LMHeadModel(config), folder, speaker(**words))
+
+
+def llama(folder: Path, **words: bool) -> Path:
+    """A Llama of 2 layers of width 16 with a language-model head of its own; positions for 96 tokens."""
+    config = transformers.LlamaConfig(
+        vocab_size=len(WORDS) + 4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=96, bos_token_id=2, eos_token_id=3, initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return _save(transformers.LlamaForCausalLM(config), folder, speaker(**words))
+
+
+def vit(folder: Path, *, processor: bool = True) -> Path:
+    """A ViT of 2 layers of width 16 for images of 8 x 8."""
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4,
+        initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.ViTModel(config).save_pretrained(folder)
+    if processor:
+        mean = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.3, 0.3, 0.3]}
+        transformers.ViTImageProcessor(size={"height": 8, "width": 8}, **mean).save_pretrained(folder)
+    return folder
+
+
+def images(folder: Path, count: int, seed: int = 0) -> Path:
+    """``count`` small noisy images, red ones in ``folder/red`` and blue ones in ``folder/blue``, of several sizes."""
+    draw = np.random.default_rng(seed)
+    for number in range(count):
+        red = number % 2 == 0
+        pixels = draw.integers(0, 120, (9 + number % 4, 12, 3))
+        pixels[..., 0 if red else 2] += 130
+        path = folder / ("red" if red else "blue") / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return folder
+
+
+def dialogs(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Prompts as ``rows`` makes them; the response is ``very good`` or ``not good``."""
+    return [(text, "very good" if label == "pos" else "not good") for text, label in rows(count, seed)]
+
+
+def ratings(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts with a number, around 100.5 where the word is good and around 60.5 where it is bad."""
+    return [(text, str((100.5 if label == "pos" else 60.5) + len(text.split()))) for text, label in rows(count, seed)]
 
 
 def _save(model: transformers.PreTrainedModel, folder: Path, words: object = None) -> Path:

@@ -10,8 +10,8 @@ import tiny_task
 import torch
 import transformers
 
-from taskedge.backbone.load import load_classifier
-from taskedge.errors import InputError
+from taskedge.backbone.load import load_base, load_classifier
+from taskedge.errors import InputError, UnknownName
 
 LABELS = ["neg", "pos"]
 
@@ -149,3 +149,80 @@ def test_pickled_weights_are_never_read(copy):
     with pytest.raises(InputError, match="safetensors"):
         load_classifier(copy, ["a", "b"])
     assert not (copy / "ran").exists()
+
+
+def test_a_regression_has_one_output(base, tmp_path):
+    loaded = load_base("text-regression", base)
+    assert (loaded.model.config.num_labels, loaded.model.config.problem_type) == (1, "regression")
+    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    assert load_base("text-regression", tiny_task.bert(tmp_path / "two", classes=2)).model.classifier.out_features == 1
+    with pytest.raises(UnknownName, match="unknown task 'regression'; did you mean 'text-regression'"):
+        load_base("regression", base)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", "bfloat16"), ("fp32", "float32"), ("bf16", "bfloat16")])
+def test_the_dtype_of_the_files_or_another(base, tmp_path, dtype, expected):
+    half = transformers.BertModel.from_pretrained(base, dtype=torch.bfloat16)
+    folder = tiny_task._save(half, tmp_path / "half")
+    loaded = load_base("text-classification", folder, LABELS, dtype=dtype)
+    assert {str(parameter.dtype) for parameter in loaded.model.parameters()} == {f"torch.{expected}"}
+
+
+@pytest.mark.parametrize("make", [tiny_task.gpt2_lm, tiny_task.llama])
+def test_a_language_model_brings_its_head(tmp_path, make):
+    from taskedge.backbone.linears import head_parameters
+
+    folder = make(tmp_path / "lm")
+    loaded = load_base("text-generation", folder)
+    stored = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.fresh == ()
+    assert head_parameters(loaded.model) == []
+    assert loaded.model.config.pad_token_id == stored.config.pad_token_id
+    assert torch.equal(loaded.model.get_output_embeddings().weight, stored.get_output_embeddings().weight)
+
+
+def test_what_cannot_generate(base, tmp_path):
+    with pytest.raises(InputError, match=r"type 'bert' that reads a text as a whole \(an encoder\).*--label"):
+        load_base("text-generation", base)
+    roberta = transformers.RobertaConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"type 'roberta' that reads a text as a whole"):
+        load_base("text-generation", tiny_task._save(transformers.RobertaForMaskedLM(roberta), tmp_path / "roberta"))
+    config = transformers.LlamaConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+    )  # fmt: skip
+    headless = tiny_task._save(transformers.LlamaModel(config), tmp_path / "headless", tiny_task.speaker())
+    with pytest.raises(InputError, match=r"its files hold no language-model head \('lm_head.weight' is missing\)"):
+        load_base("text-generation", headless)
+    t5 = transformers.T5Config(vocab_size=30, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    with pytest.raises(InputError, match=r"type 't5' and cannot be used for text-generation: name another base"):
+        load_base("text-generation", tiny_task._save(transformers.T5ForConditionalGeneration(t5), tmp_path / "t5"))
+
+
+def test_a_model_of_images_brings_its_processor(tmp_path):
+    said = []
+    loaded = load_base("image-classification", tiny_task.vit(tmp_path / "vit"), LABELS, say=said.append)
+    assert (loaded.tokenizer, loaded.longest, said) == (None, None, [])
+    assert list(loaded.images.image_mean) == [0.4, 0.5, 0.6]
+    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    plain = tiny_task.vit(tmp_path / "plain", processor=False)
+    loaded = load_base("image-classification", plain, LABELS, say=said.append)
+    assert said == [f"{plain} has no preprocessor_config.json: images become 8 x 8, their values -1 to 1"]
+    (plain / "preprocessor_config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be loaded as a model with an image processor"):
+        load_base("image-classification", plain, LABELS)
+
+
+def test_what_takes_no_images_or_no_text(base, tmp_path):
+    vit = tiny_task.vit(tmp_path / "vit")
+    with pytest.raises(
+        InputError, match=r"'bert' and cannot be used for image-class.* for text-classification or text-r"
+    ):
+        load_base("image-classification", base, LABELS)
+    with pytest.raises(InputError, match=r"'vit' and cannot be used for text-classification.*for image-classification"):
+        load_classifier(vit, LABELS)
+    config = json.loads((vit / "config.json").read_text()) | {"num_channels": 1}
+    (vit / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="for images of 1 channels; only those of 3 can be used"):
+        load_base("image-classification", vit, LABELS)

@@ -99,7 +99,7 @@ def test_a_model_without_linears(taskedge, task, here, monkeypatch):
         (["tune", "--values", "fp16"], "'fp16' is not one of 'fp32', 'bf16'"),
         (["tune", "--lr"], "Option '--lr' requires an argument"),
         (["tune", "train.csv"], "Got unexpected extra argument (train.csv)"),
-        (["tune"], "4 settings cannot be used:\n  --model is needed: Base model: a local folder or a hub id\n"),
+        (["tune"], "2 settings cannot be used:\n  --model is needed: Base model: a local folder or a hub id\n"),
     ],
 )
 def test_wrong_usage(taskedge, here, arguments, told):
@@ -117,8 +117,9 @@ def test_what_a_run_says(tuned, taskedge, task, here):
     assert second.startswith(f"{(here / 'task.safetensors').stat().st_size:,} bytes, 12 steps in ")
     assert third.startswith(f"on {task / 'eval.csv'}: accuracy 0.")
     said = [line for line in ended.err.replace("\r", "\n").splitlines() if line and not line.startswith("training: ")]
-    assert said[0] == f"loading {task / 'base'}"
-    assert said[1:-1] == [
+    assert said[:-1] == [
+        "task: text-classification, from text 'text' and label 'label'",
+        f"loading {task / 'base'}",
         "texts are cut at 64 tokens: the model has no more positions",
         "selecting weights by rule 'taskedge' on 8 batches",
     ]
@@ -130,8 +131,8 @@ def test_what_a_run_says(tuned, taskedge, task, here):
 def test_json_is_all_that_is_on_standard_output(tuned):
     _, said = tuned
     assert said.keys() == {
-        "out", "form", "lr", "entries", "share", "low_rank", "trained", "head", "steps", "train_loss", "seconds",
-        "peak_memory", "file_bytes", "quality",
+        "out", "task", "form", "lr", "entries", "share", "low_rank", "trained", "head", "steps", "train_loss",
+        "seconds", "peak_memory", "file_bytes", "quality",
     }  # fmt: skip
     assert said["trained"] == said["entries"]
     assert said["low_rank"] == 0
@@ -148,7 +149,8 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, her
     assert (planned["entries"], planned["head_parameters"], planned["steps"], planned["share"]) == (
         done["entries"], done["head"], done["steps"], done["share"],
     )  # fmt: skip
-    assert "124 of 6,194 parameters (2.0019%) by rule 'taskedge', and a head of 34; 2 classes, 96 rows" in shown.out
+    assert "124 of 6,194 parameters (2.0019%) by rule 'taskedge', and a head of 34; text-class" in shown.out
+    assert "text-classification, 2 classes, 96 rows" in shown.out
     assert "12 steps of " in shown.out
     assert shown.out.endswith("nothing was written\n")
     for linear in planned["linears"]:

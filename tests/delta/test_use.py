@@ -59,7 +59,12 @@ def test_a_wrong_base_is_refused_unless_forced(made):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"labels": ()}, "names no labels"), ({"base": ""}, "does not name its base: give it with")]
+    ("changes", "told"),
+    [
+        ({"labels": ()}, "names no labels"),
+        ({"base": ""}, "does not name its base: give it with"),
+        ({"task": ""}, "names no task that is known"),
+    ],
 )
 def test_a_delta_that_says_too_little(made, tmp_path, changes, told):
     load(made / "task.safetensors").with_provenance(**changes).save(tmp_path / "o")

@@ -76,11 +76,9 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
     with pytest.raises(InputError) as caught:
         settle({"model": "m", "allocation": "pre_layer", "budget": "0", "warmup": 1.0}, config)
     first, *faults = str(caught.value).splitlines()
-    assert first == "10 settings cannot be used:"
+    assert first == "8 settings cannot be used:"
     for fault in (
         "--train is needed: Training data",
-        "--text is needed",
-        "--label is needed",
         "--budget: budget '0' is not above 0",
         f"{config}: rule: unknown rule 'taskegde'; did you mean 'taskedge'? (known: ",
         "--allocation: unknown allocation 'pre_layer'; did you mean 'per_layer'? (known: ",
@@ -105,6 +103,11 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
         ({"form": "lora", "rank": 0}, "--rank: must be greater than or equal to 1"),
         ({"form": "lora", "alpha": 0}, "--alpha: must be greater than 0"),
         ({"lr": None, "form": "lora", "epochs": 0}, "--epochs: must be greater than 0"),
+        (
+            {"task": "text-clasification"},
+            "--task: unknown task 'text-clasification'; did you mean 'text-classification'?",
+        ),
+        ({"dtype": "fp16"}, "--dtype: must be 'auto', 'fp32' or 'bf16'"),
         ({"seed": -1}, "--seed: must be greater than or equal to 0"),
         ({"per_neuron": 0}, "--per-neuron: must be greater than or equal to 1"),
         ({"learning_rate": 1}, "--learning-rate: unknown setting"),
@@ -150,8 +153,9 @@ def test_settings_are_read_without_torch():
 def test_the_help_names_every_rule_and_allocation():
     from taskedge.selection.allocations import ALLOCATIONS
     from taskedge.selection.rules import RULES
+    from taskedge.training.tasks import TASKS
 
-    for field, known in (("rule", RULES), ("allocation", ALLOCATIONS)):
+    for field, known in (("rule", RULES), ("allocation", ALLOCATIONS), ("task", TASKS)):
         description = TuneSettings.model_fields[field].description
         assert all(name in description for name in known.titles), field
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from taskedge.errors import InputError
-from taskedge.training.table import Table, check_labels, label_set, read_table
+from taskedge.training.table import Table, check_labels, column_names, label_set, read_table
 
 
 def write_csv(path, rows, separator=","):
@@ -277,3 +277,26 @@ def test_a_label_that_training_lacks():
     check_labels(table, ["good", "god", "worse", "more"])
     with pytest.raises(InputError, match=r"eval\.csv, row 2: the label 'god' .*did you mean 'good'.*2 of 3 rows"):
         check_labels(table, ["bad", "good"])
+
+
+def test_text_files(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\r\n\r\nthree\r\n")
+    (tmp_path / "b.txt").write_text("one\n  two\n")
+    assert read_table(tmp_path / "a.txt", "text").texts == ["one\ntwo", "three"]
+    assert read_table(tmp_path / "b.txt", "text").texts == ["one", "  two"]
+    (tmp_path / "c.txt").write_bytes(b"one\n\xe9")
+    with pytest.raises(InputError, match=r"c\.txt, row 2: byte 0xe9 is not UTF-8"):
+        read_table(tmp_path / "c.txt", "text")
+    with pytest.raises(InputError, match="no column 'label'"):
+        read_table(tmp_path / "a.txt", "text", "label")
+    (tmp_path / "d.txt").write_text("\n\n \n")
+    with pytest.raises(InputError, match="no rows"):
+        read_table(tmp_path / "d.txt", "text")
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_the_names_of_columns(tmp_path, suffix):
+    WRITERS[suffix](tmp_path / f"x{suffix}", [("a", "b")])
+    assert column_names(tmp_path / f"x{suffix}") == ["text", "label"]
+    with pytest.raises(InputError, match="no file"):
+        column_names(tmp_path / f"y{suffix}")

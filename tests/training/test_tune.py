@@ -60,7 +60,7 @@ def killed_at(module, name, *, after=False, call=1, by=kill):
 
 
 MOMENTS = {
-    "as the base is loaded": killed_at(run, "load_classifier"),
+    "as the base is loaded": killed_at(run, "load_base"),
     "before the support is stored": killed_at(tune, "save_support"),
     "before the settings are stored": killed_at(tune, "save_support", after=True),
     "before the first checkpoint": killed_at(checkpoint, "write"),
@@ -163,7 +163,7 @@ def test_interrupted_by_ctrl_c(task, whole, tmp_path):
 
 
 def test_interrupted_before_there_was_anything_to_keep(task, tmp_path):
-    press = killed_at(run, "load_classifier", by=lambda: signal.raise_signal(signal.SIGINT))
+    press = killed_at(run, "load_base", by=lambda: signal.raise_signal(signal.SIGINT))
     ended = forked(tuning(task, "--out", tmp_path / "o"), press)
     assert ended.code == 130
     assert "taskedge: interrupted\n" in ended.err

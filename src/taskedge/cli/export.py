@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.options import json_option, print_json
+from taskedge.cli.options import json_option, note, print_json
 from taskedge.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def write(delta: Path, out: Path, *, to: str, model: str | None, force: bool, **
     refuse_taken(out, to=to, force=force)
     from taskedge.delta.use import load_applied
 
-    base, loaded = load_applied(delta, model, force=force)
-    named = model or loaded.provenance.base
-    return export(base.model, loaded, out, to=to, base=named, processor=base.tokenizer, force=force, **options)
+    base, loaded = load_applied(delta, model, force=force, say=note)
+    given = {"base": model or loaded.provenance.base, "force": force, **options}
+    return export(base.model, loaded, out, to=to, processor=base.images or base.tokenizer, **given)
 
 
 def _shown(value: Any) -> str:

@@ -6,17 +6,19 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from taskedge.cli.options import json_option, note
-from taskedge.cli.using import columns, delta_options, label_texts
+from taskedge.cli.using import delta_options, prepared, progress
 
 EPILOG = """\b
 Examples:
   taskedge predict task.safetensors --data new.csv --text review
   taskedge predict task.safetensors --data new.jsonl --out labelled.csv
   taskedge predict task.safetensors --data new.csv --json | head
+  taskedge predict pets.safetensors --data photos/
 """
 
 
@@ -26,31 +28,29 @@ Examples:
 @click.option("--replace", is_flag=True, help="Replace --out where it exists.")
 @json_option
 def command(
-    delta: Path, data: Path, text: tuple[str, ...], model: str | None, batch_size: int, out: Path | None,
-    force: bool, replace: bool, as_json: bool,
+    delta: Path, data: Path, text: tuple[str, ...], prompt: str | None, image: str | None, batch_size: int,
+    out: Path | None, replace: bool, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Label new data with a delta: one line per row, with the label and its probability (CSV, or JSON lines)."""
+    """Put a delta to work on new data: one line per row (CSV, or JSON lines).
+
+    A line has the label and its probability, the number, or the response.
+    """
     from taskedge.errors import InputError
     from taskedge.files import write_aside
-    from taskedge.training.table import read_table
 
     if out is not None and out.exists() and not replace:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
-    texts, _ = columns(delta, text)
-    table = read_table(data, texts)
-    prediction, labels = label_texts(delta, table, model, batch_size, force=force)
-    found = [
-        (labels[place], round(float(chances[place]), 6))
-        for place, chances in zip(prediction.classes, prediction.probabilities, strict=True)
-    ]
+    work = prepared(delta, data, {"text": text, "prompt": prompt, "image": image}, options, answers=False)
+    with progress(len(work.rows), "predicting") as done:
+        found = work.predict(batch_size, done)
     lines = io.StringIO()
     if as_json:
-        for row, (label, probability) in enumerate(found, start=1):
-            lines.write(json.dumps({"row": row, "label": label, "probability": probability}, ensure_ascii=False) + "\n")
+        for one in found:
+            lines.write(json.dumps(one, ensure_ascii=False) + "\n")
     else:
         writer = csv.writer(lines, lineterminator="\n")
-        writer.writerow(["row", "label", "probability"])
-        writer.writerows([row, label, probability] for row, (label, probability) in enumerate(found, start=1))
+        writer.writerow(found[0])
+        writer.writerows(one.values() for one in found)
     if out is None:
         click.echo(lines.getvalue(), nl=False)
     else:

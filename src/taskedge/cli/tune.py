@@ -8,12 +8,15 @@ from typing import Any
 import click
 
 from taskedge.cli.options import force_option, given, json_option, note, options_of, print_json
+from taskedge.cli.using import figures
 from taskedge.errors import Interrupted
 from taskedge.training.settings import TuneSettings, settle
 
 EPILOG = """\b
 Examples:
   taskedge tune --model bert-base-uncased --train reviews.csv --text review --label sentiment
+  taskedge tune --model ./vit-base --train photos/ --eval heldout/
+  taskedge tune --model ./smollm2 --train chats.jsonl --prompt question --response answer
   taskedge tune --config run.toml --lr 1e-2 --out task.safetensors
   taskedge tune --config run.toml --form lora --rank 4
   taskedge tune --config run.toml --dry-run
@@ -31,7 +34,8 @@ Examples:
 def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_json: bool, **flags: Any) -> None:
     """Train a share of a model's own weights for a task, and write them as a delta file.
 
-    The weights are chosen by looking at a few batches of the data, then only these (and the head) are trained.
+    The kind of task follows from the data: texts or images with labels, texts with numbers, prompts with responses,
+    or plain text. The weights are chosen by looking at a few batches of it; only these (and the head) are trained.
     The file appears when it is whole; a run that was killed goes on with --resume.
     """
     settings = settle(given(flags), config)
@@ -57,14 +61,14 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
         return
     parts = [f"{result.entries:,} entries ({result.share:.3%})"] if result.entries else []
     parts += [f"low-rank products of {result.low_rank:,} parameters"] if result.low_rank else []
-    click.echo(f"{result.out}: {', '.join(parts)} and a head of {result.head:,} parameters")
+    parts += [f"a head of {result.head:,} parameters"] if result.head else []
+    click.echo(f"{result.out}: {' and '.join(parts)}")
     click.echo(
         f"{result.file_bytes:,} bytes, {result.steps} steps in {result.seconds:.0f} s, training loss "
         f"{result.train_loss:.3f}, peak memory {result.peak_memory / 1e6:.0f} MB"
     )
     if result.quality is not None:
-        q = result.quality
-        click.echo(f"on {settings.eval}: accuracy {q.accuracy:.3f}, macro F1 {q.macro_f1:.3f} ({q.rows} rows)")
+        click.echo(f"on {settings.eval}: {figures(result.quality)} ({result.quality['rows']:,} rows)")
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -84,9 +88,11 @@ def _print_plan(plan: dict[str, Any]) -> None:
         [f"{plan['stored_bytes_per_token']:,} bytes per token ({plan['stored_columns']:,} columns)"] if linears else []
     )
     kept += ["the whole input of every low-rank linear"] if products else []
+    head = f", and a head of {plan['head_parameters']:,}" if plan["head_parameters"] else ""
+    classes = f"{len(plan['labels'])} classes, " if plan["labels"] else ""
     click.echo(
         f"\n{plan['entries']:,} of {plan['model_parameters']:,} parameters ({plan['share']:.4%}) by rule "
-        f"{plan['rule']!r}, and a head of {plan['head_parameters']:,}; {len(plan['labels'])} classes, "
+        f"{plan['rule']!r}{head}; {plan['task']}, {classes}"
         f"{plan['train_rows']:,} rows\n"
         f"form {plan['form']}: {plan['trained_parameters']:,} numbers train beside the head, at a learning rate of "
         f"{plan['lr']:g}\n"

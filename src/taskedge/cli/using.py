@@ -1,19 +1,21 @@
-"""What ``eval`` and ``predict`` share: the options that name a delta and data, and the run over the data."""
+"""What ``eval`` and ``predict`` share: the options that name a delta and data, and the progress line."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.errors import InputError
+from taskedge.cli.options import note
 
 if TYPE_CHECKING:
-    from taskedge.training.table import Table
-    from taskedge.training.text import Prediction
+    from taskedge.training.use import Work
+
+_AS = "  [default: as in training]"
 
 
 def delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,48 +23,47 @@ def delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for decorate in (
         click.option("--force", is_flag=True, help="Apply the delta even to a base with other values."),
         click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Rows in a batch."),
+        click.option("--max-new-tokens", type=click.IntRange(1), help=f"Longest generated response in tokens.{_AS}"),
         click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
-        click.option("--text", multiple=True, help="Column with the text.  [default: as in training]"),
-        click.option("--data", required=True, type=click.Path(path_type=Path), help="CSV, TSV, JSONL or Parquet file."),
+        click.option("--image", help=f"Column with the path of an image.{_AS}"),
+        click.option("--prompt", help=f"Column with the prompt.{_AS}"),
+        click.option("--text", multiple=True, help=f"Column with the text.{_AS}"),
+        click.option(
+            "--data",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="CSV, TSV, JSONL, Parquet or text file, or a folder of images.",
+        ),
         click.argument("delta", type=click.Path(path_type=Path)),
     ):
         command = decorate(command)
     return command
 
 
-def columns(delta: Path, text: Sequence[str], label: str | None = None) -> tuple[list[str], str | None]:
-    """The text columns and the label column: those given, else those of the delta's training."""
-    from taskedge.delta.file import load
+def prepared(delta: Path, data: Path, columns: dict[str, Any], options: dict[str, Any], *, answers: bool) -> Work:
+    """The delta at work on the data; ``options``: ``model``, ``force`` and ``max_new_tokens``."""
+    from taskedge.training.tasks import Columns
+    from taskedge.training.use import prepare
 
-    training = load(delta).provenance.training
-    texts = list(text) or training.get("text")
-    if not texts:
-        raise InputError(f"{delta}: the delta does not say which column it was trained on: give --text")
-    return texts, label or training.get("label")
+    return prepare(delta, data, Columns.of(columns), answers=answers, say=note, **options)
 
 
-def label_texts(
-    delta: Path,
-    table: Table,
-    model: str | None,
-    batch_size: int,
-    *,
-    force: bool,
-    check: Callable[[Table, Sequence[str]], None] | None = None,
-) -> tuple[Prediction, list[str]]:
-    """Class probabilities of the table's rows by the delta on its base, and the names of the classes."""
+@contextmanager
+def progress(rows: int, what: str) -> Iterator[Callable[[int], object]]:
+    """A line on standard error; it is told how many rows were done."""
     from tqdm.auto import tqdm
 
-    from taskedge.delta.use import load_applied
-    from taskedge.training.text import collator, encode, predict
+    with tqdm(total=rows, desc=what, unit="row", file=sys.stderr, disable=None) as bar:
+        yield bar.update
 
-    base, loaded = load_applied(delta, model, force=force)
-    labels = list(loaded.provenance.labels)
-    if check is not None:
-        check(table, labels)
-    longest = int(loaded.provenance.training.get("max_length", 128))
-    longest = min(longest, base.longest or longest)
-    rows = encode(base.tokenizer, table.texts, None, longest)
-    with tqdm(total=len(rows), desc="predicting", unit="row", file=sys.stderr, disable=None) as bar:
-        prediction = predict(base.model, rows, collator(base.tokenizer), batch_size, on_batch=bar.update)
-    return prediction, labels
+
+TITLES = {"macro_f1": "macro F1", "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman r"}
+
+
+def figures(measures: dict[str, float | None]) -> str:
+    """Measures as a sentence, without the number of rows."""
+    return ", ".join(
+        f"{TITLES.get(name, name.replace('_', ' '))} {'undefined' if value is None else format(value, '.4f')}"
+        for name, value in measures.items()
+        if name != "rows"
+    )

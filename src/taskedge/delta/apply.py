@@ -191,8 +191,10 @@ def _check_base(
                 f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "
                 f"load the base with dtype={linear.base_dtype}, or force it"
             )
+    dtypes = {linear.base_dtype for linear in delta.linears.values()}
     for name, tensor in delta.whole.items():
-        if parameters[name].dtype != tensor.dtype:
+        rounded = tensor.dtype == torch.float32 and _plain(parameters[name].dtype) in dtypes  # from a master in fp32
+        if parameters[name].dtype != tensor.dtype and not rounded:
             raise BaseMismatch(
                 f"wrong base: parameter {name!r} is {_plain(parameters[name].dtype)}, the delta holds "
                 f"{_plain(tensor.dtype)}: load the base with that dtype, or force it"

@@ -1,32 +1,37 @@
-"""A delta put to use: its base with the delta applied, ready to label texts."""
+"""A delta put to use: its base with the delta applied, ready for the task that it was trained for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from taskedge.backbone.load import Base, load_classifier
+from taskedge.backbone.load import AUTO, Base, load_base
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 
 
-def load_applied(path: Path, model: str | None = None, *, force: bool = False) -> tuple[Base, Delta]:
-    """The delta at ``path`` applied to a freshly loaded base: the one it names, or ``model``.
+def load_applied(
+    path: Path, model: str | None = None, *, force: bool = False, say: Callable[[str], None] = lambda _: None
+) -> tuple[Base, Delta]:
+    """The delta at ``path`` applied to a freshly loaded base: the one it names, or ``model``, in the same dtype.
 
     Raises:
-        DeltaError, BaseMismatch, InputError: see :func:`taskedge.load`, :func:`taskedge.apply`; a delta without labels.
+        DeltaError, BaseMismatch, InputError: see :func:`taskedge.load`, :func:`taskedge.backbone.load.load_base` and
+            :func:`taskedge.apply`; a delta that does not say what it is for.
     """
     delta = load(path)
     made = delta.provenance
-    if not made.labels:
-        raise InputError(
-            f"{path}: the delta names no labels, so it is not one of a text classifier made by 'taskedge tune'"
-        )
+    if made.task not in AUTO:
+        raise InputError(f"{path}: the delta names no task that is known ({', '.join(AUTO)}), so no base can be loaded")
+    if made.task.endswith("classification") and not made.labels:
+        raise InputError(f"{path}: the delta names no labels, so it is not one of a classifier made by 'taskedge tune'")
     if not (model or made.base):
         raise InputError(f"{path}: the delta does not name its base: give it with --model")
     try:
-        base = load_classifier(model or made.base, made.labels)
+        dtype = str(made.training.get("dtype", "auto"))
+        base = load_base(made.task, model or made.base, made.labels, dtype=dtype, say=say)
     except InputError as error:
         if model:
             raise

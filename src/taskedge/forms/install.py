@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taskedge.backbone.kinds import Kind
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import FORMS, RANK, low_rank, sparse
+from taskedge.forms import FORMS, RANK, low_rank, master, sparse
 from taskedge.forms.low_rank import Factors
 from taskedge.forms.sparse import SharedInput
 from taskedge.selection.support import LinearSupport, Support
@@ -61,7 +61,8 @@ def install(
         model: the module that the support was selected on, or one of its shape.
         support: from :func:`taskedge.select`.
         trainable: names or glob patterns of parameters that train whole (``["classifier.*", "*.LayerNorm.bias"]``);
-            None: the model's head; an empty list: nothing.
+            None: the model's head; an empty list: nothing. In a half-precision model these become fp32 and are used
+            rounded (:mod:`taskedge.forms.master`).
         step: ``"plain"``, or ``"activation"``: the step of an entry is scaled by the inverse of its input's root mean
             square (relative to that of the linear), so that one learning rate moves the outputs equally far whatever
             rule chose the entries (ours). For optimisers whose step does not depend on the gradient's size (Adam).
@@ -108,6 +109,7 @@ def install(
         sparse.from_base(layers[name], linear, shared[linear.reads, layers[name].kind], steps[name], make)
     for name, own_rank in support.low_rank.items():
         low_rank.from_base(layers[name], own_rank, factors)
+    master.hold(model, whole)
     for name, parameter in model.named_parameters():
         if name in whole:
             parameter.requires_grad_(True)
@@ -122,6 +124,7 @@ def fuse(model: Model) -> Model:
         sparse.fuse(layer)
     for product in low_rank.low_rank_layers(model).values():
         low_rank.fuse(product)
+    master.release(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(done.required_grad.get(name, parameter.requires_grad))
     del model.__dict__["_taskedge"]

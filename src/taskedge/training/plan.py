@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from taskedge.backbone.linears import linears
-from taskedge.training.run import Run, Say
+from taskedge.training.run import Run
 from taskedge.training.settings import TuneSettings
-from taskedge.training.text import collator
+from taskedge.training.tasks import Say
 
 
 def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
@@ -28,19 +28,19 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support)
     steps = math.ceil(math.ceil(len(run.rows) / (settings.batch_size * settings.accumulate)) * settings.epochs)
-    batch = collator(run.base.tokenizer)(run.rows[: settings.batch_size])
+    batch = run.collate(run.rows[: settings.batch_size])
     seconds = _one_step(model, batch) * settings.accumulate
     stored: dict[str, set[int]] = {}
     for linear in support.linears.values():
         stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
     columns = sum(map(len, stored.values()))
-    trained = run.trained_parameters(model)
+    trained, element = run.trained_parameters(model), next(model.parameters()).element_size()
     return {
         "model": settings.model,
         "form": settings.form,
         "lr": settings.lr,
-        "task": "text-classification",
-        "labels": run.data.labels,
+        "task": run.task.name,
+        "labels": list(run.task.labels),
         "train_rows": len(run.rows),
         "eval_rows": len(run.data.eval) if run.data.eval else 0,
         "rule": support.rule,
@@ -63,7 +63,7 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
         ],
         "trained_parameters": trained,
         "stored_columns": columns if support.linears else None,  # a low-rank product keeps whole inputs
-        "stored_bytes_per_token": 4 * columns if support.linears else None,
+        "stored_bytes_per_token": element * columns if support.linears else None,
         "optimizer_bytes": 8 * (trained + run.whole_parameters),
         "steps": steps,
         "seconds_per_step": seconds,

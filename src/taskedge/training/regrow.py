@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
-from taskedge.backbone.linears import Linear, linears
+from taskedge.backbone.linears import linears
 from taskedge.forms.regrow import movable, regrow
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.statistics import GRADIENTS, measure
@@ -42,15 +41,9 @@ class Regrow(TrainerCallback):  # type: ignore[misc]
         known = linears(model)
         watched = {name: known[name] for name in sparse_layers(model)}
         batches = self._batches(done)
-        with _requiring_gradients(watched):
-            seen = measure(model, watched, batches, needs=(GRADIENTS,))
-
-        def gradient(name: str) -> torch.Tensor:
-            total = seen[name].gradient
-            assert total is not None
-            return total / len(batches)
-
-        regrow(model, given["optimizer"], gradient, self._settings.regrow_share * (1 - done / last))
+        share = self._settings.regrow_share * (1 - done / last)
+        with measure(model, watched, batches, needs=(GRADIENTS,)) as seen:
+            regrow(model, given["optimizer"], lambda name: seen[name].gradient / len(batches), share)
 
     def _batches(self, step: int) -> list[Any]:
         draw = torch.Generator().manual_seed(self._settings.seed * 1_000_003 + step)
@@ -60,15 +53,3 @@ class Regrow(TrainerCallback):  # type: ignore[misc]
             self._collate([self._rows[place] for place in order[start : start + size]])
             for start in range(0, len(order), size)
         ]
-
-
-@contextmanager
-def _requiring_gradients(watched: Mapping[str, Linear]) -> Iterator[None]:
-    """The weights, which are frozen while entries train, require gradients inside the block."""
-    try:
-        for linear in watched.values():
-            linear.module.get_parameter("weight").requires_grad_(True)
-        yield
-    finally:
-        for linear in watched.values():
-            linear.module.get_parameter("weight").requires_grad_(False)

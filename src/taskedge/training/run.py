@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,25 +10,25 @@ from torch import nn
 
 from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import candidates, head_parameters
-from taskedge.backbone.load import Base, load_classifier
+from taskedge.backbone.load import Base, load_base
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.forms.install import fuse, install
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
+from taskedge.training.infer import by_labels, infer, sentence
 from taskedge.training.lora import PeftLora
 from taskedge.training.settings import TuneSettings
-from taskedge.training.table import Table, check_labels, label_set, read_table
-from taskedge.training.text import Row, collator, encode
-
-Say = Callable[[str], None]
+from taskedge.training.table import Table
+from taskedge.training.tasks import TASKS, Collate, Columns, Row, Say, Task
 
 
 @dataclass(frozen=True)
 class Data:
-    """The labelled texts of a run, and their classes."""
+    """The examples of a run, where they stand, and the kind of task that they are for."""
 
-    labels: list[str]
+    task: Task
+    columns: Columns
     train: Table
     eval: Table | None
 
@@ -45,29 +44,45 @@ class Run:
 
     @cached_property
     def data(self) -> Data:
-        """Both files, read and checked."""
+        """Training and held-out data, read and checked; says what task they are for."""
         s = self.settings
-        train = read_table(s.train, s.text, s.label)
-        labels = label_set(train)
-        held_out = read_table(s.eval, s.text, s.label) if s.eval else None
-        if held_out is not None:
-            check_labels(held_out, labels)
-        return Data(labels, train, held_out)
+        found = infer(s.train, Columns.of(s.model_dump()), s.task)
+        kind = TASKS[found.task]
+        train = kind.read(s.train, found.columns, answers=True, say=self.say)
+        if found.open:
+            kind = TASKS[by_labels(train)]
+        self.say(sentence(found, s.train, kind.name))
+        task = kind.learn(train, found.columns)
+        held_out = None
+        if s.eval:
+            here = s.train.is_dir() or s.eval.is_dir()  # only tables of one run share their columns
+            columns = infer(s.eval, Columns(), kind.name).columns if here else found.columns
+            held_out = kind.read(s.eval, columns, answers=True, say=self.say)
+            task.check(held_out)
+        return Data(task, found.columns, train, held_out)
 
     @cached_property
     def base(self) -> Base:
         """The base with a head for the task; a fresh head comes from the seed."""
         from transformers import set_seed
 
-        labels = self.data.labels
-        self.say(f"loading {self.settings.model}")
-        set_seed(self.settings.seed)
-        return load_classifier(self.settings.model, labels)
+        s, task = self.settings, self.data.task
+        self.say(f"loading {s.model}")
+        set_seed(s.seed)
+        return load_base(task.name, s.model, task.labels, dtype=s.dtype, say=self.say)
+
+    @cached_property
+    def task(self) -> Task:
+        """The task, ready for the base."""
+        return self.data.task.meet(self.base, self.data.train, self.max_length, self.settings.max_new_tokens)
 
     @cached_property
     def max_length(self) -> int:
-        """Tokens: what the settings say, or what the base can take, if that is less."""
-        wanted, possible = self.settings.max_length, self.base.longest
+        """Tokens: what the settings or the task say, or what the base can take, if that is less; 0 for images."""
+        wanted, possible = self.data.task.max_length, self.base.longest
+        if wanted is None:
+            return 0
+        wanted = self.settings.max_length or wanted
         if possible is None or wanted <= possible:
             return wanted
         self.say(f"texts are cut at {possible} tokens: the model has no more positions")
@@ -75,15 +90,17 @@ class Run:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The training rows, tokenised."""
+        """The training rows, as the model takes them."""
         return self.encode(self.data.train)
 
     def encode(self, table: Table) -> list[Row]:
-        """A labelled table, tokenised."""
-        assert table.labels is not None
-        place = {label: index for index, label in enumerate(self.data.labels)}
-        truth = [place[label] for label in table.labels]
-        return encode(self.base.tokenizer, table.texts, truth, self.max_length)
+        """A table with answers, as the model takes it."""
+        return self.task.encode(self.base, table, self.max_length, self.say)
+
+    @cached_property
+    def collate(self) -> Collate:
+        """Makes a batch of rows."""
+        return self.task.collate(self.base)
 
     @cached_property
     def whole(self) -> list[str]:
@@ -103,9 +120,8 @@ class Run:
         s, rows = self.settings, self.rows
         self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
-        collate = collator(self.base.tokenizer)
         batches = [
-            collate([rows[place] for place in order[start : start + s.batch_size]])
+            self.collate([rows[place] for place in order[start : start + s.batch_size]])
             for start in range(0, min(len(order), s.calibration * s.batch_size), s.batch_size)
         ]
         return select(self.base.model, batches, **s.selection())

@@ -75,10 +75,27 @@ class TuneSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
 
     model: Annotated[str, Field(description="Base model: a local folder or a hub id.")]
-    train: Annotated[Path, Field(description="Training data: a CSV, TSV, JSONL or Parquet file.")]
+    train: Annotated[
+        Path, Field(description="Training data: a CSV, TSV, JSONL, Parquet or text file, or a folder of images.")
+    ]
     eval: Annotated[Path | None, Field(description="Held-out data to measure the result on.")] = None
-    text: Annotated[list[str], Field(description="Column with the text; repeat it to join several.", min_length=1)]
-    label: Annotated[str, Field(description="Column with the label.")]
+    task: Annotated[
+        str | None,
+        Field(
+            description="Kind of task: text-classification, text-regression, image-classification or text-generation; "
+            "what the data says, if left out."
+        ),
+    ] = None
+    text: Annotated[
+        list[str] | None, Field(description="Column with the text; repeat it to join several.", min_length=1)
+    ] = None
+    label: Annotated[str | None, Field(description="Column with the label: a class or a number.")] = None
+    prompt: Annotated[str | None, Field(description="Column with the prompt.")] = None
+    response: Annotated[str | None, Field(description="Column with the response to it.")] = None
+    image: Annotated[str | None, Field(description="Column with the path of an image.")] = None
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"], Field(description="Load the base so; 'auto': as its files say.")
+    ] = "auto"
     form: Annotated[
         Literal["sparse", "sparse_lora", "lora"],
         Field(description="What trains: chosen weights, the same through low-rank factors, or LoRA by PEFT."),
@@ -114,7 +131,14 @@ class TuneSettings(BaseModel):
     warmup: Annotated[float, Field(description="Share of the steps with a rising rate.", ge=0, lt=1)] = _FIT.warmup
     clip: Annotated[float, Field(description="Largest norm of the gradient; 0 for no limit.", ge=0)] = _FIT.clip
     bf16: Annotated[bool, Field(description="Compute in bfloat16 where it is safe (autocast).")] = _FIT.bf16
-    max_length: Annotated[int, Field(description="Longest text in tokens; longer ones are cut.", ge=1)] = 128
+    max_length: Annotated[
+        int | None,
+        Field(description="Longest text in tokens; longer ones are cut. If left out: 128, for generation 512.", ge=1),
+    ] = None
+    max_new_tokens: Annotated[
+        int | None,
+        Field(description="Longest generated response in tokens. If left out: as in the training data.", ge=1),
+    ] = None
     seed: Annotated[int, Field(description="Of the head, the order of the data, and dropout.", ge=0)] = _FIT.seed
     threads: Annotated[int | None, Field(description="CPU threads; 1 makes runs bit-identical.", ge=1)] = None
     checkpoint_every: Annotated[int, Field(description="Optimiser steps between checkpoints.", ge=1)] = 25
@@ -156,17 +180,21 @@ class TuneSettings(BaseModel):
             raise ValueError("LoRA is trained by PEFT, which is not installed: pip install 'taskedge[peft]'")
         return value
 
-    @field_validator("rule", "allocation", "budget")
+    @field_validator("rule", "allocation", "budget", "task")
     @classmethod
-    def _is_known(cls, value: str, info: ValidationInfo) -> str:
+    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
         from taskedge.selection.allocations import ALLOCATIONS
         from taskedge.selection.rules import RULES
         from taskedge.selection.select import parse_share
+        from taskedge.training.tasks import TASKS
 
         check: Callable[[str], Any] = {
             "rule": RULES.__getitem__,
             "allocation": ALLOCATIONS.__getitem__,
             "budget": parse_share,
+            "task": TASKS.__getitem__,
         }[str(info.field_name)]
         try:
             check(value)

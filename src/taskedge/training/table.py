@@ -1,4 +1,4 @@
-"""Labelled texts from a file: CSV, TSV, JSON lines or Parquet, by the suffix.
+"""Inputs and their answers from a file: CSV, TSV, JSON lines, Parquet or plain text, by the suffix.
 
     table = read_table("train.csv", text="review", label="stars")
     labels = label_set(table)                      # ["1", "2", "3", "4", "5"]
@@ -8,6 +8,8 @@ A label is what the file says, as text: "007" stays "007", and 1 in a Parquet fi
 a missing one) is "1". Class names that the ``datasets`` library stored there are used. Its loaders are not:
 JSON turns texts that look like dates into time stamps, CSV shifts the columns where rows are wider than the header,
 Parquet leaves lock files behind and fails on a file without rows, and none tells the row of a fault.
+
+A plain text file has one column, ``text``: its paragraphs, or its lines where no blank line parts it.
 
 Rows are counted from 1; the header and blank lines are not counted.
 """
@@ -22,7 +24,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +37,13 @@ COUNTED = "rows are counted from 1, without the header and blank lines"
 
 @dataclass(frozen=True)
 class Table:
-    """What one file holds. ``texts[i]`` and ``labels[i]`` come from row ``i + 1``."""
+    """What one file or folder holds. ``texts[i]`` and ``labels[i]`` come from row ``i + 1``."""
 
     path: Path
     texts: list[str]
+    """What the model is given: a text, a prompt, or the path of an image (from the folder where the file is)."""
     labels: list[str] | None = None
+    """The answers, as they are written: a class, a number, or a response."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -60,7 +64,8 @@ def read_table(path: str | Path, text: str | Sequence[str], label: str | None = 
         raise InputError("no text column is named; name at least one")
     if label in names:
         raise InputError(f"{label!r} is named as the label and as a text: the answer would stand in the question")
-    columns = _read(path, [*names, label] if label is not None else names)
+    wanted = [*names, label] if label is not None else names
+    columns = _read(path, lambda there: _checked(path, wanted, there))
     if not columns[0]:
         raise InputError(f"{path} has columns but no rows; give a file with at least one row")
     rows = range(len(columns[0]))
@@ -76,6 +81,21 @@ def read_table(path: str | Path, text: str | Sequence[str], label: str | None = 
     return Table(path, texts, labels)
 
 
+def column_names(path: str | Path) -> list[str]:
+    """The names of all columns, in the order of the file.
+
+    Raises InputError: as :func:`read_table` does for a file that cannot be read.
+    """
+    names: list[str] = []
+
+    def none(there: Sequence[str]) -> list[str]:
+        names.extend(there)
+        return []
+
+    _read(Path(path), none)
+    return names
+
+
 def label_set(table: Table) -> list[str]:
     """The distinct labels in a fixed order: by number where all are whole numbers, else by character.
 
@@ -87,6 +107,14 @@ def label_set(table: Table) -> list[str]:
     if all(re.fullmatch("-?[0-9]{1,18}", label) for label in labels):
         return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
+
+
+def as_number(label: str) -> float | None:
+    """A label as a number; None where it is not written as one, or is not finite."""
+    if not re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", label):
+        return None
+    number = float(label)
+    return number if math.isfinite(number) else None
 
 
 def check_labels(table: Table, labels: Sequence[str]) -> None:
@@ -147,8 +175,12 @@ def _fault(path: Path, row: int, what: str) -> InputError:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, names: list[str]) -> list[list[Any]]:
-    """The named columns of a file, one list each."""
+Choose = Callable[[Sequence[str]], list[str]]
+"""Says which of the columns that are there are wanted."""
+
+
+def _read(path: Path, choose: Choose) -> list[list[Any]]:
+    """The wanted columns of a file, one list each."""
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         known = ", ".join(READERS)
@@ -156,7 +188,7 @@ def _read(path: Path, names: list[str]) -> list[list[Any]]:
     try:
         if path.is_file() and path.stat().st_size == 0:
             raise InputError(f"{path} is empty; give a file with at least one row")
-        return reader(path, names)
+        return reader(path, choose)
     except FileNotFoundError:
         raise InputError(f"no file {path}{_near(path)}") from None
     except OSError as error:
@@ -177,7 +209,8 @@ def _near(path: Path) -> str:
     return f"; {path.parent} holds {', '.join(there[:5]) or 'no table'}"
 
 
-def _check_columns(path: Path, names: Iterable[str], there: Sequence[str]) -> None:
+def _checked(path: Path, names: list[str], there: Sequence[str]) -> list[str]:
+    """``names``, each of which is there, and once."""
     counts = Counter(there)
     for name in names:
         if name not in counts:
@@ -185,9 +218,10 @@ def _check_columns(path: Path, names: Iterable[str], there: Sequence[str]) -> No
             raise InputError(f"{path}: no column {name!r}{did_you_mean(name, there)} (columns: {shown})")
         if counts[name] > 1:
             raise InputError(f"{path}: {counts[name]} columns are called {name!r}; rename all but one")
+    return names
 
 
-def _read_csv(path: Path, names: list[str], separator: str = ",") -> list[list[Any]]:
+def _read_csv(path: Path, choose: Choose, separator: str = ",") -> list[list[Any]]:
     def records(content: str, strict: bool) -> Iterator[list[str]]:
         return filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=strict))
 
@@ -200,7 +234,7 @@ def _read_csv(path: Path, names: list[str], separator: str = ",") -> list[list[A
         except csv.Error as error:
             raise _fault(path, len(rows), f"not valid CSV ({error}); is a quotation mark left open?") from None
     header = rows.pop(0) if rows else []
-    _check_columns(path, names, header)
+    names = choose(header)
     for row, fields in enumerate(rows, start=1):
         if len(fields) != len(header):
             what = f"{len(fields)} fields where the header has {len(header)}"
@@ -210,11 +244,18 @@ def _read_csv(path: Path, names: list[str], separator: str = ",") -> list[list[A
     return [[fields[place] for fields in rows] for place in map(header.index, names)]
 
 
-def _read_tsv(path: Path, names: list[str]) -> list[list[Any]]:
-    return _read_csv(path, names, separator="\t")
+def _read_tsv(path: Path, choose: Choose) -> list[list[Any]]:
+    return _read_csv(path, choose, separator="\t")
 
 
-def _read_jsonl(path: Path, names: list[str]) -> list[list[Any]]:
+def _read_txt(path: Path, choose: Choose) -> list[list[Any]]:
+    content = _decoded(path, lambda start: start.count("\n") + 1).replace("\r\n", "\n")
+    parts = re.split(r"\n\s*\n", content)
+    parts = [part.strip("\n") for part in (parts if len(parts) > 1 else content.split("\n")) if part.strip()]
+    return [parts for _ in choose(["text"])]
+
+
+def _read_jsonl(path: Path, choose: Choose) -> list[list[Any]]:
     def lines(content: str) -> Iterator[str]:
         return (line for line in content.split("\n") if line.strip())
 
@@ -230,14 +271,13 @@ def _read_jsonl(path: Path, names: list[str]) -> list[list[Any]]:
         except (ValueError, RecursionError) as error:
             raise _fault(path, row, f"not valid JSON ({error}); each line must hold one object") from None
         if not isinstance(fields, dict):
-            raise _fault(path, row, f'not an object; each line must be like {{"{names[0]}": "..."}}')
+            raise _fault(path, row, 'not an object; each line must be like {"text": "..."}')
         rows.append(fields)
-    if rows:
-        _check_columns(path, names, list(dict.fromkeys(name for fields in rows for name in fields)))
+    names = choose(list(dict.fromkeys(name for fields in rows for name in fields))) if rows else ["text"]
     return [[fields.get(name) for fields in rows] for name in names]
 
 
-def _read_parquet(path: Path, names: list[str]) -> list[list[Any]]:
+def _read_parquet(path: Path, choose: Choose) -> list[list[Any]]:
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]  # comes with datasets
 
     path.open("rb").close()  # a missing or forbidden file raises its own OSError here
@@ -245,7 +285,7 @@ def _read_parquet(path: Path, names: list[str]) -> list[list[Any]]:
         # By name: an open file would be read by threads that can abort the process when it ends.
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            _check_columns(path, names, schema.names)
+            names = choose(schema.names)
             table = file.read(columns=names)
         columns = [table[name].to_pylist() for name in names]
     except (ArrowException, OSError, UnicodeDecodeError) as error:
@@ -281,10 +321,11 @@ def _long_fields() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-READERS: dict[str, Callable[[Path, list[str]], list[list[Any]]]] = {
+READERS: dict[str, Callable[[Path, Choose], list[list[Any]]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,
+    ".txt": _read_txt,
 }

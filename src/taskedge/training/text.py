@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,28 +51,47 @@ def predict(
     rows: Sequence[Row],
     collate: Callable[[list[Row]], dict[str, torch.Tensor]],
     batch_size: int = 32,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> Prediction:
-    """Runs the model over ``rows`` in eval mode, texts of like length together; returns class probabilities."""
+    """Class probabilities of ``rows`` (:func:`outputs`)."""
+    logits = torch.from_numpy(outputs(model, rows, collate, batch_size, on_batch))
+    return Prediction(logits.softmax(-1).numpy())
+
+
+def outputs(
+    model: nn.Module,
+    rows: Sequence[Row],
+    collate: Callable[[list[Row]], dict[str, torch.Tensor]],
+    batch_size: int = 32,
+    on_batch: Callable[[int], object] | None = None,
+) -> npt.NDArray[np.float32]:
+    """float32 [rows, outputs]: runs the model over ``rows`` in eval mode, texts of like length together."""
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place]["input_ids"]))
-    was_training = model.training
-    model.eval()
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].get("input_ids", ())))
     found: list[npt.NDArray[np.float32]] = []
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(rows), batch_size):
-                chosen = order[start : start + batch_size]
-                batch = collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
-                logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-                found.append(logits.float().softmax(-1).cpu().numpy())
-                if on_batch is not None:
-                    on_batch(len(chosen))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
+            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
+            found.append(logits.float().cpu().numpy())
+            if on_batch is not None:
+                on_batch(len(chosen))
     sorted_back = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)
     sorted_back[order] = np.concatenate(found)
-    return Prediction(sorted_back)
+    return sorted_back
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; the mode it was in after."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``tune``: from a base and labelled texts to a delta file, resumable at any moment."""
+"""``tune``: from a base and data to a delta file, resumable at any moment."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from taskedge.selection.support import Support
 from taskedge.selection.support_file import load_support, save_support
 from taskedge.training import checkpoint
 from taskedge.training.fit import FitResult, fit
-from taskedge.training.run import Run, Say
+from taskedge.training.run import Run
 from taskedge.training.settings import TuneSettings
-from taskedge.training.text import Quality, collator, predict, quality
+from taskedge.training.tasks import Measures, Say
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class TuneResult:
     """What a run of :func:`tune` made."""
 
     out: Path
+    task: str
     form: str
     lr: float
     entries: int
@@ -48,8 +49,8 @@ class TuneResult:
     peak_memory: int
     """Bytes: the largest resident size of the process so far (on a GPU: what torch reserved there)."""
     file_bytes: int
-    quality: Quality | None
-    """Of the written file on the ``eval`` data, if there is any."""
+    quality: Measures | None
+    """What the task measures, of the written file on the ``eval`` data, if there is any."""
 
 
 def tune(
@@ -73,15 +74,13 @@ def tune(
     support = _start(run, folder, resume=resume)
     model = run.install(support)
     trained = run.trained_parameters(model)
-    say(
-        f"training {run.describe(support, model)}; whole: a head of {run.whole_parameters:,} parameters; "
-        f"learning rate {settings.lr:g}"
-    )
+    whole = f"a head of {run.whole_parameters:,} parameters" if run.whole else "nothing"
+    say(f"training {run.describe(support, model)}; whole: {whole}; learning rate {settings.lr:g}")
     try:
         done = fit(
             model,
             run.rows,
-            collator(run.base.tokenizer),
+            run.collate,
             settings.fit(),
             folder,
             resume=resume,
@@ -96,6 +95,7 @@ def tune(
     delta, measured = _finish(run, model, done, folder)
     return TuneResult(
         out=settings.out,
+        task=run.task.name,
         form=settings.form,
         lr=settings.lr,
         entries=support.entries,
@@ -170,17 +170,17 @@ def _identity(run: Run) -> dict[str, Any]:
     """What must be the same for a run to go on: its data, and all settings but what it writes and how it logs."""
     apart = {"out", "tensorboard", "eval", "checkpoint_every", "values"}
     values: dict[str, Any] = json.loads(run.settings.model_dump_json(exclude=apart))
-    rows = json.dumps([run.data.train.texts, run.data.train.labels])
+    rows = json.dumps([run.data.task.name, run.data.task.identity(run.data.train)])
     return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
 
 
-def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[Delta, Quality | None]:
+def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[Delta, Measures | None]:
     """Writes the delta, measures what was written, and only then puts it under its name and removes the folder."""
-    settings, labels = run.settings, run.data.labels
+    settings = run.settings
     delta = run.extract(model).with_provenance(
         base=settings.model,
-        task="text-classification",
-        labels=tuple(labels),
+        task=run.task.name,
+        labels=run.task.labels,
         training=_training(run, done.steps),
     )
     written = delta.save(folder / settings.out.name, values=settings.values)
@@ -188,8 +188,7 @@ def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[
     if run.data.eval is not None:
         apply(run.fuse(model), load(written), force=True)
         rows = run.encode(run.data.eval)
-        found = predict(model, rows, collator(run.base.tokenizer), settings.batch_size)
-        measured = quality(found, [row["labels"] for row in rows])
+        measured = run.task.evaluate(model, run.base, rows, settings.batch_size, lambda _: None)
     written.replace(settings.out)
     (folder / _SETTINGS).unlink()  # first: what is left when this is cut short is no run to go on with
     logs = folder / _LOGS
@@ -201,11 +200,10 @@ def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[
 
 def _training(run: Run, steps: int) -> dict[str, Any]:
     """How the delta was trained, for its provenance."""
-    kept = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "text", "label"]
+    kept = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
     if run.settings.form != "sparse":
         kept = ["form", "rank", "alpha", *(name for name in kept if name != "step" or run.settings.form != "lora")]
-    return {name: getattr(run.settings, name) for name in kept} | {
-        "max_length": run.max_length,
-        "steps": steps,
-        "rows": len(run.rows),
-    }
+    about = {name: getattr(run.settings, name) for name in kept} | run.data.columns.named | run.task.about()
+    if run.max_length:
+        about["max_length"] = run.max_length
+    return about | {"steps": steps, "rows": len(run.rows)}

@@ -1,0 +1,63 @@
+"""What tasks with classes share, whatever the data is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from torch import nn
+
+from taskedge.backbone.load import Base
+from taskedge.delta.delta import Provenance
+from taskedge.errors import InputError
+from taskedge.training.table import Table, check_labels, label_set
+from taskedge.training.tasks import Collate, Columns, Done, Measures, Row
+from taskedge.training.text import predict, quality
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Finds one of a few classes. Measured: accuracy, macro F1 and loss (:class:`taskedge.training.text.Quality`)."""
+
+    labels: tuple[str, ...]
+
+    @classmethod
+    def learn(cls, table: Table, columns: Columns) -> Self:
+        return cls(tuple(label_set(table)))
+
+    @classmethod
+    def recall(cls, provenance: Provenance) -> Self:
+        if not provenance.labels:
+            raise InputError("the delta names no labels, so it is not one of a classifier made by 'taskedge tune'")
+        return cls(provenance.labels)
+
+    def about(self) -> dict[str, Any]:
+        return {}
+
+    def meet(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+        return self
+
+    def check(self, table: Table) -> None:
+        check_labels(table, self.labels)
+
+    def places(self, table: Table) -> list[int] | None:
+        """The class of each row by its place among ``labels``; None for a table without answers."""
+        place = {label: index for index, label in enumerate(self.labels)}
+        return None if table.labels is None else [place[label] for label in table.labels]
+
+    def collate(self, base: Base) -> Collate:
+        raise NotImplementedError
+
+    def evaluate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Measures:
+        found = predict(model, rows, self.collate(base), batch_size, done)
+        return asdict(quality(found, [row["labels"] for row in rows]))
+
+    def predict(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done
+    ) -> list[dict[str, Any]]:
+        found = predict(model, rows, self.collate(base), batch_size, done)
+        return [
+            {"label": self.labels[place], "probability": round(float(chances[place]), 6)}
+            for place, chances in zip(found.classes, found.probabilities, strict=True)
+        ]
