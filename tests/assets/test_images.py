@@ -81,7 +81,9 @@ def test_a_size_that_cannot_be_had_is_refused_and_leaves_nothing(cache, tmp_path
     assert everything_in(cache) == []
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"\0" * 16 + b"\1" * 784), None])
+@pytest.mark.parametrize(
+    "content", [b"no gzip", gzip.compress(b"\0" * 16 + b"\1" * 784, mtime=0), None], ids=["noise", "short", "missing"]
+)
 def test_other_clothes_are_refused(cache, tmp_path, monkeypatch, content):
     clothes(tmp_path / "package", monkeypatch)
     file = tmp_path / "package" / "train-images-idx3-ubyte.gz"

@@ -148,11 +148,11 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
 
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     """What the file gives on a fresh bf16 base, without force, is what the model computed as training ended."""
-    from taskedge.training import tune
+    from taskedge.training import run, tune
     from taskedge.training.settings import settle
 
     seen = {}
-    extract = tune.extract
+    extract = run.extract
 
     def last(model):
         seen["model"], delta = model, extract(model)
@@ -161,7 +161,7 @@ def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
             seen["logits"] = model(**seen["batch"]).logits.clone()
         return delta
 
-    monkeypatch.setattr(tune, "extract", last)
+    monkeypatch.setattr(run, "extract", last)
     made = {}
     for dtype in ("bf16", "fp32"):
         settings = settle(

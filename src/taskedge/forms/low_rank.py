@@ -88,6 +88,7 @@ class Product(nn.Module):
 class LowRankLayer(nn.Module):
     """What a linear becomes while factors train beside it: the same object, with a ``product``."""
 
+    keeps_forward = True  # what it adds to is what the class below computes
     product: Product
 
     def forward(self, *given: Tensor, **named: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from taskedge.backbone.load import AUTO
 from taskedge.delta.apply import applied
 from taskedge.delta.delta import Delta
 from taskedge.errors import InputError
@@ -135,7 +136,7 @@ def export(
             facts = chosen.write(source, place, **options)
     files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    return Exported(out, size, chosen.loads.format(path=str(out), auto=_auto(model)), facts)
+    return Exported(out, size, chosen.loads.format(path=str(out), auto=_auto(model, delta)), facts)
 
 
 def refuse_taken(out: Path, *, to: str, force: bool) -> None:
@@ -154,8 +155,10 @@ def _replaceable(folder: Path, marker: str) -> bool:
     return (folder / marker).exists() or not any(folder.iterdir())
 
 
-def _auto(model: nn.Module) -> str:
-    """``AutoModelForSequenceClassification`` for a ``BertForSequenceClassification``, and so on."""
+def _auto(model: nn.Module, delta: Delta) -> str:
+    """transformers' class for the task, or ``AutoModelForTokenClassification`` for a ``BertForTokenClassification``."""
+    if delta.provenance.task in AUTO:
+        return AUTO[delta.provenance.task]
     name = type(model).__name__
     purpose = re.search("For[A-Z].*$", name)
     return f"AutoModel{purpose.group()}" if purpose else name
