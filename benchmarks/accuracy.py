@@ -52,8 +52,9 @@ class Task:
     def parts(self) -> dict[str, list[tuple[str, str]]]:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
         rows = assets.read_rows(self.table())
-        left = len(rows) - sum(sizes.values())
-        return assets.split(rows, sizes | {"spare": min(self.spare, left)}, seed=0)
+        if self.spare:
+            sizes["spare"] = min(self.spare, len(rows) - sum(sizes.values()))
+        return assets.split(rows, sizes, seed=0)
 
 
 TASKS = {
@@ -109,7 +110,7 @@ class Sweep:
         batches = [self.collate(self.rows["train"][start : start + 32]) for start in range(0, 256, 32)]
         model, facts = METHODS[method].prepare(model, batches, seed)
         started = time.process_time()
-        settings = FitSettings(epochs=self.epochs, lr=lr, seed=seed)
+        settings = FitSettings(epochs=self.epochs, lr=lr, seed=seed, **METHODS[method].fit)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 done = fit(model, self.rows["train"], self.collate, settings, Path(folder), progress=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import peft
@@ -26,9 +26,11 @@ class Method:
 
     prepare: Prepare
     rates: tuple[float, float]
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training loop that are this method's own."""
 
 
-def sparse(rule: str, step: str = "activation", **options: Any) -> Prepare:
+def sparse(rule: str, step: str = "activation", form: str = "sparse", **options: Any) -> Prepare:
     """Entries chosen by ``rule``; one per neuron unless ``options`` say otherwise."""
     chosen: dict[str, Any] = options if "budget" in options else {"per_neuron": 1, **options}
 
@@ -39,12 +41,12 @@ def sparse(rule: str, step: str = "activation", **options: Any) -> Prepare:
         for linear in support.linears.values():
             stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
         facts = {
-            "entries": support.entries,
+            "entries": support.parameters,
             "columns_mean": sum(columns) / len(columns),
             "columns_range": [min(columns), max(columns)],
             "stored_columns": sum(map(len, stored.values())),
         }
-        return te.install(model, support, step=step), facts
+        return te.install(model, support, step=step, form=form, seed=seed), facts
 
     return prepare
 
@@ -78,6 +80,9 @@ def adapter(kind: type[peft.PeftConfig], **options: Any) -> Prepare:
     return prepare
 
 
+RULES = (
+    "taskedge", "random", "magnitude", "gradient", "fisher", "activation", "mean_activation", "magnitude_bottom",
+)  # fmt: skip
 _OURS_AS_SHARE = 20_736 / 10_616_832  # entries over the weights of the encoder linears
 
 METHODS: dict[str, Method] = {
@@ -96,6 +101,7 @@ METHODS: dict[str, Method] = {
     "taskedge, per layer": Method(sparse("taskedge", allocation="per_layer"), (1e-2, 3e-2)),
     "random, 64 columns": Method(sparse("random", max_columns=64), (1e-2, 3e-2)),
     "taskedge, 32 columns": Method(sparse("taskedge", max_columns=32), (1e-2, 3e-2)),
-} | {
-    rule + SCALED: Method(sparse(rule), (1e-2, 3e-2)) for rule in ("taskedge", "random", "magnitude", "gradient")
-}  # fmt: skip
+    "SPT": Method(sparse("spt", budget="0.0913%"), (3e-3, 1e-2)),
+    "sparse LoRA": Method(sparse("taskedge", form="sparse_lora"), (1e-2, 3e-2)),
+    "regrown": Method(sparse("taskedge"), (1e-2, 3e-2), {"regrow": 20}),
+} | {rule + SCALED: Method(sparse(rule), (1e-2, 3e-2)) for rule in RULES}  # fmt: skip
