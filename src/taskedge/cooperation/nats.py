@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from taskedge.cooperation.bundle import Bundle
 from taskedge.cooperation.frames import Assembly
-from taskedge.cooperation.link import DeviceGone
 from taskedge.cooperation.messages import Message, MessageError
 from taskedge.cooperation.nats_config import GONE, WHO, task_subject, up_subject
 from taskedge.cooperation.nats_connection import Connection
@@ -60,6 +59,8 @@ class NatsCoordinatorLink(Switchboard):
         self._seen: dict[str, _Seen] = {}
         self._parts: dict[tuple[str, str], tuple[str, Assembly]] = {}  # by device and channel: the one under way
         self._turns: dict[str, asyncio.Lock] = {}
+        self._unheard: set[str] = set()  # questions that nobody was there to hear
+        self._sending: set[asyncio.Task[None]] = set()
         self._connection = Connection(opened, {up_subject("*", ">"): self._up, GONE: self._gone}, self._arrived)
         self._connected_at = time.monotonic()
         self._watch: asyncio.Task[None] | None = None
@@ -84,6 +85,8 @@ class NatsCoordinatorLink(Switchboard):
         """See ``CoordinatorLink.close``."""
         if self._watch is not None:
             self._watch.cancel()
+        for sending in self._sending:
+            sending.cancel()
         await self._connection.close()
 
     async def _send(self, device: str, token: str, packed: bytes) -> None:
@@ -107,7 +110,7 @@ class NatsCoordinatorLink(Switchboard):
         elif channel == "say":
             self._take(device, channel, token, msg.data)
         elif channel == "answer" and msg.headers and msg.headers.get("Status") == "503":
-            self._failed(token, DeviceGone(f"{device!r} is not connected"))  # nobody hears its tasks
+            self._unheard.add(token)  # it may be on its way back: what is heard of it next decides
         elif channel == "answer" and not self._waits_for(device, token):
             self._answered(device, token, msg.data)  # too late: only counted
         elif channel == "answer":
@@ -145,6 +148,15 @@ class NatsCoordinatorLink(Switchboard):
             self._left(device)  # it was started anew: what it knew is gone
         self._seen[device] = now
         self._joined(device)
+        self._send_again(device)
+
+    def _send_again(self, device: str) -> None:
+        self._unheard &= self._asked.keys()
+        for token in [token for token in self._unheard if self._asked[token].device == device]:
+            self._unheard.remove(token)
+            sending = asyncio.create_task(self._send(device, token, self._asked[token].packed))
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
 
     async def _gone(self, client: Client, msg: Msg) -> None:
         event = json.loads(msg.data)

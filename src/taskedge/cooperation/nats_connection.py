@@ -114,22 +114,22 @@ class Connection:
             while not flush.done():
                 await asyncio.wait([flush], timeout=0.5)
                 if client.is_closed and not flush.done():
-                    raise nats.errors.ConnectionClosedError
+                    break
+            if client.is_closed:  # a flush returns without its round trip where nobody reads any more
+                raise nats.errors.ConnectionClosedError
             flush.result()
         finally:
             flush.cancel()
 
     async def caught_up(self, client: Client) -> bool:
-        """Whether this is still the connection; all that came over it so far has then been dealt with."""
-        if client is not self._client:
-            return False
+        """Whether this connection still holds; all that came over it so far has then been dealt with."""
         try:
             await self.round_trip(client)
         except _broken():
             return False
         while any(subscription.pending_msgs for subscription in self._subscribed):
             await asyncio.sleep(0)
-        return client is self._client
+        return not client.is_closed
 
     async def _keep(self) -> None:
         try:
@@ -185,10 +185,9 @@ class Connection:
                 error_cb=error,
                 closed_cb=closed,
             )
-            self._subscribed = [
-                await client.subscribe(subject, cb=partial(called, client))
-                for subject, called in self._subscriptions.items()
-            ]
+            self._subscribed.clear()
+            for subject, called in self._subscriptions.items():
+                self._subscribed.append(await client.subscribe(subject, cb=partial(called, client)))
             await self._arrived(client)
             await self.round_trip(client)
         except BaseException:

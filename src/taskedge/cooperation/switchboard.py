@@ -33,6 +33,7 @@ class _Asked:
     """A question that is open."""
 
     device: str
+    packed: bytes
     answer: asyncio.Future[bytes]
 
 
@@ -72,7 +73,7 @@ class Switchboard(ABC):
     _asked: dict[str, _Asked] = field(default_factory=dict)
     _counts: dict[str, tuple[Traffic, Traffic]] = field(default_factory=dict)
     _listeners: list[_Listener] = field(default_factory=list)
-    _unheard: _Listener = field(default_factory=_Listener)
+    _untold: _Listener = field(default_factory=_Listener)
     """What was said before anybody listened: the first who does gets it."""
 
     async def ask(self, device: str, message: Message, seconds: float) -> Message:
@@ -81,7 +82,7 @@ class Switchboard(ABC):
             raise DeviceGone(f"{device!r} is not connected")
         packed = message.pack()
         token = secrets.token_hex(12)
-        asked = self._asked[token] = _Asked(device, asyncio.get_running_loop().create_future())
+        asked = self._asked[token] = _Asked(device, packed, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(seconds):
                 self.traffic(device)[0].count(message.kind, len(packed))
@@ -90,7 +91,7 @@ class Switchboard(ABC):
         except TimeoutError:
             await self._forget(device, token)
             raise NoAnswer(f"{device!r} did not answer a {message.kind!r} message within {seconds:g} s") from None
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, DeviceGone):  # one taken for gone may only have been slow
             await self._forget(device, token)
             raise
         finally:
@@ -104,10 +105,10 @@ class Switchboard(ABC):
         listener = _Listener()
         for device in sorted(self._there):
             listener.tell(Presence(device, "joined"))
-        for presence, size in self._unheard.waiting:
+        for presence, size in self._untold.waiting:
             if presence.device in self._there:
                 listener.tell(presence, size)
-        self._unheard = _Listener()
+        self._untold = _Listener()
         self._listeners.append(listener)
         return listener
 
@@ -166,7 +167,7 @@ class Switchboard(ABC):
 
     def _tell(self, presence: Presence, size: int = 0) -> None:
         if not self._listeners and presence.what == "said":
-            self._unheard.tell(presence, size)
+            self._untold.tell(presence, size)
         for listener in self._listeners:
             listener.tell(presence, size)
 
