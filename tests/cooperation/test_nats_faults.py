@@ -1,4 +1,4 @@
-"""Devices and servers that are killed, frozen, cut off and started again: real processes, on loopback, with mutual TLS."""
+"""Devices and servers that are killed, frozen, cut off and started again: real processes, with mutual TLS."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def test_a_frozen_device_neither_begins_what_expired_nor_is_its_late_answer_used
     async def run():
         async with over_nats(fleet) as around:
             await around.hears(*BOTH)
-            with pytest.raises(NoAnswer):  # frozen in the middle of it
-                asked = asyncio.create_task(around.coordinator.ask("edge0", task(1, 0.3), 1))
-                while devices["edge0"].began != [1]:
-                    await asyncio.sleep(0.02)
-                devices["edge0"].freeze()
+            asked = asyncio.create_task(around.coordinator.ask("edge0", task(1, 0.3), 1))
+            while devices["edge0"].began != [1]:
+                await asyncio.sleep(0.02)
+            devices["edge0"].freeze()  # in the middle of it
+            with pytest.raises(NoAnswer):
                 await asked
             with pytest.raises(NoAnswer):  # comes while it is frozen
                 await around.coordinator.ask("edge0", task(2), 0.5)

@@ -12,9 +12,10 @@ from contextlib import suppress
 
 import pytest
 
-nats = pytest.importorskip("nats", reason="needs the extra 'fleet'")
+pytest.importorskip("nats", reason="needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
 
+import nats
 from fleets import SECONDS, echo, over_nats, started
 
 from taskedge.cooperation import certificates
