@@ -200,6 +200,27 @@ def test_gone_before_it_answered(around):
     asyncio.run(run())
 
 
+def test_an_answer_still_leaves_when_the_device_does(around):
+    async def run():
+        async with around() as fleet:
+            worked = asyncio.Event()
+
+            async def answer(message):
+                worked.set()
+                return Message("answer", message.facts, {"x": torch.ones(2**20)})  # parts of it are still to go
+
+            link = fleet.device("edge0", None)
+            serving = asyncio.create_task(link.serve(answer))
+            await fleet.hears(("edge0", "joined"))
+            asked = asyncio.create_task(fleet.coordinator.ask("edge0", Message("task", {"n": 1}), SECONDS))
+            await worked.wait()
+            serving.cancel()
+            await link.close()
+            assert (await asked).facts == {"n": 1}
+
+    asyncio.run(run())
+
+
 def test_an_answer_that_is_no_message(around):
     class Noise(Message):
         def pack(self):

@@ -152,6 +152,22 @@ def test_revoked_enrolled_and_enrolled_anew(fleet, devices, tmp_path):
     asyncio.run(run())
 
 
+def test_server_and_coordinator_get_new_keys_while_they_run(fleet, devices):
+    async def run():
+        async with over_nats(fleet) as around:
+            await around.hears(*BOTH)
+            keys = [fleet.folder / "server.key", fleet.coordinator_bundle / "key.pem"]
+            before = [key.read_bytes() for key in keys]
+            await asyncio.to_thread(fleet.renew)
+            assert not {key.read_bytes() for key in keys} & set(before)
+            for name in devices:
+                answer = await around.coordinator.ask(name, task(1), SECONDS)
+                assert answer.facts["pid"] == devices[name].pid
+            await around.hears_nothing(0.1)
+
+    asyncio.run(run())
+
+
 def test_a_coordinator_that_dies_leaves_server_and_devices_in_place(tmp_path):
     folder = tmp_path / "fleet"
     coordinator = _processes.Process(target=_start_and_wait, args=(folder,))

@@ -154,6 +154,23 @@ class Fleet:
             self.revoked.append({"name": device, "subject": entry.subject, "revoked": _now()})
         shutil.rmtree(self.folder / "devices" / device, ignore_errors=True)
 
+    def renew(self) -> None:
+        """New keys for the server and the coordinator, whose old ones are worth nothing then; devices keep theirs.
+
+        Raises:
+            ServerError: the server runs, and could not be told.
+        """
+        with self._changing():
+            ca = self._authority()
+            server = certificates.server(ca, [*self.hosts, _local(self.listen)])
+            coordinator = certificates.client(ca, COORDINATOR)
+            write_aside(self.folder / "server.key", server.key, private=True)
+            write_aside(self.folder / "server.pem", server.certificate)
+            shutil.rmtree(self.coordinator_bundle)
+            address = _address(_local(self.listen), self.port)
+            self._bundle(self.coordinator_bundle, COORDINATOR, coordinator, address)
+            self.coordinator = _enrolled(coordinator)
+
     def start_server(self) -> NatsServer:
         """The server, running: started now, or found running."""
         self._write_config()  # the folder may have been moved
@@ -169,7 +186,7 @@ class Fleet:
         with (self.folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             now = Fleet.open(self.folder)
-            self.devices, self.revoked = now.devices, now.revoked
+            self.devices, self.revoked, self.coordinator = now.devices, now.revoked, now.coordinator
             yield
             self._save()
             self.server.reload()

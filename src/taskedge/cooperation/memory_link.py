@@ -14,7 +14,7 @@ from taskedge.cooperation.messages import Message
 from taskedge.cooperation.switchboard import Switchboard
 
 
-@dataclass
+@dataclass(eq=False)
 class MemoryCoordinatorLink(Switchboard):
     """The coordinator's end; ``device`` makes the others."""
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 HERE_SECONDS = 2.0
 GONE_SECONDS = 6.0
+_LAST_SECONDS = 2.0
 _REMEMBERED = 64
 """Tasks that a device knows again."""
 
@@ -209,6 +210,7 @@ class NatsDeviceLink:
         self._turn = asyncio.Lock()
         subscriptions = {task_subject(self.name): self._task, WHO: self._who}
         self._connection = Connection(opened, subscriptions, self._here)
+        self._answering: asyncio.Task[None] | None = None
         self._beat: asyncio.Task[None] | None = None
 
     @property
@@ -230,17 +232,19 @@ class NatsDeviceLink:
                 continue
             answered = (await answer(message)).pack()
             self._forgotten.discard(reply)
-            async with self._turn:
-                await self._connection.send(reply, answered)
+            self._answering = asyncio.create_task(self._say(reply, answered))
+            await asyncio.shield(self._answering)  # what was worked out still leaves when this is cancelled
 
     async def say(self, message: Message) -> None:
         """See ``DeviceLink.say``; returns when the server has it."""
         self._start()
-        async with self._turn:
-            await self._connection.send(up_subject(self.name, "say", secrets.token_hex(8)), message.pack())
+        await self._say(up_subject(self.name, "say", secrets.token_hex(8)), message.pack())
 
     async def close(self) -> None:
-        """See ``DeviceLink.close``."""
+        """See ``DeviceLink.close``; an answer that is on its way gets a moment to arrive."""
+        if self._answering is not None:
+            await asyncio.wait([self._answering], timeout=_LAST_SECONDS)
+            self._answering.cancel()
         if self._beat is not None:
             self._beat.cancel()
         await self._connection.close()
@@ -249,6 +253,10 @@ class NatsDeviceLink:
         self._connection.start()
         if self._beat is None:
             self._beat = asyncio.create_task(self._beating())
+
+    async def _say(self, subject: str, packed: bytes) -> None:
+        async with self._turn:  # the parts of two messages must not mix
+            await self._connection.send(subject, packed)
 
     async def _wanted(self, reply: str) -> bool:
         """Whether a task is still waited for.

@@ -65,7 +65,7 @@ class _Listener(AsyncIterator[Presence]):
         return presence
 
 
-@dataclass
+@dataclass(eq=False)
 class Switchboard(ABC):
     """The part of a ``CoordinatorLink`` that does not depend on the engine."""
 
