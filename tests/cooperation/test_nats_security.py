@@ -218,6 +218,24 @@ def test_a_replaced_connection_that_ends_late_takes_nobody_along(fleet):
     asyncio.run(run())
 
 
+def test_a_device_that_falls_silent_is_gone(fleet, monkeypatch):
+    """As when a line is cut: its connection has not ended, for all that the server knows."""
+    monkeypatch.setattr("taskedge.cooperation.nats.HERE_SECONDS", 0.3)
+    monkeypatch.setattr("taskedge.cooperation.nats.GONE_SECONDS", 1.0)
+
+    async def run():
+        async with over_nats(fleet) as around, Bare(of(fleet, "edge0")) as silent:
+            around.device("edge1")
+            await silent.here()
+            await around.hears(("edge0", "joined"), ("edge1", "joined"))
+            await around.hears(("edge0", "left"))
+            await around.hears_nothing(1.2)  # who gives signs of life stays
+            await silent.here()
+            await around.hears(("edge0", "joined"))
+
+    asyncio.run(run())
+
+
 def test_who_cannot_connect(fleet, tmp_path):
     ca = fleet._authority()
     strangers = {
