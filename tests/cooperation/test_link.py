@@ -181,6 +181,29 @@ def test_no_answer_in_time_and_one_that_is_late(around):
     asyncio.run(run())
 
 
+def test_many_that_were_given_up_leave_nothing_behind(around):
+    async def run():
+        async with around() as fleet:
+            slow = asyncio.Event()
+            handled = []
+
+            async def answer(message):
+                handled.append(message.facts["n"])
+                await slow.wait()
+                return await echo(message)
+
+            fleet.device("edge0", answer)
+            await fleet.hears(("edge0", "joined"))
+            asked = [fleet.coordinator.ask("edge0", Message("task", {"n": number}), 0.5) for number in range(100)]
+            given_up = await asyncio.gather(*asked, return_exceptions=True)
+            assert {type(error) for error in given_up} == {NoAnswer}
+            slow.set()
+            assert (await fleet.coordinator.ask("edge0", Message("task", {"n": 100}), SECONDS)).facts == {"n": 100}
+            assert handled == [0, 100]
+
+    asyncio.run(run())
+
+
 def test_gone_before_it_answered(around):
     async def run():
         async with around() as fleet:

@@ -56,7 +56,6 @@ class NatsCoordinatorLink(Switchboard):
         """Does not connect yet: ``connect`` does, and is the way to make one."""
         super().__init__()
         opened = Bundle.open(bundle)
-        self._server = opened.server
         self._seen: dict[str, _Seen] = {}
         self._parts: dict[tuple[str, str], tuple[str, Assembly]] = {}  # by device and channel: the one under way
         self._turns: dict[str, asyncio.Lock] = {}
@@ -264,10 +263,11 @@ class NatsDeviceLink:
         A process that was frozen finds its old tasks first, and only behind them that they are forgotten or that the
         connection has long ended: so everything up to now is read before anything is begun.
         """
-        wanted = await self._connection.caught_up(self._came[reply]) and reply not in self._forgotten
+        client = self._came.get(reply)
+        wanted = client is not None and await self._connection.caught_up(client) and reply not in self._forgotten
         self._forgotten.discard(reply)
         if not wanted:
-            del self._came[reply]  # so that it can be sent again
+            self._came.pop(reply, None)  # so that it can be sent again
         return wanted
 
     async def _here(self, client: Client) -> None:
@@ -287,7 +287,8 @@ class NatsDeviceLink:
     async def _task(self, client: Client, msg: Msg) -> None:
         reply = msg.reply
         if not msg.data:  # it need not be answered any more
-            self._forgotten.add(reply)
+            if reply in self._came:
+                self._forgotten.add(reply)
             return
         under_way, assembly = self._parts
         if under_way != reply:
@@ -306,4 +307,6 @@ class NatsDeviceLink:
         if not again:
             self._tasks.put_nowait((reply, packed))
         while len(self._came) > _REMEMBERED:
-            del self._came[next(iter(self._came))]
+            oldest = next(iter(self._came))
+            del self._came[oldest]
+            self._forgotten.discard(oldest)
