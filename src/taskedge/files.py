@@ -12,19 +12,25 @@ from pathlib import Path
 from taskedge.errors import InputError
 
 
-def write_aside(path: Path, content: bytes) -> None:
+def write_aside(path: Path, content: bytes, *, private: bool = False) -> None:
     """Writes a file under another name in the same folder, and renames it when it is whole and on the disk.
+
+    Args:
+        private: for the owner only (0600); never readable by others, not even while it is written.
 
     Raises:
         InputError: it cannot be written (no such folder, no space left); nothing is left behind.
     """
-    with file_aside(path) as aside:
+    with file_aside(path, private=private) as aside:
         aside.write_bytes(content)
 
 
 @contextmanager
-def file_aside(path: Path) -> Iterator[Path]:
+def file_aside(path: Path, *, private: bool = False) -> Iterator[Path]:
     """A file beside ``path`` to write to; it is renamed to ``path`` at the end, once it is on the disk.
+
+    Args:
+        private: see :func:`write_aside`.
 
     Raises:
         InputError: it cannot be written (no such folder, no space left); nothing is left behind.
@@ -40,7 +46,8 @@ def file_aside(path: Path) -> Iterator[Path]:
             yield aside
             with aside.open("rb+") as file:
                 os.fsync(file.fileno())
-            aside.chmod(0o666 & ~_umask())
+            if not private:  # else it stays as mkstemp makes it
+                aside.chmod(0o666 & ~_umask())
             aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
