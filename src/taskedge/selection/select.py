@@ -29,6 +29,7 @@ def select(
     max_columns: int | None = None,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    measured: dict[str, LinearStatistics] | None = None,
 ) -> Support:
     """Chooses which of the model's own weights to train; the model is not changed.
 
@@ -45,6 +46,7 @@ def select(
             columns mean less to store for the backward pass (ours).
         seed: of the rule ``random``.
         on_batch: called with the number of calibration batches done.
+        measured: instead of ``batches``: statistics of these linears that were taken before, or elsewhere and added.
 
     Returns:
         The support, on the CPU.
@@ -59,7 +61,8 @@ def select(
     shapes = {name: (layer.shape[0], _usable(layer.shape[1], max_columns)) for name, layer in layers.items()}
     entries, stated = _entries(budget, per_neuron, total, shapes)
 
-    measured = _measure(model, layers, batches, chosen_rule.needs, on_batch, rule)
+    if measured is None:
+        measured = _measure(model, layers, batches, chosen_rule.needs, on_batch, rule)
     generator = torch.Generator().manual_seed(seed)
 
     def scores(name: str) -> Tensor:
