@@ -20,6 +20,15 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert target.stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
+def test_a_private_file_is_its_owners_only(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        write_aside(tmp_path / "key", b"secret", private=True)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "key").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "file"
     write_aside(target, b"old")

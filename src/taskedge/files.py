@@ -9,8 +9,11 @@ from pathlib import Path
 from taskedge.errors import InputError
 
 
-def write_aside(path: Path, content: bytes) -> None:
+def write_aside(path: Path, content: bytes, *, private: bool = False) -> None:
     """Writes a file under another name in the same folder, and renames it when it is whole and on the disk.
+
+    Args:
+        private: for the owner only (0600); never readable by others, not even while it is written.
 
     Raises:
         InputError: it cannot be written (no such folder, no space left); nothing is left behind.
@@ -24,7 +27,8 @@ def write_aside(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).chmod(0o666 & ~_umask())
+        if not private:  # else it stays as mkstemp makes it
+            Path(aside).chmod(0o666 & ~_umask())
         Path(aside).replace(path)
     except BaseException as error:
         Path(aside).unlink(missing_ok=True)
