@@ -1,9 +1,8 @@
-"""A few devices and a coordinator in one process, over links that carry bytes through queues."""
+"""A few devices and a coordinator in one process, over links in memory."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,8 +14,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from taskedge.cooperation.coordinator import Coordinator
 from taskedge.cooperation.device import Device
-from taskedge.cooperation.link import DeviceGone, NoAnswer, Presence, Traffic
 from taskedge.cooperation.local import LocalTraining
+from taskedge.cooperation.memory_link import MemoryCoordinatorLink, MemoryDeviceLink
 from taskedge.cooperation.messages import Message
 from taskedge.cooperation.settings import CooperateSettings
 
@@ -24,104 +23,20 @@ Change = Callable[[Message, Callable[[Message], Awaitable[Message]]], Awaitable[
 """Stands between a device and its link: gets the question and the device's own way to answer it."""
 
 
-class Hub:
-    """The coordinator's end."""
+class Changed:
+    """A device's end whose answers pass through ``change``, as an attacker's or a broken device's would."""
 
-    def __init__(self) -> None:
-        self.ends: dict[str, End] = {}
-        self.open: dict[str, tuple[str, asyncio.Future[bytes]]] = {}
-        self.counts: dict[str, tuple[Traffic, Traffic]] = {}
-        self.listeners: list[asyncio.Queue[Presence]] = []
-        self.late = 0
-
-    def device(self, name: str) -> End:
-        end = self.ends[name] = End(name, self)
-        self._tell(Presence(name, "joined"))
-        return end
-
-    async def ask(self, device: str, message: Message, seconds: float) -> Message:
-        if device not in self.ends:
-            raise DeviceGone(device)
-        packed, token = message.pack(), secrets.token_hex(4)
-        self.traffic(device)[0].count(message.kind, len(packed))
-        future = asyncio.get_running_loop().create_future()
-        self.open[token] = device, future
-        self.ends[device].waiting.put_nowait((token, packed))
-        try:
-            packed = await asyncio.wait_for(future, seconds)
-        except TimeoutError:
-            raise NoAnswer(device) from None
-        finally:
-            del self.open[token]
-        answer = Message.unpack(packed)
-        self.traffic(device)[1].count(answer.kind, len(packed))
-        return answer
-
-    async def presence(self):
-        queue: asyncio.Queue[Presence] = asyncio.Queue()
-        for name in self.ends:
-            queue.put_nowait(Presence(name, "joined"))
-        self.listeners.append(queue)
-        while True:
-            yield await queue.get()
-
-    def traffic(self, device: str) -> tuple[Traffic, Traffic]:
-        return self.counts.setdefault(device, (Traffic({}, {}), Traffic({}, {})))
-
-    async def close(self) -> None:
-        pass
-
-    def answered(self, token: str, packed: bytes) -> None:
-        if token in self.open:
-            self.open[token][1].set_result(packed)
-        else:
-            self.late += 1
-
-    def lose(self, name: str) -> None:
-        """The device is gone; questions to it fail."""
-        if self.ends.pop(name, None) is None:
-            return
-        for device, future in self.open.values():
-            if device == name and not future.done():
-                future.set_exception(DeviceGone(name))
-        self._tell(Presence(name, "left"))
-
-    def _tell(self, presence: Presence) -> None:
-        for queue in self.listeners:
-            queue.put_nowait(presence)
-
-
-class End:
-    """A device's end."""
-
-    def __init__(self, name: str, hub: Hub) -> None:
-        self.name, self.hub = name, hub
-        self.waiting: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+    def __init__(self, end: MemoryDeviceLink, change: Change) -> None:
+        self.end, self.change = end, change
 
     async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
-        while True:
-            token, packed = await self.waiting.get()
-            reply = await answer(Message.unpack(packed))
-            if self.hub.ends.get(self.name) is self:
-                self.hub.answered(token, reply if isinstance(reply, bytes) else reply.pack())
+        await self.end.serve(lambda message: self.change(message, answer))
 
     async def say(self, message: Message) -> None:
-        self.hub._tell(Presence(self.name, "said", message))
+        await self.end.say(message)
 
     async def close(self) -> None:
-        if self.hub.ends.get(self.name) is self:
-            self.hub.lose(self.name)
-
-
-class Changed(End):
-    """An end whose device's answers pass through ``change``, as an attacker's or a broken device's would."""
-
-    def __init__(self, name: str, hub: Hub, change: Change) -> None:
-        super().__init__(name, hub)
-        self.change = change
-
-    async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
-        await super().serve(lambda message: self.change(message, answer))
+        await self.end.close()
 
 
 def model(layers: int = 4, dropout: float = 0.0, seed: int = 7) -> BertForSequenceClassification:
@@ -191,15 +106,15 @@ class Fleet:
     """Devices over one hub, which stay when a coordinator ends."""
 
     def __init__(self, trainings: Mapping[str, LocalTraining], changes: Mapping[str, Change] | None = None) -> None:
-        self.hub, self.trainings, self.changes = Hub(), dict(trainings), dict(changes or {})
+        self.hub, self.trainings, self.changes = MemoryCoordinatorLink(), dict(trainings), dict(changes or {})
         self.devices: dict[str, Device] = {}
         self.serving: dict[str, asyncio.Task[None]] = {}
 
     def join(self, name: str, **about: Any) -> None:
         """The device comes, as a new process would: with a model that holds nothing of a run."""
-        end: End = self.hub.device(name)
+        end: Any = self.hub.device(name)
         if name in self.changes:
-            end = self.hub.ends[name] = Changed(name, self.hub, self.changes[name])
+            end = Changed(end, self.changes[name])
         self.devices[name] = Device(end, self.trainings[name], **about)
         self.serving[name] = asyncio.create_task(self.devices[name].serve(stay=True))
 
