@@ -10,7 +10,9 @@ from taskedge.cooperation.local import Expired, Job, LocalTraining, loss_of, tok
 from taskedge.cooperation.seeds import derive, rows_of_round
 from taskedge.errors import InputError
 
-JOB = Job((0, 1, 2), 1, 5, batch_size=4, accumulate=1, local_steps=1, optimiser="sgd", lr=0.1, head_lr=0.2, weight_decay=0.0)
+JOB = Job(
+    (0, 1, 2), 1, 5, batch_size=4, accumulate=1, local_steps=1, optimiser="sgd", lr=0.1, head_lr=0.2, weight_decay=0.0
+)
 
 
 def job(**changes):

@@ -35,7 +35,9 @@ def test_layers_can_be_merged_from_the_loss_down():
 def test_what_lies_before_the_layers_is_the_deepest_block_and_what_lies_behind_is_the_head():
     blocks = trained_blocks(installed(trainable=["classifier", "bert.embeddings.LayerNorm", "bert.pooler"]))
     assert {"bert.embeddings.LayerNorm.weight", "bert.embeddings.LayerNorm.bias"} <= set(blocks.names[4])
-    assert set(blocks.names[HEAD]) == {f"{n}.{w}" for n in ("classifier", "bert.pooler.dense") for w in ("weight", "bias")}
+    assert set(blocks.names[HEAD]) == {
+        f"{n}.{w}" for n in ("classifier", "bert.pooler.dense") for w in ("weight", "bias")
+    }
 
 
 def test_a_model_without_layers_is_refused():
