@@ -97,7 +97,7 @@ def settings(**changes: Any) -> CooperateSettings:
         "wait_seconds": 20.0,
         "least_deadline": 30.0,
         "first_deadline": 30.0,
-        "drift": 1e9,
+        "follow_pace": False,
     }
     return CooperateSettings(**{**fixed, **changes})
 

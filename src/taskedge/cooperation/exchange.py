@@ -31,6 +31,8 @@ class Returned:
     bytes_down: int = 0
     bytes_up: int = 0
     """On the link, before encryption."""
+    visit: int = 0
+    """The device's, in which it got the task."""
 
 
 async def exchange(
@@ -53,13 +55,13 @@ async def exchange(
         most_tokens: what a row can hold at most, as a bound for the weight that the device claims.
     """
     message = _task(run, member, share, state, round_number, accumulate, deadline)
-    before, started = _bytes(link.traffic(member.name)), time.monotonic()
+    before, started, visit = _bytes(link.traffic(member.name)), time.monotonic(), member.visit
 
     def ended(
         result: str, why: str = "", accepted: Accepted | None = None, norms: dict[int, float] | None = None
     ) -> Returned:
         down, up = (now - then for now, then in zip(_bytes(link.traffic(member.name)), before, strict=True))
-        return Returned(result, why, accepted, norms or {}, time.monotonic() - started, down, up)
+        return Returned(result, why, accepted, norms or {}, time.monotonic() - started, down, up, visit)
 
     try:
         answer = await link.ask(member.name, message, deadline)

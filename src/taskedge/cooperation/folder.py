@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "deadline_factor",
     "least_deadline",
     "first_deadline",
+    "follow_pace",
     "drift",
     "norm_factor",
     "quarantine_after",

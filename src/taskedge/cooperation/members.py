@@ -44,6 +44,8 @@ class Member:
 
     name: str
     present: bool = True
+    visit: int = 0
+    """Counts how often it came: what was found out in an earlier visit may not hold any more."""
     about: About | None = None
     """None until it has said who it is, and again while it is unsure whether it hears."""
     holds: int | None = None
@@ -153,6 +155,7 @@ class Members:
                 member = Member(seen.device, refused=self._refused_before.get(seen.device, 0))
                 self.known[seen.device] = member
             self._log(seen.what, device=seen.device)
+            member.visit += seen.what == "joined"
             member.present, member.ready, member.about, member.unfit = seen.what == "joined", False, None, ""
             self._changed.set()
             if member.present:
@@ -194,6 +197,8 @@ class Members:
             self._log("unfit", device=member.name, why=member.unfit)
             return True
         member.ready = not self._barred(member)
+        if member.ready:
+            self._log("ready", device=member.name, holds=member.holds)
         self._changed.set()
         return True
 
@@ -204,7 +209,6 @@ class Members:
             raise _NotInstalled(f"the support cannot be installed there: {str(answer.facts.get('why'))[:300]}")
         member.holds = 0
         self._on_installed(member.name)
-        self._log("installed", device=member.name)
 
 
 class _NotInstalled(Exception):

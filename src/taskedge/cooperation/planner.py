@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskedge.backbone.table import BlockTable
@@ -25,23 +25,16 @@ class RoundPlan:
     everything: tuple[Share, ...]
     """What all blocks would take, where some are idle; else empty."""
     pace: dict[str, Correction]
+    """The corrections that its seconds hold."""
     accumulate: dict[str, int]
     """Batches per local step, by device."""
     tokens: dict[str, float]
     """Predicted, by device."""
 
-    @property
-    def seconds(self) -> float:
-        """Predicted, of the slowest device."""
-        return max(share.seconds for share in self.shares)
-
-    def summary(self) -> dict[str, Any]:
-        """For the log."""
-        return {
-            "predicted_seconds": self.seconds,
-            "shares": {share.device: list(share.blocks) for share in self.shares},
-            "corrections": {name: round(one.compute, 4) for name, one in self.pace.items()},
-        }
+    def apart(self, share: Share) -> tuple[float, float]:
+        """Predicted seconds of training and of all else, without corrections."""
+        then = self.pace[share.device]
+        return share.compute_seconds / then.compute, share.down_seconds - then.transport + share.up_seconds
 
 
 class Planner:
@@ -71,13 +64,27 @@ class Planner:
 
     def observe(self, plan: RoundPlan, share: Share, seconds: float, compute_seconds: float) -> None:
         """A task that took ``seconds``, of which the device says it trained ``compute_seconds``."""
-        then = plan.pace[share.device]
         computed = min(compute_seconds, seconds)
-        self.pace.observe(
-            share.device,
-            compute=(computed, share.compute_seconds / then.compute),
-            transport=(seconds - computed, share.down_seconds - then.transport + share.up_seconds),
-        )
+        training, transport = plan.apart(share)
+        self.pace.observe(share.device, (computed, training), (seconds - computed, transport))
+
+    def predicted(self, plan: RoundPlan, share: Share) -> float:
+        """Seconds from the task's leaving to the answer, by what is known of the device now."""
+        training, transport = plan.apart(share)
+        known = self.pace.of(share.device)
+        return known.compute * training + known.transport + transport
+
+    def predicted_round(self, plan: RoundPlan) -> float:
+        """Seconds of the slowest device."""
+        return max(self.predicted(plan, share) for share in plan.shares)
+
+    def summary(self, plan: RoundPlan) -> dict[str, Any]:
+        """For the log."""
+        return {
+            "predicted_seconds": self.predicted_round(plan),
+            "shares": {share.device: list(share.blocks) for share in plan.shares},
+            "corrections": {name: round(self.pace.of(name).compute, 4) for name in plan.members},
+        }
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -118,18 +125,22 @@ class Planner:
         reasons = [f"joined: {', '.join(came)}"] * bool(came) + [f"left: {', '.join(went)}"] * bool(went)
         if active != plan.active:
             reasons.append(f"active blocks are {list(active)}")
-        drifted = self.pace.drifted({n: plan.pace[n] for n in names if n in plan.pace}, self._settings.drift)
+        drifted = []
+        if self._settings.follow_pace:
+            drifted = self.pace.drifted({n: plan.pace[n] for n in names if n in plan.pace}, self._settings.drift)
         return "; ".join([*reasons, *([f"other pace: {', '.join(drifted)}"] if drifted else [])])
 
     def _made(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> RoundPlan:
         known = estimate(abouts, self._fleet, self.table, self._settings)
         every = tuple(range(1, len(self.table) + 1))
+        pace = self.pace if self._settings.follow_pace else Pace()
+        known = replace(known, costs=pace.corrected(known.costs, known.names))
         return RoundPlan(
             members=known.names,
             active=active,
             shares=tuple(self._shares(known, active)),
             everything=() if active == every else tuple(self._shares(known, every)),
-            pace={name: self.pace.of(name) for name in known.names},
+            pace={name: pace.of(name) for name in known.names},
             accumulate=known.accumulate,
             tokens=known.tokens,
         )
@@ -139,7 +150,7 @@ class Planner:
         return shares(
             s.mode,
             known.names,
-            self.pace.corrected(known.costs, known.names),
+            known.costs,
             known.link,
             known.bandwidth_hz,
             active,

@@ -62,11 +62,12 @@ class Rounds:
         state, number = self._state, self._state.round + 1
         active = state.revival.active(number, state.change())
         plan, busy = await self._planned(active, number)
+        predicted = {share.device: self._planner.predicted(plan, share) for share in plan.shares}
         started = time.monotonic()
         returned = await asyncio.gather(*(self._ask(member, share, plan, number) for member, share in busy))
         accepted = []
         for (member, share), one in zip(busy, returned, strict=True):
-            self._book(member, share, one, plan, number)
+            self._book(member, share, one, plan, number, predicted[member.name])
             if one.accepted is not None:
                 accepted.append(one.accepted)
         norm = state.apply(accepted, number) if accepted else 0.0
@@ -76,7 +77,9 @@ class Rounds:
         for words in decided:
             self._log.write("revival", round=number, decided=words)
         loss = _mean_loss(accepted)
-        self._write(plan, accepted, number, time.monotonic() - started, loss=loss, norm=norm)
+        self._write(
+            plan, accepted, number, time.monotonic() - started, predicted=max(predicted.values()), loss=loss, norm=norm
+        )
         self._give_up_if_hopeless(returned)
         return loss
 
@@ -98,7 +101,7 @@ class Rounds:
                     raise
                 continue
             if why:
-                self._log.write("planned", round=number, why=why, **plan.summary())
+                self._log.write("planned", round=number, why=why, **self._planner.summary(plan))
             return plan, [(ready[share.device], share) for share in plan.shares]
 
     def _others_than(self, before: dict[str, Member]) -> bool:
@@ -115,14 +118,19 @@ class Rounds:
             self._state,
             number,
             accumulate=plan.accumulate[member.name],
-            deadline=max(s.least_deadline, s.deadline_factor * plan.seconds) if known else s.first_deadline,
+            deadline=max(s.least_deadline, s.deadline_factor * self._planner.predicted_round(plan))
+            if known
+            else s.first_deadline,
             most_tokens=self._most_tokens,
         )
 
-    def _book(self, member: Member, share: Share, one: Returned, plan: RoundPlan, number: int) -> None:
+    def _book(
+        self, member: Member, share: Share, one: Returned, plan: RoundPlan, number: int, predicted: float
+    ) -> None:
         """Takes note of what became of a task."""
         if one.accepted is not None:
-            member.holds = self._state.version
+            if member.visit == one.visit:
+                member.holds = self._state.version
             self._state.norms.add(one.norms)
             self._planner.observe(plan, share, one.seconds, one.accepted.seconds)
         elif one.result == "refused":
@@ -130,7 +138,8 @@ class Rounds:
         else:
             if one.result == "late":
                 self._planner.pace.late(member.name)
-            self._members.unsure(member)
+            if member.visit == one.visit:
+                self._members.unsure(member)
         answer = one.accepted
         self._log.write(
             "task",
@@ -141,7 +150,7 @@ class Rounds:
             why=one.why,
             bytes_down=one.bytes_down,
             bytes_up=one.bytes_up,
-            predicted_seconds=share.seconds,
+            predicted_seconds=predicted,
             observed_seconds=one.seconds,
             compute_seconds=answer.seconds if answer else None,
             tokens=answer.tokens if answer else 0,
@@ -172,6 +181,7 @@ class Rounds:
         number: int,
         seconds: float,
         *,
+        predicted: float,
         loss: float | None,
         norm: float,
     ) -> None:
@@ -188,7 +198,7 @@ class Rounds:
             norm=norm,
             rate=self._settings.rate(number),
             tokens=sum(answer.tokens for answer in accepted),
-            predicted_seconds=plan.seconds,
+            predicted_seconds=predicted,
             seconds=seconds,
             device_flops=device_flops(table, plan.shares, plan.tokens),
             device_flops_all_active=device_flops(table, everything, plan.tokens),

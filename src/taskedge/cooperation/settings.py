@@ -73,8 +73,11 @@ class CooperateSettings:
     """Seconds; no round ends before, however short it should be."""
     first_deadline: float = 120.0
     """Seconds for a device of which nothing was observed yet, to be installed on and for its first task."""
+    follow_pace: bool = True
+    """Whether plans follow the pace that devices are seen to have. Off, they follow from the fleet file, the profiles and
+    who is there alone: then a run can be repeated bit by bit."""
     drift: float = 0.25
-    """Relative change of a device's predicted seconds at which the round is planned anew."""
+    """Relative change of a device's compute seconds at which the rounds are planned anew."""
     norm_factor: float = 20.0
     """An answer whose norm is more than so many times the running median of its block is refused."""
     quarantine_after: int = 3
