@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def select(
     rank: int = 8,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    measured: Mapping[str, LinearStatistics] | None = None,
 ) -> Support:
     """Chooses which of the model's own weights to train; the model is not changed.
 
@@ -52,6 +53,7 @@ def select(
         rank: of the low-rank modules of ``"spt"``.
         seed: of the rule ``random``.
         on_batch: called with the number of calibration batches done.
+        measured: instead of ``batches``: statistics of these linears that were taken before, or elsewhere and added.
 
     Returns:
         The support, on the CPU.
@@ -71,15 +73,18 @@ def select(
     entries, stated = _entries(allocation or DEFAULT, budget, per_neuron, total, shapes)
     vectors = vectors_beside(model, layers, all_norms=linears is None) if chosen_rule.chooses else {}
 
-    with _measure(model, layers, batches, chosen_rule, on_batch, vectors) as measured:
-        scores = _scores(chosen_rule, layers, measured, seed, max_columns)
+    taken = (
+        _measure(model, layers, batches, chosen_rule, on_batch, vectors) if measured is None else Statistics(measured)
+    )
+    with taken as seen:
+        scores = _scores(chosen_rule, layers, seen, seed, max_columns)
         if chosen_rule.chooses is None:
             chosen = Chosen(allocate(allocation or DEFAULT, shapes, scores, entries))
         else:
-            chosen = chosen_rule.chooses(shapes, scores, measured.vectors, entries, rank)
+            chosen = chosen_rule.chooses(shapes, scores, seen.vectors, entries, rank)
     return Support(
         linears={
-            name: LinearSupport.from_flat(layers[name].shape, index, measured[name].reads, _rms(measured[name]))
+            name: LinearSupport.from_flat(layers[name].shape, index, seen[name].reads, _rms(seen[name]))
             for name, index in chosen.entries.items()
             if len(index)
         },

@@ -1,0 +1,201 @@
+"""A device of a cooperative run: keeps a model warm, and answers what the coordinator asks.
+
+It is asked (kinds of messages; all say which ``run`` they are of):
+
+- ``hello``: who are you? Answer: digest of the base, labels, rows, memory, profile, and what it holds of the run.
+- ``statistics``: sums over calibration batches. Answer: the same kind.
+- ``install``: train this support from now on. Answer: ``installed``.
+- ``task``: take these values up, train these blocks. Answer: ``gradients`` or ``values``; ``expired`` where its time is
+  over; ``unready`` where it does not hold the version that the values add to.
+- ``done``: the last values. Answer: ``bye``.
+
+What it cannot do is answered with ``error`` and the reason. Nothing that is sent holds a row of its data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from taskedge.cooperation.arrival import Arrival
+from taskedge.cooperation.identity import base_digest
+from taskedge.cooperation.link import DeviceLink
+from taskedge.cooperation.local import Expired, Job, LocalTraining
+from taskedge.cooperation.messages import Message, MessageError
+from taskedge.cooperation.wire import read_support, statistics_message
+from taskedge.errors import TaskEdgeError
+from taskedge.measure.file import Profile
+from taskedge.measure.memory import machine_bytes
+
+PROTOCOL = 1
+
+
+class Device:
+    """Serves one coordinator over a link.
+
+    Args:
+        link: this device's end.
+        training: its model and rows.
+        profile: what ``taskedge measure`` found here, for the plan.
+        labels: the classes, in the order of the rows' labels; refused by a coordinator that has others.
+        memory_bytes: what the run may use; None: all that the machine has.
+        on_hung: called when a training is still at work ``patience`` times its time after it began. A thread cannot be
+            ended from outside: the process should leave then (``os._exit``), and its supervisor start it again.
+        say: told in a line what happens.
+    """
+
+    def __init__(
+        self,
+        link: DeviceLink,
+        training: LocalTraining,
+        *,
+        profile: Profile | None = None,
+        labels: Sequence[str] = (),
+        memory_bytes: float | None = None,
+        on_hung: Callable[[], None] | None = None,
+        patience: float = 4.0,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._link, self._training, self._profile, self._labels = link, training, profile, list(labels)
+        self._on_hung, self._patience, self._say = on_hung, patience, say
+        model_device = next(training.model.parameters()).device
+        self._memory = float(machine_bytes(model_device) if memory_bytes is None else memory_bytes)
+        self._digest = base_digest(training.model, training.whole)
+        self._arrival = Arrival()
+        self._done = asyncio.Event()
+        self._run = ""
+        self._version: int | None = None
+        """What it holds of that run; None: no support."""
+
+    async def serve(self, *, stay: bool = False) -> None:
+        """Answers until the run is done, or until cancelled with ``stay``; then it leaves.
+
+        The model holds the run's last values afterwards, and :func:`taskedge.extract` gives its delta.
+        """
+        ticker = asyncio.create_task(self._arrival.tick())
+        serving = asyncio.create_task(self._link.serve(self.answer))
+        done = asyncio.create_task(self._done.wait())
+        try:
+            await asyncio.wait([serving] if stay else [serving, done], return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()  # raises what ended it
+            else:
+                await asyncio.sleep(0.05)  # lets the last answer leave
+        finally:
+            for task in (ticker, serving, done):
+                task.cancel()
+            await asyncio.gather(ticker, serving, done, return_exceptions=True)
+            await self._link.close()
+
+    async def answer(self, message: Message) -> Message:
+        """The answer to one message; never raises, since a device must outlive whatever it is sent."""
+        arrived = self._arrival.earliest()
+        handlers: dict[str, Callable[[Message], Awaitable[Message]]] = {
+            "hello": self._hello,
+            "statistics": self._statistics,
+            "install": self._install,
+            "task": partial(self._task, arrived=arrived),
+            "done": self._finish,
+        }
+        handle = handlers.get(message.kind)
+        try:
+            if handle is None:
+                raise MessageError(f"a message of unknown kind {message.kind!r}")
+            return await handle(message)
+        except Exception as error:
+            why = str(error) if isinstance(error, TaskEdgeError) else f"{type(error).__name__}: {error}"
+            self._say(f"{message.kind}: {why}")
+            return Message("error", {"why": why[:1000]})
+
+    async def _hello(self, message: Message) -> Message:
+        return Message(
+            "hello",
+            {
+                "protocol": PROTOCOL,
+                "base": self._digest,
+                "labels": self._labels,
+                "rows": len(self._training.rows),
+                "memory_bytes": self._memory,
+                "profile": None if self._profile is None else self._profile.model_dump(),
+                "run": self._run,
+                "version": self._version,
+            },
+        )
+
+    async def _statistics(self, message: Message) -> Message:
+        self._version = None  # they are of the base, so what was installed is taken out
+        facts = message.facts
+        found = await asyncio.to_thread(
+            self._training.statistics, facts["needs"], facts["batches"], facts["batch_size"], facts["seed"]
+        )
+        self._say("sent statistics of its data, for the choice of weights")
+        return statistics_message(found)
+
+    async def _install(self, message: Message) -> Message:
+        facts, tensors = message.facts, message.tensors
+        support = read_support(facts["support"], tensors)
+        head = {name.removeprefix("head/"): value for name, value in tensors.items() if name.startswith("head/")}
+        self._version = None
+        await asyncio.to_thread(self._training.install, support, facts["step"], facts["sizes"], head)
+        self._run, self._version = str(facts["run"]), 0
+        self._say(f"installed {support}")
+        return Message("installed", {"run": self._run})
+
+    async def _task(self, message: Message, arrived: float) -> Message:
+        facts = message.facts
+        stamp = {"run": facts["run"], "round": facts["round"], "version": facts["version"]}
+        if not self._take_up(message):
+            return Message("unready", {**stamp, "holds": [self._run, self._version]})
+        seconds = float(facts["expires_in"])
+
+        def check() -> None:
+            if time.monotonic() > arrived + seconds:
+                raise Expired
+
+        job = Job(**{**facts["job"], "blocks": tuple(facts["job"]["blocks"])})
+        started = time.monotonic()
+        try:
+            check()
+            trained = await self._watched(partial(self._training.train, job, check), seconds)
+            check()
+        except Expired:
+            self._say(f"round {job.round}: its time was over, nothing is sent")
+            return Message("expired", stamp)
+        spent = time.monotonic() - started
+        self._say(f"round {job.round}: blocks {list(job.blocks)}, loss {trained.loss:.4f}, {spent:.2f} s")
+        kind = "values" if job.local_steps > 1 else "gradients"
+        more = {"tokens": trained.tokens, "loss": _finite(trained.loss), "seconds": spent}
+        return Message(kind, {**stamp, **more}, trained.tensors)
+
+    async def _finish(self, message: Message) -> Message:
+        held = self._take_up(message)
+        self._done.set()
+        return Message("bye", {"run": message.facts["run"], "version": self._version if held else None})
+
+    def _take_up(self, message: Message) -> bool:
+        """Takes the message's values up, unless they add to a version that this device does not hold."""
+        facts = message.facts
+        if self._version is None or facts["run"] != self._run:
+            return False
+        if not facts["since"] <= self._version <= facts["version"]:
+            return False
+        self._training.receive(message.tensors)
+        self._version = int(facts["version"])
+        return True
+
+    async def _watched(self, work: Callable[[], Any], seconds: float) -> Any:
+        """Runs ``work`` in a thread, so that the link stays alive meanwhile, and reports one that hangs."""
+        task = asyncio.ensure_future(asyncio.to_thread(work))
+        done, _ = await asyncio.wait([task], timeout=max(1.0, self._patience * seconds))
+        if not done and self._on_hung is not None:
+            self._say(f"training still runs after {self._patience * seconds:.0f} s: it hangs")
+            self._on_hung()
+        return await task
+
+
+def _finite(loss: float) -> float | None:
+    """JSON knows no NaN: None stands for it."""
+    return loss if abs(loss) < float("inf") else None

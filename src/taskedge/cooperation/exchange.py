@@ -1,0 +1,125 @@
+"""One task: what is sent to a device, what comes back, and whether it may be used."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from taskedge.cooperation.checks import Accepted, Expected, Refused, block_norms, checked
+from taskedge.cooperation.link import CoordinatorLink, DeviceGone, NoAnswer, Traffic
+from taskedge.cooperation.local import Job
+from taskedge.cooperation.members import Member
+from taskedge.cooperation.messages import Message, MessageError
+from taskedge.cooperation.schedule import Share
+from taskedge.cooperation.seeds import derive
+from taskedge.cooperation.settings import CooperateSettings
+from taskedge.cooperation.state import RunState
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What became of one task."""
+
+    result: str
+    """``accepted``, ``refused``, ``late``, ``gone`` or ``unready``."""
+    why: str = ""
+    accepted: Accepted | None = None
+    norms: dict[int, float] = field(default_factory=dict)
+    """Of the update, per block, where it was accepted."""
+    seconds: float = 0.0
+    """From the task's leaving to its end."""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    """On the link, before encryption."""
+    visit: int = 0
+    """The device's, in which it got the task."""
+
+
+async def exchange(
+    link: CoordinatorLink,
+    run: str,
+    member: Member,
+    share: Share,
+    state: RunState,
+    round_number: int,
+    *,
+    accumulate: int,
+    deadline: float,
+    most_tokens: int,
+) -> Returned:
+    """Sends one task and judges the answer; nothing of the run is changed.
+
+    Args:
+        accumulate: batches per local step of this device.
+        deadline: seconds, for the answer to be here.
+        most_tokens: what a row can hold at most, as a bound for the weight that the device claims.
+    """
+    message = _task(run, member, share, state, round_number, accumulate, deadline)
+    before, started, visit = _bytes(link.traffic(member.name)), time.monotonic(), member.visit
+
+    def ended(
+        result: str, why: str = "", accepted: Accepted | None = None, norms: dict[int, float] | None = None
+    ) -> Returned:
+        down, up = (now - then for now, then in zip(_bytes(link.traffic(member.name)), before, strict=True))
+        return Returned(result, why, accepted, norms or {}, time.monotonic() - started, down, up, visit)
+
+    try:
+        answer = await link.ask(member.name, message, deadline)
+    except NoAnswer:
+        return ended("late", "no answer in time")
+    except DeviceGone:
+        return ended("gone")
+    except MessageError as error:
+        return ended("refused", f"no message: {error}")
+    if answer.kind in ("expired", "unready"):
+        return ended("late" if answer.kind == "expired" else "unready", answer.kind)
+    expected = Expected(
+        kind="values" if state.settings.sends_values else "gradients",
+        run=run,
+        round=round_number,
+        version=state.version,
+        shapes={name: state.values[name].shape for name in state.blocks.of(share.blocks)},
+        most_tokens=state.settings.batch_size * accumulate * state.settings.local_steps * most_tokens,
+    )
+    try:
+        accepted = checked(answer, expected)
+        norms = block_norms(state.update_of(accepted.tensors), state.blocks.block_of())
+        state.norms.check(norms)
+    except Refused as reason:
+        return ended("refused", str(reason))
+    return ended("accepted", "", accepted, norms)
+
+
+def _task(
+    run: str, member: Member, share: Share, state: RunState, round_number: int, accumulate: int, deadline: float
+) -> Message:
+    s: CooperateSettings = state.settings
+    factor = s.rate(round_number)
+    job = Job(
+        blocks=share.blocks,
+        round=round_number,
+        seed=derive(s.seed, share.device),
+        batch_size=s.batch_size,
+        accumulate=accumulate,
+        local_steps=s.local_steps,
+        optimiser=s.local_optimiser,
+        lr=factor * s.lr,
+        head_lr=factor * (s.lr if s.head_lr is None else s.head_lr),
+        weight_decay=s.weight_decay,
+    )
+    holds = member.holds or 0
+    facts = {
+        "run": run,
+        "round": round_number,
+        "version": state.version,
+        "since": holds,
+        "expires_in": deadline,
+        "job": job.facts(),
+        "compute_seconds": share.compute_seconds,
+        "uplink_bits_per_second": min(share.uplink_bits_per_second, 1e15),  # JSON knows no infinity
+    }
+    return Message("task", facts, state.since(holds))
+
+
+def _bytes(traffic: tuple[Traffic, Traffic]) -> tuple[int, int]:
+    return sum(traffic[0].bytes.values()), sum(traffic[1].bytes.values())

@@ -1,0 +1,161 @@
+"""The coordinator's plan: made when devices, blocks or speeds change, and kept while they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from taskedge.backbone.table import BlockTable
+from taskedge.cooperation.estimates import Estimates, estimate
+from taskedge.cooperation.members import About
+from taskedge.cooperation.pace import Correction, Pace
+from taskedge.cooperation.schedule import Share, read_share, shares
+from taskedge.cooperation.settings import CooperateSettings
+from taskedge.planning.fleet import Fleet
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Who does what, and what that was planned for."""
+
+    members: tuple[str, ...]
+    active: tuple[int, ...]
+    shares: tuple[Share, ...]
+    everything: tuple[Share, ...]
+    """What all blocks would take, where some are idle; else empty."""
+    pace: dict[str, Correction]
+    """The corrections that its seconds hold."""
+    accumulate: dict[str, int]
+    """Batches per local step, by device."""
+    tokens: dict[str, float]
+    """Predicted, by device."""
+
+    def apart(self, share: Share) -> tuple[float, float]:
+        """Predicted seconds of training and of all else, without corrections."""
+        then = self.pace[share.device]
+        return share.compute_seconds / then.compute, share.down_seconds - then.transport + share.up_seconds
+
+
+class Planner:
+    """Plans rounds; its cost model learns from what devices were seen to take.
+
+    Args:
+        table: of the blocks that are trained, with what they really train as payload.
+        head_values: trained values of the head.
+        fleet: what is known of devices and links beforehand; others are taken as they say.
+    """
+
+    def __init__(self, table: BlockTable, head_values: int, fleet: Fleet | None, settings: CooperateSettings) -> None:
+        self.table, self.pace = table, Pace()
+        self._head_bits, self._fleet, self._settings = 32.0 * head_values, fleet, settings
+        self._plan: RoundPlan | None = None
+
+    def plan(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> tuple[RoundPlan, str]:
+        """The plan for these devices and active blocks, and why it is a new one (empty: it is the one before).
+
+        Raises:
+            InfeasiblePlan: some block fits no device.
+        """
+        why = self._why(tuple(sorted(abouts)), active)
+        if self._plan is None or why:
+            self._plan = self._made(abouts, active)
+        return self._plan, why
+
+    def observe(self, plan: RoundPlan, share: Share, seconds: float, compute_seconds: float) -> None:
+        """A task that took ``seconds``, of which the device says it trained ``compute_seconds``."""
+        computed = min(compute_seconds, seconds)
+        training, transport = plan.apart(share)
+        self.pace.observe(share.device, (computed, training), (seconds - computed, transport))
+
+    def predicted(self, plan: RoundPlan, share: Share) -> float:
+        """Seconds from the task's leaving to the answer, by what is known of the device now."""
+        training, transport = plan.apart(share)
+        known = self.pace.of(share.device)
+        return known.compute * training + known.transport + transport
+
+    def predicted_round(self, plan: RoundPlan) -> float:
+        """Seconds of the slowest device."""
+        return max(self.predicted(plan, share) for share in plan.shares)
+
+    def summary(self, plan: RoundPlan) -> dict[str, Any]:
+        """For the log."""
+        return {
+            "predicted_seconds": self.predicted_round(plan),
+            "shares": {share.device: list(share.blocks) for share in plan.shares},
+            "corrections": {name: round(self.pace.of(name).compute, 4) for name in plan.members},
+        }
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The devices that the plan at hand was made for."""
+        return self._plan.members if self._plan else ()
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able: so that a resumed run keeps its plan, and with it who trains what."""
+        plan = self._plan
+        stored = None
+        if plan is not None:
+            stored = asdict(plan) | {
+                "shares": [share.facts() for share in plan.shares],
+                "everything": [share.facts() for share in plan.everything],
+            }
+        return {"pace": self.pace.state(), "plan": stored}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes up what :meth:`state` gave."""
+        self.pace.load(state["pace"])
+        plan = state["plan"]
+        if plan is not None:
+            self._plan = RoundPlan(
+                members=tuple(plan["members"]),
+                active=tuple(plan["active"]),
+                shares=tuple(map(read_share, plan["shares"])),
+                everything=tuple(map(read_share, plan["everything"])),
+                pace={name: Correction(**one) for name, one in plan["pace"].items()},
+                accumulate=plan["accumulate"],
+                tokens=plan["tokens"],
+            )
+
+    def _why(self, names: tuple[str, ...], active: tuple[int, ...]) -> str:
+        plan = self._plan
+        if plan is None:
+            return "first round"
+        came, went = sorted(set(names) - set(plan.members)), sorted(set(plan.members) - set(names))
+        reasons = [f"joined: {', '.join(came)}"] * bool(came) + [f"left: {', '.join(went)}"] * bool(went)
+        if active != plan.active:
+            reasons.append(f"active blocks are {list(active)}")
+        drifted = []
+        if self._settings.follow_pace:
+            drifted = self.pace.drifted({n: plan.pace[n] for n in names if n in plan.pace}, self._settings.drift)
+        return "; ".join([*reasons, *([f"other pace: {', '.join(drifted)}"] if drifted else [])])
+
+    def _made(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> RoundPlan:
+        known = estimate(abouts, self._fleet, self.table, self._settings)
+        every = tuple(range(1, len(self.table) + 1))
+        pace = self.pace if self._settings.follow_pace else Pace()
+        known = replace(known, costs=pace.corrected(known.costs, known.names))
+        return RoundPlan(
+            members=known.names,
+            active=active,
+            shares=tuple(self._shares(known, active)),
+            everything=() if active == every else tuple(self._shares(known, every)),
+            pace={name: pace.of(name) for name in known.names},
+            accumulate=known.accumulate,
+            tokens=known.tokens,
+        )
+
+    def _shares(self, known: Estimates, active: Sequence[int]) -> list[Share]:
+        s = self._settings
+        return shares(
+            s.mode,
+            known.names,
+            known.costs,
+            known.link,
+            known.bandwidth_hz,
+            active,
+            copies=s.copies,
+            solver=s.solver,
+            head=s.head,
+            head_bits=self._head_bits,
+        )

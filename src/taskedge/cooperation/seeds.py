@@ -1,0 +1,31 @@
+"""Every random choice of a run is a function of its seed, the device and the round: there is no state to save."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive(*parts: int | str) -> int:
+    """A seed of 63 bits from other numbers and names."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+def rows_of_round(rows: int, wanted: int, round_number: int, seed: int) -> list[int]:
+    """Which of a device's ``rows`` it trains on in a round (from 1), in order.
+
+    Rounds take turns through seeded passes over the data, so every row is seen once before any is seen twice; a round
+    that the device misses is left out, and changes no other.
+    """
+    start = (round_number - 1) * wanted
+    passes = range(start // rows, (start + wanted - 1) // rows + 1)
+    order = [place for number in passes for place in permutation(rows, derive(seed, number))]
+    first = start - passes[0] * rows
+    return order[first : first + wanted]
+
+
+def permutation(count: int, seed: int) -> list[int]:
+    """0 .. count-1 in a seeded order."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
