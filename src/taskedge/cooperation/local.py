@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from taskedge.cooperation.blocks import TrainedBlocks, trained_blocks
 from taskedge.cooperation.seeds import derive, permutation, rows_of_round
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.forms.install import fuse, install, installation
-from taskedge.forms.sparse import sparse_layers
+from taskedge.forms.sparse import FreeEntries, sparse_layers
 from taskedge.selection.statistics import LinearStatistics, measure, run
 from taskedge.selection.support import Support
 
@@ -206,7 +206,7 @@ class LocalTraining:
             return
         with torch.no_grad():
             for layer in sparse_layers(self.model).values():
-                layer.entries.offsets.zero_()
+                cast(FreeEntries, layer.entries).offsets.zero_()
         fuse(self.model)
         self._parameters, self._values = {}, {}
 

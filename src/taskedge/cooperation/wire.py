@@ -53,7 +53,8 @@ def read_support(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Sup
             )
             for name, (out, inputs, reads, norms) in facts["shapes"].items()
         }
-        return Support(linears=linears, **facts["about"])
+        about = facts["about"]
+        return Support(linears=linears, **about | {"whole": tuple(about["whole"])})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError, InputError) as error:
         raise MessageError(f"a message without a sound support ({type(error).__name__}: {error})") from None
 
