@@ -1,5 +1,8 @@
 """Names lead to things, a wrong name to the nearest right one."""
 
+import sys
+import threading
+
 import pytest
 
 from taskedge.errors import InputError, UnknownName
@@ -68,3 +71,26 @@ def test_the_decorator_leaves_the_thing_as_it_is():
 
 def test_every_rule_says_what_it_does_in_one_line():
     assert all(RULES[name].summary for name in RULES)
+
+
+def test_threads_that_ask_at_once_all_find_what_is_there(tmp_path, monkeypatch):
+    """The second asks while the first still imports."""
+    package = tmp_path / "slow_things"
+    package.mkdir()
+    (package / "__init__.py").write_text("import threading\nSTARTED = threading.Event()\nTHINGS = None\n")
+    (package / "one.py").write_text(
+        "import time, slow_things as s\ns.STARTED.set()\ntime.sleep(0.2)\ns.THINGS.add('one', 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import slow_things
+
+    slow_things.THINGS = things = Registry("thing", "slow_things")
+    first = threading.Thread(target=lambda: list(things))
+    first.start()
+    slow_things.STARTED.wait()
+    try:
+        assert things["one"] == 1
+    finally:
+        first.join()
+        for name in [name for name in sys.modules if name.startswith("slow_things")]:
+            del sys.modules[name]

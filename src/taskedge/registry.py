@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -24,7 +25,8 @@ class Registry(Generic[Thing]):
         self._package = package
         self._things: dict[str, Thing] = {}
         self._families: dict[str, Callable[[str], Thing | None]] = {}
-        self._read = False
+        self._read = self._reading = False
+        self._lock = threading.RLock()
 
     def add(self, name: str, thing: Thing) -> Thing:
         """Registers ``thing``; a name can be taken once."""
@@ -69,7 +71,14 @@ class Registry(Generic[Thing]):
     def _fill(self) -> None:
         if self._read:
             return
-        self._read = True
-        package = importlib.import_module(self._package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{self._package}.{module.name}")
+        with self._lock:  # other threads wait until all is there; what is imported may ask, and gets what there is
+            if self._read or self._reading:
+                return
+            self._reading = True
+            try:
+                package = importlib.import_module(self._package)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{self._package}.{module.name}")
+                self._read = True
+            finally:
+                self._reading = False

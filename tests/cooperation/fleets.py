@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -86,9 +87,16 @@ async def over_nats(fleet: Fleet) -> AsyncIterator[Around]:
 
 def started(folder: Path, *devices: str) -> tuple[Fleet, NatsServer]:
     """A fleet whose server runs on a free port of loopback."""
-    from taskedge.cooperation.nats_server import free_port
+    from taskedge.cooperation.nats_server import ServerError, free_port
 
-    fleet = Fleet.create(folder, port=free_port())
-    for device in devices:
-        fleet.enrol(device)
-    return fleet, fleet.start_server()
+    for attempt in range(3):
+        fleet = Fleet.create(folder, port=free_port())
+        for device in devices:
+            fleet.enrol(device)
+        try:
+            return fleet, fleet.start_server()
+        except ServerError as error:  # another test may have taken the port meanwhile
+            if "address already in use" not in str(error) or attempt == 2:
+                raise
+            shutil.rmtree(folder)
+    raise AssertionError

@@ -173,6 +173,7 @@ def test_a_coordinator_that_dies_leaves_server_and_devices_in_place(tmp_path):
     coordinator = _processes.Process(target=_start_and_wait, args=(folder,))
     coordinator.start()
     while not (folder / "ready").exists():
+        assert coordinator.is_alive()
         time.sleep(0.02)
     fleet = Fleet.open(folder)
     device = Device(folder / "devices" / "edge0")

@@ -74,8 +74,8 @@ class CooperateSettings:
     first_deadline: float = 120.0
     """Seconds for a device of which nothing was observed yet, to be installed on and for its first task."""
     follow_pace: bool = True
-    """Whether plans follow the pace that devices are seen to have. Off, they follow from the fleet file, the profiles
-    and who is there alone: then a run can be repeated bit by bit."""
+    """Whether plans follow the pace that devices are seen to have. Off, they follow from fleet file, profiles and
+    membership alone: then a run can be repeated bit by bit."""
     drift: float = 0.25
     """Relative change of a device's compute seconds at which the rounds are planned anew."""
     norm_factor: float = 20.0
