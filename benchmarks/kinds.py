@@ -1,11 +1,11 @@
 """Every kind of task on a real model and real data, as `taskedge tune` does it by default: fp32, bf16, and no entries.
 
     python benchmarks/kinds.py                                   # all runs: about an hour of one core
-    python benchmarks/kinds.py --workloads trec-6 --rates 1e-2 3e-2    # a search for the rate, on validation rows
+    python benchmarks/kinds.py --workloads trec-6 --rates 1e-2 3e-2 --batch-size 8    # a search on validation rows
 
 Training, validation and test rows are drawn once. A run is a process of its own, so that its peak memory is its own,
 and appends one line to results/kinds.jsonl; a sweep that was killed goes on where it stopped. Test rows are looked at
-by runs at the default learning rate only: the written delta is put on a freshly loaded base, as `taskedge eval` does.
+by runs at the default settings only: the written delta is put on a freshly loaded base, as `taskedge eval` does.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 autocast": {"dtype": "fp32", "bf16": True},
     "no entries": {"dtype": "fp32"},  # the head alone; the untrained model where no head trains
 }
+BATCH_SIZE: int = TuneSettings.model_fields["batch_size"].default
 Parts = dict[str, list[tuple[str, str]]]
 """Input and answer of every row of train, validation and test."""
 
@@ -128,10 +129,9 @@ WORKLOADS = {
 }
 
 
-def settings_of(workload: str, variant: str, lr: float | None, seed: int, folder: Path) -> TuneSettings:
+def settings_of(workload: str, variant: str, seed: int, trial: Mapping[str, Any], folder: Path) -> TuneSettings:
     """The defaults, but for what the workload, the variant and the caller say; its data is to be in ``folder``."""
     it = WORKLOADS[workload]
-    told = {"lr": lr} if lr else {}
     return TuneSettings(
         model=str(it.model()),
         train=folder / "train.csv",
@@ -139,23 +139,24 @@ def settings_of(workload: str, variant: str, lr: float | None, seed: int, folder
         out=folder / "task.safetensors",
         seed=seed,
         threads=1,
-        **{**VARIANTS[variant], **it.settings, **told},
+        **{**VARIANTS[variant], **it.settings, **trial},
     )
 
 
-def run(workload: str, variant: str, lr: float | None, seed: int) -> dict[str, Any]:
+def run(workload: str, variant: str, lr: float | None, seed: int, batch_size: int | None = None) -> dict[str, Any]:
     """One run and what came of it; with a rate of its own it is a trial, which does not look at the test rows."""
+    trial = {name: value for name, value in (("lr", lr), ("batch_size", batch_size)) if value}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = WORKLOADS[workload].parts()
         for part, rows in parts.items():
             with (folder / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([WORKLOADS[workload].columns, *rows])
-        settings = settings_of(workload, variant, lr, seed, folder)
+        settings = settings_of(workload, variant, seed, trial, folder)
         work = _without_entries if variant == "no entries" else _tuned
         started = time.process_time()
-        facts = work(settings, folder / "test.csv" if lr is None else None, started)
-    told = {"workload": workload, "variant": variant, "trial": lr is not None, "seed": seed}
+        facts = work(settings, None if trial else folder / "test.csv", started)
+    told = {"workload": workload, "variant": variant, "trial": bool(trial), "seed": seed}
     counts = {f"{part}_rows": len(rows) for part, rows in parts.items()}
     kept = settings.model_dump(mode="json", exclude={"model", "train", "eval", "out"}, exclude_none=True)
     return told | facts | counts | {"settings": kept, "machine": machine()}
@@ -195,13 +196,15 @@ def _without_entries(settings: TuneSettings, test: Path | None, started: float) 
     return found
 
 
-def wanted(workloads: Sequence[str], variants: Sequence[str], rates: Sequence[float]) -> list[tuple[Any, ...]]:
-    """Workload, variant, rate (None: the default) and seed of every run, first seeds first."""
+def wanted(
+    workloads: Sequence[str], variants: Sequence[str], rates: Sequence[float], batch_size: int | None
+) -> list[tuple[Any, ...]]:
+    """Workload, variant, rate (None: the default), seed and batch size (the same) of every run, first seeds first."""
     runs = []
     for name in workloads:
         for variant in (variant for variant in WORKLOADS[name].variants if variant in variants):
             seeds = WORKLOADS[name].seeds if variant in ("fp32", "bf16 weights") and not rates else 1
-            runs += [(name, variant, rate, seed) for rate in rates or [None] for seed in range(seeds)]
+            runs += [(name, variant, rate, seed, batch_size) for rate in rates or [None] for seed in range(seeds)]
     return sorted(runs, key=lambda run: run[3])
 
 
@@ -209,7 +212,16 @@ def done() -> dict[tuple[Any, ...], dict[str, Any]]:
     """What is on file, by what ``wanted`` says of it."""
     lines = PATH.read_text().splitlines() if PATH.exists() else []
     runs = map(json.loads, lines)
-    return {(run["workload"], run["variant"], run["lr"] if run["trial"] else None, run["seed"]): run for run in runs}
+    return {
+        (
+            run["workload"],
+            run["variant"],
+            run["lr"] if run["trial"] else None,
+            run["seed"],
+            run["settings"]["batch_size"] if run["trial"] else None,
+        ): run
+        for run in runs
+    }
 
 
 def main() -> None:
@@ -217,8 +229,10 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--rates", nargs="*", type=float, default=[], help="try these on the validation rows")
+    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="of those trials")
     arguments = parser.parse_args()
-    for key in wanted(arguments.workloads, arguments.variants, arguments.rates):
+    batch_size = arguments.batch_size if arguments.rates else None
+    for key in wanted(arguments.workloads, arguments.variants, arguments.rates, batch_size):
         if key in done():
             continue
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
