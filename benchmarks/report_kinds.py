@@ -92,19 +92,19 @@ def precision(runs: Sequence[Run]) -> str:
 
 def rates(runs: Sequence[Run]) -> str:
     """A row a workload: the validation measure at every rate that was tried, the default's run among them."""
-    tried: dict[tuple[str, str], dict[float, Run]] = {}
+    tried: dict[tuple[str, str, int], dict[float, Run]] = {}
     trials = {(run["workload"], run["variant"]) for run in runs if run["trial"]}
     for run in runs:
-        key = (run["workload"], run["variant"])
-        if key in trials and run["seed"] == 0:
+        if (run["workload"], run["variant"]) in trials and run["seed"] == 0:
+            key = (run["workload"], run["variant"], run["settings"]["batch_size"])
             tried.setdefault(key, {})[run["lr"]] = run
     steps = sorted({rate for found in tried.values() for rate in found})
     rows = []
-    for (workload, variant), found in tried.items():
+    for (workload, variant, batch_size), found in tried.items():
         for measure in MEASURES[next(iter(found.values()))["task"]]:
             cells = [_value(measure, found[rate]["validation"][measure]) if rate in found else "" for rate in steps]
-            rows.append([TITLES[workload], variant, NAMES.get(measure, measure), *cells])
-    return table(["validation rows", "variant", "measured", *(f"{rate:g}" for rate in steps)], rows)
+            rows.append([TITLES[workload], variant, f"{batch_size}", NAMES.get(measure, measure), *cells])
+    return table(["validation rows", "variant", "batch", "measured", *(f"{rate:g}" for rate in steps)], rows)
 
 
 def _by_variant(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:

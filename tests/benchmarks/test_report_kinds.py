@@ -14,6 +14,7 @@ def run(workload: str, variant: str, test: dict[str, Any] | None, seed: int = 0,
         "workload": workload, "variant": variant, "trial": test is None, "seed": seed, "task": "text-classification",
         "lr": 0.03, "entries": 22713, "share": 0.001, "head": 768, "steps": 94, "cpu_seconds": 61.4, "test_rows": 998,
         "train_rows": 1000, "peak_memory": 1_234_000_000, "file_bytes": 150_400, "validation": {"accuracy": 0.5},
+        "settings": {"batch_size": 32},
     }  # fmt: skip
     return facts | ({} if test is None else {"test": test}) | more
 
@@ -32,6 +33,8 @@ RUNS = [
         **GENERATED),
     run("trec-6", "no entries", {"exact_match": 0.0, "perplexity": 1234.5}, entries=0, **GENERATED),
     run("trec-6", "fp32", None, lr=0.01, validation={"exact_match": 0.9, "perplexity": 1.1}, **GENERATED),
+    run("trec-6", "fp32", None, validation={"exact_match": 0.95, "perplexity": 1.05}, settings={"batch_size": 8},
+        **GENERATED),
 ]  # fmt: skip
 
 
@@ -61,8 +64,9 @@ def test_precision_says_whether_bf16_lies_within_the_range_of_the_seeds() -> Non
 
 def test_rates_stand_beside_each_other_on_validation_rows() -> None:
     text = report_kinds.rates(RUNS)
-    assert text.startswith("| validation rows | variant | measured | 0.01 | 0.03 |\n")
-    assert "| fp32 | exact match, % | 90.0 | 60.0 |\n" in text
+    assert text.startswith("| validation rows | variant | batch | measured | 0.01 | 0.03 |\n")
+    assert "| fp32 | 32 | exact match, % | 90.0 | 60.0 |\n" in text
+    assert "| fp32 | 8 | perplexity |  | 1.050 |\n" in text
     assert "MiniLM" not in text  # no other rate was tried
 
 
