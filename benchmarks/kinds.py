@@ -1,7 +1,7 @@
 """Every kind of task on a real model and real data, as `taskedge tune` does it by default: fp32, bf16, and no entries.
 
     python benchmarks/kinds.py                                   # all runs: about an hour of one core
-    python benchmarks/kinds.py --workloads trec-6 --rates 1e-2 3e-2 --batch-size 8    # a search on validation rows
+    python benchmarks/kinds.py --workloads trec-6 --try "lr=0.01" "lr=0.03 batch_size=8"    # on validation rows
 
 Training, validation and test rows are drawn once. A run is a process of its own, so that its peak memory is its own,
 and appends one line to results/kinds.jsonl; a sweep that was killed goes on where it stopped. Test rows are looked at
@@ -40,7 +40,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 autocast": {"dtype": "fp32", "bf16": True},
     "no entries": {"dtype": "fp32"},  # the head alone; the untrained model where no head trains
 }
-BATCH_SIZE: int = TuneSettings.model_fields["batch_size"].default
 Parts = dict[str, list[tuple[str, str]]]
 """Input and answer of every row of train, validation and test."""
 
@@ -143,23 +142,23 @@ def settings_of(workload: str, variant: str, seed: int, trial: Mapping[str, Any]
     )
 
 
-def run(workload: str, variant: str, lr: float | None, seed: int, batch_size: int | None = None) -> dict[str, Any]:
-    """One run and what came of it; with a rate of its own it is a trial, which does not look at the test rows."""
-    trial = {name: value for name, value in (("lr", lr), ("batch_size", batch_size)) if value}
+def run(workload: str, variant: str, trial: str, seed: int) -> dict[str, Any]:
+    """One run and what came of it; a trial, which says "NAME=VALUE ...", does not look at the test rows."""
+    told = dict(part.split("=") for part in trial.split())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parts = WORKLOADS[workload].parts()
         for part, rows in parts.items():
             with (folder / f"{part}.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([WORKLOADS[workload].columns, *rows])
-        settings = settings_of(workload, variant, seed, trial, folder)
+        settings = settings_of(workload, variant, seed, told, folder)
         work = _without_entries if variant == "no entries" else _tuned
         started = time.process_time()
         facts = work(settings, None if trial else folder / "test.csv", started)
-    told = {"workload": workload, "variant": variant, "trial": bool(trial), "seed": seed}
+    about = {"workload": workload, "variant": variant, "trial": trial, "seed": seed}
     counts = {f"{part}_rows": len(rows) for part, rows in parts.items()}
     kept = settings.model_dump(mode="json", exclude={"model", "train", "eval", "out"}, exclude_none=True)
-    return told | facts | counts | {"settings": kept, "machine": machine()}
+    return about | facts | counts | {"settings": kept, "machine": machine()}
 
 
 def _tuned(settings: TuneSettings, test: Path | None, started: float) -> dict[str, Any]:
@@ -196,43 +195,33 @@ def _without_entries(settings: TuneSettings, test: Path | None, started: float) 
     return found
 
 
-def wanted(
-    workloads: Sequence[str], variants: Sequence[str], rates: Sequence[float], batch_size: int | None
-) -> list[tuple[Any, ...]]:
-    """Workload, variant, rate (None: the default), seed and batch size (the same) of every run, first seeds first."""
+Key = tuple[str, str, str, int]
+"""Workload, variant, trial ("" for the default settings), seed."""
+
+
+def wanted(workloads: Sequence[str], variants: Sequence[str], trials: Sequence[str]) -> list[Key]:
+    """Every run, first seeds first."""
     runs = []
     for name in workloads:
         for variant in (variant for variant in WORKLOADS[name].variants if variant in variants):
-            seeds = WORKLOADS[name].seeds if variant in ("fp32", "bf16 weights") and not rates else 1
-            runs += [(name, variant, rate, seed, batch_size) for rate in rates or [None] for seed in range(seeds)]
+            seeds = WORKLOADS[name].seeds if variant in ("fp32", "bf16 weights") and not trials else 1
+            runs += [(name, variant, trial, seed) for trial in trials or [""] for seed in range(seeds)]
     return sorted(runs, key=lambda run: run[3])
 
 
-def done() -> dict[tuple[Any, ...], dict[str, Any]]:
-    """What is on file, by what ``wanted`` says of it."""
+def done() -> set[Key]:
+    """What is on file."""
     lines = PATH.read_text().splitlines() if PATH.exists() else []
-    runs = map(json.loads, lines)
-    return {
-        (
-            run["workload"],
-            run["variant"],
-            run["lr"] if run["trial"] else None,
-            run["seed"],
-            run["settings"]["batch_size"] if run["trial"] else None,
-        ): run
-        for run in runs
-    }
+    return {(run["workload"], run["variant"], run["trial"], run["seed"]) for run in map(json.loads, lines)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads", nargs="*", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--rates", nargs="*", type=float, default=[], help="try these on the validation rows")
-    parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="of those trials")
+    parser.add_argument("--try", nargs="*", default=[], dest="trials", help="other settings, as NAME=VALUE")
     arguments = parser.parse_args()
-    batch_size = arguments.batch_size if arguments.rates else None
-    for key in wanted(arguments.workloads, arguments.variants, arguments.rates, batch_size):
+    for key in wanted(arguments.workloads, arguments.variants, arguments.trials):
         if key in done():
             continue
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:

@@ -157,7 +157,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds": (lambda results: report_kinds.measured(results.kinds), "kinds"),
     "kinds-costs": (lambda results: report_kinds.costs(results.kinds), "kinds"),
     "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),
-    "kinds-rates": (lambda results: report_kinds.rates(results.kinds), "kinds"),
+    "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
     "kinds-step": (lambda results: figures(results.step_cost_kinds), "step_cost_kinds"),
     "forms": (lambda results: forms(results.forms_cost), "forms_cost"),
     "selection-memory": (lambda results: figures(results.selection_memory), "selection_memory"),

@@ -90,21 +90,15 @@ def precision(runs: Sequence[Run]) -> str:
     return table(["test accuracy, %", *head], rows)
 
 
-def rates(runs: Sequence[Run]) -> str:
-    """A row a workload: the validation measure at every rate that was tried, the default's run among them."""
-    tried: dict[tuple[str, str, int], dict[float, Run]] = {}
+def tried(runs: Sequence[Run]) -> str:
+    """A row a trial: what was set otherwise, and the validation measures, beside those of the defaults."""
     trials = {(run["workload"], run["variant"]) for run in runs if run["trial"]}
+    rows = []
     for run in runs:
         if (run["workload"], run["variant"]) in trials and run["seed"] == 0:
-            key = (run["workload"], run["variant"], run["settings"]["batch_size"])
-            tried.setdefault(key, {})[run["lr"]] = run
-    steps = sorted({rate for found in tried.values() for rate in found})
-    rows = []
-    for (workload, variant, batch_size), found in tried.items():
-        for measure in MEASURES[next(iter(found.values()))["task"]]:
-            cells = [_value(measure, found[rate]["validation"][measure]) if rate in found else "" for rate in steps]
-            rows.append([TITLES[workload], variant, f"{batch_size}", NAMES.get(measure, measure), *cells])
-    return table(["validation rows", "variant", "batch", "measured", *(f"{rate:g}" for rate in steps)], rows)
+            values = [f"{NAMES.get(it, it)}: {_value(it, run['validation'][it])}" for it in MEASURES[run["task"]]]
+            rows.append([TITLES[run["workload"]], run["variant"], run["trial"] or "the defaults", "; ".join(values)])
+    return table(["data and model", "variant", "settings", "validation rows"], rows)
 
 
 def _by_variant(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:

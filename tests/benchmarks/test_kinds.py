@@ -13,23 +13,30 @@ import kinds
 
 def test_runs_on_file_are_not_wanted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kinds, "PATH", tmp_path / "kinds.jsonl")
-    assert kinds.done() == {}
-    default = {"workload": "trec-6", "variant": "fp32", "trial": False, "lr": 0.03, "seed": 0}
-    runs = [default | {"settings": {"batch_size": 32}}]
-    runs += [default | {"trial": True, "lr": rate, "settings": {"batch_size": 8}} for rate in (0.01, 0.03)]
+    assert not kinds.done()
+    run = {"workload": "trec-6", "variant": "fp32", "seed": 0}
+    runs = [run | {"trial": trial} for trial in ("", "lr=0.01", "lr=0.03 batch_size=8")]
     kinds.PATH.write_text("".join(json.dumps(run) + "\n" for run in runs))
-    assert set(kinds.done()) == {
-        *kinds.wanted(["trec-6"], ["fp32"], [], None),
-        *kinds.wanted(["trec-6"], ["fp32"], [0.01, 0.03], 8),
+    assert kinds.done() == {
+        *kinds.wanted(["trec-6"], ["fp32"], []),
+        *kinds.wanted(["trec-6"], ["fp32"], ["lr=0.01", "lr=0.03 batch_size=8"]),
     }
-    assert not kinds.done().keys() & set(kinds.wanted(["trec-6"], ["fp32"], [0.03], 32))
+
+
+def test_a_trial_changes_its_settings_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = kinds.Workload(lambda: tmp_path, dict, settings={"epochs": 1.0})
+    monkeypatch.setitem(kinds.WORKLOADS, "tweets", workload)
+    usual = kinds.settings_of("tweets", "bf16 weights", 2, {}, tmp_path)
+    other = kinds.settings_of("tweets", "bf16 weights", 2, {"batch_size": "8"}, tmp_path)
+    assert (usual.epochs, usual.dtype, usual.seed, usual.threads) == (1.0, "bf16", 2, 1)
+    assert other == usual.model_copy(update={"batch_size": 8})
 
 
 def test_seeds_are_those_of_the_comparison_of_dtypes() -> None:
-    runs = kinds.wanted(["movie-reviews"], list(kinds.VARIANTS), [], None)
-    assert [run[1:4] for run in runs] == [
-        ("fp32", None, 0), ("bf16 weights", None, 0), ("bf16 autocast", None, 0), ("no entries", None, 0),
-        ("fp32", None, 1), ("bf16 weights", None, 1), ("fp32", None, 2), ("bf16 weights", None, 2),
+    runs = kinds.wanted(["movie-reviews"], list(kinds.VARIANTS), [])
+    assert [run[1:] for run in runs] == [
+        ("fp32", "", 0), ("bf16 weights", "", 0), ("bf16 autocast", "", 0), ("no entries", "", 0),
+        ("fp32", "", 1), ("bf16 weights", "", 1), ("fp32", "", 2), ("bf16 weights", "", 2),
     ]  # fmt: skip
 
 
