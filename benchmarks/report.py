@@ -1,4 +1,4 @@
-"""Writes the results of the benchmarks into README.md and docs/benchmarks.md, and draws the figures.
+"""Writes the results of the benchmarks into README.md and the pages under docs, and draws the figures.
 
     python benchmarks/report.py               # rewrite the tables and draw the figures
     python benchmarks/report.py --check       # change nothing; exit 1 where a table is out of date
@@ -18,11 +18,14 @@ from typing import Any
 
 import comparison
 import report_accuracy
+import report_kinds
 from report_accuracy import table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/forms.md", "docs/selection.md", "docs/tasks.md")
 COSTS = ("step_cost", "saved_bytes", "selection_cost", "delta_cost")
+APART = ("step_cost_kinds", "forms_cost", "selection_memory")
+"""Costs that have a table of their own."""
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Result = dict[str, Any]
@@ -35,12 +38,15 @@ class Results:
     """What lies in a folder of results."""
 
     def __init__(self, folder: Path) -> None:
-        paths = [folder / f"{name}.json" for name in COSTS]
-        self.costs: list[Result] = [json.loads(path.read_text()) for path in paths if path.exists()]
+        found = {name: folder / f"{name}.json" for name in (*COSTS, *APART)}
+        known: dict[str, Result] = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
+        self.costs = [known[name] for name in COSTS if name in known]
+        self.step_cost_kinds, self.forms_cost, self.selection_memory = map(known.get, APART)
         self.accuracy = comparison.read(folder / "accuracy")
         costs = folder / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
+        self.kinds = report_kinds.read(folder / "kinds.jsonl")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -83,6 +89,25 @@ def _costs(results: Results, wanted: Callable[[Result], bool]) -> str:
     return "\n".join(_without_empty_last(part) for part in parts)
 
 
+def figures(result: Result) -> str:
+    """One result whose figures stand for themselves."""
+    rows = ([line["what"], _measured(line), _bar(line)] for line in result["figures"])
+    return _without_empty_last(table(["", "measured", "bar"], rows))
+
+
+def forms(result: Result) -> str:
+    """A row a form: every quantity that was measured, named ``QUANTITY: FORM`` or ``QUANTITY: FORM / frozen limit``."""
+    found: dict[str, dict[str, str]] = {}
+    for line in result["figures"]:
+        quantity, _, form = line["what"].partition(": ")
+        name, _, to = form.partition(" / ")
+        found.setdefault(name, {})[f"{quantity} / {to}" if to else quantity] = _measured(line)
+    quantities = dict.fromkeys(quantity for cells in found.values() for quantity in cells)
+    return table(
+        ["form", *quantities], ([name, *(cells.get(it, "") for it in quantities)] for name, cells in found.items())
+    )
+
+
 def _measured(line: Result) -> str:
     low, high = line["quartiles"]
     unit = f" {line['unit']}" if line["unit"] else ""
@@ -110,8 +135,12 @@ def _without_empty_last(rows: str) -> str:
 def machine(results: Results) -> str:
     """Command, processor and versions of every result."""
     measured = [(result["command"], result["machine"]) for result in results.costs]
+    apart = (results.step_cost_kinds, results.forms_cost, results.selection_memory)
+    measured += [(result["command"], result["machine"]) for result in apart if result]
     for task, runs in results.accuracy.items():
         measured.append((f"python benchmarks/accuracy.py --task {task}", runs[0]["machine"]))
+    if results.kinds:
+        measured.append(("python benchmarks/kinds.py", results.kinds[0]["machine"]))
     rows = (
         [f"`{command}`", about["processor"], *(str(about[key]) for key in ("threads", *PACKAGES))]
         for command, about in measured
@@ -125,6 +154,13 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cost-more": (cost_more, "costs"),
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
+    "kinds": (lambda results: report_kinds.measured(results.kinds), "kinds"),
+    "kinds-costs": (lambda results: report_kinds.costs(results.kinds), "kinds"),
+    "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),
+    "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
+    "kinds-step": (lambda results: figures(results.step_cost_kinds), "step_cost_kinds"),
+    "forms": (lambda results: forms(results.forms_cost), "forms_cost"),
+    "selection-memory": (lambda results: figures(results.selection_memory), "selection_memory"),
     "machine": (machine, "costs"),
 }
 

@@ -136,6 +136,7 @@ def test_rows_are_written_and_read_back(tmp_path):
     ("fetch", "arguments", "rows", "classes"),
     [
         (assets.movie_reviews, (), 10_070, 2),
+        (assets.movie_scores, (), 10_603, 1_417),
         (assets.tweets, (), 4_196, 2),
         (assets.question_types, (), 5_381, 6),
         (assets.question_types, (True,), 5_381, 50),

@@ -165,6 +165,14 @@ def head_dtype(model):
     model.head.to(torch.float16)
 
 
+def test_what_is_suggested_for_a_missing_linear_is_a_linear(mlp):
+    delta = te.extract(tuned(tiny.mlp, per_neuron=1, budget=None))
+    del mlp.second
+    mlp.seconds = torch.nn.LayerNorm(8)
+    with pytest.raises(BaseMismatch, match=r"has no linear 'second'$"):
+        te.apply(mlp, delta)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

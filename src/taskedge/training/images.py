@@ -34,7 +34,8 @@ def read_folder(folder: Path, *, answers: bool, say: Callable[[str], None]) -> T
     images = [path.relative_to(folder) for path in files if path.suffix.lower() in suffixes]
     if len(images) < len(files):
         other = next(path for path in files if path.suffix.lower() not in suffixes)
-        say(f"{folder}: {len(files) - len(images)} files are no images and are left out, {other.name!r} first")
+        left = len(files) - len(images)
+        say(f"{folder}: {left} of {len(files)} files are left out because they are no images, {other.name!r} first")
     if not images:
         raise InputError(f"{folder}: there are no images in it")
     if answers:

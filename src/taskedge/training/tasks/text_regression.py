@@ -65,7 +65,7 @@ class TextRegression:
         return self
 
     def check(self, table: Table) -> None:
-        _targets(table)
+        _targets(table, instead="or remove the row")
 
     def identity(self, table: Table) -> Any:
         return [table.texts, table.labels]
@@ -121,8 +121,8 @@ def ranks(values: Numbers) -> Numbers:
     return means
 
 
-def _targets(table: Table) -> Numbers:
-    """The answers as numbers.
+def _targets(table: Table, instead: str = "or give --task text-classification") -> Numbers:
+    """The answers as numbers; ``instead``: what to do about one that is none, if not correct it.
 
     Raises:
         InputError: one is none.
@@ -133,6 +133,6 @@ def _targets(table: Table) -> Numbers:
         assert table.labels is not None
         raise InputError(
             f"{table.path}, row {row + 1}: the label {table.labels[row]!r} is no number, which text-regression needs: "
-            f"correct it, or give --task text-classification ({COUNTED})"
+            f"correct it, {instead} ({COUNTED})"
         )
     return np.array(numbers, dtype=np.float64)
