@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("nats", reason="needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
 
-from fleets import SECONDS, echo, in_memory, over_nats, started
+from linked_fleets import SECONDS, echo, in_memory, over_nats, started
 
 from taskedge.cooperation.link import DeviceGone, NoAnswer
 from taskedge.cooperation.messages import Message, MessageError

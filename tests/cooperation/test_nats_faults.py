@@ -14,7 +14,7 @@ pytest.importorskip("nats", reason="needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
 
 from device_process import Device, _processes
-from fleets import SECONDS, over_nats, started
+from linked_fleets import SECONDS, over_nats, started
 
 from taskedge.cooperation.enrolment import Fleet
 from taskedge.cooperation.link import DeviceGone, NoAnswer

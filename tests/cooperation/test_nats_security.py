@@ -16,7 +16,7 @@ pytest.importorskip("nats", reason="needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
 
 import nats
-from fleets import SECONDS, echo, over_nats, started
+from linked_fleets import SECONDS, echo, over_nats, started
 
 from taskedge.cooperation import certificates
 from taskedge.cooperation.bundle import Bundle

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("nats", reason="needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
 
-from fleets import started
+from linked_fleets import started
 
 from taskedge.cooperation import nats_server
 from taskedge.cooperation.enrolment import Fleet

@@ -139,12 +139,14 @@ class Connection:
 
     async def _keep_on(self) -> None:
         wait = _FIRST_WAIT
-        while True:
+        while not self._closed:  # a cancellation may be lost inside the client's own waiting
             lost = asyncio.Event()
             try:
                 client = await self._connect(lost)
             except (*_broken(), InputError) as error:  # type: ignore[misc]
                 self._note(error)
+                if self._closed:
+                    return
                 await asyncio.sleep(wait * random.uniform(0.5, 1))
                 wait = min(2 * wait, _LONGEST_WAIT)
                 continue
@@ -152,7 +154,8 @@ class Connection:
             self.trouble = None
             try:
                 await self._change(client)
-                while not (lost.is_set() or client.is_closed):  # an error while it closes may lose the event
+                # an error while it closes may lose the event
+                while not (lost.is_set() or client.is_closed or self._closed):
                     with suppress(TimeoutError):
                         await asyncio.wait_for(lost.wait(), 0.5)
             finally:
