@@ -157,7 +157,7 @@ def run(workload: str, variant: str, trial: str, seed: int) -> dict[str, Any]:
         facts = work(settings, None if trial else folder / "test.csv", started)
     about = {"workload": workload, "variant": variant, "trial": trial, "seed": seed}
     counts = {f"{part}_rows": len(rows) for part, rows in parts.items()}
-    kept = settings.model_dump(mode="json", exclude={"model", "train", "eval", "out"}, exclude_none=True)
+    kept = settings.model_dump(mode="json", exclude={"model", "train", "eval", "out"}, exclude_unset=True)
     return about | facts | counts | {"settings": kept, "machine": machine()}
 
 
@@ -182,7 +182,7 @@ def _without_entries(settings: TuneSettings, test: Path | None, started: float) 
     found |= {"head": state.whole_parameters, "steps": 0, "train_loss": None}
     if state.whole:
         with tempfile.TemporaryDirectory() as folder:
-            done = fit(model, state.rows, state.collate, settings.fit(), Path(folder), progress=False)
+            done = fit(model, state.rows, state.collate, state.settings.fit(), Path(folder), progress=False)
         found |= {"steps": done.steps, "train_loss": done.loss}
     found["cpu_seconds"] = round(time.process_time() - started, 1)
     found["peak_memory"] = peak_bytes(next(model.parameters()).device)

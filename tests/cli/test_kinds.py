@@ -15,6 +15,7 @@ import transformers
 from tiny_task import forked, snapshot
 
 from taskedge.backbone.load import AUTO
+from taskedge.delta.file import load
 from taskedge.delta.use import load_applied
 from taskedge.training import checkpoint
 from taskedge.training.use import prepare
@@ -203,6 +204,32 @@ def test_the_limit_of_a_response_is_that_of_the_data_or_the_users(taskedge, kind
         lengths = [len(json.loads(line)["response"].split()) for line in ended.out.splitlines()]
         assert 0 < max(lengths) <= most
     assert max(lengths) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "given", "batch_size"),
+    [("responses", 48, (), 8), ("responses", 48, ("--batch-size", 32), 32), ("numbers", 96, (), 32)],
+)
+def test_a_batch_is_as_large_as_the_kind_of_task_says(taskedge, kinds, tmp_path, name, rows, given, batch_size):
+    kind, out = KINDS[name], tmp_path / "o"
+    base = [
+        "tune",
+        "--model",
+        kinds / kind.model,
+        "--train",
+        kinds / kind.train,
+        "--budget",
+        "2%",
+        "--epochs",
+        1,
+        *given,
+    ]
+    planned = json.loads(taskedge(*map(str, base), "--dry-run", "--json").out)
+    assert (planned["train_rows"], planned["steps"]) == (rows, rows // batch_size + (rows % batch_size > 0))
+    tuned = taskedge(*map(str, [*base, "--out", out]))
+    assert f"batches of {batch_size}\n" in tuned.err
+    training = load(out).provenance.training
+    assert (training["batch_size"], training["steps"]) == (batch_size, planned["steps"])
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
         InputError, BudgetError: as ``tune`` would.
     """
     run = Run(settings, say)
+    settings = run.settings
     support = run.select()
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support)

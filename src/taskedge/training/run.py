@@ -37,15 +37,22 @@ class Run:
     """One run: its settings, and what follows from them."""
 
     def __init__(self, settings: TuneSettings, say: Say) -> None:
-        self.settings, self.say = settings, say
+        self._given, self.say = settings, say
         self._lora: PeftLora | None = None
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
 
     @cached_property
+    def settings(self) -> TuneSettings:
+        """As they were given; where no batch size was, with that of the kind of task, so this reads the data."""
+        if "batch_size" in self._given.model_fields_set:
+            return self._given
+        return self._given.model_copy(update={"batch_size": self.data.task.batch_size})
+
+    @cached_property
     def data(self) -> Data:
         """Training and held-out data, read and checked; says what task they are for."""
-        s = self.settings
+        s = self._given
         found = infer(s.train, Columns.of(s.model_dump()), s.task)
         kind = TASKS[found.task]
         train = kind.read(s.train, found.columns, answers=True, say=self.say)

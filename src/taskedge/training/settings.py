@@ -125,7 +125,9 @@ class TuneSettings(BaseModel):
     head_lr: Annotated[float | None, Field(description="Learning rate of the head, if it is another.", gt=0)] = (
         _FIT.head_lr
     )
-    batch_size: Annotated[int, Field(description="Rows in a batch.", ge=1)] = _FIT.batch_size
+    batch_size: Annotated[int, Field(description="Rows in a batch; for generation 8, if left out.", ge=1)] = (
+        _FIT.batch_size
+    )
     accumulate: Annotated[int, Field(description="Batches per optimiser step.", ge=1)] = _FIT.accumulate
     weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.", ge=0)] = _FIT.weight_decay
     warmup: Annotated[float, Field(description="Share of the steps with a rising rate.", ge=0, lt=1)] = _FIT.warmup

@@ -75,13 +75,16 @@ def tune(
     model = run.install(support)
     trained = run.trained_parameters(model)
     whole = f"a head of {run.whole_parameters:,} parameters" if run.whole else "nothing"
-    say(f"training {run.describe(support, model)}; whole: {whole}; learning rate {settings.lr:g}")
+    say(
+        f"training {run.describe(support, model)}; whole: {whole}; learning rate {settings.lr:g}, "
+        f"batches of {run.settings.batch_size}"
+    )
     try:
         done = fit(
             model,
             run.rows,
             run.collate,
-            settings.fit(),
+            run.settings.fit(),
             folder,
             resume=resume,
             progress=progress,

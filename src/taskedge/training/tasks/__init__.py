@@ -61,6 +61,8 @@ class Task(Protocol):
     """Sets of columns that hold its data, each with the input first; the first set that a file has is read."""
     max_length: ClassVar[int | None]
     """Tokens that texts are cut at unless a user says otherwise; None where the data is not text."""
+    batch_size: ClassVar[int]
+    """Rows in a training batch unless a user says otherwise."""
 
     @property
     def labels(self) -> tuple[str, ...]:

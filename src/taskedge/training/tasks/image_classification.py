@@ -13,6 +13,7 @@ from taskedge.backbone.load import Base
 from taskedge.errors import InputError
 from taskedge.training.classification import Classification
 from taskedge.training.images import decode, image_paths, place, read_folder, read_image_table
+from taskedge.training.settings import FitSettings
 from taskedge.training.table import Table
 from taskedge.training.tasks import Batch, Collate, Columns, Done, Row, Say, task
 
@@ -24,6 +25,7 @@ class ImageClassification(Classification):
     name: ClassVar[str] = "image-classification"
     reads: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
     max_length: ClassVar[int | None] = None
+    batch_size: ClassVar[int] = FitSettings.batch_size
 
     @staticmethod
     def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:

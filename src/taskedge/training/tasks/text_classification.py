@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from taskedge.backbone.load import Base
 from taskedge.training.classification import Classification
+from taskedge.training.settings import FitSettings
 from taskedge.training.table import Table, read_table
 from taskedge.training.tasks import Collate, Columns, Row, Say, task
 from taskedge.training.text import collator, encode
@@ -19,6 +20,7 @@ class TextClassification(Classification):
     name: ClassVar[str] = "text-classification"
     reads: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
     max_length: ClassVar[int | None] = 128
+    batch_size: ClassVar[int] = FitSettings.batch_size
 
     @staticmethod
     def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:

@@ -44,6 +44,7 @@ class TextGeneration:
     name: ClassVar[str] = "text-generation"
     reads: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt", "response"), ("text",))
     max_length: ClassVar[int | None] = 512
+    batch_size: ClassVar[int] = 8  # a row has as many answers as tokens, and memory goes by their logits
     labels: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
