@@ -26,6 +26,7 @@ from torch.utils.checkpoint import (
 
 from taskedge.backbone.blocks import blocks
 from taskedge.errors import InputError, did_you_mean
+from taskedge.forms.sparse import sparse_layers
 
 WAYS = ("none", "blocks", "inputs")
 """Nothing; whole blocks; in every block what lies between its products (:func:`recomputing`)."""
@@ -99,6 +100,8 @@ def _recomputed(module: nn.Module, contexts: Callable[[], tuple[Any, Any]] | Non
     def recomputed(*given: Any, **named: Any) -> Any:
         if not (torch.is_grad_enabled() and _needs_gradient(module, (*given, *named.values()))):
             return forward(*given, **named)
+        for layer in sparse_layers(module).values():
+            layer.weight  # noqa: B018  # brought up to date now: both passes must do the very same operations
         return checkpoint(forward, *given, use_reentrant=False, **options, **named)
 
     recomputed.recomputes = True  # type: ignore[attr-defined]
