@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from taskedge.delta.file import load as load
     from taskedge.forms.install import fuse as fuse
     from taskedge.forms.install import install as install
+    from taskedge.forms.recompute import recomputing as recomputing
     from taskedge.selection.select import select as select
     from taskedge.selection.support import Support as Support
 
@@ -37,6 +38,7 @@ _HOME = {
     "Support": "taskedge.selection.support",
     "install": "taskedge.forms.install",
     "fuse": "taskedge.forms.install",
+    "recomputing": "taskedge.forms.recompute",
     "extract": "taskedge.delta.extract",
     "Delta": "taskedge.delta.delta",
     "load": "taskedge.delta.file",

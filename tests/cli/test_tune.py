@@ -6,7 +6,10 @@ import json
 
 import pytest
 import tiny_task
+import torch
 from tiny_task import snapshot, tuning
+
+import taskedge as te
 
 FAULTS = {
     "no such file": (["--train", "train.csf"], "unknown suffix '.csf'; did you mean '.csv'?"),
@@ -206,3 +209,39 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
     assert about["pattern"] == {"name": "2:4", "linears": 12, "rest_groups": {}}
     assert about["entries"] == json.loads(ended.out)["entries"] == 4096 // 2
     assert (about["provenance"]["allocation"], about["provenance"]["budget"]) == ("2:4", "2:4")
+
+
+@pytest.mark.parametrize(
+    "rung",
+    [
+        ["--depth", 1],
+        ["--recompute", "blocks"],
+        ["--recompute", "inputs"],
+        ["--micro-batch", 4],
+        ["--rotate", 2],
+        ["--optimizer", "mezo", "--lr", 1e-3],
+    ],
+    ids=lambda rung: rung[1],
+)
+def test_every_rung(taskedge, task, here, rung):
+    planned = taskedge(*tuning(task, *rung, "--dry-run", "--json"))
+    assert planned.code == 0, planned.err
+    ended = taskedge(*tuning(task, *rung, "--eval", task / "eval.csv", "--json"))
+    assert ended.code == 0, ended.err
+    done, plan = json.loads(ended.out), json.loads(planned.out)
+    assert (done["steps"], done["entries"]) == (plan["steps"], plan["entries"]) == (12, 124)
+    said = [line for line in ended.err.splitlines() if line.startswith("zeroth order (MeZO)")]
+    assert bool(said) == ("mezo" in rung)
+    about = json.loads(taskedge("info", "task.safetensors", "--json").out)
+    if "--depth" in rung:
+        assert about["provenance"]["training"]["depth"] == 1
+        assert all("layer.1." in linear["name"] for linear in plan["linears"])
+
+
+def test_recomputation_ends_with_the_same_bits(taskedge, task, here):
+    for how in ("none", "blocks", "inputs"):
+        assert taskedge(*tuning(task, "--recompute", how, "--out", f"{how}.safetensors")).code == 0
+    none, blocks, inputs = (te.load(here / f"{how}.safetensors") for how in ("none", "blocks", "inputs"))
+    for other in (blocks, inputs):
+        for name, linear in none.linears.items():
+            assert torch.equal(linear.values, other.linears[name].values)

@@ -205,3 +205,29 @@ def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
     config.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
     with pytest.raises(InputError, match=r"leave out|pattern"):
         settle(NEEDED, config)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"micro_batch": 5}, "--micro-batch=5 does not divide batch-size=32: give one of 1, 2, 4, 8, 16, 32"),
+        ({"rotate": 5, "regrow": 5}, "--regrow moves entries of all blocks, --rotate trains one block at a time"),
+        ({"optimizer": "mezo", "recompute": "blocks"}, "--recompute means nothing with --optimizer mezo: leave it out"),
+        ({"optimizer": "mezo", "regrow": 3}, "--regrow means nothing with --optimizer mezo: leave it out"),
+        ({"optimizer": "mezo", "clip": 1.0}, "--clip means nothing with --optimizer mezo: leave it out"),
+        ({"perturbation": 1e-2}, "--perturbation means nothing with --optimizer adamw: leave it out"),
+    ],
+)
+def test_rungs_that_do_not_go_together(given, told):
+    with pytest.raises(InputError) as caught:
+        settle({**NEEDED, **given})
+    assert told in str(caught.value)
+
+
+def test_rungs_that_go_together():
+    given = {"depth": 2, "recompute": "inputs", "micro_batch": 8, "rotate": 4}
+    settings = settle({**NEEDED, **given})
+    assert settings.selection()["depth"] == 2
+    assert (settings.fit().recompute, settings.fit().micro_batch, settings.fit().rotate) == ("inputs", 8, 4)
+    assert settings.fit().sparing
+    assert not FitSettings().sparing

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from taskedge.errors import InputError
+
 
 @dataclass(frozen=True)
 class Block:
@@ -25,6 +27,20 @@ def blocks(model: nn.Module) -> list[Block]:
     """
     found = list(_members(model, ""))
     return [Block(name, module, depth=len(found) - place) for place, (name, module) in enumerate(found)]
+
+
+def blocks_within(model: nn.Module, depth: int) -> list[Block]:
+    """The ``depth`` blocks nearest the output, input side first: backpropagation that trains only these ends there.
+
+    Raises:
+        InputError: the model has no repeated blocks, or fewer than ``depth``; a depth below 1.
+    """
+    found = blocks(model)
+    if not found:
+        raise InputError(f"{type(model).__name__} has no repeated blocks to count depth in: leave it out")
+    if not 1 <= depth <= len(found):
+        raise InputError(f"depth={depth}: {type(model).__name__} has {len(found)} blocks: give 1 to {len(found)}")
+    return found[len(found) - depth :]
 
 
 def _members(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

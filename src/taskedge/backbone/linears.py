@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from taskedge.backbone.blocks import blocks
+from taskedge.backbone.blocks import blocks, blocks_within
 from taskedge.backbone.kinds import Kind, kind_of
 from taskedge.errors import InputError, did_you_mean
 
@@ -87,6 +87,19 @@ def candidates(model: nn.Module, only: Sequence[str] | None = None) -> dict[str,
     unusable = why_unusable(model, everything)
     names = _by_default(model, everything, unusable) if only is None else _matching(only, everything, unusable)
     return {name: everything[name] for name in names}
+
+
+def candidates_within(model: nn.Module, depth: int, only: Sequence[str] | None = None) -> dict[str, Linear]:
+    """Those of :func:`candidates` that lie in the ``depth`` blocks nearest the output.
+
+    Raises:
+        InputError: as there; the model has no so many blocks; none of the linears is in these.
+    """
+    inside = tuple(f"{block.name}." for block in blocks_within(model, depth))
+    found = {name: linear for name, linear in candidates(model, only).items() if name.startswith(inside)}
+    if not found:
+        raise InputError(f"no linear at depth {depth} or nearer the output can carry entries: give a larger one")
+    return found
 
 
 def _by_default(model: nn.Module, everything: dict[str, Linear], unusable: dict[str, str]) -> list[str]:

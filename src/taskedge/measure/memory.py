@@ -45,6 +45,24 @@ def peak_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def return_freed_memory() -> bool:
+    """From now on freed tensors of 1 MiB and more go back to the system at once; False where that cannot be arranged.
+
+    Else glibc keeps what is freed for later, in pieces that later tensors may not fit into, and the resident set grows
+    to several times what is in use. For the whole process; tensors on a GPU are not concerned.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        return bool(ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 2**20))
+    except (OSError, AttributeError):  # another libc
+        return False
+
+
+_MMAP_THRESHOLD = -3
+"""``M_MMAP_THRESHOLD`` of malloc.h."""
+
+
 def machine_bytes(device: torch.device) -> int:
     """Memory of the GPU, or of the machine."""
     if device.type == "cuda":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.blocks import blocks
+from taskedge.backbone.blocks import blocks, blocks_within
 from taskedge.backbone.linears import Linear, head_parameters
 from taskedge.backbone.linears import linears as every_linear
 from taskedge.errors import BudgetError
@@ -89,16 +89,18 @@ def hybrid(shapes: Shapes, sensitivity: Scores, vectors: Mapping[str, Tensor], b
 
 
 def vectors_beside(
-    model: nn.Module, linears: Mapping[str, Linear], *, all_norms: bool = True
+    model: nn.Module, linears: Mapping[str, Linear], *, all_norms: bool = True, depth: int | None = None
 ) -> dict[str, nn.Parameter]:
     """The vectors that may train whole beside entries in ``linears``, by name in the model's order.
 
     These are the linears' biases and, with ``all_norms``, every other vector inside the repeated blocks that is no
     linear's bias: the scales and shifts of norms. Where the model has no repeated blocks, those outside its head count.
+    ``depth`` leaves the norms of so many blocks nearest the output.
     """
     biases = {f"{name}.bias" for name in linears}
     of_linears = {f"{name}.bias" for name in every_linear(model)}
-    inside, head = tuple(f"{block.name}." for block in blocks(model)), set(head_parameters(model))
+    found = blocks(model) if depth is None else blocks_within(model, depth)
+    inside, head = tuple(f"{block.name}." for block in found), set(head_parameters(model))
     return {
         name: parameter
         for name, parameter in model.named_parameters()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear, candidates
+from taskedge.backbone.linears import Linear, candidates, candidates_within
 from taskedge.errors import BudgetError, InputError
 from taskedge.selection import statistics as calibration
 from taskedge.selection.allocations import ALLOCATIONS, DEFAULT, Scores, Shapes, allocate
@@ -28,6 +28,7 @@ def select(
     rule: str = "taskedge",
     allocation: str | None = None,
     linears: Sequence[str] | None = None,
+    depth: int | None = None,
     max_columns: int | None = None,
     rank: int = 8,
     seed: int = 0,
@@ -48,6 +49,8 @@ def select(
             such as ``"2:4"`` is the budget as well.
         linears: names or glob patterns of the layers that take part; by default the linears and ``nn.Conv2d`` of the
             repeated blocks. Only named ones (``["*embed*"]``) are convolutions elsewhere and ``nn.Embedding``.
+        depth: only linears in so many of the blocks nearest the output take part, so that backpropagation ends there
+            (:mod:`taskedge.backbone.blocks`). A budget is a share of the whole model all the same.
         max_columns: at most so many distinct columns per linear, the ones with the largest sum of scores: fewer
             columns mean less to store for the backward pass (ours).
         rank: of the low-rank modules of ``"spt"``.
@@ -64,14 +67,14 @@ def select(
         InputError: an unknown name, a model without linears, batches that are missing or cannot be used.
     """
     chosen_rule = RULES[rule]
-    layers = candidates(model, linears)
+    layers = candidates(model, linears) if depth is None else candidates_within(model, depth, linears)
     total = sum(parameter.numel() for parameter in model.parameters())
     shapes = {name: (layer.shape[0], _usable(layer.shape[1], max_columns)) for name, layer in layers.items()}
     refuse_clashes(rule, allocation, budget=budget, per_neuron=per_neuron, max_columns=max_columns)
     if rank < 1:
         raise InputError(f"rank={rank} makes no low-rank module: give 1 or more")
     entries, stated = _entries(allocation or DEFAULT, budget, per_neuron, total, shapes)
-    vectors = vectors_beside(model, layers, all_norms=linears is None) if chosen_rule.chooses else {}
+    vectors = vectors_beside(model, layers, all_norms=linears is None, depth=depth) if chosen_rule.chooses else {}
 
     taken = (
         _measure(model, layers, batches, chosen_rule, on_batch, vectors) if measured is None else Statistics(measured)
@@ -97,6 +100,7 @@ def select(
         allocation=rule if chosen_rule.chooses else allocation or DEFAULT,
         budget=stated,
         settings={"seed": seed}
+        | ({"depth": depth} if depth is not None else {})
         | ({"max_columns": max_columns} if max_columns is not None else {})
         | ({"rank": rank} if chosen_rule.chooses else {}),
     )

@@ -18,8 +18,13 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from taskedge.errors import TrainingDiverged
+from taskedge.forms.recompute import recomputing
+from taskedge.measure.memory import return_freed_memory
 from taskedge.training import checkpoint as checkpoints
 from taskedge.training.regrow import Regrow
+from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.micro_batch import counted, passes, shifts_labels
+from taskedge.training.rungs.rotate import Rotate
 from taskedge.training.settings import FitSettings
 
 
@@ -61,15 +66,16 @@ def fit(
     Raises:
         TrainingDiverged: the loss is not a finite number; parameters and checkpoints are from before that step.
     """
+    rows_of_pass, passes_of_step = passes(settings.batch_size, settings.accumulate, settings.micro_batch)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
         learning_rate=settings.lr,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.accumulate,
+        per_device_train_batch_size=rows_of_pass,
+        gradient_accumulation_steps=passes_of_step,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup,
-        max_grad_norm=settings.clip,
+        max_grad_norm=settings.clip if settings.optimizer == "adamw" else 0,
         train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
         bf16=settings.bf16,
         seed=settings.seed,
@@ -85,10 +91,11 @@ def fit(
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
     line = _Progress()
-    moving = [Regrow(rows, collate, settings)] if settings.regrow else []
+    moving: list[TrainerCallback] = [Regrow(rows, collate, settings)] if settings.regrow else []
+    moving += [Rotate(model, settings.rotate)] if settings.rotate else []
     trainer = _Trainer(
         head=head,
-        head_lr=settings.head_lr,
+        settings=settings,
         model=model,
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
@@ -97,11 +104,14 @@ def fit(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    if settings.sparing:
+        return_freed_memory()
     start = checkpoints.latest(folder) if resume else None
     if start is not None:
         checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
     try:
-        done = trainer.train(resume_from_checkpoint=str(start) if start else None)
+        with recomputing(model, settings.recompute):
+            done = trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         line.close()
     return FitResult(
@@ -116,15 +126,45 @@ _LOSS_SUM = "taskedge_loss_sum"
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """The Trainer with our checkpoints in place of its own, which hold the whole model and are pickled."""
+    """The Trainer with our checkpoints in place of its own, which hold the whole model and are pickled.
 
-    def __init__(self, *, head: Collection[str], head_lr: float | None, **given: Any) -> None:
+    The parts of a step weigh by the labels that their losses count. Losses of causal language models divide by the
+    number of the step's labels when they are told it, and are told it; those of other models are means over their
+    part, whatever they are told (the Trainer, which takes their word, would sum these means).
+    """
+
+    def __init__(self, *, head: Collection[str], settings: FitSettings, **given: Any) -> None:
         super().__init__(**given)
-        self._head, self._head_lr = frozenset(head), head_lr
+        self._head, self._head_lr, self._settings = frozenset(head), settings.head_lr, settings
+        self._mezo: Mezo | None = None
+        self._labels = 0
+        self._loss_shifts_labels = shifts_labels(self.model)  # the Trainer asks the class's name, and GPT-2's tells not
+        self._means = not self._loss_shifts_labels
+        if self._means:
+            self.model_accepts_loss_kwargs = False
+
+    def get_batch_samples(self, *given: Any) -> Any:
+        batches, told = super().get_batch_samples(*given)
+        self._labels = sum(map(counted, batches))
+        return batches, told
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *given: Any, **named: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *given, **named)
+        return loss * (counted(inputs) / self._labels) if self._means else loss
 
     def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
-        """The Trainer's own, the head in groups with a rate of its own where the settings give one."""
+        """The Trainer's own, the head in groups with a rate of its own where the settings give one; or MeZO."""
         made = self.optimizer is not None
+        optimizer = self._grouped(made, *given)
+        if made or self._settings.optimizer != "mezo":
+            return optimizer
+        s, kept = self._settings, ("params", "lr", "weight_decay")
+        groups = [{key: group[key] for key in kept} for group in optimizer.param_groups]
+        self._mezo = Mezo(groups, s.lr, perturbation=s.perturbation, seed=s.seed)
+        self.optimizer: torch.optim.Optimizer = self._mezo
+        return self._mezo
+
+    def _grouped(self, made: bool, *given: Any) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
         if made or self._head_lr is None:
             return optimizer
@@ -136,7 +176,16 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self._means:
+            self.current_gradient_accumulation_steps = 1  # the losses are weighted already
+        if self._mezo is None:
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            model.eval()
+            prepared = self._prepare_inputs(inputs)
+            loss = self._mezo.probe(
+                lambda: self.compute_loss(model, dict(prepared), num_items_in_batch=num_items_in_batch)
+            )
         if not torch.isfinite(loss):
             folder = Path(self.args.output_dir)
             checkpoints.discard(folder, self.state.global_step)  # it holds the very values that gave this loss

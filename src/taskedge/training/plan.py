@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from taskedge.backbone.linears import linears
+from taskedge.forms.recompute import recomputing
 from taskedge.training.run import Run
+from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.micro_batch import passes
 from taskedge.training.settings import TuneSettings
 from taskedge.training.tasks import Say
 
@@ -29,8 +32,10 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support)
     steps = math.ceil(math.ceil(len(run.rows) / (settings.batch_size * settings.accumulate)) * settings.epochs)
-    batch = run.collate(run.rows[: settings.batch_size])
-    seconds = _one_step(model, batch) * settings.accumulate
+    rows, times = passes(settings.batch_size, settings.accumulate, settings.micro_batch)
+    batch = run.collate(run.rows[:rows])
+    with recomputing(model, settings.recompute):
+        seconds = _one_step(model, batch, zeroth=settings.optimizer == "mezo") * times
     stored: dict[str, set[int]] = {}
     for linear in support.linears.values():
         stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
@@ -65,20 +70,24 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
         "trained_parameters": trained,
         "stored_columns": columns if support.linears else None,  # a low-rank product keeps whole inputs
         "stored_bytes_per_token": element * columns if support.linears else None,
-        "optimizer_bytes": 8 * (trained + run.whole_parameters),
+        "optimizer_bytes": 8 * (trained + run.whole_parameters) if settings.optimizer == "adamw" else 0,
         "steps": steps,
         "seconds_per_step": seconds,
         "seconds": seconds * steps,
     }
 
 
-def _one_step(model: nn.Module, batch: dict[str, torch.Tensor]) -> float:
-    """Seconds of one forward and backward pass, the second of two."""
-    model.train()
+def _one_step(model: nn.Module, batch: dict[str, torch.Tensor], *, zeroth: bool) -> float:
+    """Seconds of one forward and backward pass, the second of two; in zeroth order, of two forward passes."""
+    model.train(not zeroth)
+    mezo = Mezo([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0)
     seconds = 0.0
     for _ in range(2):
         begin = time.perf_counter()
-        model(**batch).loss.backward()
+        if zeroth:
+            mezo.probe(lambda: model(**batch).loss)
+        else:
+            model(**batch).loss.backward()
         seconds = time.perf_counter() - begin
         model.zero_grad()
     return seconds

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taskedge.backbone.kinds import Features
-from taskedge.backbone.linears import candidates, head_parameters
+from taskedge.backbone.linears import candidates, candidates_within, head_parameters
 from taskedge.backbone.load import Base, load_base
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
@@ -18,6 +18,7 @@ from taskedge.selection.select import select
 from taskedge.selection.support import Support
 from taskedge.training.infer import by_labels, infer, sentence
 from taskedge.training.lora import PeftLora
+from taskedge.training.rungs.mezo import CAUTION
 from taskedge.training.settings import TuneSettings
 from taskedge.training.table import Table
 from taskedge.training.tasks import TASKS, Collate, Columns, Row, Say, Task
@@ -135,8 +136,9 @@ class Run:
 
     def _all_low_rank(self) -> Support:
         """LoRA in every linear that could carry entries."""
-        model, rank = self.base.model, self.settings.rank
-        linears = {name: it for name, it in candidates(model).items() if isinstance(it.kind, Features)}
+        model, rank, depth = self.base.model, self.settings.rank, self.settings.depth
+        found = candidates(model) if depth is None else candidates_within(model, depth)
+        linears = {name: it for name, it in found.items() if isinstance(it.kind, Features)}
         return Support(
             linears={},
             model_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -150,6 +152,8 @@ class Run:
     def install(self, support: Support) -> nn.Module:
         """The base's model, which now trains what the support and the form say, and what trains whole."""
         s, model = self.settings, self.base.model
+        if s.optimizer == "mezo":
+            self.say(CAUTION)
         if s.form == "lora":
             self._lora = PeftLora(model, support, self.whole, s.alpha, s.seed)
             return model

@@ -28,6 +28,8 @@ class FitSettings:
     batch_size: int = 32
     accumulate: int = 1
     """Batches per optimiser step."""
+    micro_batch: int | None = None
+    """Rows that pass through the model at once; they divide ``batch_size``, whose gradient it still is. None: all."""
     weight_decay: float = 0.0
     """Pulls offsets towards 0, that is, weights towards the base."""
     warmup: float = 0.06
@@ -41,6 +43,20 @@ class FitSettings:
     seed: int = 0
     checkpoint_every: int = 0
     """Optimiser steps between checkpoints; 0 for none."""
+    recompute: Literal["none", "blocks", "inputs"] = "none"
+    """What the backward pass computes again rather than keep (:mod:`taskedge.forms.recompute`)."""
+    rotate: int = 0
+    """Optimiser steps that each block trains in its turn (:mod:`taskedge.training.rungs.rotate`); 0 for all at once."""
+    optimizer: Literal["adamw", "mezo"] = "adamw"
+    """``"mezo"``: without gradients (:mod:`taskedge.training.rungs.mezo`)."""
+    perturbation: float = 1e-3
+    """How far MeZO moves parameters to find a slope."""
+
+    @property
+    def sparing(self) -> bool:
+        """Whether memory is to be saved at the price of time."""
+        return bool(self.recompute != "none" or self.micro_batch or self.rotate or self.optimizer == "mezo")
+
     regrow: int = 0
     """Optimiser steps between moves of the support (:mod:`taskedge.forms.regrow`); 0 for none."""
     regrow_share: float = 0.2
@@ -107,6 +123,9 @@ class TuneSettings(BaseModel):
     max_columns: Annotated[
         int | None, Field(description="Most distinct inputs used per linear: a cap on memory.", ge=1)
     ] = None
+    depth: Annotated[
+        int | None, Field(description="Train only so many blocks nearest the output; the rest needs no memory.", ge=1)
+    ] = None
     step: Annotated[
         Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
     ] = "activation"
@@ -116,6 +135,13 @@ class TuneSettings(BaseModel):
     ] = None
     calibration: Annotated[int, Field(description="Batches that the selection looks at.", ge=1)] = 8
     epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
+    optimizer: Annotated[
+        Literal["adamw", "mezo"],
+        Field(description="'mezo' needs no gradients: the memory of inference, and many more steps."),
+    ] = _FIT.optimizer
+    perturbation: Annotated[float, Field(description="How far mezo moves values to find a slope.", gt=0)] = (
+        _FIT.perturbation
+    )
     lr: float = Field(
         default=None,
         validate_default=True,
@@ -129,10 +155,20 @@ class TuneSettings(BaseModel):
         _FIT.batch_size
     )
     accumulate: Annotated[int, Field(description="Batches per optimiser step.", ge=1)] = _FIT.accumulate
+    micro_batch: Annotated[
+        int | None, Field(description="Rows that pass through the model at once; the batch stays the same.", ge=1)
+    ] = _FIT.micro_batch
     weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.", ge=0)] = _FIT.weight_decay
     warmup: Annotated[float, Field(description="Share of the steps with a rising rate.", ge=0, lt=1)] = _FIT.warmup
     clip: Annotated[float, Field(description="Largest norm of the gradient; 0 for no limit.", ge=0)] = _FIT.clip
     bf16: Annotated[bool, Field(description="Compute in bfloat16 where it is safe (autocast).")] = _FIT.bf16
+    recompute: Annotated[
+        Literal["none", "blocks", "inputs"],
+        Field(description="Compute again rather than keep: whole blocks, or in each what lies between its products."),
+    ] = _FIT.recompute
+    rotate: Annotated[int, Field(description="Blocks train in turn, so many steps each; 0 for all at once.", ge=0)] = (
+        _FIT.rotate
+    )
     max_length: Annotated[
         int | None,
         Field(description="Longest text in tokens; longer ones are cut. If left out: 128, for generation 512.", ge=1),
@@ -224,6 +260,26 @@ class TuneSettings(BaseModel):
                 raise ValueError(str(error)) from None
         return self
 
+    @model_validator(mode="after")
+    def _rungs_go_together(self) -> TuneSettings:
+        from taskedge.training.rungs.micro_batch import passes
+
+        try:
+            passes(self.batch_size, self.accumulate, self.micro_batch)
+        except InputError as error:
+            raise ValueError(f"--{error}".replace("_", "-")) from None
+        if self.regrow and self.rotate:
+            raise ValueError("--regrow moves entries of all blocks, --rotate trains one block at a time: give one")
+        given = self.model_fields_set
+        if self.optimizer == "mezo":
+            vain = given & {"clip"}
+            vain |= {name for name, off in (("recompute", "none"), ("regrow", 0)) if getattr(self, name) != off}
+        else:
+            vain = given & {"perturbation"}
+        if vain:
+            raise ValueError(f"--{min(vain)} means nothing with --optimizer {self.optimizer}: leave it out")
+        return self
+
     def selection(self) -> dict[str, Any]:
         """What :func:`taskedge.select` is told: of the defaults, those that have a say."""
         from taskedge.selection.pattern import read_pattern
@@ -231,6 +287,8 @@ class TuneSettings(BaseModel):
 
         told = {name: getattr(self, name) for name in ("per_neuron", "rule", "max_columns", "seed")}
         has_budget = self.per_neuron is not None or read_pattern(self.allocation) is not None
+        if self.depth is not None:
+            told["depth"] = self.depth
         if RULES[self.rule].chooses:
             told["rank"] = self.rank
         return told | {

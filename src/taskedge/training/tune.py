@@ -206,6 +206,7 @@ def _training(run: Run, steps: int) -> dict[str, Any]:
     kept = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
     if run.settings.form != "sparse":
         kept = ["form", "rank", "alpha", *(name for name in kept if name != "step" or run.settings.form != "lora")]
+    kept += [name for name in ("depth", "rotate", "optimizer") if name in run.settings.model_fields_set]
     about = {name: getattr(run.settings, name) for name in kept} | run.data.columns.named | run.task.about()
     if run.max_length:
         about["max_length"] = run.max_length

@@ -1,0 +1,96 @@
+"""Zeroth order: two forward passes a step and no backward pass, with the memory of inference.
+
+The trained parameters move along a random direction and back; how the loss differs gives the slope along it. Directions
+come from a seed and are drawn again when needed, so none is stored. It takes many more steps than gradients do.
+
+Source: MeZO (arXiv 2305.17333, algorithm 1) for the estimate and the seeds, here on the entries and the head only; the
+positions that are kept and put back, bit for bit, are ours (few numbers train, so a copy of them is small).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskedge.training.settings import FitSettings
+
+CAUTION = (
+    "zeroth order (MeZO): two forward passes a step and no gradients: the memory of inference, but many more "
+    "steps than gradients need, without dropout"
+)
+
+
+class Mezo(torch.optim.Optimizer):
+    """Descends along seeded directions: ``θ ← θ - lr·g·z``, ``g = (L(θ+εz) - L(θ-εz)) / 2ε``, z standard normal.
+
+    :meth:`probe` once for each part of the step's batch, then :meth:`step`. Parameters that do not require gradients
+    stay as they are.
+
+    Args:
+        params: parameters or groups of them, with rates and weight decay of their own.
+        lr: of the plain descent above; it wants other rates than Adam.
+        perturbation: ε, how far parameters move to either side, in units of z; by default MeZO's. An entry's weight
+            moves ``step`` times as far, as it does when it trains: with ``step="activation"`` outputs of neurons move
+            equally far whichever inputs are chosen.
+        weight_decay: decoupled, as AdamW's.
+        seed: of the directions; with the number of steps done it gives that of the next.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        *,
+        perturbation: float = FitSettings.perturbation,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "done": 0})
+        self.perturbation, self.seed = perturbation, seed
+        self.slope = 0.0
+        """Of the loss along the direction of this step, summed over what was probed."""
+
+    @torch.no_grad()
+    def probe(self, loss: Callable[[], Tensor]) -> Tensor:
+        """The mean of the losses on either side; their slope is added to that of the step.
+
+        ``loss`` runs twice, without gradient; the model should be in eval mode, since dropout would differ.
+        """
+        moving = [parameter for parameter, _, _ in self._directions()]
+        before = [parameter.clone() for parameter in moving]
+        found = []
+        try:
+            for side in (1, -1):
+                for parameter, direction, _ in self._directions():
+                    parameter.add_(direction, alpha=side * self.perturbation)
+                found.append(loss().detach())
+                for parameter, position in zip(moving, before, strict=True):
+                    parameter.copy_(position)
+        finally:
+            for parameter, position in zip(moving, before, strict=True):
+                parameter.copy_(position)
+        self.slope += float(found[0].double() - found[1].double()) / (2 * self.perturbation)
+        return (found[0] + found[1]) / 2
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves against the slope along the direction, and goes on to the next one."""
+        for parameter, direction, group in self._directions():
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(direction, alpha=-group["lr"] * self.slope)
+        self.slope = 0.0
+        for group in self.param_groups:
+            group["done"] += 1
+        return None
+
+    def _directions(self) -> Iterator[tuple[nn.Parameter, Tensor, dict[str, Any]]]:
+        """(parameter, direction, its group) of this step, the same whenever asked; one direction at a time."""
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.param_groups[0]["done"])
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    direction = torch.randn(parameter.shape, generator=draw)
+                    yield parameter, direction.to(parameter.device, parameter.dtype), group
