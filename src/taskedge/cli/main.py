@@ -28,6 +28,7 @@ VERBS = {
     "measure": "Run a model a few seconds: what a training step costs on this machine.",
     "plan": "Plan a fleet: who trains which block, with which share of the bandwidth.",
     "simulate": "Replay rounds of a fleet whose links fade and whose devices come and go.",
+    "cooperate": "Fine-tune one model on many devices, whose data stays where it is.",
     "doctor": "Check the installation, and say what is slow and why.",
     "demo": "Fetch a small real model and data, tune, and print one table.",
 }

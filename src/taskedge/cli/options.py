@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 import typing
@@ -16,11 +17,16 @@ from pydantic.fields import FieldInfo
 Command = Callable[..., Any]
 
 
-def options_of(settings: type[BaseModel], *leave_out: str) -> Callable[[Command], Command]:
-    """A decorator: one option for every field of ``settings``. An option that is not given is passed as None."""
+def options_of(settings: type[Any], *leave_out: str) -> Callable[[Command], Command]:
+    """A decorator: one option for every field of ``settings``. An option that is not given is passed as None.
+
+    Args:
+        settings: a pydantic model, or a dataclass whose fields are annotated as those of one.
+    """
+    known = settings.model_fields if issubclass(settings, BaseModel) else _fields(settings)
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(settings.model_fields.items()):
+        for name, field in reversed(known.items()):
             if name not in leave_out:
                 command = _option(name, field)(command)
         return command
@@ -46,6 +52,15 @@ def print_json(value: Any) -> None:
 def note(message: str) -> None:
     """A line on standard error: what a program that reads standard output must not see."""
     click.echo(message, err=True)
+
+
+def _fields(settings: type[Any]) -> dict[str, FieldInfo]:
+    """Those of a dataclass, as pydantic describes them."""
+    hints = typing.get_type_hints(settings, include_extras=True)
+    return {
+        field.name: FieldInfo.from_annotated_attribute(hints[field.name], field.default)
+        for field in dataclasses.fields(settings)
+    }
 
 
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:

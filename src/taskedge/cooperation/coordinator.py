@@ -20,10 +20,10 @@ from taskedge.backbone.linears import candidates, head_parameters
 from taskedge.backbone.table import BlockTable
 from taskedge.cooperation.blocks import HEAD, trained_blocks
 from taskedge.cooperation.estimates import merged, run_table, with_payload
-from taskedge.cooperation.folder import LOG, RunFolder
+from taskedge.cooperation.folder import RunFolder
 from taskedge.cooperation.identity import base_digest
 from taskedge.cooperation.link import CoordinatorLink, DeviceGone, NoAnswer
-from taskedge.cooperation.log import Event, RunLog
+from taskedge.cooperation.log import LOG, Event, RunLog
 from taskedge.cooperation.members import About, Member, Members
 from taskedge.cooperation.messages import Message, MessageError
 from taskedge.cooperation.planner import Planner

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from taskedge.cooperation import versions
+from taskedge.cooperation.log import RUN
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.errors import InputError
 from taskedge.files import write_aside
@@ -30,7 +31,7 @@ MAY_CHANGE = {
     "quarantine_after",
 }
 """Settings that a resumed run may have other values of."""
-_RUN, _SUPPORT, LOG = "run.json", "support.safetensors", "log.jsonl"
+_SUPPORT = "support.safetensors"
 
 
 class RunFolder:
@@ -54,7 +55,7 @@ class RunFolder:
         self.run = secrets.token_hex(8)
         self.support: Support | None = None
         self.resumed: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-        if (path / _RUN).exists():
+        if (path / RUN).exists():
             if not resume:
                 raise InputError(f"{path} holds a run: resume it, or name another folder")
             self._go_on(identity)
@@ -65,7 +66,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{path}: cannot be made ({error.strerror})") from None
-        write_aside(path / _RUN, json.dumps({"run": self.run, "identity": identity}, indent=1).encode())
+        write_aside(path / RUN, json.dumps({"run": self.run, "identity": identity}, indent=1).encode())
 
     def keep(self, support: Support) -> None:
         """Writes the support, from which on the run can be resumed."""
@@ -74,10 +75,10 @@ class RunFolder:
 
     def _go_on(self, identity: dict[str, Any]) -> None:
         try:
-            stored = json.loads((self.path / _RUN).read_text())
+            stored = json.loads((self.path / RUN).read_text())
             before, self.run = stored["identity"], str(stored["run"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path / _RUN}: damaged ({error}): start anew in another folder") from None
+            raise InputError(f"{self.path / RUN}: damaged ({error}): start anew in another folder") from None
         changed = sorted(key for key in identity if before.get(key) != identity[key])
         if changed:
             raise InputError(

@@ -11,6 +11,8 @@ from typing import Any
 from taskedge.errors import InputError
 
 Event = dict[str, Any]
+RUN, LOG = "run.json", "log.jsonl"
+"""In a run's folder: who it is, and what happened."""
 
 
 class RunLog:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from taskedge.errors import InputError, did_you_mean
 
@@ -16,72 +19,118 @@ class CooperateSettings:
     """Settings of one run; checked when they are made, every fault in one message."""
 
     # what trains
-    budget: str | float = "0.1%"
-    per_neuron: int | None = None
-    """Instead of ``budget``: entries per neuron."""
-    rule: str = "taskedge"
-    allocation: str = "per_neuron"
-    max_columns: int | None = None
-    step: str = "activation"
-    calibration: int = 8
-    """Batches that the selection looks at, over all devices together."""
+    budget: Annotated[str | float, Field(description="Share of the model's parameters to train.")] = "0.1%"
+    per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.")] = None
+    rule: Annotated[str, Field(description="What ranks the weights; one that looks at inputs or at no data.")] = (
+        "taskedge"
+    )
+    allocation: Annotated[str, Field(description="How they are spread.")] = "per_neuron"
+    max_columns: Annotated[int | None, Field(description="Most distinct inputs used per linear: a cap on memory.")] = (
+        None
+    )
+    step: Annotated[str, Field(description="'activation' scales steps by the inverse input norm; or 'plain'.")] = (
+        "activation"
+    )
+    calibration: Annotated[
+        int, Field(description="Batches that the selection looks at, over all devices together.")
+    ] = 8
 
     # who trains it
-    mode: str = "deft"
-    """``deft``: each block on one device; ``replicate``: on ``copies``; ``fedavg``: every block on every device."""
-    copies: int = 2
-    blocks: int | None = None
-    """Neighbouring layers are merged into so many blocks; None: every layer is one."""
-    solver: str = "joint"
-    head: str = "every"
-    """``every``: every device with a task trains the head, too; ``first``: the one with the first block."""
-    active_share: float = 1.0
-    """Share of the blocks that train in a round (kill and revive); 1: all."""
-    devices: int = 1
-    """How many to wait for before the first round."""
-    wait_seconds: float = 60.0
-    """How long to wait for devices that are missing, before the run gives up."""
+    mode: Annotated[
+        str,
+        Field(
+            description="'deft': each block on one device; 'replicate': on several; 'fedavg': every block on every "
+            "device."
+        ),
+    ] = "deft"
+    copies: Annotated[int, Field(description="Devices that a block is on with mode 'replicate'.")] = 2
+    blocks: Annotated[
+        int | None, Field(description="Merge neighbouring layers into so many blocks.  [default: one for each layer]")
+    ] = None
+    solver: Annotated[str, Field(description="What plans the rounds (docs/planning.md).")] = "joint"
+    head: Annotated[
+        str,
+        Field(
+            description="'every': every device with a task trains the head, too; 'first': the one with the first block."
+        ),
+    ] = "every"
+    active_share: Annotated[
+        float, Field(description="Share of the blocks that train in a round (kill and revive); 1: all.")
+    ] = 1.0
+    devices: Annotated[int, Field(description="How many devices to wait for before the first round.")] = 1
+    wait_seconds: Annotated[
+        float, Field(description="How long to wait for devices that are missing, before the run gives up.")
+    ] = 60.0
 
     # how
-    rounds: int = 100
-    batch_size: int = 32
-    accumulate: int = 1
-    """Batches per local step."""
-    local_steps: int = 1
-    """1: devices answer with a gradient; more: they step by themselves and answer with new values."""
-    local_optimiser: str = "sgd"
-    optimiser: str | None = None
-    """The server's; None: ``fedadamw`` for gradients, ``sgd`` (plain averaging) for values."""
-    lr: float = 3e-2
-    """Peak learning rate of whoever applies gradients: the server, or with more than one local step the devices."""
-    head_lr: float | None = None
-    """That of what trains whole; None: the same."""
-    server_lr: float = 1.0
-    """The server's step towards the mean of the devices' values, with more than one local step."""
-    weight_decay: float = 0.0
-    """Pulls offsets towards 0, that is, weights towards the base."""
-    warmup: float = 0.06
-    """Share of the rounds over which the learning rate rises; it falls linearly after."""
-    clip: float = 1.0
-    """Largest norm of a round's gradient over all its blocks; 0 for no clipping. Not for values."""
-    seed: int = 0
+    rounds: Annotated[int, Field(description="Rounds; each ends in one step of the server's optimiser.")] = 100
+    batch_size: Annotated[int, Field(description="Rows in a batch.")] = 32
+    accumulate: Annotated[int, Field(description="Batches per local step.")] = 1
+    local_steps: Annotated[
+        int,
+        Field(
+            description="1: devices answer with a gradient; more: they step by themselves and answer with new values."
+        ),
+    ] = 1
+    local_optimiser: Annotated[str, Field(description="With more than one local step: 'sgd' or 'adamw'.")] = "sgd"
+    optimiser: Annotated[
+        str | None,
+        Field(description="The server's.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) for values]"),
+    ] = None
+    lr: Annotated[
+        float,
+        Field(
+            description="Peak learning rate of whoever applies gradients: the server, or with more than one local step "
+            "the devices."
+        ),
+    ] = 3e-2
+    head_lr: Annotated[float | None, Field(description="That of what trains whole, if it is another.")] = None
+    server_lr: Annotated[
+        float,
+        Field(description="The server's step towards the mean of the devices' values, with more than one local step."),
+    ] = 1.0
+    weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.")] = 0.0
+    warmup: Annotated[
+        float, Field(description="Share of the rounds over which the learning rate rises; it falls linearly after.")
+    ] = 0.06
+    clip: Annotated[
+        float,
+        Field(description="Largest norm of a round's gradient over all its blocks; 0 for no clipping. Not for values."),
+    ] = 1.0
+    seed: Annotated[int, Field(description="Of the head, the order of the data, and dropout.")] = 0
 
     # how long, and what is refused
-    deadline_factor: float = 3.0
-    """A round ends after so many times its predicted seconds."""
-    least_deadline: float = 2.0
-    """Seconds; no round ends before, however short it should be."""
-    first_deadline: float = 120.0
-    """Seconds for a device of which nothing was observed yet, to be installed on and for its first task."""
-    follow_pace: bool = True
-    """Whether plans follow the pace that devices are seen to have. Off, they follow from fleet file, profiles and
-    membership alone: then a run can be repeated bit by bit."""
-    drift: float = 0.25
-    """Relative change of a device's compute seconds at which the rounds are planned anew."""
-    norm_factor: float = 20.0
-    """An answer whose norm is more than so many times the running median of its block is refused."""
-    quarantine_after: int = 3
-    """Refused answers after which a device gets no more tasks."""
+    deadline_factor: Annotated[float, Field(description="A round ends after so many times its predicted seconds.")] = (
+        3.0
+    )
+    least_deadline: Annotated[
+        float, Field(description="Seconds; no round ends before, however short it should be.")
+    ] = 2.0
+    first_deadline: Annotated[
+        float,
+        Field(
+            description="Seconds for a device of which nothing was observed yet, to be installed on and for its first "
+            "task."
+        ),
+    ] = 120.0
+    follow_pace: Annotated[
+        bool,
+        Field(
+            description="Whether plans follow the pace that devices are seen to have (the default). Off, they follow "
+            "from the fleet file, the profiles and who is there alone: then a run can be repeated bit by bit."
+        ),
+    ] = True
+    drift: Annotated[
+        float,
+        Field(description="Relative change of a device's compute seconds at which the rounds are planned anew."),
+    ] = 0.25
+    norm_factor: Annotated[
+        float,
+        Field(
+            description="An answer whose norm is more than so many times the running median of its block is refused."
+        ),
+    ] = 20.0
+    quarantine_after: Annotated[int, Field(description="Refused answers after which a device gets no more tasks.")] = 3
 
     def __post_init__(self) -> None:
         from taskedge.cooperation.optimisers import OPTIMISERS

@@ -87,14 +87,7 @@ class Run:
     @cached_property
     def max_length(self) -> int:
         """Tokens: what the settings or the task say, or what the base can take, if that is less; 0 for images."""
-        wanted, possible = self.data.task.max_length, self.base.longest
-        if wanted is None:
-            return 0
-        wanted = self.settings.max_length or wanted
-        if possible is None or wanted <= possible:
-            return wanted
-        self.say(f"texts are cut at {possible} tokens: the model has no more positions")
-        return possible
+        return cut_at(self.data.task, self.base, self.settings.max_length, self.say)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -183,3 +176,14 @@ class Run:
     def fuse(self, model: nn.Module) -> nn.Module:
         """The model with plain layers; what they hold is not said."""
         return fuse(model) if self._lora is None else self._lora.fuse()
+
+
+def cut_at(task: Task, base: Base, asked: int | None, say: Say) -> int:
+    """Tokens that texts are cut at: what is asked for or the task says, or what the base can take; 0 for images."""
+    if task.max_length is None:
+        return 0
+    wanted, possible = asked or task.max_length, base.longest
+    if possible is None or wanted <= possible:
+        return wanted
+    say(f"texts are cut at {possible} tokens: the model has no more positions")
+    return possible

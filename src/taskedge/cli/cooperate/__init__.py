@@ -1,0 +1,36 @@
+"""``taskedge cooperate``: one file for each of its verbs."""
+
+from __future__ import annotations
+
+import click
+
+from taskedge.cli.cooperate import join, local, members, serve, status
+
+EPILOG = """\b
+Examples:
+  taskedge cooperate local --devices 4 --model ./minilm --train reviews.csv --text review --label sentiment
+  taskedge cooperate init --name plant-7 --host 10.0.0.5 --listen 0.0.0.0
+  taskedge cooperate enrol jetson-1
+  taskedge cooperate serve --model ./minilm --class neg --class pos --devices 3
+  taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv
+  taskedge cooperate status
+"""
+
+
+VERBS = (local.command, members.init, members.enrol, members.revoke, serve.command, join.command, status.command)
+
+
+class InOrder(click.Group):
+    """Lists its verbs in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=InOrder, commands={str(verb.name): verb for verb in VERBS}, epilog=EPILOG)
+def command() -> None:
+    """Fine-tune one model on many devices, whose data stays where it is.
+
+    local tries it on this machine and needs nothing else. For real devices: init makes a fleet, enrol a folder of keys
+    for each device, serve coordinates, and join runs on the devices.
+    """
