@@ -183,7 +183,7 @@ def test_what_it_says(task, tmp_path, whole, capsys):
     assert ("low-rank linear" in shown) == ("the whole input of every low-rank linear" in shown) == (form == "lora")
     assert main(run) == 0
     said = capsys.readouterr()
-    assert "a head of 34 parameters; learning rate 0.01\n" in said.err
+    assert "a head of 34 parameters; learning rate 0.01, batches of 8\n" in said.err
     if form == "lora":
         assert f"training LoRA, {trained} parameters of rank 3 in 12 linears; whole" in said.err
         assert "selecting" not in said.err
