@@ -272,9 +272,7 @@ class TuneSettings(BaseModel):
         if self.optimizer == "mezo":
             vain = given & {"clip"}
             if "lr" not in given:
-                raise ValueError(
-                    "--optimizer mezo wants other learning rates than AdamW, none fits all: give --lr"
-                )
+                raise ValueError("--optimizer mezo wants other learning rates than AdamW, none fits all: give --lr")
             vain |= {name for name, off in (("recompute", "none"), ("regrow", 0)) if getattr(self, name) != off}
         else:
             vain = given & {"perturbation"}
