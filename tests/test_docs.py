@@ -6,6 +6,7 @@ import re
 
 import pytest
 import tiny
+import torch
 from test_readme import ROOT, blocks
 
 from taskedge.backbone.linears import candidates
@@ -68,3 +69,21 @@ def test_the_code_runs(bert, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["2:4", "1:384"])
 def test_the_patterns_named_are_patterns(name):
     assert isinstance(ALLOCATIONS[name].pattern, Pattern)
+
+
+def test_the_code_of_the_memory_page_runs(bert):
+    import taskedge as te
+
+    te.install(bert, te.select(bert, [tiny.batch(bert)], per_neuron=1))
+    optimizer = torch.optim.AdamW(tiny.trained(bert))
+    known = {
+        "te": te,
+        "model": bert,
+        "data": [tiny.batch(bert, seed=seed) for seed in range(2)],
+        "optimizer": optimizer,
+    }
+    recompute, rotate, mezo = blocks(ROOT / "docs" / "memory.md", "python")
+    for code in (recompute, rotate, mezo):
+        before = [parameter.detach().clone() for parameter in tiny.trained(bert)]
+        exec(code, known)
+        assert not all(map(torch.equal, before, tiny.trained(bert)))

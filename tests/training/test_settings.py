@@ -212,9 +212,16 @@ def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
     [
         ({"micro_batch": 5}, "--micro-batch=5 does not divide batch-size=32: give one of 1, 2, 4, 8, 16, 32"),
         ({"rotate": 5, "regrow": 5}, "--regrow moves entries of all blocks, --rotate trains one block at a time"),
-        ({"optimizer": "mezo", "recompute": "blocks"}, "--recompute means nothing with --optimizer mezo: leave it out"),
-        ({"optimizer": "mezo", "regrow": 3}, "--regrow means nothing with --optimizer mezo: leave it out"),
-        ({"optimizer": "mezo", "clip": 1.0}, "--clip means nothing with --optimizer mezo: leave it out"),
+        (
+            {"optimizer": "mezo"},
+            "none fits all: give --lr",
+        ),
+        (
+            {"optimizer": "mezo", "lr": 1e-3, "recompute": "blocks"},
+            "--recompute means nothing with --optimizer mezo: leave it out",
+        ),
+        ({"optimizer": "mezo", "lr": 1e-3, "regrow": 3}, "--regrow means nothing with --optimizer mezo: leave it out"),
+        ({"optimizer": "mezo", "lr": 1e-3, "clip": 1.0}, "--clip means nothing with --optimizer mezo: leave it out"),
         ({"perturbation": 1e-2}, "--perturbation means nothing with --optimizer adamw: leave it out"),
     ],
 )

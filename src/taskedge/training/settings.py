@@ -273,6 +273,8 @@ class TuneSettings(BaseModel):
         given = self.model_fields_set
         if self.optimizer == "mezo":
             vain = given & {"clip"}
+            if "lr" not in given:
+                raise ValueError("--optimizer mezo wants other learning rates than AdamW, none fits all: give --lr")
             vain |= {name for name, off in (("recompute", "none"), ("regrow", 0)) if getattr(self, name) != off}
         else:
             vain = given & {"perturbation"}
