@@ -25,6 +25,8 @@ from taskedge.cooperation.lock import sole
 from taskedge.cooperation.nats_server import free_port
 from taskedge.cooperation.report import report
 from taskedge.cooperation.settings import CooperateSettings
+from taskedge.errors import InputError
+from taskedge.planning.fleet import load_fleet
 
 VERBS = ["local", "init", "enrol", "revoke", "serve", "join", "status"]
 
@@ -384,3 +386,30 @@ def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, her
     told = taskedge("cooperate", "status").out
     assert "run done: round 4 of 4, version 4, loss" in told
     assert taskedge("eval", "task.safetensors", "--data", task / "eval.csv").code == 0
+
+
+def test_a_run_that_goes_on_is_not_disturbed(taskedge, task, here):
+    folder = here / "task.safetensors.run"
+    folder.mkdir()
+    with sole(folder):
+        for more in ([], ["--force"], ["--resume"]):
+            assert "a run goes on there" in taskedge(*running(task, here, *more)).err
+    assert folder.exists()
+
+
+def test_devices_are_named_as_the_fleet_file_names_them(planning):
+    described = load_fleet(planning / "fleet.toml")
+    assert local._names(None, described) == ["d0", "d1", "d2", "d3", "d4"]
+    assert local._names(2, described) == ["d0", "d1"]
+    assert local._names(None, None) == ["device-1", "device-2", "device-3", "device-4"]
+    with pytest.raises(InputError, match="--devices 6: the fleet file describes 5"):
+        local._names(6, described)
+
+
+def test_rows_say_what_was_trained_and_why_it_was_not_used():
+    event = {"event": "task", "round": 3, "device": "d1", "blocks": [0, 1, 2, 3, 6], "result": "accepted", "why": ""}
+    event |= {"bytes_down": 12345, "bytes_up": 678, "predicted_seconds": 1.25, "observed_seconds": 1.5, "loss": 0.5}
+    assert screen.row(event).split() == ["3", "d1", "head", "1-3", "6", "12,345", "678", "1.25", "1.50", "0.5000"]
+    late = screen.row(event | {"result": "late", "why": "no answer in time", "loss": None})
+    assert late.endswith("       -  late no answer in time")
+    assert len(screen.row(event)) == len(screen.HEADER)

@@ -29,6 +29,8 @@ def sole(folder: Path) -> Iterator[None]:
 
 def coordinated(folder: Path) -> bool:
     """Whether a coordinator works with the folder now."""
+    if not (folder / _LOCK).exists():
+        return False
     try:
         with sole(folder):
             return False

@@ -89,7 +89,7 @@ def command(
     Starts a server on loopback with keys of its own, splits the data, starts a `taskedge cooperate join` for each
     device, and ends them all when it ends. What an interrupted run leaves is in OUT.run and goes on with --resume.
     """
-    refuse_existing([out], force)
+    refuse_existing([out], force or resume)
     wanted = asked(flags, train)
     described = _described(fleet)
     names = _names(devices, described)
@@ -136,9 +136,12 @@ def _names(devices: int | None, described: Described | None) -> list[str]:
 
 
 def _make_room(folder: Path, *, resume: bool, force: bool) -> None:
+    from taskedge.cooperation.lock import coordinated
     from taskedge.cooperation.log import RUN
     from taskedge.cooperation.report import RUN_FOLDER
 
+    if coordinated(folder):
+        raise InputError(f"{folder}: a run goes on there: name another file with --out")
     there = (folder / RUN_FOLDER / RUN).exists()
     if there and resume:
         return

@@ -67,7 +67,7 @@ def command(
     is needed here: name the classes, or give labelled examples with --eval. A run that was stopped, however it
     was, goes on with --resume.
     """
-    refuse_existing([out], force)
+    refuse_existing([out], force or resume)
     wanted = asked(flags, held_out)
     settings = CooperateSettings(**given(flags))
     place = fleet_folder(folder)
