@@ -240,7 +240,8 @@ def test_every_rung(taskedge, task, here, rung):
 
 def test_recomputation_ends_with_the_same_bits(taskedge, task, here):
     for how in ("none", "blocks", "inputs"):
-        assert taskedge(*tuning(task, "--recompute", how, "--out", f"{how}.safetensors")).code == 0
+        rung = ["--recompute", how, "--micro-batch", 4]  # with either, the kernel is the portable one
+        assert taskedge(*tuning(task, *rung, "--out", f"{how}.safetensors")).code == 0
     none, blocks, inputs = (te.load(here / f"{how}.safetensors") for how in ("none", "blocks", "inputs"))
     for other in (blocks, inputs):
         for name, linear in none.linears.items():

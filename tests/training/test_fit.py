@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 import taskedge as te
 from taskedge.errors import InputError, TrainingDiverged
+from taskedge.forms.kernels import _forced
 from taskedge.forms.sparse import sparse_layers
 from taskedge.training.checkpoint import STATE, latest
 from taskedge.training.fit import FitSettings, fit
@@ -175,3 +176,16 @@ def test_autocast_trains(tmp_path):
     made, result = run(tmp_path, settings=dataclasses.replace(SETTINGS, bf16=True, epochs=1, checkpoint_every=0))
     assert result.steps == 4
     assert {parameter.dtype for parameter in tiny.trained(made)} == {torch.float32}
+
+
+@pytest.mark.parametrize("rung", [{}, {"recompute": "blocks"}, {"micro_batch": 2}, {"rotate": 1}])
+def test_sparing_memory_does_without_the_compiler(tmp_path, rung):
+    seen = set()
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            seen.add(_forced.get())
+
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, epochs=1, **rung), callbacks=[Watch()])
+    assert seen == ({"thin"} if rung else {None})
+    assert _forced.get() is None

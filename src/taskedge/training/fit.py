@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from taskedge.errors import TrainingDiverged
+from taskedge.forms.kernels import using
 from taskedge.forms.recompute import recomputing
 from taskedge.measure.memory import return_freed_memory
 from taskedge.training import checkpoint as checkpoints
@@ -110,7 +112,7 @@ def fit(
     if start is not None:
         checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
     try:
-        with recomputing(model, settings.recompute):
+        with using("thin") if settings.sparing else nullcontext(), recomputing(model, settings.recompute):
             done = trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         line.close()

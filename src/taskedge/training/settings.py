@@ -54,7 +54,8 @@ class FitSettings:
 
     @property
     def sparing(self) -> bool:
-        """Whether memory is to be saved at the price of time."""
+        """Whether memory is to be saved at the price of time: freed memory goes back to the system at once, and entries
+        do without the kernel of numba, whose compiler takes some 100 MB."""
         return bool(self.recompute != "none" or self.micro_batch or self.rotate or self.optimizer == "mezo")
 
     regrow: int = 0

@@ -40,7 +40,7 @@ def test_the_slope_on_a_quadratic(epsilon):
     mean = mezo.probe(loss)
     (z,) = directions(4, 0, [theta])
     assert mezo.slope == pytest.approx(float((a @ before + b) @ z), rel=1e-9)
-    assert float(mean) == pytest.approx(float(loss()) + epsilon**2 * float(z @ a @ z) / 2, rel=1e-9)
+    assert float(mean) == pytest.approx(loss().item() + epsilon**2 * float(z @ a @ z) / 2, rel=1e-9)
     assert torch.equal(tiny.bits(theta), tiny.bits(before))  # back where it was, to the bit
 
 
