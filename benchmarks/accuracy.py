@@ -28,7 +28,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, logg
 
 import taskedge as te
 from taskedge import assets
-from taskedge.training.fit import FitSettings, fit
+from taskedge.training.fit import fit
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.text import Row, collator, encode, predict
 
 LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]

@@ -17,7 +17,6 @@ from taskedge.backbone.linears import head_parameters
 Facts = dict[str, Any]
 Prepare = Callable[[nn.Module, list[Any], int], tuple[nn.Module, Facts]]
 SCALED = ", scaled step"
-SHARES = ("0.01%", "0.03%", "0.3%", "1%")
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,11 @@ def sparse(rule: str, step: str = "activation", form: str = "sparse", **options:
     def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
         support = te.select(model, batches, rule=rule, seed=seed, **chosen)
         columns = [len(linear.distinct_columns) for linear in support.linears.values()]
-        stored: dict[str, set[int]] = {}
-        for linear in support.linears.values():
-            stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
         facts = {
             "entries": support.parameters,
             "columns_mean": sum(columns) / len(columns),
             "columns_range": [min(columns), max(columns)],
-            "stored_columns": sum(map(len, stored.values())),
+            "stored_columns": support.stored_columns,
         }
         return te.install(model, support, step=step, form=form, seed=seed), facts
 

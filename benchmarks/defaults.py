@@ -34,7 +34,8 @@ from taskedge.backbone.linears import head_parameters
 from taskedge.forms.install import require_installation
 from taskedge.selection.rules import rule
 from taskedge.selection.statistics import INPUTS, LinearStatistics
-from taskedge.training.fit import FitSettings, fit
+from taskedge.training.fit import fit
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.text import collator, encode, predict
 
 FOLDER = RESULTS / "defaults"

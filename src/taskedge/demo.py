@@ -16,7 +16,8 @@ from taskedge.backbone.load import Base, load_classifier
 from taskedge.delta.use import load_applied
 from taskedge.measure.memory import peak_bytes
 from taskedge.training.fit import fit
-from taskedge.training.settings import FitSettings, TuneSettings
+from taskedge.training.fit_settings import FitSettings
+from taskedge.training.settings import TuneSettings
 from taskedge.training.table import label_set, read_table
 from taskedge.training.text import collator, encode, predict, quality
 from taskedge.training.tune import tune

@@ -150,7 +150,7 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     """What the file gives on a fresh bf16 base, without force, is what the model computed as training ended."""
     from taskedge.training import run, tune
-    from taskedge.training.settings import settle
+    from taskedge.training.settle import settle
 
     seen = {}
     extract = run.extract
@@ -230,6 +230,16 @@ def test_a_batch_is_as_large_as_the_kind_of_task_says(taskedge, kinds, tmp_path,
     assert f"batches of {batch_size}\n" in tuned.err
     training = load(out).provenance.training
     assert (training["batch_size"], training["steps"]) == (batch_size, planned["steps"])
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch_of_the_kind_is_refused_first(taskedge, kinds, tmp_path):
+    kind = KINDS["responses"]
+    asked = ["tune", "--model", kinds / kind.model, "--train", kinds / kind.train, "--micro-batch", 16]
+    ended = taskedge(*map(str, [*asked, "--out", tmp_path / "o"]))
+    assert ended.code == 2
+    assert "micro_batch=16 does not divide batch_size=8: give one of 1, 2, 4, 8" in ended.err
+    assert "loading" not in ended.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import torch
 import taskedge as te
 from taskedge.cooperation.local import Job, LocalTraining
 from taskedge.cooperation.revive import ReviveSettings
-from taskedge.cooperation.seeds import derive, permutation
+from taskedge.cooperation.seeds import permutation
 from taskedge.delta.delta import Delta
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.planning.solution import InfeasiblePlan
+from taskedge.training.seeds import derive
 
 
 def devices(count, **about):

@@ -7,8 +7,9 @@ import torch
 
 import taskedge as te
 from taskedge.cooperation.local import Expired, Job, LocalTraining, loss_of, tokens_in
-from taskedge.cooperation.seeds import derive, rows_of_round
+from taskedge.cooperation.seeds import rows_of_round
 from taskedge.errors import InputError
+from taskedge.training.seeds import derive
 
 JOB = Job(
     (0, 1, 2), 1, 5, batch_size=4, accumulate=1, local_steps=1, optimiser="sgd", lr=0.1, head_lr=0.2, weight_decay=0.0

@@ -11,7 +11,7 @@ import torch
 from taskedge.delta.file import load
 from taskedge.delta.use import load_applied
 from taskedge.errors import BaseMismatch, DeltaError, InputError
-from taskedge.training.settings import settle
+from taskedge.training.settle import settle
 from taskedge.training.tune import tune
 
 

@@ -13,7 +13,8 @@ from taskedge.errors import InputError, TrainingDiverged
 from taskedge.forms.kernels import _forced
 from taskedge.forms.sparse import sparse_layers
 from taskedge.training.checkpoint import STATE, latest
-from taskedge.training.fit import FitSettings, fit
+from taskedge.training.fit import fit
+from taskedge.training.fit_settings import FitSettings
 
 SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2)
 

@@ -21,7 +21,8 @@ from taskedge.errors import InputError
 from taskedge.selection.support import Support
 from taskedge.training import checkpoint, plan, tune
 from taskedge.training.lora import PeftLora
-from taskedge.training.settings import RATES, settle
+from taskedge.training.settings import RATES
+from taskedge.training.settle import settle
 
 
 def everywhere(model, rank=3):

@@ -10,7 +10,9 @@ import pytest
 import tiny_task
 
 from taskedge.errors import InputError
-from taskedge.training.settings import RATES, FitSettings, TuneSettings, settle
+from taskedge.training.fit_settings import FitSettings
+from taskedge.training.settings import RATES, TuneSettings
+from taskedge.training.settle import settle
 
 NEEDED = {"model": "m", "train": "t.csv", "text": ["text"], "label": "label"}
 

@@ -19,7 +19,7 @@ from tiny_task import forked, snapshot, tuning
 from taskedge.cli.main import main
 from taskedge.errors import InputError, TrainingDiverged
 from taskedge.training import checkpoint, plan, run, tune
-from taskedge.training.settings import settle
+from taskedge.training.settle import settle
 
 OFTEN = ("--checkpoint-every", "3")
 

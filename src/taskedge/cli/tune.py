@@ -10,7 +10,8 @@ import click
 from taskedge.cli.options import force_option, given, json_option, note, options_of, print_json
 from taskedge.cli.using import figures
 from taskedge.errors import Interrupted
-from taskedge.training.settings import TuneSettings, settle
+from taskedge.training.settings import TuneSettings
+from taskedge.training.settle import settle
 
 EPILOG = """\b
 Examples:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskedge.cli.options import note
+from taskedge.training.fit_settings import FitSettings
 
 if TYPE_CHECKING:
     from taskedge.training.use import Work
@@ -22,7 +23,13 @@ def delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The delta, the data, and the base that carries it."""
     for decorate in (
         click.option("--force", is_flag=True, help="Apply the delta even to a base with other values."),
-        click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Rows in a batch."),
+        click.option(
+            "--batch-size",
+            default=FitSettings.batch_size,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Rows in a batch.",
+        ),
         click.option("--max-new-tokens", type=click.IntRange(1), help=f"Longest generated response in tokens.{_AS}"),
         click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
         click.option("--image", help=f"Column with the path of an image.{_AS}"),

@@ -29,7 +29,6 @@ from taskedge.cooperation.messages import Message, MessageError
 from taskedge.cooperation.planner import Planner
 from taskedge.cooperation.revive import ReviveSettings
 from taskedge.cooperation.rounds import Rounds
-from taskedge.cooperation.seeds import derive
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.state import RunState
 from taskedge.cooperation.wire import Statistics, added, read_statistics, support_facts
@@ -42,6 +41,7 @@ from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.statistics import INPUTS
 from taskedge.selection.support import Support
+from taskedge.training.seeds import derive
 
 LENGTH = 128
 """Tokens of a row where nothing says other, for the cost model."""

@@ -11,9 +11,9 @@ from taskedge.cooperation.local import Job
 from taskedge.cooperation.members import Member
 from taskedge.cooperation.messages import Message, MessageError
 from taskedge.cooperation.schedule import Share
-from taskedge.cooperation.seeds import derive
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.state import RunState
+from taskedge.training.seeds import derive
 
 
 @dataclass(frozen=True)

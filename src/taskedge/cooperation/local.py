@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import candidates, head_parameters
 from taskedge.cooperation.blocks import TrainedBlocks, trained_blocks
-from taskedge.cooperation.seeds import derive, permutation, rows_of_round
+from taskedge.cooperation.seeds import permutation, rows_of_round
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.forms.install import fuse, install, installation
 from taskedge.forms.sparse import FreeEntries, sparse_layers
 from taskedge.selection.statistics import LinearStatistics, measure, run
 from taskedge.selection.support import Support
+from taskedge.training.seeds import derive
 
 Row = Any
 Collate = Callable[[list[Row]], Any]

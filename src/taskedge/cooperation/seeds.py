@@ -1,15 +1,10 @@
-"""Every random choice of a run is a function of its seed, the device and the round: there is no state to save."""
+"""Which rows a device trains on in a round: a function of the seed, the device and the round."""
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 
-
-def derive(*parts: int | str) -> int:
-    """A seed of 63 bits from other numbers and names."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+from taskedge.training.seeds import derive
 
 
 def rows_of_round(rows: int, wanted: int, round_number: int, seed: int) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from taskedge.errors import InputError, did_you_mean
+from taskedge.training.fit_settings import FitSettings
 
 MODES = ("deft", "replicate", "fedavg")
 HEADS = ("every", "first")
@@ -64,7 +65,7 @@ class CooperateSettings:
 
     # how
     rounds: Annotated[int, Field(description="Rounds; each ends in one step of the server's optimiser.")] = 100
-    batch_size: Annotated[int, Field(description="Rows in a batch.")] = 32
+    batch_size: Annotated[int, Field(description="Rows in a batch.")] = FitSettings.batch_size
     accumulate: Annotated[int, Field(description="Batches per local step.")] = 1
     local_steps: Annotated[
         int,
@@ -83,20 +84,22 @@ class CooperateSettings:
             description="Peak learning rate of whoever applies gradients: the server, or with more than one local step "
             "the devices."
         ),
-    ] = 3e-2
+    ] = FitSettings.lr
     head_lr: Annotated[float | None, Field(description="That of what trains whole, if it is another.")] = None
     server_lr: Annotated[
         float,
         Field(description="The server's step towards the mean of the devices' values, with more than one local step."),
     ] = 1.0
-    weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.")] = 0.0
+    weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.")] = (
+        FitSettings.weight_decay
+    )
     warmup: Annotated[
         float, Field(description="Share of the rounds over which the learning rate rises; it falls linearly after.")
-    ] = 0.06
+    ] = FitSettings.warmup
     clip: Annotated[
         float,
         Field(description="Largest norm of a round's gradient over all its blocks; 0 for no clipping. Not for values."),
-    ] = 1.0
+    ] = FitSettings.clip
     seed: Annotated[int, Field(description="Of the head, the order of the data, and dropout.")] = 0
 
     # how long, and what is refused

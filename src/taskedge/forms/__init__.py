@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     Parameterise = Callable[[int, Factors], MakeEntries]
 
 
-RANK = 8
-"""Of two thin factors, where no one says another."""
-
-
 @dataclass(frozen=True)
 class Form:
     """One way to parameterise the chosen entries; ``factored`` where it takes a rank."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from taskedge.backbone.kinds import Kind
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import FORMS, RANK, low_rank, master, sparse
+from taskedge.forms import FORMS, low_rank, master, sparse
 from taskedge.forms.low_rank import Factors
 from taskedge.forms.sparse import SharedInput
+from taskedge.selection import RANK
 from taskedge.selection.support import LinearSupport, Support
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -9,6 +9,7 @@ Source: TaskEdge (arXiv 2504.03718) for training chosen weights in place; the fo
 
 from __future__ import annotations
 
+import abc
 import copy
 import weakref
 from collections.abc import Callable
@@ -75,7 +76,7 @@ class SharedInput:
         return SharedInput, (self.columns, self._readers, self._kind)
 
 
-class Entries(nn.Module):
+class Entries(nn.Module, abc.ABC):
     """The trained entries of one linear; what trains, and what offsets it amounts to, is up to the derived class.
 
     Attributes:
@@ -108,9 +109,9 @@ class Entries(nn.Module):
         among = torch.searchsorted(self.input.columns.to(self.rows.device), self.columns)
         self._index = EntryIndex(self.rows, among, self._out)
 
+    @abc.abstractmethod
     def trained(self) -> Tensor:
         """The offsets as they are now, float32 [n], through which gradients reach what trains; all 0 at the start."""
-        raise NotImplementedError
 
     @property
     def values(self) -> Tensor:

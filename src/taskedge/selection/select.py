@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from taskedge.backbone.linears import Linear, candidates, candidates_within
 from taskedge.errors import BudgetError, InputError
+from taskedge.selection import RANK
 from taskedge.selection import statistics as calibration
 from taskedge.selection.allocations import ALLOCATIONS, DEFAULT, Scores, Shapes, allocate
 from taskedge.selection.allocations.n_of_m import NOfM
@@ -30,7 +31,7 @@ def select(
     linears: Sequence[str] | None = None,
     depth: int | None = None,
     max_columns: int | None = None,
-    rank: int = 8,
+    rank: int = RANK,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
     measured: Mapping[str, LinearStatistics] | None = None,

@@ -88,6 +88,14 @@ class Support:
         return sum(len(linear) for linear in self.linears.values())
 
     @property
+    def stored_columns(self) -> int:
+        """Input columns that training keeps for the entries, an input that several linears read counted once."""
+        stored: dict[str, set[int]] = {}
+        for linear in self.linears.values():
+            stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
+        return sum(map(len, stored.values()))
+
+    @property
     def parameters(self) -> int:
         """How many numbers train, all but the head's: entries, low-rank modules and whole parameters."""
         return self.entries + self.low_rank_parameters + self.whole_parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -17,7 +18,7 @@ from taskedge.training.text import predict, quality
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(abc.ABC):
     """Finds one of a few classes. Measured: accuracy, macro F1 and loss (:class:`taskedge.training.text.Quality`)."""
 
     labels: tuple[str, ...]
@@ -46,8 +47,9 @@ class Classification:
         place = {label: index for index, label in enumerate(self.labels)}
         return None if table.labels is None else [place[label] for label in table.labels]
 
+    @abc.abstractmethod
     def collate(self, base: Base) -> Collate:
-        raise NotImplementedError
+        """See :class:`taskedge.training.tasks.Task`."""
 
     def evaluate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Measures:
         found = predict(model, rows, self.collate(base), batch_size, done)

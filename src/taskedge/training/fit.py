@@ -23,11 +23,11 @@ from taskedge.forms.kernels import using
 from taskedge.forms.recompute import recomputing
 from taskedge.measure.memory import return_freed_memory
 from taskedge.training import checkpoint as checkpoints
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.regrow import Regrow
 from taskedge.training.rungs.mezo import Mezo
-from taskedge.training.rungs.micro_batch import counted, passes, shifts_labels
+from taskedge.training.rungs.micro_batch import counted, shifts_labels
 from taskedge.training.rungs.rotate import Rotate
-from taskedge.training.settings import FitSettings
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def fit(
     Raises:
         TrainingDiverged: the loss is not a finite number; parameters and checkpoints are from before that step.
     """
-    rows_of_pass, passes_of_step = passes(settings.batch_size, settings.accumulate, settings.micro_batch)
+    rows_of_pass, passes_of_step = settings.passes
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -156,9 +156,11 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
         """The Trainer's own, the head in groups with a rate of its own where the settings give one; or MeZO."""
-        made = self.optimizer is not None
-        optimizer = self._grouped(made, *given)
-        if made or self._settings.optimizer != "mezo":
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
+        self._part_head(optimizer)
+        if self._settings.optimizer != "mezo":
             return optimizer
         s, kept = self._settings, ("params", "lr", "weight_decay")
         groups = [{key: group[key] for key in kept} for group in optimizer.param_groups]
@@ -166,16 +168,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self.optimizer: torch.optim.Optimizer = self._mezo
         return self._mezo
 
-    def _grouped(self, made: bool, *given: Any) -> torch.optim.Optimizer:
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
-        if made or self._head_lr is None:
-            return optimizer
+    def _part_head(self, optimizer: torch.optim.Optimizer) -> None:
+        """Puts the head into groups with a rate of its own, where the settings give one."""
+        if self._head_lr is None:
+            return
         head = {id(parameter) for name, parameter in self.model.named_parameters() if name in self._head}
         for group in list(optimizer.param_groups):
             of_head = [parameter for parameter in group["params"] if id(parameter) in head]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
             optimizer.add_param_group({**group, "params": of_head, "lr": self._head_lr})
-        return optimizer
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if self._means:

@@ -45,15 +45,15 @@ def infer(path: Path, asked: Columns, task: str | None = None) -> Inferred:
         if task not in (None, IMAGES):
             raise InputError(f"{path} is a folder, which is read as images; for {task} name a file")
         if named:
-            raise InputError(f"{path} is a folder, which has no columns: leave out {_flags(named)}")
+            raise InputError(f"{path} is a folder, which has no columns: leave out {flags(named)}")
         return Inferred(IMAGES, Columns())
     every = [(kind, wanted) for kind in ((task,) if task else TASKS) for wanted in TASKS[kind].reads]
     every.sort(key=lambda one: (-len(one[1]), one[1]))  # a stable sort: of two kinds that read the same, by their names
     fitting = [one for one in every if set(named) <= set(one[1])]
     if not fitting:
         raise InputError(
-            f"{task or 'no kind of task'} reads {_flags(named)} together: name "
-            + ", or ".join(dict.fromkeys(_flags(wanted) for _, wanted in every))
+            f"{task or 'no kind of task'} reads {flags(named)} together: name "
+            + ", or ".join(dict.fromkeys(flags(wanted) for _, wanted in every))
         )
     there = [] if set(named) == set(fitting[0][1]) else column_names(path)
     free = set(there) - {*asked.text, asked.label, asked.prompt, asked.response, asked.image}
@@ -63,7 +63,7 @@ def infer(path: Path, asked: Columns, task: str | None = None) -> Inferred:
             return Inferred(kind, Columns.of(columns), open=task is None and kind == CLASSES)
     raise InputError(
         f"{path}: say what to learn from: "
-        + ", or ".join(dict.fromkeys(_flags(wanted) for _, wanted in fitting))
+        + ", or ".join(dict.fromkeys(flags(wanted) for _, wanted in fitting))
         + f" (columns: {', '.join(map(repr, there)) or 'none'})"
     )
 
@@ -94,5 +94,6 @@ def sentence(found: Inferred, path: Path, task: str) -> str:
     return said
 
 
-def _flags(names: Iterable[str]) -> str:
+def flags(names: Iterable[str]) -> str:
+    """``--prompt and --response``."""
     return " and ".join(f"--{name}" for name in names)

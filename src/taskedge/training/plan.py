@@ -13,7 +13,6 @@ from taskedge.backbone.linears import linears
 from taskedge.forms.recompute import recomputing
 from taskedge.training.run import Run
 from taskedge.training.rungs.mezo import Mezo
-from taskedge.training.rungs.micro_batch import passes
 from taskedge.training.settings import TuneSettings
 from taskedge.training.tasks import Say
 
@@ -32,14 +31,11 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support)
     steps = math.ceil(math.ceil(len(run.rows) / (settings.batch_size * settings.accumulate)) * settings.epochs)
-    rows, times = passes(settings.batch_size, settings.accumulate, settings.micro_batch)
+    rows, times = settings.fit().passes
     batch = run.collate(run.rows[:rows])
     with recomputing(model, settings.recompute):
         seconds = _one_step(model, batch, zeroth=settings.optimizer == "mezo") * times
-    stored: dict[str, set[int]] = {}
-    for linear in support.linears.values():
-        stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
-    columns = sum(map(len, stored.values()))
+    columns = support.stored_columns
     trained, element = run.trained_parameters(model), next(model.parameters()).element_size()
     return {
         "model": settings.model,

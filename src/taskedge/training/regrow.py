@@ -12,7 +12,8 @@ from taskedge.backbone.linears import linears
 from taskedge.forms.regrow import movable, regrow
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.statistics import GRADIENTS, measure
-from taskedge.training.settings import FitSettings
+from taskedge.training.fit_settings import FitSettings
+from taskedge.training.seeds import derive
 
 BATCHES = 4
 """Training batches whose gradients are summed before a move."""
@@ -46,7 +47,7 @@ class Regrow(TrainerCallback):  # type: ignore[misc]
             regrow(model, given["optimizer"], lambda name: seen[name].gradient / len(batches), share)
 
     def _batches(self, step: int) -> list[Any]:
-        draw = torch.Generator().manual_seed(self._settings.seed * 1_000_003 + step)
+        draw = torch.Generator().manual_seed(derive(self._settings.seed, step))
         size = self._settings.batch_size
         order = torch.randperm(len(self._rows), generator=draw)[: BATCHES * size].tolist()
         return [

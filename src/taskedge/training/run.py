@@ -48,7 +48,9 @@ class Run:
         """As they were given; where no batch size was, with that of the kind of task, so this reads the data."""
         if "batch_size" in self._given.model_fields_set:
             return self._given
-        return self._given.model_copy(update={"batch_size": self.data.task.batch_size})
+        settled = self._given.model_copy(update={"batch_size": self.data.task.batch_size})
+        settled.fit().passes  # noqa: B018  # refuses a micro-batch that does not divide this batch
+        return settled
 
     @cached_property
     def data(self) -> Data:

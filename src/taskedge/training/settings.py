@@ -2,67 +2,16 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import RANK
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How to train. One place for these defaults; the command line takes them from here."""
-
-    epochs: float = 3.0
-    lr: float = 3e-2
-    """Peak learning rate, for sparse values with scaled steps; these want far more than LoRA (some 1e-3) or full
-    fine-tuning (some 1e-4)."""
-    head_lr: float | None = None
-    """Peak learning rate of what trains whole (the head); None: the same."""
-    batch_size: int = 32
-    accumulate: int = 1
-    """Batches per optimiser step."""
-    micro_batch: int | None = None
-    """Rows that pass through the model at once; they divide ``batch_size``, whose gradient it still is. None: all."""
-    weight_decay: float = 0.0
-    """Pulls offsets towards 0, that is, weights towards the base."""
-    warmup: float = 0.06
-    """Share of the steps over which the learning rate rises; it falls linearly after."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    group_by_length: bool = False
-    """Batches of texts of like length: less padding, less random."""
-    bf16: bool = False
-    """Autocast to bfloat16."""
-    seed: int = 0
-    checkpoint_every: int = 0
-    """Optimiser steps between checkpoints; 0 for none."""
-    recompute: Literal["none", "blocks", "inputs"] = "none"
-    """What the backward pass computes again rather than keep (:mod:`taskedge.forms.recompute`)."""
-    rotate: int = 0
-    """Optimiser steps that each block trains in its turn (:mod:`taskedge.training.rungs.rotate`); 0 for all at once."""
-    optimizer: Literal["adamw", "mezo"] = "adamw"
-    """``"mezo"``: without gradients (:mod:`taskedge.training.rungs.mezo`)."""
-    perturbation: float = 1e-3
-    """How far MeZO moves parameters to find a slope."""
-
-    @property
-    def sparing(self) -> bool:
-        """Whether memory is to be saved at the price of time: freed memory goes back to the system at once, and entries
-        do without the kernel of numba, whose compiler takes some 100 MB."""
-        return bool(self.recompute != "none" or self.micro_batch or self.rotate or self.optimizer == "mezo")
-
-    regrow: int = 0
-    """Optimiser steps between moves of the support (:mod:`taskedge.forms.regrow`); 0 for none."""
-    regrow_share: float = 0.2
-    """Share of each linear's entries that the first move would take; it falls linearly to 0 over the run."""
-
+from taskedge.errors import InputError
+from taskedge.selection import RANK
+from taskedge.training.fit_settings import FitSettings
 
 _FIT = FitSettings()
 _RULE_HELP = (
@@ -263,10 +212,8 @@ class TuneSettings(BaseModel):
 
     @model_validator(mode="after")
     def _rungs_go_together(self) -> TuneSettings:
-        from taskedge.training.rungs.micro_batch import passes
-
         try:
-            passes(self.batch_size, self.accumulate, self.micro_batch)
+            self.fit().passes  # noqa: B018  # refuses what does not go together
         except InputError as error:
             raise ValueError(f"--{error}".replace("_", "-")) from None
         if self.regrow and self.rotate:
@@ -303,52 +250,3 @@ class TuneSettings(BaseModel):
         """The part that concerns the training loop."""
         names = FitSettings.__dataclass_fields__.keys() & type(self).model_fields.keys()
         return FitSettings(**{name: getattr(self, name) for name in names})
-
-
-def settle(flags: Mapping[str, Any], config: Path | None = None) -> TuneSettings:
-    """Flags over the settings file over defaults.
-
-    Raises:
-        InputError: all faults in one message, each with its place; an unknown key names the nearest known one.
-    """
-    stored = _read_toml(config) if config else {}
-    try:
-        return TuneSettings(**{**stored, **flags})
-    except ValidationError as error:
-        faults = [
-            _say(fault, config if fault["loc"] and str(fault["loc"][0]) not in flags else None)
-            for fault in error.errors()
-        ]
-    if len(faults) == 1:
-        raise InputError(faults[0])
-    raise InputError(f"{len(faults)} settings cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
-
-
-def _say(fault: Any, config: Path | None) -> str:
-    """One fault of pydantic's in our words; ``config``: the file that the value came from, or None for a flag."""
-    name = str(fault["loc"][0]) if fault["loc"] else ""
-    flag = f"--{name.replace('_', '-')}"
-    if fault["type"] == "missing":
-        return f"{flag} is needed: {str(TuneSettings.model_fields[name].description).rstrip('.')}"
-    if not name:  # of settings together
-        return str(fault["msg"]).removeprefix("Value error, ")
-    place = f"{config}: {name}" if config else flag
-    if fault["type"] == "extra_forbidden":
-        return f"{place}: unknown setting{did_you_mean(name, TuneSettings.model_fields)}"
-    if fault["type"] == "value_error":
-        return f"{place}: {fault['msg'].removeprefix('Value error, ')}"
-    return f"{place}: {fault['msg'].replace('Input should be', 'must be', 1)} (given: {fault['input']!r})"
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    """The settings in a file, by their names with underscores."""
-    try:
-        stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not TOML: {error}") from None
-    twice = [key for key in stored if "-" in key and key.replace("-", "_") in stored]
-    if twice:
-        raise InputError(f"{path}: {twice[0]} stands there twice, with dashes and with underscores: remove one")
-    return {key.replace("-", "_"): value for key, value in stored.items()}

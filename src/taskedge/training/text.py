@@ -12,7 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from taskedge.training.fit_settings import FitSettings
+
 Row = dict[str, Any]
+"""An example as the collator takes it; under ``labels`` what is to be learnt, if that is known."""
+LONGEST = 128
+"""Tokens that a text to be labelled is cut at, where no one says another."""
 
 
 def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, max_length: int) -> list[Row]:
@@ -50,7 +55,7 @@ def predict(
     model: nn.Module,
     rows: Sequence[Row],
     collate: Callable[[list[Row]], dict[str, torch.Tensor]],
-    batch_size: int = 32,
+    batch_size: int = FitSettings.batch_size,
     on_batch: Callable[[int], object] | None = None,
 ) -> Prediction:
     """Class probabilities of ``rows`` (:func:`outputs`)."""
@@ -62,7 +67,7 @@ def outputs(
     model: nn.Module,
     rows: Sequence[Row],
     collate: Callable[[list[Row]], dict[str, torch.Tensor]],
-    batch_size: int = 32,
+    batch_size: int = FitSettings.batch_size,
     on_batch: Callable[[int], object] | None = None,
 ) -> npt.NDArray[np.float32]:
     """float32 [rows, outputs]: runs the model over ``rows`` in eval mode, texts of like length together."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ from taskedge.backbone.load import Base
 from taskedge.delta.file import load
 from taskedge.delta.use import load_applied
 from taskedge.errors import InputError
-from taskedge.training.infer import customary
+from taskedge.training.fit_settings import FitSettings
+from taskedge.training.infer import customary, flags
 from taskedge.training.tasks import Columns, Done, Measures, Row, Say, Task, of_delta
 
 
@@ -23,11 +23,11 @@ class Work:
     base: Base
     rows: list[Row]
 
-    def evaluate(self, batch_size: int = 32, done: Done = lambda _: None) -> Measures:
+    def evaluate(self, batch_size: int = FitSettings.batch_size, done: Done = lambda _: None) -> Measures:
         """How well the task is done; the rows must have been read with answers."""
         return self.task.evaluate(self.base.model, self.base, self.rows, batch_size, done)
 
-    def predict(self, batch_size: int = 32, done: Done = lambda _: None) -> list[dict[str, Any]]:
+    def predict(self, batch_size: int = FitSettings.batch_size, done: Done = lambda _: None) -> list[dict[str, Any]]:
         """The answer to each row, in their order, after its number (from 1)."""
         found = self.task.predict(self.base.model, self.base, self.rows, batch_size, done)
         return [{"row": row} | answer for row, answer in enumerate(found, start=1)]
@@ -85,10 +85,6 @@ def _columns(delta: Path, task: Task, asked: Columns, trained: Columns) -> Colum
     sets = [wanted for wanted in task.reads if set(before) <= set(wanted)] or list(task.reads)
     for name in named:
         if not any(name in wanted for wanted in sets):
-            raise InputError(f"{delta}: the delta is for {task.name}, which reads {_flags(sets[0])}, not --{name}")
+            raise InputError(f"{delta}: the delta is for {task.name}, which reads {flags(sets[0])}, not --{name}")
     wanted = next((wanted for wanted in sets if set(named) <= set(wanted)), sets[0])
     return Columns.of(customary(wanted) | before | named)
-
-
-def _flags(names: Iterable[str]) -> str:
-    return " and ".join(f"--{name}" for name in names)

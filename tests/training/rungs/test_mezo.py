@@ -11,15 +11,17 @@ import torch
 from test_rotate import Watch, collate, model, rows
 from torch import nn
 
-from taskedge.training.fit import FitSettings, fit
+from taskedge.training.fit import fit
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.seeds import derive
 
 SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, optimizer="mezo")
 
 
 def directions(seed, step, parameters):
     """The formula, written again."""
-    draw = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    draw = torch.Generator().manual_seed(derive(seed, step))
     return [torch.randn(parameter.shape, generator=draw).to(parameter.dtype) for parameter in parameters]
 
 

@@ -12,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import taskedge as te
 from taskedge.errors import InputError
-from taskedge.training.fit import FitSettings, fit
-from taskedge.training.rungs.micro_batch import counted, passes
+from taskedge.training.fit import fit
+from taskedge.training.fit_settings import FitSettings
+from taskedge.training.rungs.micro_batch import counted
 
 SETTINGS = FitSettings(epochs=1, batch_size=8, lr=1e-2, clip=0)
 
@@ -117,10 +118,10 @@ def test_the_gradient_is_that_of_the_mean_loss(tmp_path):
 
 
 def test_parts_must_fit():
-    assert passes(32, 2, None) == (32, 2)
-    assert passes(32, 2, 8) == (8, 8)
+    assert FitSettings(batch_size=32, accumulate=2).passes == (32, 2)
+    assert FitSettings(batch_size=32, accumulate=2, micro_batch=8).passes == (8, 8)
     with pytest.raises(InputError, match="micro_batch=5 does not divide batch_size=8: give one of 1, 2, 4, 8"):
-        passes(8, 1, 5)
+        FitSettings(batch_size=8, micro_batch=5).passes  # noqa: B018
 
 
 def test_what_is_counted():

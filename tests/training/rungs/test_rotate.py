@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 import taskedge as te
 from taskedge.backbone.blocks import blocks
 from taskedge.errors import InputError
-from taskedge.training.fit import FitSettings, fit
+from taskedge.training.fit import fit
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.rungs.rotate import Rotation
 
 SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, rotate=2)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskedge.cli.cooperate.join import joining
-from taskedge.cli.cooperate.shared import asked, eval_option, out_option, resume_option, task_options, traffic_option
+from taskedge.cli.cooperate.shared import (
+    asked,
+    described,
+    eval_option,
+    out_option,
+    resume_option,
+    task_options,
+    traffic_option,
+)
 from taskedge.cli.options import force_option, given, json_option, note, options_of
 from taskedge.cli.planning import refuse_existing
 from taskedge.cooperation.settings import CooperateSettings
@@ -91,8 +99,8 @@ def command(
     """
     refuse_existing([out], force or resume)
     wanted = asked(flags, train)
-    described = _described(fleet)
-    names = _names(devices, described)
+    known = described(fleet)
+    names = _names(devices, known)
     settings = CooperateSettings(**given(flags), devices=len(names))
     wanted = replace(wanted, seed=settings.seed)
     folder = out.with_name(f"{out.name}.run")
@@ -107,7 +115,7 @@ def command(
     try:
         with sole(folder):
             finished = _run(
-                wanted, settings, names, folder, described, held_out, out, resume=resume, skew=skew, threads=threads
+                wanted, settings, names, folder, known, held_out, out, resume=resume, skew=skew, threads=threads
             )
     except BaseException as error:
         if not (folder / RUN_FOLDER / RUN).exists():
@@ -119,17 +127,11 @@ def command(
     finished.tell(show_traffic=show_traffic, as_json=as_json)
 
 
-def _described(fleet: Path | None) -> Described | None:
-    from taskedge.planning.fleet import load_fleet
-
-    return load_fleet(fleet) if fleet else None
-
-
-def _names(devices: int | None, described: Described | None) -> list[str]:
+def _names(devices: int | None, known: Described | None) -> list[str]:
     """Of the devices: the fleet file's first ones, or numbers."""
-    if described is None:
+    if known is None:
         return [f"device-{number}" for number in range(1, (devices or DEVICES) + 1)]
-    named = [device.name for device in described.device]
+    named = [device.name for device in known.device]
     if devices is not None and devices > len(named):
         raise InputError(f"--devices {devices}: the fleet file describes {len(named)}")
     return named[:devices]
@@ -157,7 +159,7 @@ def _run(
     settings: CooperateSettings,
     names: Sequence[str],
     folder: Path,
-    described: Described | None,
+    known: Described | None,
     held_out: Path | None,
     out: Path,
     *,
@@ -183,9 +185,7 @@ def _run(
 
     show = TaskTable()
     with _fleet_here(folder, names, command_of, threads) as (fleet, processes):
-        led = asyncio.run(
-            _watched(fleet, processes, joint, settings, folder / RUN_FOLDER, described, show, resume=resume)
-        )
+        led = asyncio.run(_watched(fleet, processes, joint, settings, folder / RUN_FOLDER, known, show, resume=resume))
         processes.stop(GOODBYE_SECONDS)  # they end by themselves
     return finish(joint, led, out, measured, settings.batch_size)
 
@@ -227,7 +227,7 @@ async def _watched(
     joint: JointTask,
     settings: CooperateSettings,
     run: Path,
-    described: Described | None,
+    known: Described | None,
     show: Callable[[Event], None],
     *,
     resume: bool,
@@ -242,9 +242,7 @@ async def _watched(
         if event["event"] == "round":
             begun.set()
 
-    running = asyncio.create_task(
-        lead(fleet, joint, settings, run, resume=resume, described=described, on_event=on_event)
-    )
+    running = asyncio.create_task(lead(fleet, joint, settings, run, resume=resume, described=known, on_event=on_event))
     try:
         while not running.done():
             await asyncio.wait([running], timeout=WATCH_SECONDS)

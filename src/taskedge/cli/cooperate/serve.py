@@ -11,6 +11,7 @@ import click
 
 from taskedge.cli.cooperate.shared import (
     asked,
+    described,
     eval_option,
     fleet_folder,
     folder_option,
@@ -108,10 +109,9 @@ def _run(
     from taskedge.cli.cooperate.screen import RoundLines
     from taskedge.cooperation.lead import lead
     from taskedge.cooperation.task import joint_task
-    from taskedge.planning.fleet import load_fleet
 
-    described = load_fleet(fleet) if fleet else None
+    known = described(fleet)
     joint = joint_task(wanted, note)
     show = RoundLines(settings.rounds)
-    led = asyncio.run(lead(opened, joint, settings, run, resume=resume, described=described, on_event=show))
+    led = asyncio.run(lead(opened, joint, settings, run, resume=resume, described=known, on_event=show))
     return finish(joint, led, out, joint.table, settings.batch_size)

@@ -12,6 +12,7 @@ from taskedge.errors import InputError
 
 if TYPE_CHECKING:
     from taskedge.cooperation.task import Asked
+    from taskedge.planning.fleet import Fleet as Described
 
 COLUMNS = ("text", "label", "prompt", "response", "image")
 
@@ -64,6 +65,13 @@ def asked(flags: dict[str, Any], data: Path | None, seed: int = 0) -> Asked:
     columns = Columns.of({name: flags.pop(name) for name in COLUMNS})
     rest = {name: flags.pop(name) for name in ("model", "task", "classes", "max_length")}
     return Asked(data=data, columns=columns, seed=seed, **rest)
+
+
+def described(fleet: Path | None) -> Described | None:
+    """What the fleet file says, if one is named."""
+    from taskedge.planning.fleet import load_fleet
+
+    return load_fleet(fleet) if fleet else None
 
 
 def fleet_folder(folder: Path | None) -> Path:

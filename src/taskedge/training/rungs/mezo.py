@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.training.settings import FitSettings
+from taskedge.training.fit_settings import FitSettings
+from taskedge.training.seeds import derive
 
 CAUTION = (
     "zeroth order (MeZO): two forward passes a step and no gradients: the memory of inference, but many more "
@@ -88,7 +89,7 @@ class Mezo(torch.optim.Optimizer):
 
     def _directions(self) -> Iterator[tuple[nn.Parameter, Tensor, dict[str, Any]]]:
         """(parameter, direction, its group) of this step, the same whenever asked; one direction at a time."""
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + self.param_groups[0]["done"])
+        draw = torch.Generator().manual_seed(derive(self.seed, self.param_groups[0]["done"]))
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:

@@ -7,25 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from taskedge.errors import InputError
-
-IGNORED = -100
-"""A label that no loss counts."""
-
-
-def passes(batch_size: int, accumulate: int, micro_batch: int | None) -> tuple[int, int]:
-    """(rows in a pass, passes in an optimiser step).
-
-    Raises:
-        InputError: the parts would not be of one size.
-    """
-    rows = batch_size if micro_batch is None else micro_batch
-    if rows < 1 or batch_size % rows:
-        raise InputError(
-            f"micro_batch={rows} does not divide batch_size={batch_size}: give one of "
-            + ", ".join(str(part) for part in range(1, batch_size + 1) if batch_size % part == 0)
-        )
-    return rows, batch_size // rows * accumulate
+from taskedge.training.generation import IGNORED
 
 
 def counted(batch: Mapping[str, Any]) -> int:

@@ -14,9 +14,8 @@ from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.registry import Registry
 from taskedge.training.table import Table
+from taskedge.training.text import Row as Row
 
-Row = dict[str, Any]
-"""An example as the collator takes it; under ``labels`` what is to be learnt, if that is known."""
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Row]], Batch]
 Measures = dict[str, float | None]

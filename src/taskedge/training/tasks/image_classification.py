@@ -12,8 +12,8 @@ from torch import nn
 from taskedge.backbone.load import Base
 from taskedge.errors import InputError
 from taskedge.training.classification import Classification
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.images import decode, image_paths, place, read_folder, read_image_table
-from taskedge.training.settings import FitSettings
 from taskedge.training.table import Table
 from taskedge.training.tasks import Batch, Collate, Columns, Done, Row, Say, task
 

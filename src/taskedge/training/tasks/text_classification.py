@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 from taskedge.backbone.load import Base
 from taskedge.training.classification import Classification
-from taskedge.training.settings import FitSettings
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.table import Table, read_table
 from taskedge.training.tasks import Collate, Columns, Row, Say, task
-from taskedge.training.text import collator, encode
+from taskedge.training.text import LONGEST, collator, encode
 
 
 @task("text-classification")
@@ -19,7 +19,7 @@ class TextClassification(Classification):
 
     name: ClassVar[str] = "text-classification"
     reads: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
-    max_length: ClassVar[int | None] = 128
+    max_length: ClassVar[int | None] = LONGEST
     batch_size: ClassVar[int] = FitSettings.batch_size
 
     @staticmethod

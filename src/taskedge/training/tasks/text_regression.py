@@ -15,10 +15,10 @@ from torch import nn
 from taskedge.backbone.load import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
-from taskedge.training.settings import FitSettings
+from taskedge.training.fit_settings import FitSettings
 from taskedge.training.table import COUNTED, Table, as_number, read_table
 from taskedge.training.tasks import Batch, Collate, Columns, Done, Measures, Row, Say, task
-from taskedge.training.text import collator, encode, outputs
+from taskedge.training.text import LONGEST, collator, encode, outputs
 
 Numbers = npt.NDArray[np.float64]
 
@@ -37,7 +37,7 @@ class TextRegression:
 
     name: ClassVar[str] = "text-regression"
     reads: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
-    max_length: ClassVar[int | None] = 128
+    max_length: ClassVar[int | None] = LONGEST
     batch_size: ClassVar[int] = FitSettings.batch_size
     labels: ClassVar[tuple[str, ...]] = ()
 
