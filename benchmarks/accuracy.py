@@ -16,13 +16,13 @@ import fcntl
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from accuracy_methods import METHODS, Facts
+from accuracy_methods import METHODS, Facts, Method
 from common import RESULTS, machine
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging, set_seed
 
@@ -74,14 +74,14 @@ def append(path: Path, run: Facts) -> None:
 
 
 class Sweep:
-    """All runs of one task, and the file they are kept in."""
+    """All runs of some methods on one task, and the file they are kept in."""
 
-    def __init__(self, task: str) -> None:
-        settings = TASKS[task]
-        folder, self.epochs = assets.minilm(print), settings.epochs
+    def __init__(self, task: str, methods: Mapping[str, Method] = METHODS, folder: str = "accuracy") -> None:
+        self.methods, settings = methods, TASKS[task]
+        base, self.epochs = assets.minilm(print), settings.epochs
         parts = settings.parts()
         labels = sorted({label for rows in parts.values() for _, label in rows})
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(base)
         self.rows: dict[str, list[Row]] = {
             part: encode(
                 tokenizer, [text for text, _ in rows], [labels.index(label) for _, label in rows], settings.longest
@@ -89,9 +89,9 @@ class Sweep:
             for part, rows in parts.items()
         }
         self.collate = collator(tokenizer)
-        self.base = lambda: AutoModelForSequenceClassification.from_pretrained(folder, num_labels=len(labels))
+        self.base = lambda: AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
         self.task = task
-        self.path = RESULTS / "accuracy" / f"{task}.jsonl"
+        self.path = RESULTS / folder / f"{task}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
 
@@ -109,9 +109,9 @@ class Sweep:
         set_seed(seed)
         model = self.base()
         batches = [self.collate(self.rows["train"][start : start + 32]) for start in range(0, 256, 32)]
-        model, facts = METHODS[method].prepare(model, batches, seed)
+        model, facts = self.methods[method].prepare(model, batches, seed)
         started = time.process_time()
-        settings = FitSettings(epochs=self.epochs, lr=lr, seed=seed, **METHODS[method].fit)
+        settings = FitSettings(epochs=self.epochs, lr=lr, seed=seed, **self.methods[method].fit)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 done = fit(model, self.rows["train"], self.collate, settings, Path(folder), progress=False)
@@ -134,7 +134,7 @@ class Sweep:
 
     def best_rate(self, method: str) -> float:
         """Climbs the ladder on seed 0 until the best rung has a tried one on either side (or is the ladder's end)."""
-        tried = {lr: self.run(method, lr, 0)["validation"] for lr in METHODS[method].rates}
+        tried = {lr: self.run(method, lr, 0)["validation"] for lr in self.methods[method].rates}
         while True:
             best = max(tried, key=lambda lr: (tried[lr], -lr))
             place = LADDER.index(best)
@@ -144,14 +144,19 @@ class Sweep:
             tried[missing[0]] = self.run(method, missing[0], 0)["validation"]
 
 
+def quiet() -> None:
+    """One thread, and no lines but our own."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet()
     sweep = Sweep(arguments.task)
     for method in arguments.methods:
         rate = sweep.best_rate(method)

@@ -101,3 +101,14 @@ METHODS: dict[str, Method] = {
     "sparse LoRA": Method(sparse("taskedge", form="sparse_lora"), (1e-2, 3e-2)),
     "regrown": Method(sparse("taskedge"), (1e-2, 3e-2), {"regrow": 20}),
 } | {rule + SCALED: Method(sparse(rule), (1e-2, 3e-2)) for rule in RULES}  # fmt: skip
+
+
+SHARES = ("0.01%", "0.03%", "0.1%", "0.3%", "1%")
+"""Of the model's parameters."""
+SWEPT = ("taskedge", "random", "magnitude", "gradient")
+"""The rules that are compared at every share."""
+
+
+def at_share(rule: str, share: str) -> Method:
+    """The rule with scaled steps and another budget; it takes the rate the rule had at one entry per neuron."""
+    return Method(sparse(rule, budget=share), METHODS[rule + SCALED].rates)
