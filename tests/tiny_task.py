@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import os
 import random
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -223,17 +225,27 @@ class Ended:
     err: str
 
 
+_libc = ctypes.CDLL(None)
+_forking = threading.Lock()
+"""Held from the pipes to the fork: another thread's child would keep our pipe open, and we would wait for its end."""
+
+
 def forked(arguments: Sequence[str], before: Callable[[], object] = lambda: None) -> Ended:
     """The command line in a process of its own: a fork, since a new interpreter takes seconds to import torch.
 
-    ``before`` runs in the child: it can arrange for the process to be killed at an exact point.
+    ``before`` runs in the child: it can arrange for the process to be killed at an exact point. The child dies with the
+    thread that called this.
     """
-    (out, child_out), (err, child_err) = os.pipe(), os.pipe()  # what is written must fit their 64 KiB
-    sys.stdout.flush(), sys.stderr.flush()
-    pid = os.fork()
+    with _forking:
+        (out, child_out), (err, child_err) = os.pipe(), os.pipe()  # what is written must fit their 64 KiB
+        sys.stdout.flush(), sys.stderr.flush()
+        pid = os.fork()
+        if pid:
+            os.close(child_out), os.close(child_err)
     if pid == 0:
         code = 1
         try:
+            _libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
             os.dup2(child_out, 1), os.dup2(child_err, 2)
             sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -245,7 +257,6 @@ def forked(arguments: Sequence[str], before: Callable[[], object] = lambda: None
         finally:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
-    os.close(child_out), os.close(child_err)
     status = os.waitpid(pid, 0)[1]
     with os.fdopen(out) as stdout, os.fdopen(err) as stderr:
         return Ended(os.waitstatus_to_exitcode(status), stdout.read(), stderr.read())
