@@ -22,9 +22,9 @@ import report_kinds
 from report_accuracy import table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/forms.md", "docs/selection.md", "docs/tasks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/forms.md", "docs/memory.md", "docs/selection.md", "docs/tasks.md")
 COSTS = ("step_cost", "saved_bytes", "selection_cost", "delta_cost")
-APART = ("step_cost_kinds", "forms_cost", "selection_memory")
+APART = ("step_cost_kinds", "forms_cost", "selection_memory", "memory_rungs")
 """Costs that have a table of their own."""
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -41,7 +41,7 @@ class Results:
         found = {name: folder / f"{name}.json" for name in (*COSTS, *APART)}
         known: dict[str, Result] = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
         self.costs = [known[name] for name in COSTS if name in known]
-        self.step_cost_kinds, self.forms_cost, self.selection_memory = map(known.get, APART)
+        self.step_cost_kinds, self.forms_cost, self.selection_memory, self.memory_rungs = map(known.get, APART)
         self.accuracy = comparison.read(folder / "accuracy")
         costs = folder / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
@@ -96,15 +96,32 @@ def figures(result: Result) -> str:
 
 
 def forms(result: Result) -> str:
-    """A row a form: every quantity that was measured, named ``QUANTITY: FORM`` or ``QUANTITY: FORM / frozen limit``."""
+    """A row a form, a column a quantity."""
+    return _by_way(result["figures"], "form")
+
+
+def rungs(result: Result) -> str:
+    """A row a rung, a column a quantity; a table for each setting of dropout."""
+    settings = dict.fromkeys(line["dropout"] for line in result["figures"])
+    return "\n".join(
+        _by_way(
+            [line for line in result["figures"] if line["dropout"] == share],
+            f"dropout {share:g}" if share else "no dropout",
+        )
+        for share in settings
+    )
+
+
+def _by_way(figures: Sequence[Result], name: str) -> str:
+    """A row a way, a column a quantity, from figures named ``QUANTITY: WAY`` or ``QUANTITY: WAY / RIVAL``."""
     found: dict[str, dict[str, str]] = {}
-    for line in result["figures"]:
+    for line in figures:
         quantity, _, form = line["what"].partition(": ")
-        name, _, to = form.partition(" / ")
-        found.setdefault(name, {})[f"{quantity} / {to}" if to else quantity] = _measured(line)
+        way, _, to = form.partition(" / ")
+        found.setdefault(way, {})[f"{quantity} / {to}" if to else quantity] = _measured(line)
     quantities = dict.fromkeys(quantity for cells in found.values() for quantity in cells)
     return table(
-        ["form", *quantities], ([name, *(cells.get(it, "") for it in quantities)] for name, cells in found.items())
+        [name, *quantities], ([way, *(cells.get(it, "") for it in quantities)] for way, cells in found.items())
     )
 
 
@@ -135,7 +152,7 @@ def _without_empty_last(rows: str) -> str:
 def machine(results: Results) -> str:
     """Command, processor and versions of every result."""
     measured = [(result["command"], result["machine"]) for result in results.costs]
-    apart = (results.step_cost_kinds, results.forms_cost, results.selection_memory)
+    apart = (results.step_cost_kinds, results.forms_cost, results.selection_memory, results.memory_rungs)
     measured += [(result["command"], result["machine"]) for result in apart if result]
     for task, runs in results.accuracy.items():
         measured.append((f"python benchmarks/accuracy.py --task {task}", runs[0]["machine"]))
@@ -160,6 +177,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
     "kinds-step": (lambda results: figures(results.step_cost_kinds), "step_cost_kinds"),
     "forms": (lambda results: forms(results.forms_cost), "forms_cost"),
+    "memory-rungs": (lambda results: rungs(results.memory_rungs), "memory_rungs"),
     "selection-memory": (lambda results: figures(results.selection_memory), "selection_memory"),
     "machine": (machine, "costs"),
 }
