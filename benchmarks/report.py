@@ -22,9 +22,17 @@ import report_kinds
 from report_accuracy import table
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/forms.md", "docs/memory.md", "docs/selection.md", "docs/tasks.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/forms.md",
+    "docs/interoperability.md",
+    "docs/memory.md",
+    "docs/selection.md",
+    "docs/tasks.md",
+)
 COSTS = ("step_cost", "saved_bytes", "selection_cost", "delta_cost")
-APART = ("step_cost_kinds", "forms_cost", "selection_memory", "memory_rungs")
+APART = ("step_cost_kinds", "forms_cost", "selection_memory", "memory_rungs", "exports")
 """Costs that have a table of their own."""
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -41,12 +49,16 @@ class Results:
         found = {name: folder / f"{name}.json" for name in (*COSTS, *APART)}
         known: dict[str, Result] = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
         self.costs = [known[name] for name in COSTS if name in known]
-        self.step_cost_kinds, self.forms_cost, self.selection_memory, self.memory_rungs = map(known.get, APART)
+        self.apart = {name: known[name] for name in APART if name in known}
         self.accuracy = comparison.read(folder / "accuracy")
         costs = folder / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
         self.kinds = report_kinds.read(folder / "kinds.jsonl")
+
+    def has(self, name: str) -> bool:
+        """Whether there is what a table needs."""
+        return name in self.apart or bool(getattr(self, name, None))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -112,6 +124,16 @@ def rungs(result: Result) -> str:
     )
 
 
+def exports(result: Result) -> str:
+    """A row a quantity, a column a support."""
+    found: dict[str, dict[str, str]] = {}
+    for line in result["figures"]:
+        quantity, _, support = line["what"].partition(": ")
+        found.setdefault(quantity, {})[support] = _measured(line)
+    supports = dict.fromkeys(support for cells in found.values() for support in cells)
+    return table(["", *supports], ([quantity, *cells.values()] for quantity, cells in found.items()))
+
+
 def _by_way(figures: Sequence[Result], name: str) -> str:
     """A row a way, a column a quantity, from figures named ``QUANTITY: WAY`` or ``QUANTITY: WAY / RIVAL``."""
     found: dict[str, dict[str, str]] = {}
@@ -134,6 +156,8 @@ def _measured(line: Result) -> str:
 
 
 def _number(value: float) -> str:
+    if 0 < abs(value) < 0.001:
+        return f"{value:.1e}"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"
 
 
@@ -152,8 +176,8 @@ def _without_empty_last(rows: str) -> str:
 def machine(results: Results) -> str:
     """Command, processor and versions of every result."""
     measured = [(result["command"], result["machine"]) for result in results.costs]
-    apart = (results.step_cost_kinds, results.forms_cost, results.selection_memory, results.memory_rungs)
-    measured += [(result["command"], result["machine"]) for result in apart if result]
+    measured += [(result["command"], result["machine"]) for result in results.apart.values()]
+    measured += [("python benchmarks/method_costs.py", cost["machine"]) for cost in list(results.methods.values())[:1]]
     for task, runs in results.accuracy.items():
         measured.append((f"python benchmarks/accuracy.py --task {task}", runs[0]["machine"]))
     if results.kinds:
@@ -175,10 +199,11 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds-costs": (lambda results: report_kinds.costs(results.kinds), "kinds"),
     "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),
     "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
-    "kinds-step": (lambda results: figures(results.step_cost_kinds), "step_cost_kinds"),
-    "forms": (lambda results: forms(results.forms_cost), "forms_cost"),
-    "memory-rungs": (lambda results: rungs(results.memory_rungs), "memory_rungs"),
-    "selection-memory": (lambda results: figures(results.selection_memory), "selection_memory"),
+    "kinds-step": (lambda results: figures(results.apart["step_cost_kinds"]), "step_cost_kinds"),
+    "forms": (lambda results: forms(results.apart["forms_cost"]), "forms_cost"),
+    "exports": (lambda results: exports(results.apart["exports"]), "exports"),
+    "memory-rungs": (lambda results: rungs(results.apart["memory_rungs"]), "memory_rungs"),
+    "selection-memory": (lambda results: figures(results.apart["selection_memory"]), "selection_memory"),
     "machine": (machine, "costs"),
 }
 
@@ -191,7 +216,7 @@ def rewritten(text: str, results: Results) -> str:
         if name not in TABLES:
             raise SystemExit(f"no table is named {name!r} (there are: {', '.join(TABLES)})")
         write, needs = TABLES[name]
-        return f"{match[1]}{write(results)}{match[3]}" if getattr(results, needs) else match[0]
+        return f"{match[1]}{write(results)}{match[3]}" if results.has(needs) else match[0]
 
     return MARKED.sub(replace, text)
 
