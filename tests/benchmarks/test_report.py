@@ -60,7 +60,7 @@ def root(tmp_path: Path) -> Path:
     (results / "accuracy" / "movie-reviews.jsonl").write_text("\n".join(map(json.dumps, RUNS)) + "\n")
     cost = {"saved_bytes_per_token": 6000, "step": line("step", 1.06)}
     costs = {"method": "taskedge, scaled step", "file_bytes": 150_000, "entries": 20736, "dropout 0": cost}
-    (results / "method_costs.jsonl").write_text(json.dumps(costs) + "\n")
+    (results / "method_costs.jsonl").write_text(json.dumps(costs | {"machine": RUNS[0]["machine"]}) + "\n")
     (tmp_path / "README.md").write_text(DOCUMENT)
     return tmp_path
 
