@@ -19,6 +19,7 @@ from typing import Any
 import comparison
 import report_accuracy
 import report_kinds
+import report_shares
 from report_accuracy import table
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,7 @@ class Results:
         self.costs = [known[name] for name in COSTS if name in known]
         self.apart = {name: known[name] for name in APART if name in known}
         self.accuracy = comparison.read(folder / "accuracy")
+        self.shares = comparison.read(folder / "shares")
         costs = folder / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
@@ -180,6 +182,8 @@ def machine(results: Results) -> str:
     measured += [("python benchmarks/method_costs.py", cost["machine"]) for cost in list(results.methods.values())[:1]]
     for task, runs in results.accuracy.items():
         measured.append((f"python benchmarks/accuracy.py --task {task}", runs[0]["machine"]))
+    for task, runs in results.shares.items():
+        measured.append((f"python benchmarks/shares.py --task {task}", runs[0]["machine"]))
     if results.kinds:
         measured.append(("python benchmarks/kinds.py", results.kinds[0]["machine"]))
     rows = (
@@ -195,6 +199,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cost-more": (cost_more, "costs"),
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
+    "shares": (lambda results: report_shares.by_share(results.shares), "shares"),
     "kinds": (lambda results: report_kinds.measured(results.kinds), "kinds"),
     "kinds-costs": (lambda results: report_kinds.costs(results.kinds), "kinds"),
     "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),
@@ -246,7 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: a table is out of date: run python benchmarks/report.py", file=sys.stderr)
         return int(bool(stale))
     if results.accuracy:
-        report_accuracy.draw(results.accuracy, results.methods, options.root / "docs" / "images")
+        drawn = report_accuracy.figures(results.accuracy, results.methods)
+        if results.shares:
+            drawn["shares"] = report_shares.figure(results.shares)
+        report_accuracy.save(drawn, options.root / "docs" / "images")
     print(f"rewrote {', '.join(stale) or 'nothing'}")
     return 0
 

@@ -116,8 +116,23 @@ def _mean(tasks: Mapping[str, Chosen]) -> float:
 COLOURS = {"taskedge": "#0072b2", "gradient": "#d55e00", "magnitude": "#009e73", "random": "#666666"}
 
 
-def draw(runs: Runs, costs: Costs, folder: Path, kind: str = "svg") -> None:
-    """``accuracy``, ``trade-off`` and ``learning-rate`` in ``folder``; the same results give the same bytes."""
+def figures(runs: Runs, costs: Costs) -> dict[str, Any]:
+    """``accuracy``, ``learning-rate`` and, where costs are known, ``trade-off``."""
+    _style()
+    made = {"accuracy": _accuracy_figure(runs), "learning-rate": _rate_figure(runs)}
+    return made | ({"trade-off": _trade_figure(runs, costs)} if costs else {})
+
+
+def save(made: Mapping[str, Any], folder: Path, kind: str = "svg") -> None:
+    """Each in a file of its name; the same results give the same bytes."""
+    _style()
+    folder.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 130}
+    for name, figure in made.items():
+        figure.savefig(folder / f"{name}.{kind}", facecolor="white", **options)
+
+
+def _style() -> None:
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -130,13 +145,6 @@ def draw(runs: Runs, costs: Costs, folder: Path, kind: str = "svg") -> None:
         "axes.titlesize": 10,
         "axes.titlelocation": "left",
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 130}
-    figures = {"accuracy": _accuracy_figure(runs), "learning-rate": _rate_figure(runs)}
-    if costs:
-        figures["trade-off"] = _trade_figure(runs, costs)
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.{kind}", facecolor="white", **options)
 
 
 def _colour(method: str) -> str:
