@@ -5,8 +5,8 @@ It is asked (kinds of messages; all say which ``run`` they are of):
 - ``hello``: who are you? Answer: digest of the base, labels, rows, memory, profile, and what it holds of the run.
 - ``statistics``: sums over calibration batches. Answer: the same kind.
 - ``install``: train this support from now on. Answer: ``installed``.
-- ``task``: take these values up, train these blocks. Answer: ``gradients`` or ``values``; ``expired`` where its time is
-  over; ``unready`` where it does not hold the version that the values add to.
+- ``task``: take these values up, train these blocks. Answer: ``gradients``, ``values`` or ``changes``; ``expired``
+  where its time is over; ``unready`` where it does not hold the version that the values add to.
 - ``done``: the last values. Answer: ``bye``.
 
 What it cannot do is answered with ``error`` and the reason. Nothing that is sent holds a row of its data.
@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from taskedge.cooperation.arrival import Arrival
+from taskedge.cooperation.coding import answer_kind, coded
 from taskedge.cooperation.identity import base_digest
 from taskedge.cooperation.link import DeviceLink
 from taskedge.cooperation.local import Expired, Job, LocalTraining
@@ -30,7 +31,7 @@ from taskedge.errors import TaskEdgeError
 from taskedge.measure.file import Profile
 from taskedge.measure.memory import machine_bytes
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Device:
@@ -166,9 +167,10 @@ class Device:
             return Message("expired", stamp)
         spent = time.monotonic() - started
         self._say(f"round {job.round}: blocks {list(job.blocks)}, loss {trained.loss:.4f}, {spent:.2f} s")
-        kind = "values" if job.local_steps > 1 else "gradients"
+        kind = answer_kind(facts["upload"], job.local_steps)
+        sent = coded(kind, facts["upload"], trained.tensors, self._training.values)
         more = {"tokens": trained.tokens, "loss": _finite(trained.loss), "seconds": spent}
-        return Message(kind, {**stamp, **more}, trained.tensors)
+        return Message(kind, {**stamp, **more}, sent)
 
     async def _finish(self, message: Message) -> Message:
         held = self._take_up(message)

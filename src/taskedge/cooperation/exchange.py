@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from taskedge.cooperation.checks import Accepted, Expected, Refused, block_norms, checked
+from taskedge.cooperation.coding import answer_kind, decoded
 from taskedge.cooperation.link import CoordinatorLink, DeviceGone, NoAnswer, Traffic
 from taskedge.cooperation.local import Job
 from taskedge.cooperation.members import Member
@@ -73,16 +74,19 @@ async def exchange(
         return ended("refused", f"no message: {error}")
     if answer.kind in ("expired", "unready"):
         return ended("late" if answer.kind == "expired" else "unready", answer.kind)
+    s = state.settings
     expected = Expected(
-        kind="values" if state.settings.sends_values else "gradients",
+        kind=answer_kind(s.upload, s.local_steps),
         run=run,
         round=round_number,
         version=state.version,
         shapes={name: state.values[name].shape for name in state.blocks.of(share.blocks)},
-        most_tokens=state.settings.batch_size * accumulate * state.settings.local_steps * most_tokens,
+        most_tokens=s.batch_size * accumulate * s.local_steps * most_tokens,
+        upload=s.upload,
     )
     try:
-        accepted = checked(answer, expected)
+        sent = checked(answer, expected)
+        accepted = replace(sent, tensors=decoded(expected.kind, sent.tensors, state.values))
         norms = block_norms(state.update_of(accepted.tensors), state.blocks.block_of())
         state.norms.check(norms)
     except Refused as reason:
@@ -115,6 +119,7 @@ def _task(
         "since": holds,
         "expires_in": deadline,
         "job": job.facts(),
+        "upload": s.upload,
         "compute_seconds": share.compute_seconds,
         "uplink_bits_per_second": min(share.uplink_bits_per_second, 1e15),  # JSON knows no infinity
     }

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskedge.backbone.table import BlockTable
+from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.estimates import Estimates, estimate
 from taskedge.cooperation.members import About
 from taskedge.cooperation.pace import Correction, Pace
@@ -48,7 +49,8 @@ class Planner:
 
     def __init__(self, table: BlockTable, head_values: int, fleet: Fleet | None, settings: CooperateSettings) -> None:
         self.table, self.pace = table, Pace()
-        self._head_bits, self._fleet, self._settings = 32.0 * head_values, fleet, settings
+        self._head_bits = 8.0 * bytes_per_value(settings.upload) * head_values
+        self._fleet, self._settings = fleet, settings
         self._plan: RoundPlan | None = None
 
     def plan(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> tuple[RoundPlan, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskedge.cooperation import versions
 from taskedge.cooperation.checks import NOT_FINITE, Accepted
+from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.exchange import Returned, exchange
 from taskedge.cooperation.folder import RunFolder
 from taskedge.cooperation.link import CoordinatorLink
@@ -209,7 +210,7 @@ class Rounds:
     def _upload(self, planned: Sequence[Share]) -> int:
         """Bytes of values that these shares send up."""
         names = [name for share in planned for name in self._state.blocks.of(share.blocks)]
-        return 4 * sum(self._state.values[name].numel() for name in names)
+        return bytes_per_value(self._settings.upload) * sum(self._state.values[name].numel() for name in names)
 
     def _give_up_if_hopeless(self, returned: Sequence[Returned]) -> None:
         if any(one.accepted for one in returned):

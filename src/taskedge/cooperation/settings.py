@@ -74,6 +74,10 @@ class CooperateSettings:
         ),
     ] = 1
     local_optimiser: Annotated[str, Field(description="With more than one local step: 'sgd' or 'adamw'.")] = "sgd"
+    upload: Annotated[
+        str,
+        Field(description="What answers are sent as: 'bfloat16' for half the bytes, or 'float32' to the last bit."),
+    ] = "bfloat16"
     optimiser: Annotated[
         str | None,
         Field(description="The server's.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) for values]"),
@@ -136,6 +140,7 @@ class CooperateSettings:
     quarantine_after: Annotated[int, Field(description="Refused answers after which a device gets no more tasks.")] = 3
 
     def __post_init__(self) -> None:
+        from taskedge.cooperation.coding import UPLOADS
         from taskedge.cooperation.optimisers import OPTIMISERS
 
         faults = []
@@ -143,6 +148,7 @@ class CooperateSettings:
             ("mode", MODES),
             ("head", HEADS),
             ("local_optimiser", LOCAL_OPTIMISERS),
+            ("upload", tuple(UPLOADS)),
             ("optimiser", tuple(OPTIMISERS)),
         ):
             value = getattr(self, name)
