@@ -57,14 +57,14 @@ class Beginning:
                 "only: choose one that looks at inputs, or at no data"
             )
         self.model, self.settings, self.labels = model, settings, tuple(labels)
-        self._whole = list(head_parameters(model) if whole is None else whole)
+        self.whole = list(head_parameters(model) if whole is None else whole)
         self._fleet = fleet
         positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         length = min(LENGTH, positions) if positions else LENGTH
         self._table = merged(table, settings) if table is not None else run_table(model, length, settings)
         self.most_tokens = most_tokens or max(positions or 0, self._table.sequence_tokens)
         self._revive = revive or ReviveSettings(active_share=settings.active_share)
-        self.digest = base_digest(model, self._whole)
+        self.digest = base_digest(model, self.whole)
 
     def unfit(self, about: About) -> str:
         """Why a device cannot take part; empty: it can."""
@@ -106,9 +106,9 @@ class Beginning:
     def begin(self, support: Support) -> tuple[RunState, Planner]:
         """The support installed on the coordinator's own model, and what follows from it."""
         if installation(self.model) is None:
-            install(self.model, support, trainable=self._whole, step=self.settings.step)
+            install(self.model, support, trainable=self.whole, step=self.settings.step)
         blocks = trained_blocks(self.model, self._sizes)
-        state = RunState(self.model, blocks, self._whole, self.settings, self._revive)
+        state = RunState(self.model, blocks, self.whole, self.settings, self._revive)
         sizes = {name: value.numel() for name, value in state.values.items()}
         head = sum(sizes[name] for name in blocks.names[HEAD])
         return state, Planner(with_payload(self._table, blocks, sizes), head, self._fleet, self.settings)

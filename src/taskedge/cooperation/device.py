@@ -38,7 +38,7 @@ class Device:
     """Serves one coordinator over a link.
 
     Args:
-        link: this device's end.
+        link: this device's end; None: something else brings messages to :meth:`answer`.
         training: its model and rows.
         profile: what ``taskedge measure`` found here, for the plan.
         labels: the classes, in the order of the rows' labels; refused by a coordinator that has others.
@@ -50,7 +50,7 @@ class Device:
 
     def __init__(
         self,
-        link: DeviceLink,
+        link: DeviceLink | None,
         training: LocalTraining,
         *,
         profile: Profile | None = None,
@@ -76,6 +76,7 @@ class Device:
 
         The model holds the run's last values afterwards, and :func:`taskedge.extract` gives its delta.
         """
+        assert self._link is not None
         ticker = asyncio.create_task(self._arrival.tick())
         serving = asyncio.create_task(self._link.serve(self.answer))
         done = asyncio.create_task(self._done.wait())
@@ -91,9 +92,34 @@ class Device:
             await asyncio.gather(ticker, serving, done, return_exceptions=True)
             await self._link.close()
 
-    async def answer(self, message: Message) -> Message:
-        """The answer to one message; never raises, since a device must outlive whatever it is sent."""
-        arrived = self._arrival.earliest()
+    @property
+    def holds(self) -> tuple[str, int | None]:
+        """The run that it took part in last, and which version of it it holds; None: no support."""
+        return self._run, self._version
+
+    def kept(self) -> Message | None:
+        """The values that it holds of a run, for :meth:`restore` in another process; None: there are none."""
+        if self._version is None:
+            return None
+        return Message("kept", {"run": self._run, "version": self._version}, self._training.values)
+
+    async def restore(self, install: Message, kept: Message) -> None:
+        """Takes up what another process got as ``install`` and gave as :meth:`kept`.
+
+        Raises:
+            TaskEdgeError: they are not of this model.
+        """
+        await self._install(install)
+        self._training.receive(kept.tensors)
+        self._run, self._version = str(kept.facts["run"]), int(kept.facts["version"])
+
+    async def answer(self, message: Message, arrived: float | None = None) -> Message:
+        """The answer to one message; never raises, since a device must outlive whatever it is sent.
+
+        Args:
+            arrived: when it came, by ``time.monotonic``; None: as the ticker of :meth:`serve` says.
+        """
+        arrived = self._arrival.earliest() if arrived is None else arrived
         handlers: dict[str, Callable[[Message], Awaitable[Message]]] = {
             "hello": self._hello,
             "statistics": self._statistics,
