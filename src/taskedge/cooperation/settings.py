@@ -49,6 +49,13 @@ class CooperateSettings:
         int | None, Field(description="Merge neighbouring layers into so many blocks.  [default: one for each layer]")
     ] = None
     solver: Annotated[str, Field(description="What plans the rounds (docs/planning.md).")] = "joint"
+    turns: Annotated[
+        float,
+        Field(
+            description="By what share a round may take longer so that devices take turns with the blocks, and every "
+            "block learns from all data; 0: the plan stays as it is."
+        ),
+    ] = 0.1
     head: Annotated[
         str,
         Field(
@@ -160,6 +167,8 @@ class CooperateSettings:
         for name in ("lr", "server_lr", "wait_seconds", "least_deadline", "first_deadline", "drift", "norm_factor"):
             if not getattr(self, name) > 0:
                 faults.append(f"{name}={getattr(self, name)} must be above 0")
+        if not self.turns >= 0:
+            faults.append(f"turns={self.turns} must be at least 0")
         if not 0 < self.active_share <= 1:
             faults.append(f"active_share={self.active_share} must be above 0 and at most 1")
         if not 0 <= self.warmup < 1:
