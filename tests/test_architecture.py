@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": FOUNDATION | {"backbone", "measure"},  # their file formats, which know no torch either
     "measure": FOUNDATION | {"backbone", "selection", "forms"},
     "cooperation": FOUNDATION | {"backbone", "selection", "forms", "delta", "training", "measure", "planning"},
+    "flower": FOUNDATION | {"cooperation", "backbone", "delta", "measure", "planning"},
     "report": FOUNDATION | {"planning"},
     "fetch": FOUNDATION,
     "assets": FOUNDATION | {"fetch"},

@@ -94,6 +94,8 @@ def settings(**changes: Any) -> CooperateSettings:
         "lr": 0.05,
         "warmup": 0.0,
         "clip": 0.0,
+        "upload": "float32",
+        "turns": 0.0,
         "wait_seconds": 20.0,
         "least_deadline": 30.0,
         "first_deadline": 30.0,

@@ -27,7 +27,7 @@ def install(run="r"):
 
 
 def task(since=0, version=0, run="r", expires=60.0, tensors=None, **job):
-    facts = {"run": run, "round": 1, "version": version, "since": since, "expires_in": expires}
+    facts = {"run": run, "round": 1, "version": version, "since": since, "expires_in": expires, "upload": "float32"}
     return Message("task", {**facts, "job": {**JOB.facts(), **job}}, tensors or {})
 
 

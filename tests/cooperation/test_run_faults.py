@@ -254,12 +254,17 @@ def base(seed=7, **about):
     return tiny_fleet.model(seed=seed, **about)
 
 
-@pytest.mark.parametrize("how", ["deft", "replicate", "fedavg", "local", "revive", "dropout"])
+@pytest.mark.parametrize(
+    "how", ["deft", "replicate", "fedavg", "local", "revive", "dropout", "half", "local half", "turns"]
+)
 def test_a_resumed_run_ends_with_the_values_of_one_that_was_not_stopped(tmp_path, how):
     more = {
         "local": {"mode": "fedavg", "local_steps": 2, "optimiser": "fedavgm"},
         "revive": {"mode": "deft", "active_share": 0.25},
         "dropout": {"mode": "deft"},
+        "half": {"mode": "deft", "upload": "bfloat16"},
+        "turns": {"mode": "deft", "turns": 0.1, "blocks": 2},
+        "local half": {"mode": "fedavg", "local_steps": 2, "upload": "bfloat16"},
     }.get(how, {"mode": how})
     count = 1 if how == "dropout" else 2  # dropout draws from the process's generator, and threads share it
     about = {"dropout": 0.2} if how == "dropout" else {}

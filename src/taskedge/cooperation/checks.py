@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from taskedge.cooperation.coding import UPLOADS
 from taskedge.cooperation.messages import Message
 
 NOT_FINITE = "not finite"
@@ -34,11 +35,13 @@ class Expected:
     """Of the names in the blocks that were assigned."""
     most_tokens: int
     """What the rows that it was given to train on can hold."""
+    upload: str = "float32"
+    """What its tensors are sent as."""
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """An answer that passed."""
+    """An answer that passed: from :func:`checked` with its tensors as they were sent, from an exchange decoded."""
 
     tensors: dict[str, Tensor]
     tokens: int
@@ -92,7 +95,8 @@ def checked(answer: Message, expected: Expected) -> Accepted:
     for key in ("run", "round", "version"):
         if facts.get(key) != getattr(expected, key):
             raise Refused(f"stale {key}: {_short(facts.get(key))} instead of {getattr(expected, key)!r}")
-    most = sum(4 * shape.numel() for shape in expected.shapes.values())
+    dtype = UPLOADS[expected.upload]
+    most = sum(dtype.itemsize * shape.numel() for shape in expected.shapes.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     foreign = sorted(tensors.keys() - expected.shapes.keys())
     if foreign:
@@ -103,7 +107,7 @@ def checked(answer: Message, expected: Expected) -> Accepted:
     if size > most:
         raise Refused(f"oversize: {size:,} bytes of values, where {most:,} were asked for")
     for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32:
+        if tensor.dtype != dtype:
             raise Refused(f"wrong dtype: {name!r} is {tensor.dtype}")
         if tensor.shape != expected.shapes[name]:
             raise Refused(f"wrong shape: {name!r} is {list(tensor.shape)}, not {list(expected.shapes[name])}")

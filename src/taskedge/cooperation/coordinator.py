@@ -16,35 +16,25 @@ from pathlib import Path
 
 from torch import nn
 
-from taskedge.backbone.linears import candidates, head_parameters
 from taskedge.backbone.table import BlockTable
-from taskedge.cooperation.blocks import HEAD, trained_blocks
-from taskedge.cooperation.estimates import merged, run_table, with_payload
+from taskedge.cooperation.beginning import Beginning
 from taskedge.cooperation.folder import RunFolder
-from taskedge.cooperation.identity import base_digest
 from taskedge.cooperation.link import CoordinatorLink, DeviceGone, NoAnswer
 from taskedge.cooperation.log import LOG, Event, RunLog
-from taskedge.cooperation.members import About, Member, Members
+from taskedge.cooperation.members import Member, Members
 from taskedge.cooperation.messages import Message, MessageError
 from taskedge.cooperation.planner import Planner
 from taskedge.cooperation.revive import ReviveSettings
 from taskedge.cooperation.rounds import Rounds
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.state import RunState
-from taskedge.cooperation.wire import Statistics, added, read_statistics, support_facts
+from taskedge.cooperation.wire import Statistics
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.errors import InputError, TaskEdgeError
-from taskedge.forms.install import install, installation
 from taskedge.planning.fleet import Fleet
-from taskedge.selection.rules import RULES
-from taskedge.selection.select import select
-from taskedge.selection.statistics import INPUTS
 from taskedge.selection.support import Support
-from taskedge.training.seeds import derive
 
-LENGTH = 128
-"""Tokens of a row where nothing says other, for the cost model."""
 GOODBYE_SECONDS = 10.0
 
 
@@ -99,21 +89,18 @@ class Coordinator:
         revive: ReviveSettings | None = None,
         on_event: Callable[[Event], None] = lambda _: None,
     ) -> None:
-        needs = set(RULES[settings.rule].needs) - {INPUTS}
-        if needs:
-            raise InputError(
-                f"the rule {settings.rule!r} looks at {', '.join(sorted(needs))}, and devices send sums over inputs "
-                "only: choose one that looks at inputs, or at no data"
-            )
         self._link, self._model, self._settings, self._path = link, model, settings, folder
-        self._whole = list(head_parameters(model) if whole is None else whole)
-        self._labels, self._fleet, self._on_event = tuple(labels), fleet, on_event
-        positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        length = min(LENGTH, positions) if positions else LENGTH
-        self._table = merged(table, settings) if table is not None else run_table(model, length, settings)
-        self._most_tokens = most_tokens or max(positions or 0, self._table.sequence_tokens)
-        self._revive = revive or ReviveSettings(active_share=settings.active_share)
-        self._digest = base_digest(model, self._whole)
+        self._on_event = on_event
+        self._beginning = Beginning(
+            model,
+            settings,
+            whole=whole,
+            labels=labels,
+            fleet=fleet,
+            table=table,
+            most_tokens=most_tokens,
+            revive=revive,
+        )
         self.state: RunState | None = None
         """What the run is; None until the support is installed."""
 
@@ -126,9 +113,10 @@ class Coordinator:
             TaskEdgeError: too few devices came, or none gave a usable answer for too long; see :class:`Rounds`.
         """
         started = time.monotonic()
-        folder = RunFolder(self._path, self._settings, self._digest, self._labels, resume=resume)
+        beginning = self._beginning
+        folder = RunFolder(self._path, self._settings, beginning.digest, beginning.labels, resume=resume)
         log = RunLog(folder.path / LOG, self._on_event)
-        members = Members(self._link, folder.run, self._unfit, self._settings, log)
+        members = Members(self._link, folder.run, beginning.unfit, self._settings, log)
         loss = None
         members.start()
         try:
@@ -136,14 +124,15 @@ class Coordinator:
             if folder.support is None:
                 folder.keep(await self._choose(members, log))
             assert folder.support is not None
-            state, planner = self._begin(folder.support)
-            rounds = Rounds(self._link, members, state, planner, folder, log, self._most_tokens)
+            self.state, planner = beginning.begin(folder.support)
+            state = self.state
+            rounds = Rounds(self._link, members, state, planner, folder, log, beginning.most_tokens)
             if folder.resumed:
                 rounds.load(*folder.resumed)
                 log.write("resumed", round=state.round, version=state.version)
             else:
                 await rounds.commit()  # devices are about to be told where the head begins
-            members.prepare(self._install_message(folder.run, folder.support, state), planner.pace.cold)
+            members.prepare(beginning.install_message(folder.run, folder.support, state), planner.pace.cold)
             await self._wait_for(members, lambda: self._enough(members, planner))
             while state.round < self._settings.rounds:
                 loss = await rounds.run_one() or loss
@@ -177,14 +166,6 @@ class Coordinator:
         self.state.write_into(self._model)
         return extract(self._model)
 
-    def _unfit(self, about: About) -> str:
-        """Why a device cannot take part; empty: it can."""
-        if about.base != self._digest:
-            return f"it holds another base ({about.base}, not {self._digest}): install the same model there"
-        if about.labels != self._labels:
-            return f"its labels are {list(about.labels)}, not {list(self._labels)}"
-        return ""
-
     async def _wait_for(self, members: Members, enough: Callable[[], bool]) -> None:
         seconds = self._settings.wait_seconds
         if not await members.wait(enough, seconds):
@@ -202,17 +183,13 @@ class Coordinator:
 
     async def _choose(self, members: Members, log: RunLog) -> Support:
         """The support, from the sum of the devices' statistics."""
-        s = self._settings
-        layers = candidates(self._model)
-        shapes = {name: layer.shape for name, layer in layers.items()}
         asked = members.present()
-        batches = -(-s.calibration // len(asked))
 
         async def ask(member: Member) -> Statistics | None:
-            facts = {"needs": [INPUTS], "batches": batches, "batch_size": s.batch_size}
-            message = Message("statistics", facts | {"seed": derive(s.seed, member.name)})
+            message = self._beginning.ask_statistics(member.name, len(asked))
             try:
-                return read_statistics(await self._link.ask(member.name, message, s.first_deadline), shapes)
+                answer = await self._link.ask(member.name, message, self._settings.first_deadline)
+                return self._beginning.statistics(answer)
             except (NoAnswer, DeviceGone, MessageError) as error:
                 log.write("no statistics", device=member.name, why=str(error))
                 return None
@@ -220,39 +197,9 @@ class Coordinator:
         parts = [part for part in await asyncio.gather(*map(ask, asked)) if part is not None]
         if not parts:
             raise TaskEdgeError("no device gave statistics to choose weights by: the log says why")
-        support = await asyncio.to_thread(
-            select,
-            self._model,
-            measured=added(parts),
-            budget=s.budget if s.per_neuron is None else None,
-            per_neuron=s.per_neuron,
-            rule=s.rule,
-            allocation=s.allocation,
-            max_columns=s.max_columns,
-            seed=s.seed,
-        )
+        support = await asyncio.to_thread(self._beginning.choose, parts)
         log.write("support", entries=support.entries, share=support.share, devices=len(parts))
         return support
-
-    def _begin(self, support: Support) -> tuple[RunState, Planner]:
-        """The support installed on the coordinator's own model, and what follows from it."""
-        if installation(self._model) is None:
-            install(self._model, support, trainable=self._whole, step=self._settings.step)
-        blocks = trained_blocks(self._model, self._sizes)
-        self.state = state = RunState(self._model, blocks, self._whole, self._settings, self._revive)
-        sizes = {name: value.numel() for name, value in state.values.items()}
-        head = sum(sizes[name] for name in blocks.names[HEAD])
-        return state, Planner(with_payload(self._table, blocks, sizes), head, self._fleet, self._settings)
-
-    @property
-    def _sizes(self) -> list[int]:
-        return [len(names) for names in self._table.layers]
-
-    def _install_message(self, run: str, support: Support, state: RunState) -> Message:
-        facts, tensors = support_facts(support)
-        head = {f"head/{name}": value for name, value in state.head_start().items()}
-        more = {"run": run, "step": self._settings.step, "sizes": self._sizes}
-        return Message("install", {**more, "support": facts}, {**tensors, **head})
 
     async def _say_goodbye(self, members: Members, run: str, state: RunState) -> None:
         """Gives every device the last values, where it still hears."""

@@ -5,8 +5,8 @@ It is asked (kinds of messages; all say which ``run`` they are of):
 - ``hello``: who are you? Answer: digest of the base, labels, rows, memory, profile, and what it holds of the run.
 - ``statistics``: sums over calibration batches. Answer: the same kind.
 - ``install``: train this support from now on. Answer: ``installed``.
-- ``task``: take these values up, train these blocks. Answer: ``gradients`` or ``values``; ``expired`` where its time is
-  over; ``unready`` where it does not hold the version that the values add to.
+- ``task``: take these values up, train these blocks. Answer: ``gradients``, ``values`` or ``changes``; ``expired``
+  where its time is over; ``unready`` where it does not hold the version that the values add to.
 - ``done``: the last values. Answer: ``bye``.
 
 What it cannot do is answered with ``error`` and the reason. Nothing that is sent holds a row of its data.
@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from taskedge.cooperation.arrival import Arrival
+from taskedge.cooperation.coding import answer_kind, coded
 from taskedge.cooperation.identity import base_digest
 from taskedge.cooperation.link import DeviceLink
 from taskedge.cooperation.local import Expired, Job, LocalTraining
@@ -30,14 +31,14 @@ from taskedge.errors import TaskEdgeError
 from taskedge.measure.file import Profile
 from taskedge.measure.memory import machine_bytes
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Device:
     """Serves one coordinator over a link.
 
     Args:
-        link: this device's end.
+        link: this device's end; None: something else brings messages to :meth:`answer`.
         training: its model and rows.
         profile: what ``taskedge measure`` found here, for the plan.
         labels: the classes, in the order of the rows' labels; refused by a coordinator that has others.
@@ -49,7 +50,7 @@ class Device:
 
     def __init__(
         self,
-        link: DeviceLink,
+        link: DeviceLink | None,
         training: LocalTraining,
         *,
         profile: Profile | None = None,
@@ -75,6 +76,7 @@ class Device:
 
         The model holds the run's last values afterwards, and :func:`taskedge.extract` gives its delta.
         """
+        assert self._link is not None
         ticker = asyncio.create_task(self._arrival.tick())
         serving = asyncio.create_task(self._link.serve(self.answer))
         done = asyncio.create_task(self._done.wait())
@@ -90,9 +92,34 @@ class Device:
             await asyncio.gather(ticker, serving, done, return_exceptions=True)
             await self._link.close()
 
-    async def answer(self, message: Message) -> Message:
-        """The answer to one message; never raises, since a device must outlive whatever it is sent."""
-        arrived = self._arrival.earliest()
+    @property
+    def holds(self) -> tuple[str, int | None]:
+        """The run that it took part in last, and which version of it it holds; None: no support."""
+        return self._run, self._version
+
+    def kept(self) -> Message | None:
+        """The values that it holds of a run, for :meth:`restore` in another process; None: there are none."""
+        if self._version is None:
+            return None
+        return Message("kept", {"run": self._run, "version": self._version}, self._training.values)
+
+    async def restore(self, install: Message, kept: Message) -> None:
+        """Takes up what another process got as ``install`` and gave as :meth:`kept`.
+
+        Raises:
+            TaskEdgeError: they are not of this model.
+        """
+        await self._install(install)
+        self._training.receive(kept.tensors)
+        self._run, self._version = str(kept.facts["run"]), int(kept.facts["version"])
+
+    async def answer(self, message: Message, arrived: float | None = None) -> Message:
+        """The answer to one message; never raises, since a device must outlive whatever it is sent.
+
+        Args:
+            arrived: when it came, by ``time.monotonic``; None: as the ticker of :meth:`serve` says.
+        """
+        arrived = self._arrival.earliest() if arrived is None else arrived
         handlers: dict[str, Callable[[Message], Awaitable[Message]]] = {
             "hello": self._hello,
             "statistics": self._statistics,
@@ -166,9 +193,10 @@ class Device:
             return Message("expired", stamp)
         spent = time.monotonic() - started
         self._say(f"round {job.round}: blocks {list(job.blocks)}, loss {trained.loss:.4f}, {spent:.2f} s")
-        kind = "values" if job.local_steps > 1 else "gradients"
+        kind = answer_kind(facts["upload"], job.local_steps)
+        sent = coded(kind, facts["upload"], trained.tensors, self._training.values)
         more = {"tokens": trained.tokens, "loss": _finite(trained.loss), "seconds": spent}
-        return Message(kind, {**stamp, **more}, trained.tensors)
+        return Message(kind, {**stamp, **more}, sent)
 
     async def _finish(self, message: Message) -> Message:
         held = self._take_up(message)

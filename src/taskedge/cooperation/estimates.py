@@ -11,6 +11,7 @@ from torch import nn
 from taskedge.backbone.costs import block_table, dummy_inputs
 from taskedge.backbone.table import BlockTable
 from taskedge.cooperation.blocks import TrainedBlocks
+from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.members import About
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.planning.costs import Costs, balanced_sizes, fleet_costs
@@ -76,7 +77,7 @@ def estimate(
     names = tuple(one.name for one in rows)
     return Estimates(
         names=names,
-        costs=fleet_costs(whole, table),
+        costs=replace(fleet_costs(whole, table), bits=8 * bytes_per_value(settings.upload) * table.payload_values),
         link=fleet_link(whole),
         bandwidth_hz=channel.bandwidth_hz,
         accumulate=accumulate,

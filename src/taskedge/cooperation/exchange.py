@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from taskedge.cooperation.checks import Accepted, Expected, Refused, block_norms, checked
+from taskedge.cooperation.checks import Accepted, Expected, Refused, checked
+from taskedge.cooperation.coding import answer_kind, decoded
 from taskedge.cooperation.link import CoordinatorLink, DeviceGone, NoAnswer, Traffic
 from taskedge.cooperation.local import Job
 from taskedge.cooperation.members import Member
@@ -54,7 +55,7 @@ async def exchange(
         deadline: seconds, for the answer to be here.
         most_tokens: what a row can hold at most, as a bound for the weight that the device claims.
     """
-    message = _task(run, member, share, state, round_number, accumulate, deadline)
+    message = task_message(run, member.holds or 0, share, state, round_number, accumulate, deadline)
     before, started, visit = _bytes(link.traffic(member.name)), time.monotonic(), member.visit
 
     def ended(
@@ -73,26 +74,48 @@ async def exchange(
         return ended("refused", f"no message: {error}")
     if answer.kind in ("expired", "unready"):
         return ended("late" if answer.kind == "expired" else "unready", answer.kind)
+    try:
+        accepted = judged(answer, run, share, state, round_number, accumulate=accumulate, most_tokens=most_tokens)
+    except Refused as reason:
+        return ended("refused", str(reason))
+    return ended("accepted", "", accepted, state.norms_of(accepted))
+
+
+def judged(
+    answer: Message,
+    run: str,
+    share: Share,
+    state: RunState,
+    round_number: int,
+    *,
+    accumulate: int,
+    most_tokens: int,
+) -> Accepted:
+    """What an answer to a task holds, decoded, if it may be used; the arguments are those of :func:`exchange`.
+
+    Raises:
+        Refused: with the reason.
+    """
+    s = state.settings
     expected = Expected(
-        kind="values" if state.settings.sends_values else "gradients",
+        kind=answer_kind(s.upload, s.local_steps),
         run=run,
         round=round_number,
         version=state.version,
         shapes={name: state.values[name].shape for name in state.blocks.of(share.blocks)},
-        most_tokens=state.settings.batch_size * accumulate * state.settings.local_steps * most_tokens,
+        most_tokens=s.batch_size * accumulate * s.local_steps * most_tokens,
+        upload=s.upload,
     )
-    try:
-        accepted = checked(answer, expected)
-        norms = block_norms(state.update_of(accepted.tensors), state.blocks.block_of())
-        state.norms.check(norms)
-    except Refused as reason:
-        return ended("refused", str(reason))
-    return ended("accepted", "", accepted, norms)
+    sent = checked(answer, expected)
+    accepted = replace(sent, tensors=decoded(expected.kind, sent.tensors, state.values))
+    state.norms.check(state.norms_of(accepted))
+    return accepted
 
 
-def _task(
-    run: str, member: Member, share: Share, state: RunState, round_number: int, accumulate: int, deadline: float
+def task_message(
+    run: str, holds: int, share: Share, state: RunState, round_number: int, accumulate: int, deadline: float
 ) -> Message:
+    """What a device is asked in a round, with the values that changed since the version it ``holds``."""
     s: CooperateSettings = state.settings
     factor = s.rate(round_number)
     job = Job(
@@ -107,7 +130,6 @@ def _task(
         head_lr=factor * (s.lr if s.head_lr is None else s.head_lr),
         weight_decay=s.weight_decay,
     )
-    holds = member.holds or 0
     facts = {
         "run": run,
         "round": round_number,
@@ -115,6 +137,7 @@ def _task(
         "since": holds,
         "expires_in": deadline,
         "job": job.facts(),
+        "upload": s.upload,
         "compute_seconds": share.compute_seconds,
         "uplink_bits_per_second": min(share.uplink_bits_per_second, 1e15),  # JSON knows no infinity
     }

@@ -118,6 +118,11 @@ class LocalTraining:
         self._values.update({name: value.clone() for name, value in values.items()})
         self._write(values)
 
+    @property
+    def values(self) -> Mapping[str, Tensor]:
+        """The coordinator's values as this device holds them, float32 on the CPU."""
+        return self._values
+
     def train(self, job: Job, check: Callable[[], None] = lambda: None) -> Trained:
         """Trains the job's blocks; the model holds the coordinator's values again afterwards.
 

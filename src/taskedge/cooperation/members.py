@@ -178,7 +178,7 @@ class Members:
     async def _hello(self, member: Member) -> bool:
         """Whether nothing is left to do with the device."""
         try:
-            about = _about(await self._link.ask(member.name, Message("hello", {"run": self._run}), HELLO_SECONDS))
+            about = read_about(await self._link.ask(member.name, Message("hello", {"run": self._run}), HELLO_SECONDS))
             member.unfit = self._fit(about)
             member.about = about
             if member.unfit:
@@ -215,8 +215,12 @@ class _NotInstalled(Exception):
     """The device answered, but not that it installed."""
 
 
-def _about(answer: Message) -> About:
-    """Raises MessageError where the answer is no sound hello."""
+def read_about(answer: Message) -> About:
+    """What a device says of itself.
+
+    Raises:
+        MessageError: it is no sound hello.
+    """
     facts = answer.facts
     if answer.kind != "hello" or facts.get("protocol") != PROTOCOL:
         raise MessageError(f"it speaks protocol {facts.get('protocol')!r}, not {PROTOCOL}: install the same taskedge")

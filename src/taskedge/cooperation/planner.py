@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from taskedge.backbone.table import BlockTable
+from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.estimates import Estimates, estimate
 from taskedge.cooperation.members import About
 from taskedge.cooperation.pace import Correction, Pace
 from taskedge.cooperation.schedule import Share, read_share, shares
 from taskedge.cooperation.settings import CooperateSettings
+from taskedge.cooperation.turns import counted, in_turn
 from taskedge.planning.fleet import Fleet
 
 
@@ -48,11 +50,16 @@ class Planner:
 
     def __init__(self, table: BlockTable, head_values: int, fleet: Fleet | None, settings: CooperateSettings) -> None:
         self.table, self.pace = table, Pace()
-        self._head_bits, self._fleet, self._settings = 32.0 * head_values, fleet, settings
+        self._head_bits = 8.0 * bytes_per_value(settings.upload) * head_values
+        self._fleet, self._settings = fleet, settings
         self._plan: RoundPlan | None = None
+        self._known: Estimates | None = None
+        """What the plan was made with; None after a resumption, until it is wanted."""
+        self._counts: dict[str, dict[int, int]] = {}
 
     def plan(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> tuple[RoundPlan, str]:
-        """The plan for these devices and active blocks, and why it is a new one (empty: it is the one before).
+        """The plan for these devices and active blocks, and why it is a new one (empty: it is the one before, but for
+        devices that take turns). Asked once for every round.
 
         Raises:
             InfeasiblePlan: some block fits no device.
@@ -60,7 +67,9 @@ class Planner:
         why = self._why(tuple(sorted(abouts)), active)
         if self._plan is None or why:
             self._plan = self._made(abouts, active)
-        return self._plan, why
+        plan = self._in_turn(self._plan, abouts)
+        self._counts = counted(self._counts, plan.shares)
+        return plan, why
 
     def observe(self, plan: RoundPlan, share: Share, seconds: float, compute_seconds: float) -> None:
         """A task that took ``seconds``, of which the device says it trained ``compute_seconds``."""
@@ -100,11 +109,14 @@ class Planner:
                 "shares": [share.facts() for share in plan.shares],
                 "everything": [share.facts() for share in plan.everything],
             }
-        return {"pace": self.pace.state(), "plan": stored}
+        counts = {name: {str(block): times for block, times in mine.items()} for name, mine in self._counts.items()}
+        return {"pace": self.pace.state(), "plan": stored, "counts": counts}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what :meth:`state` gave."""
         self.pace.load(state["pace"])
+        counts = state["counts"]
+        self._counts = {name: {int(block): times for block, times in mine.items()} for name, mine in counts.items()}
         plan = state["plan"]
         if plan is not None:
             self._plan = RoundPlan(
@@ -131,10 +143,9 @@ class Planner:
         return "; ".join([*reasons, *([f"other pace: {', '.join(drifted)}"] if drifted else [])])
 
     def _made(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> RoundPlan:
-        known = estimate(abouts, self._fleet, self.table, self._settings)
         every = tuple(range(1, len(self.table) + 1))
         pace = self.pace if self._settings.follow_pace else Pace()
-        known = replace(known, costs=pace.corrected(known.costs, known.names))
+        self._known = known = self._estimates(abouts, pace)
         return RoundPlan(
             members=known.names,
             active=active,
@@ -144,6 +155,22 @@ class Planner:
             accumulate=known.accumulate,
             tokens=known.tokens,
         )
+
+    def _estimates(self, abouts: Mapping[str, About], pace: Pace) -> Estimates:
+        known = estimate(abouts, self._fleet, self.table, self._settings)
+        return replace(known, costs=pace.corrected(known.costs, known.names))
+
+    def _in_turn(self, plan: RoundPlan, abouts: Mapping[str, About]) -> RoundPlan:
+        s = self._settings
+        if s.mode == "fedavg" or not s.turns:
+            return plan
+        if self._known is None:
+            pace = Pace()
+            pace.load({name: asdict(one) for name, one in plan.pace.items()})
+            self._known = self._estimates(abouts, pace)
+        known = self._known
+        found = in_turn(plan.shares, known.names, known.costs, known.link, self._counts, s.turns, self._head_bits)
+        return replace(plan, shares=tuple(found))
 
     def _shares(self, known: Estimates, active: Sequence[int]) -> list[Share]:
         s = self._settings

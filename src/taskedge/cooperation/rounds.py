@@ -12,6 +12,7 @@ from torch import Tensor
 
 from taskedge.cooperation import versions
 from taskedge.cooperation.checks import NOT_FINITE, Accepted
+from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.exchange import Returned, exchange
 from taskedge.cooperation.folder import RunFolder
 from taskedge.cooperation.link import CoordinatorLink
@@ -49,7 +50,7 @@ class Rounds:
         self._link, self._members, self._state, self._planner = link, members, state, planner
         self._folder, self._log, self._most_tokens = folder, log, most_tokens
         self._settings = state.settings
-        self._empty = self._diverged = 0
+        self._hope = Hope()
 
     async def run_one(self) -> float | None:
         """One round, from the plan to the committed version; returns its mean loss, None where no answer was usable.
@@ -76,11 +77,11 @@ class Rounds:
         await self.commit()
         for words in decided:
             self._log.write("revival", round=number, decided=words)
-        loss = _mean_loss(accepted)
+        loss = mean_loss(accepted)
         self._write(
             plan, accepted, number, time.monotonic() - started, predicted=max(predicted.values()), loss=loss, norm=norm
         )
-        self._give_up_if_hopeless(returned)
+        self._hope.after(number, returned)
         return loss
 
     async def _planned(self, active: tuple[int, ...], number: int) -> tuple[RoundPlan, list[tuple[Member, Share]]]:
@@ -209,18 +210,29 @@ class Rounds:
     def _upload(self, planned: Sequence[Share]) -> int:
         """Bytes of values that these shares send up."""
         names = [name for share in planned for name in self._state.blocks.of(share.blocks)]
-        return 4 * sum(self._state.values[name].numel() for name in names)
+        return bytes_per_value(self._settings.upload) * sum(self._state.values[name].numel() for name in names)
 
-    def _give_up_if_hopeless(self, returned: Sequence[Returned]) -> None:
+
+class Hope:
+    """Whether a run is worth going on with."""
+
+    def __init__(self) -> None:
+        self._empty = self._diverged = 0
+
+    def after(self, round_number: int, returned: Sequence[Returned]) -> None:
+        """Takes note of what became of a round's tasks.
+
+        Raises:
+            TrainingDiverged: all answers are not finite.
+            TaskEdgeError: no usable answer for too long.
+        """
         if any(one.accepted for one in returned):
             self._empty = self._diverged = 0
             return
         self._empty += 1
         self._diverged += all(one.why.startswith(NOT_FINITE) for one in returned)
         if self._diverged >= DIVERGED_ROUNDS:
-            raise TrainingDiverged(
-                f"in round {self._state.round} no device's answer was finite: try a lower learning rate"
-            )
+            raise TrainingDiverged(f"in round {round_number} no device's answer was finite: try a lower learning rate")
         if self._empty >= EMPTY_ROUNDS:
             why = "; ".join(sorted({f"{one.result} {one.why}".strip() for one in returned}))
             raise TaskEdgeError(
@@ -229,7 +241,7 @@ class Rounds:
             )
 
 
-def _mean_loss(accepted: Sequence[Accepted]) -> float | None:
-    """Weighted by tokens."""
+def mean_loss(accepted: Sequence[Accepted]) -> float | None:
+    """Weighted by tokens; None where there is no answer."""
     tokens = sum(answer.tokens for answer in accepted)
     return sum(answer.tokens * answer.loss for answer in accepted) / tokens if tokens else None

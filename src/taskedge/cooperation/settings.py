@@ -49,6 +49,13 @@ class CooperateSettings:
         int | None, Field(description="Merge neighbouring layers into so many blocks.  [default: one for each layer]")
     ] = None
     solver: Annotated[str, Field(description="What plans the rounds (docs/planning.md).")] = "joint"
+    turns: Annotated[
+        float,
+        Field(
+            description="By what share a round may take longer so that devices take turns with the blocks, and every "
+            "block learns from all data; 0: the plan stays as it is."
+        ),
+    ] = 0.1
     head: Annotated[
         str,
         Field(
@@ -74,6 +81,10 @@ class CooperateSettings:
         ),
     ] = 1
     local_optimiser: Annotated[str, Field(description="With more than one local step: 'sgd' or 'adamw'.")] = "sgd"
+    upload: Annotated[
+        str,
+        Field(description="What answers are sent as: 'bfloat16' for half the bytes, or 'float32' to the last bit."),
+    ] = "bfloat16"
     optimiser: Annotated[
         str | None,
         Field(description="The server's.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) for values]"),
@@ -136,6 +147,7 @@ class CooperateSettings:
     quarantine_after: Annotated[int, Field(description="Refused answers after which a device gets no more tasks.")] = 3
 
     def __post_init__(self) -> None:
+        from taskedge.cooperation.coding import UPLOADS
         from taskedge.cooperation.optimisers import OPTIMISERS
 
         faults = []
@@ -143,6 +155,7 @@ class CooperateSettings:
             ("mode", MODES),
             ("head", HEADS),
             ("local_optimiser", LOCAL_OPTIMISERS),
+            ("upload", tuple(UPLOADS)),
             ("optimiser", tuple(OPTIMISERS)),
         ):
             value = getattr(self, name)
@@ -154,6 +167,8 @@ class CooperateSettings:
         for name in ("lr", "server_lr", "wait_seconds", "least_deadline", "first_deadline", "drift", "norm_factor"):
             if not getattr(self, name) > 0:
                 faults.append(f"{name}={getattr(self, name)} must be above 0")
+        if not self.turns >= 0:
+            faults.append(f"turns={self.turns} must be at least 0")
         if not 0 < self.active_share <= 1:
             faults.append(f"active_share={self.active_share} must be above 0 and at most 1")
         if not 0 <= self.warmup < 1:

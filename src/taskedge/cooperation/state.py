@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taskedge.cooperation.aggregate import clipped, weighted_mean
 from taskedge.cooperation.blocks import HEAD, TrainedBlocks
-from taskedge.cooperation.checks import Accepted, Norms
+from taskedge.cooperation.checks import Accepted, Norms, block_norms
 from taskedge.cooperation.optimisers import OPTIMISERS
 from taskedge.cooperation.revive import Revival, ReviveSettings
 from taskedge.cooperation.settings import CooperateSettings
@@ -65,6 +65,10 @@ class RunState:
         if not self.settings.sends_values:
             return dict(answer)
         return {name: self.values[name] - tensor for name, tensor in answer.items()}
+
+    def norms_of(self, answer: Accepted) -> dict[int, float]:
+        """The norm per block of what it would change."""
+        return block_norms(self.update_of(answer.tensors), self._block_of)
 
     def rate(self, round_number: int) -> Callable[[str], float]:
         """The server's learning rate of a name in a round."""

@@ -1,0 +1,1 @@
+"""One model, fine-tuned on the data of many Flower nodes."""
