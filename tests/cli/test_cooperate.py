@@ -92,6 +92,8 @@ FAULTS = {
     "nothing to resume": ([*LOCAL, "--resume"], "task.safetensors.run holds no run to resume"),
     "another run's folder": ([*LOCAL, "--out", "other.st"], "other.st.run holds an interrupted run"),
     "no fleet file": ([*LOCAL, "--fleet", "none.toml"], "fleet file none.toml"),
+    "nothing to emulate": ([*LOCAL, "--emulate"], "--emulate: name the fleet file that says how slow"),
+    "an unknown solver": ([*LOCAL, "--solver", "exakt"], "did you mean 'exact'?"),
     "numbers": ([*LOCAL, "--label", "number"], "text-regression cannot be trained by several devices"),
     "no fleet's folder": (["status", "--folder", "parts"], "parts/fleet.json: cannot be read"),
     "no fleet to serve": ([*SERVE, "--folder", "parts", "--class", "a", "--class", "b"], "`taskedge cooperate init`"),
@@ -180,6 +182,7 @@ def test_the_unit_joins_as_it_was_told(taskedge, here, task):
     taskedge("cooperate", "enrol", "d1")
     (here / "local.csv").write_text("")
     flags = ["--model", task / "base", "--data", "local.csv", "--class", "neg", "--class", "very pos", "--threads", "2"]
+    flags += ["--emulate"]
     ended = taskedge("cooperate", "join", "--bundle", "plant/devices/d1", *flags, "--unit")
     assert ended.code == 0, ended.err
     (line,) = [line for line in ended.out.splitlines() if line.startswith("ExecStart=")]
@@ -189,6 +192,7 @@ def test_the_unit_joins_as_it_was_told(taskedge, here, task):
     assert given["bundle"] == here / "plant" / "devices" / "d1"
     assert given["data"] == here / "local.csv"
     assert (given["classes"], given["threads"], given["stay"]) == (("neg", "very pos"), 2, True)
+    assert given["emulate"]
 
 
 def processes_of(folder):
@@ -308,6 +312,31 @@ def test_ctrl_c_leaves_no_process_and_a_run_that_goes_on_to_the_same_values(ran,
     assert (here / "task.safetensors").read_bytes() == (ran[0] / "task.safetensors").read_bytes()
 
 
+def test_emulated_devices_are_as_slow_as_the_fleet_file_says(task, here):
+    slow = {"memory_bytes": 4e9, "tokens_per_round": 512, "flops_per_second": 1e8, "utilisation_ratio": 1.0}
+    lines = ["[channel]", "bandwidth_hz = 1e6", "[model]", 'path = "base"', "sequence_tokens = 64"]
+    for name in ("near", "far"):
+        lines += ["[[device]]", f'name = "{name}"', *(f"{key} = {value}" for key, value in slow.items())]
+        lines += ["batch_sequences = 8", "wired_bits_per_second = 1e6"]
+    (here / "fleet.toml").write_text("\n".join(lines))
+    seen = here / "seen"
+
+    def keep(event):
+        with seen.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    more = ["--fleet", here / "fleet.toml", "--emulate", "--solver", "exact", "--rounds", 2]
+    ended = tiny_task.forked(running(task, here, *more), on_event(keep))
+    assert ended.code == 0, ended.err
+    tasks = [event for line in seen.read_text().splitlines() if (event := json.loads(line))["event"] == "task"]
+    assert sorted((event["round"], event["device"]) for event in tasks) == [
+        (1, "far"), (1, "near"), (2, "far"), (2, "near"),
+    ]  # fmt: skip
+    for event in tasks:
+        assert event["observed_seconds"] >= event["stated_seconds"] + 8 * event["bytes_up"] / 1e6
+        assert event["real_seconds"] > 0
+
+
 def test_a_kill_leaves_no_process(task, here):
     def killed():
         def note(message):
@@ -409,7 +438,9 @@ def test_devices_are_named_as_the_fleet_file_names_them(planning):
 def test_rows_say_what_was_trained_and_why_it_was_not_used():
     event = {"event": "task", "round": 3, "device": "d1", "blocks": [0, 1, 2, 3, 6], "result": "accepted", "why": ""}
     event |= {"bytes_down": 12345, "bytes_up": 678, "predicted_seconds": 1.25, "observed_seconds": 1.5, "loss": 0.5}
+    event |= {"stated_seconds": 1.0, "real_seconds": None}
     assert screen.row(event).split() == ["3", "d1", "head", "1-3", "6", "12,345", "678", "1.25", "1.50", "0.5000"]
     late = screen.row(event | {"result": "late", "why": "no answer in time", "loss": None})
     assert late.endswith("       -  late no answer in time")
-    assert len(screen.row(event)) == len(screen.HEADER)
+    assert len(screen.row(event)) == len(screen.row(event | {"real_seconds": 0.4})) == len(screen.HEADER)
+    assert screen.row(event | {"real_seconds": 1.2}).endswith("  the real step took 1.20 s, 1.00 s were to emulate")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from taskedge.cooperation.checks import Accepted, Expected, Refused, block_norms, checked
@@ -46,6 +47,7 @@ async def exchange(
     accumulate: int,
     deadline: float,
     most_tokens: int,
+    stated: Mapping[str, float],
 ) -> Returned:
     """Sends one task and judges the answer; nothing of the run is changed.
 
@@ -53,8 +55,9 @@ async def exchange(
         accumulate: batches per local step of this device.
         deadline: seconds, for the answer to be here.
         most_tokens: what a row can hold at most, as a bound for the weight that the device claims.
+        stated: what the plan takes the device's part for, by ``emulate.STATED``: a device that emulates keeps to it.
     """
-    message = _task(run, member, share, state, round_number, accumulate, deadline)
+    message = _task(run, member, share, state, round_number, accumulate, deadline, stated)
     before, started, visit = _bytes(link.traffic(member.name)), time.monotonic(), member.visit
 
     def ended(
@@ -91,7 +94,14 @@ async def exchange(
 
 
 def _task(
-    run: str, member: Member, share: Share, state: RunState, round_number: int, accumulate: int, deadline: float
+    run: str,
+    member: Member,
+    share: Share,
+    state: RunState,
+    round_number: int,
+    accumulate: int,
+    deadline: float,
+    stated: Mapping[str, float],
 ) -> Message:
     s: CooperateSettings = state.settings
     factor = s.rate(round_number)
@@ -115,8 +125,7 @@ def _task(
         "since": holds,
         "expires_in": deadline,
         "job": job.facts(),
-        "compute_seconds": share.compute_seconds,
-        "uplink_bits_per_second": min(share.uplink_bits_per_second, 1e15),  # JSON knows no infinity
+        **stated,
     }
     return Message("task", facts, state.since(holds))
 

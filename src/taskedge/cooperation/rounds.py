@@ -122,6 +122,7 @@ class Rounds:
             if known
             else s.first_deadline,
             most_tokens=self._most_tokens,
+            stated=self._planner.stated(plan, share),
         )
 
     def _book(
@@ -153,6 +154,8 @@ class Rounds:
             predicted_seconds=predicted,
             observed_seconds=one.seconds,
             compute_seconds=answer.seconds if answer else None,
+            stated_seconds=self._planner.stated(plan, share)["compute_seconds"],
+            real_seconds=answer.real_seconds if answer else None,
             tokens=answer.tokens if answer else 0,
             loss=answer.loss if answer else None,
             refused=member.refused,

@@ -137,6 +137,7 @@ class CooperateSettings:
 
     def __post_init__(self) -> None:
         from taskedge.cooperation.optimisers import OPTIMISERS
+        from taskedge.planning.solvers import SOLVERS
 
         faults = []
         for name, known in (
@@ -144,6 +145,7 @@ class CooperateSettings:
             ("head", HEADS),
             ("local_optimiser", LOCAL_OPTIMISERS),
             ("optimiser", tuple(OPTIMISERS)),
+            ("solver", tuple(SOLVERS)),
         ):
             value = getattr(self, name)
             if value is not None and value not in known:
