@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -20,6 +22,7 @@ from test_readme import ROOT, blocks
 
 from taskedge.cli.cooperate import command as group
 from taskedge.cli.cooperate import local, screen
+from taskedge.cli.cooperate.shared import told_to_end
 from taskedge.cooperation.enrolment import Fleet
 from taskedge.cooperation.lock import sole
 from taskedge.cooperation.nats_server import free_port
@@ -28,7 +31,7 @@ from taskedge.cooperation.settings import CooperateSettings
 from taskedge.errors import InputError
 from taskedge.planning.fleet import load_fleet
 
-VERBS = ["local", "init", "enrol", "revoke", "serve", "join", "status"]
+VERBS = ["local", "init", "enrol", "revoke", "serve", "join", "status", "stop"]
 
 
 def parse(line):
@@ -96,6 +99,7 @@ FAULTS = {
     "an unknown solver": ([*LOCAL, "--solver", "exakt"], "did you mean 'exact'?"),
     "numbers": ([*LOCAL, "--label", "number"], "text-regression cannot be trained by several devices"),
     "no fleet's folder": (["status", "--folder", "parts"], "parts/fleet.json: cannot be read"),
+    "nothing to stop": (["stop", "--folder", "parts"], "parts: holds no fleet and no run"),
     "no fleet to serve": ([*SERVE, "--folder", "parts", "--class", "a", "--class", "b"], "`taskedge cooperate init`"),
     "nobody enrolled": ([*SERVE, "--folder", "empty", "--class", "a", "--class", "b"], "empty: nobody is enrolled"),
     "no bundle": (["join", "--bundle", "parts", "--model", "base", "--data", "train.csv"], "name the folder that"),
@@ -353,6 +357,32 @@ def test_a_kill_leaves_no_process(task, here):
     assert processes_of(here) == []
 
 
+def test_told_to_end_a_run_ends_as_with_ctrl_c(task, here):
+    def told():
+        def note(message):
+            if message.startswith("started"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        local.note = note
+
+    ended = tiny_task.forked(running(task, here), told)
+    assert ended.code == 130, ended.err
+    assert processes_of(here) == []
+    assert list(here.iterdir()) == []  # nothing had begun that could go on
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_to_be_told_to_end_is_an_interrupt_also_where_ctrl_c_is_ignored(before):
+    kept = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt), told_to_end():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == kept[1]
+    finally:
+        signal.signal(signal.SIGINT, kept[0])
+
+
 def test_a_device_that_cannot_begin_ends_the_run_with_its_words(taskedge, task, here, monkeypatch):
     words = [sys.executable, "-c", "raise SystemExit('taskedge: no room here')"]
     monkeypatch.setattr(local, "joining", lambda options: words)
@@ -363,7 +393,7 @@ def test_a_device_that_cannot_begin_ends_the_run_with_its_words(taskedge, task, 
 
 
 def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, here):
-    """The first coordinator is interrupted; the second finds the server and the devices where they were."""
+    """The first coordinator is stopped; the second finds the server and the devices where they were."""
     assert taskedge("cooperate", "init", "--name", "plant", "--port", free_port()).code == 0
     fleet = Fleet.open(here / "plant")
     tiny_task.table(here / "one.csv", [("good film", "pos"), ("fine plot", "pos")] * 8)
@@ -378,18 +408,27 @@ def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, her
         about = ["--model", task / "base", "--budget", "2%", "--devices", 2, "--rounds", 4, "--batch-size", 8]
         return list(map(str, ["cooperate", "serve", *about, *more]))
 
-    def interrupt(event):
+    def wait(event):
+        """Until it is told to end."""
         if event["event"] == "round" and event["round"] == 2:
-            (here / "seen").write_text(json.dumps(report(here / "plant")))
-            os.kill(os.getpid(), signal.SIGINT)
+            (here / "aside").write_text(json.dumps(report(here / "plant")))
+            (here / "aside").rename(here / "seen")
+            end = time.monotonic() + 60
+            while not asyncio.current_task().cancelling() and time.monotonic() < end:
+                time.sleep(0.02)
 
     classes = ["--class", "neg", "--class", "pos"]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         try:
             for name in data:
                 assert taskedge("cooperate", "enrol", name).code == 0
             joined = [pool.submit(join, name) for name in data]
-            ended = tiny_task.forked(serve(*classes), on_event(interrupt, screen.RoundLines))
+            serving = pool.submit(tiny_task.forked, serve(*classes), on_event(wait, screen.RoundLines))
+            while not (here / "seen").exists() and not serving.done():
+                time.sleep(0.05)
+            stopped = taskedge("cooperate", "stop", "--keep-server")
+            assert re.search(r"coordinator \(process \d+\) has ended: its run goes on with --resume", stopped.out)
+            ended = serving.result()
             assert ended.code == 130, ended.err
             assert "round 2/4: 2 of 2 devices" in ended.err
             assert ended.err.endswith("interrupted: go on with --resume\n")
@@ -409,8 +448,13 @@ def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, her
             for one in joined:
                 assert one.result(60).code == 0, one.result().err
                 assert one.result().err.endswith("the run is done\n")
+            stopped = taskedge("cooperate", "stop", "--folder", "plant")
+            assert stopped.out.splitlines()[0] == "plant: no coordinator runs"
+            assert f"the server (process {pid}) has ended" in stopped.out
+            assert fleet.server.pid is None
         finally:
             fleet.server.stop()
+    assert "no server runs" in taskedge("cooperate", "stop", "--folder", "plant").out
     assert not (here / "plant" / "run").exists()
     told = taskedge("cooperate", "status").out
     assert "run done: round 4 of 4, version 4, loss" in told

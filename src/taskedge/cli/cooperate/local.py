@@ -21,6 +21,7 @@ from taskedge.cli.cooperate.shared import (
     out_option,
     resume_option,
     task_options,
+    told_to_end,
     traffic_option,
 )
 from taskedge.cli.options import force_option, given, json_option, note, options_of
@@ -118,7 +119,7 @@ def command(
 
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
-        with sole(folder):
+        with sole(folder), told_to_end():
             how = {"threads": threads, "emulate": emulate}
             finished = _run(wanted, settings, names, folder, known, held_out, out, how, resume=resume, skew=skew)
     except BaseException as error:
