@@ -109,7 +109,7 @@ class Rounds:
 
     async def _ask(self, member: Member, share: Share, plan: RoundPlan, number: int) -> Returned:
         s = self._settings
-        known = self._planner.pace.of(member.name).seen
+        known = self._planner.pace.known(member.name)
         return await exchange(
             self._link,
             self._folder.run,
@@ -130,10 +130,10 @@ class Rounds:
     ) -> None:
         """Takes note of what became of a task."""
         if one.accepted is not None:
-            if member.visit == one.visit:
-                member.holds = self._state.version
             self._state.norms.add(one.norms)
-            self._planner.observe(plan, share, one.seconds, one.accepted.seconds)
+            if member.visit == one.visit:  # else it is a new process by now, of which this says nothing
+                member.holds = self._state.version
+                self._planner.observe(plan, share, one.seconds, one.accepted.seconds)
         elif one.result == "refused":
             self._members.refuse(member, one.why)
         else:

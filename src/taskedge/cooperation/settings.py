@@ -112,8 +112,8 @@ class CooperateSettings:
     first_deadline: Annotated[
         float,
         Field(
-            description="Seconds for a device of which nothing was observed yet, to be installed on and for its first "
-            "task."
+            description="Seconds for a device to be installed on, and for its first tasks after that, of which nothing "
+            "was observed yet."
         ),
     ] = 120.0
     follow_pace: Annotated[
