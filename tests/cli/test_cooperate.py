@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import re
 import shlex
 import signal
 import stat
@@ -20,6 +22,7 @@ from test_readme import ROOT, blocks
 
 from taskedge.cli.cooperate import command as group
 from taskedge.cli.cooperate import local, screen
+from taskedge.cli.cooperate.shared import told_to_end
 from taskedge.cooperation.enrolment import Fleet
 from taskedge.cooperation.lock import sole
 from taskedge.cooperation.nats_server import free_port
@@ -28,7 +31,7 @@ from taskedge.cooperation.settings import CooperateSettings
 from taskedge.errors import InputError
 from taskedge.planning.fleet import load_fleet
 
-VERBS = ["local", "init", "enrol", "revoke", "serve", "join", "status"]
+VERBS = ["local", "init", "enrol", "revoke", "serve", "join", "status", "stop"]
 
 
 def parse(line):
@@ -92,8 +95,11 @@ FAULTS = {
     "nothing to resume": ([*LOCAL, "--resume"], "task.safetensors.run holds no run to resume"),
     "another run's folder": ([*LOCAL, "--out", "other.st"], "other.st.run holds an interrupted run"),
     "no fleet file": ([*LOCAL, "--fleet", "none.toml"], "fleet file none.toml"),
+    "nothing to emulate": ([*LOCAL, "--emulate"], "--emulate: name the fleet file that says how slow"),
+    "an unknown solver": ([*LOCAL, "--solver", "exakt"], "did you mean 'exact'?"),
     "numbers": ([*LOCAL, "--label", "number"], "text-regression cannot be trained by several devices"),
     "no fleet's folder": (["status", "--folder", "parts"], "parts/fleet.json: cannot be read"),
+    "nothing to stop": (["stop", "--folder", "parts"], "parts: holds no fleet and no run"),
     "no fleet to serve": ([*SERVE, "--folder", "parts", "--class", "a", "--class", "b"], "`taskedge cooperate init`"),
     "nobody enrolled": ([*SERVE, "--folder", "empty", "--class", "a", "--class", "b"], "empty: nobody is enrolled"),
     "no bundle": (["join", "--bundle", "parts", "--model", "base", "--data", "train.csv"], "name the folder that"),
@@ -180,6 +186,7 @@ def test_the_unit_joins_as_it_was_told(taskedge, here, task):
     taskedge("cooperate", "enrol", "d1")
     (here / "local.csv").write_text("")
     flags = ["--model", task / "base", "--data", "local.csv", "--class", "neg", "--class", "very pos", "--threads", "2"]
+    flags += ["--emulate"]
     ended = taskedge("cooperate", "join", "--bundle", "plant/devices/d1", *flags, "--unit")
     assert ended.code == 0, ended.err
     (line,) = [line for line in ended.out.splitlines() if line.startswith("ExecStart=")]
@@ -189,6 +196,7 @@ def test_the_unit_joins_as_it_was_told(taskedge, here, task):
     assert given["bundle"] == here / "plant" / "devices" / "d1"
     assert given["data"] == here / "local.csv"
     assert (given["classes"], given["threads"], given["stay"]) == (("neg", "very pos"), 2, True)
+    assert given["emulate"]
 
 
 def processes_of(folder):
@@ -308,6 +316,31 @@ def test_ctrl_c_leaves_no_process_and_a_run_that_goes_on_to_the_same_values(ran,
     assert (here / "task.safetensors").read_bytes() == (ran[0] / "task.safetensors").read_bytes()
 
 
+def test_emulated_devices_are_as_slow_as_the_fleet_file_says(task, here):
+    slow = {"memory_bytes": 4e9, "tokens_per_round": 512, "flops_per_second": 1e8, "utilisation_ratio": 1.0}
+    lines = ["[channel]", "bandwidth_hz = 1e6", "[model]", 'path = "base"', "sequence_tokens = 64"]
+    for name in ("near", "far"):
+        lines += ["[[device]]", f'name = "{name}"', *(f"{key} = {value}" for key, value in slow.items())]
+        lines += ["batch_sequences = 8", "wired_bits_per_second = 1e6"]
+    (here / "fleet.toml").write_text("\n".join(lines))
+    seen = here / "seen"
+
+    def keep(event):
+        with seen.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    more = ["--fleet", here / "fleet.toml", "--emulate", "--solver", "exact", "--rounds", 2]
+    ended = tiny_task.forked(running(task, here, *more), on_event(keep))
+    assert ended.code == 0, ended.err
+    tasks = [event for line in seen.read_text().splitlines() if (event := json.loads(line))["event"] == "task"]
+    assert sorted((event["round"], event["device"]) for event in tasks) == [
+        (1, "far"), (1, "near"), (2, "far"), (2, "near"),
+    ]  # fmt: skip
+    for event in tasks:
+        assert event["observed_seconds"] >= event["stated_seconds"] + 8 * event["bytes_up"] / 1e6
+        assert event["real_seconds"] > 0
+
+
 def test_a_kill_leaves_no_process(task, here):
     def killed():
         def note(message):
@@ -324,6 +357,32 @@ def test_a_kill_leaves_no_process(task, here):
     assert processes_of(here) == []
 
 
+def test_told_to_end_a_run_ends_as_with_ctrl_c(task, here):
+    def told():
+        def note(message):
+            if message.startswith("started"):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        local.note = note
+
+    ended = tiny_task.forked(running(task, here), told)
+    assert ended.code == 130, ended.err
+    assert processes_of(here) == []
+    assert list(here.iterdir()) == []  # nothing had begun that could go on
+
+
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_to_be_told_to_end_is_an_interrupt_also_where_ctrl_c_is_ignored(before):
+    kept = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt), told_to_end():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == kept[1]
+    finally:
+        signal.signal(signal.SIGINT, kept[0])
+
+
 def test_a_device_that_cannot_begin_ends_the_run_with_its_words(taskedge, task, here, monkeypatch):
     words = [sys.executable, "-c", "raise SystemExit('taskedge: no room here')"]
     monkeypatch.setattr(local, "joining", lambda options: words)
@@ -334,7 +393,7 @@ def test_a_device_that_cannot_begin_ends_the_run_with_its_words(taskedge, task, 
 
 
 def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, here):
-    """The first coordinator is interrupted; the second finds the server and the devices where they were."""
+    """The first coordinator is stopped; the second finds the server and the devices where they were."""
     assert taskedge("cooperate", "init", "--name", "plant", "--port", free_port()).code == 0
     fleet = Fleet.open(here / "plant")
     tiny_task.table(here / "one.csv", [("good film", "pos"), ("fine plot", "pos")] * 8)
@@ -349,18 +408,27 @@ def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, her
         about = ["--model", task / "base", "--budget", "2%", "--devices", 2, "--rounds", 4, "--batch-size", 8]
         return list(map(str, ["cooperate", "serve", *about, *more]))
 
-    def interrupt(event):
+    def wait(event):
+        """Until it is told to end."""
         if event["event"] == "round" and event["round"] == 2:
-            (here / "seen").write_text(json.dumps(report(here / "plant")))
-            os.kill(os.getpid(), signal.SIGINT)
+            (here / "aside").write_text(json.dumps(report(here / "plant")))
+            (here / "aside").rename(here / "seen")
+            end = time.monotonic() + 60
+            while not asyncio.current_task().cancelling() and time.monotonic() < end:
+                time.sleep(0.02)
 
     classes = ["--class", "neg", "--class", "pos"]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(3) as pool:
         try:
             for name in data:
                 assert taskedge("cooperate", "enrol", name).code == 0
             joined = [pool.submit(join, name) for name in data]
-            ended = tiny_task.forked(serve(*classes), on_event(interrupt, screen.RoundLines))
+            serving = pool.submit(tiny_task.forked, serve(*classes), on_event(wait, screen.RoundLines))
+            while not (here / "seen").exists() and not serving.done():
+                time.sleep(0.05)
+            stopped = taskedge("cooperate", "stop", "--keep-server")
+            assert re.search(r"coordinator \(process \d+\) has ended: its run goes on with --resume", stopped.out)
+            ended = serving.result()
             assert ended.code == 130, ended.err
             assert "round 2/4: 2 of 2 devices" in ended.err
             assert ended.err.endswith("interrupted: go on with --resume\n")
@@ -380,8 +448,13 @@ def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, her
             for one in joined:
                 assert one.result(60).code == 0, one.result().err
                 assert one.result().err.endswith("the run is done\n")
+            stopped = taskedge("cooperate", "stop", "--folder", "plant")
+            assert stopped.out.splitlines()[0] == "plant: no coordinator runs"
+            assert f"the server (process {pid}) has ended" in stopped.out
+            assert fleet.server.pid is None
         finally:
             fleet.server.stop()
+    assert "no server runs" in taskedge("cooperate", "stop", "--folder", "plant").out
     assert not (here / "plant" / "run").exists()
     told = taskedge("cooperate", "status").out
     assert "run done: round 4 of 4, version 4, loss" in told
@@ -409,7 +482,9 @@ def test_devices_are_named_as_the_fleet_file_names_them(planning):
 def test_rows_say_what_was_trained_and_why_it_was_not_used():
     event = {"event": "task", "round": 3, "device": "d1", "blocks": [0, 1, 2, 3, 6], "result": "accepted", "why": ""}
     event |= {"bytes_down": 12345, "bytes_up": 678, "predicted_seconds": 1.25, "observed_seconds": 1.5, "loss": 0.5}
+    event |= {"stated_seconds": 1.0, "real_seconds": None}
     assert screen.row(event).split() == ["3", "d1", "head", "1-3", "6", "12,345", "678", "1.25", "1.50", "0.5000"]
     late = screen.row(event | {"result": "late", "why": "no answer in time", "loss": None})
     assert late.endswith("       -  late no answer in time")
-    assert len(screen.row(event)) == len(screen.HEADER)
+    assert len(screen.row(event)) == len(screen.row(event | {"real_seconds": 0.4})) == len(screen.HEADER)
+    assert screen.row(event | {"real_seconds": 1.2}).endswith("  the real step took 1.20 s, 1.00 s were to emulate")

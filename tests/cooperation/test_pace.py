@@ -32,7 +32,12 @@ def test_the_first_task_after_an_installation_does_not_count():
     pace.cold("a")
     pace.observe("a", compute=(100.0, 1.0), transport=(9.0, 0.0))
     assert pace.of("a") == Correction()
+    assert not pace.known("a")
     pace.observe("a", compute=(2.0, 1.0), transport=(0.0, 0.0))
+    assert pace.of("a") == Correction(2.0, 0.0, 1)
+    assert pace.known("a")
+    pace.cold("a")  # a new process: what was seen of the old one says nothing of its first task
+    assert not pace.known("a")
     assert pace.of("a") == Correction(2.0, 0.0, 1)
 
 

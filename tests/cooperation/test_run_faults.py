@@ -193,11 +193,17 @@ def test_a_device_that_comes_back_catches_up_from_what_it_holds(tmp_path):
 
     async def whole():
         events, back, trainings = [], {3: asyncio.Event(), 6: asyncio.Event()}, devices(2)
+        times = []
         fresh = tiny_fleet.training(1)  # made now: a training that runs beside would disturb its random weights
 
         async def patient(message, answer):
             if message.kind == "task" and message.facts["round"] in back:
                 await back[message.facts["round"]].wait()
+            return await answer(message)
+
+        async def timed(message, answer):
+            if message.kind == "task":
+                times.append(message.facts["expires_in"])
             return await answer(message)
 
         def on_event(event):
@@ -207,8 +213,8 @@ def test_a_device_that_comes_back_catches_up_from_what_it_holds(tmp_path):
                 if len(ready) == count:
                     back[number].set()
 
-        async with tiny_fleet.fleet(trainings, {"d0": patient}) as made:
-            how = tiny_fleet.settings(rounds=9, devices=2, mode="fedavg")
+        async with tiny_fleet.fleet(trainings, {"d0": patient, "d1": timed}) as made:
+            how = tiny_fleet.settings(rounds=9, devices=2, mode="fedavg", first_deadline=50.0)
             head = tiny_fleet.coordinator(made, tmp_path / "run", how, on_event=on_event)
             running = asyncio.create_task(head.run())
 
@@ -226,9 +232,10 @@ def test_a_device_that_comes_back_catches_up_from_what_it_holds(tmp_path):
             trainings["d1"] = made.trainings["d1"] = fresh
             made.join("d1")
             await running
-            return head, events, trainings
+            return head, events, trainings, times
 
-    head, events, trainings = asyncio.run(whole())
+    head, events, trainings, times = asyncio.run(whole())
+    assert times == [50, 50, 30, 50, 30, 30]  # of both processes: the first tasks get the time to compile
     ready = [e["holds"] for e in events if e["event"] == "ready" and e["device"] == "d1"]
     assert ready == [0, 2, 0]  # it goes on from what it holds; it is installed anew, and sent all that changed since
     results = {e["round"]: e["result"] for e in events if e["event"] == "task" and e["device"] == "d1"}

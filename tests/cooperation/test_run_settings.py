@@ -10,8 +10,19 @@ from taskedge.errors import InputError
 
 def test_every_fault_is_named():
     with pytest.raises(InputError) as error:
-        CooperateSettings(mode="fedagv", rounds=0, lr=0.0, active_share=2, warmup=1.0, optimiser="adam", drift=-1)
-    for part in ("did you mean 'fedavg'", "rounds=0", "lr=0.0", "active_share=2", "warmup=1.0", "'adam'", "drift=-1"):
+        CooperateSettings(
+            mode="fedagv", rounds=0, lr=0.0, active_share=2, warmup=1.0, optimiser="adam", drift=-1, solver="jiont"
+        )
+    for part in (
+        "did you mean 'fedavg'",
+        "rounds=0",
+        "lr=0.0",
+        "active_share=2",
+        "warmup=1.0",
+        "'adam'",
+        "drift=-1",
+        "did you mean 'joint'",
+    ):
         assert part in str(error.value)
 
 

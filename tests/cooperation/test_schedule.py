@@ -24,11 +24,12 @@ def costs(devices, blocks, seed=0, capacity=None):
     )
 
 
-def plan(mode, devices, blocks, *, active=None, seed=0, capacity=None, **more):
+def plan(mode, devices, blocks, *, active=None, seed=0, capacity=None, draw=0, **more):
     link = FixedRateLink(np.full(devices, 1e4))
     names = [f"d{k}" for k in range(devices)]
     active = list(range(1, blocks + 1)) if active is None else active
-    return shares(mode, names, costs(devices, blocks, seed, capacity), link, 1e6, active, head_bits=500.0, **more)
+    found = costs(devices, blocks, seed, capacity)
+    return shares(mode, names, found, link, 1e6, active, head_bits=500.0, seed=draw, **more)
 
 
 def holders(found):
@@ -51,6 +52,12 @@ def test_deft_gives_each_active_block_to_one_device(devices, blocks, seed, data)
         sent = 1000 * (len(one.blocks) - 1) + 500
         assert one.up_seconds == pytest.approx(sent / 1e4)
         assert one.seconds == pytest.approx(0.1 + one.compute_seconds + one.up_seconds)
+
+
+def test_a_solver_that_draws_draws_by_the_seed():
+    drawn = [holders(plan("deft", 6, 6, solver="random", draw=seed)) for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert any(other != drawn[0] for other in drawn[2:])
 
 
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))

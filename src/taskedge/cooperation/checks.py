@@ -47,6 +47,8 @@ class Accepted:
     tokens: int
     loss: float
     seconds: float
+    real_seconds: float | None = None
+    """What training really took, where the device emulates a slower one."""
 
 
 class Refused(Exception):
@@ -116,12 +118,15 @@ def checked(answer: Message, expected: Expected) -> Accepted:
         raise Refused(f"wrong tokens: {_short(tokens)}, where at most {expected.most_tokens} can be")
     if not _number(seconds) or seconds < 0:
         raise Refused(f"wrong seconds: {_short(seconds)}")
+    real = facts.get("real_seconds")
+    if real is not None and not _number(real):
+        raise Refused(f"wrong real seconds: {_short(real)}")
     if not _number(loss):
         raise Refused(f"{NOT_FINITE}: the loss")
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
             raise Refused(f"{NOT_FINITE}: {name!r}")
-    return Accepted(dict(tensors), tokens, float(loss), float(seconds))
+    return Accepted(dict(tensors), tokens, float(loss), float(seconds), None if real is None else float(real))
 
 
 def block_norms(change: Mapping[str, Tensor], block_of: Mapping[str, int]) -> dict[int, float]:

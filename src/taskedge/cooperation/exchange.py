@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from taskedge.cooperation.checks import Accepted, Expected, Refused, checked
@@ -47,6 +48,7 @@ async def exchange(
     accumulate: int,
     deadline: float,
     most_tokens: int,
+    stated: Mapping[str, float],
 ) -> Returned:
     """Sends one task and judges the answer; nothing of the run is changed.
 
@@ -54,8 +56,9 @@ async def exchange(
         accumulate: batches per local step of this device.
         deadline: seconds, for the answer to be here.
         most_tokens: what a row can hold at most, as a bound for the weight that the device claims.
+        stated: what the plan takes the device's part for, by ``emulate.STATED``: a device that emulates keeps to it.
     """
-    message = task_message(run, member.holds or 0, share, state, round_number, accumulate, deadline)
+    message = task_message(run, member.holds or 0, share, state, round_number, accumulate, deadline, stated)
     before, started, visit = _bytes(link.traffic(member.name)), time.monotonic(), member.visit
 
     def ended(
@@ -113,7 +116,14 @@ def judged(
 
 
 def task_message(
-    run: str, holds: int, share: Share, state: RunState, round_number: int, accumulate: int, deadline: float
+    run: str,
+    holds: int,
+    share: Share,
+    state: RunState,
+    round_number: int,
+    accumulate: int,
+    deadline: float,
+    stated: Mapping[str, float],
 ) -> Message:
     """What a device is asked in a round, with the values that changed since the version it ``holds``."""
     s: CooperateSettings = state.settings
@@ -138,8 +148,7 @@ def task_message(
         "expires_in": deadline,
         "job": job.facts(),
         "upload": s.upload,
-        "compute_seconds": share.compute_seconds,
-        "uplink_bits_per_second": min(share.uplink_bits_per_second, 1e15),  # JSON knows no infinity
+        **stated,
     }
     return Message("task", facts, state.since(holds))
 

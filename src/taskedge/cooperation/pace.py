@@ -42,6 +42,10 @@ class Pace:
         """The device was just installed on: its next task does not count."""
         self._cold.add(device)
 
+    def known(self, device: str) -> bool:
+        """Whether how long its tasks take was seen, since it was last installed on."""
+        return device not in self._cold and self.of(device).seen > 0
+
     def observe(self, device: str, compute: tuple[float, float], transport: tuple[float, float]) -> None:
         """Seconds of a task, (observed, predicted without corrections): of training, and of all else."""
         if device in self._cold:

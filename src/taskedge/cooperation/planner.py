@@ -8,13 +8,17 @@ from typing import Any
 
 from taskedge.backbone.table import BlockTable
 from taskedge.cooperation.coding import bytes_per_value
+from taskedge.cooperation.emulate import STATED
 from taskedge.cooperation.estimates import Estimates, estimate
 from taskedge.cooperation.members import About
 from taskedge.cooperation.pace import Correction, Pace
 from taskedge.cooperation.schedule import Share, read_share, shares
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.turns import counted, in_turn
-from taskedge.planning.fleet import Fleet
+from taskedge.planning.fleet import Fleet, Server
+
+MOST_BITS_PER_SECOND = 1e15
+"""In messages, which are JSON and know no infinity."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,13 @@ class Planner:
         computed = min(compute_seconds, seconds)
         training, transport = plan.apart(share)
         self.pace.observe(share.device, (computed, training), (seconds - computed, transport))
+
+    def stated(self, plan: RoundPlan, share: Share) -> dict[str, float]:
+        """What the fleet file, the profile or a guess says of a device's part, whatever was observed of it."""
+        training, _ = plan.apart(share)
+        server = self._fleet.server if self._fleet else Server()
+        rates = (server.downlink_bits_per_second, min(share.uplink_bits_per_second, MOST_BITS_PER_SECOND))
+        return dict(zip(STATED, (training, *rates), strict=True))
 
     def predicted(self, plan: RoundPlan, share: Share) -> float:
         """Seconds from the task's leaving to the answer, by what is known of the device now."""
@@ -185,4 +196,5 @@ class Planner:
             solver=s.solver,
             head=s.head,
             head_bits=self._head_bits,
+            seed=s.seed,
         )

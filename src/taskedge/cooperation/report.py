@@ -16,14 +16,24 @@ RUN_FOLDER, LAST_RUN, FLEET_FOLDER = "run", "last-run", "fleet"
 machine has its fleet's folder beside its run's."""
 
 
+def fleet_place(folder: Path) -> Path:
+    """Where the fleet's files are: in its folder, or beside the run on one machine."""
+    inner = folder / FLEET_FOLDER
+    return inner if (inner / "fleet.json").exists() else folder
+
+
+def run_place(folder: Path) -> Path:
+    """Where a run that can go on is."""
+    return folder / RUN_FOLDER
+
+
 def report(folder: Path) -> dict[str, Any]:
     """JSON-able facts of the fleet in ``folder`` (or of a run on one machine there) and its run.
 
     Raises:
         InputError: it is neither.
     """
-    inner = folder / FLEET_FOLDER
-    fleet = Fleet.open(inner if (inner / "fleet.json").exists() else folder)
+    fleet = Fleet.open(fleet_place(folder))
     live = coordinated(folder)
     found = next((path for name in (RUN_FOLDER, LAST_RUN) if (path := folder / name).joinpath(RUN).exists()), None)
     events = _events(found / LOG) if found else []

@@ -110,7 +110,7 @@ class Rounds:
 
     async def _ask(self, member: Member, share: Share, plan: RoundPlan, number: int) -> Returned:
         s = self._settings
-        known = self._planner.pace.of(member.name).seen
+        known = self._planner.pace.known(member.name)
         return await exchange(
             self._link,
             self._folder.run,
@@ -123,6 +123,7 @@ class Rounds:
             if known
             else s.first_deadline,
             most_tokens=self._most_tokens,
+            stated=self._planner.stated(plan, share),
         )
 
     def _book(
@@ -130,10 +131,10 @@ class Rounds:
     ) -> None:
         """Takes note of what became of a task."""
         if one.accepted is not None:
-            if member.visit == one.visit:
-                member.holds = self._state.version
             self._state.norms.add(one.norms)
-            self._planner.observe(plan, share, one.seconds, one.accepted.seconds)
+            if member.visit == one.visit:  # else it is a new process by now, of which this says nothing
+                member.holds = self._state.version
+                self._planner.observe(plan, share, one.seconds, one.accepted.seconds)
         elif one.result == "refused":
             self._members.refuse(member, one.why)
         else:
@@ -154,6 +155,8 @@ class Rounds:
             predicted_seconds=predicted,
             observed_seconds=one.seconds,
             compute_seconds=answer.seconds if answer else None,
+            stated_seconds=self._planner.stated(plan, share)["compute_seconds"],
+            real_seconds=answer.real_seconds if answer else None,
             tokens=answer.tokens if answer else 0,
             loss=answer.loss if answer else None,
             refused=member.refused,

@@ -62,6 +62,7 @@ def shares(
     solver: str = "joint",
     head: str = "every",
     head_bits: float = 0.0,
+    seed: int = 0,
 ) -> list[Share]:
     """Plans a round of the blocks ``active`` (depths) on the devices ``names`` (the rows of ``costs``).
 
@@ -71,6 +72,7 @@ def shares(
             that can hold them.
         head: ``every``: whoever trains, trains the head as well; ``first``: the devices with the first active block.
         head_bits: what its upload adds.
+        seed: of a solver that draws.
 
     Returns:
         Shares in the order of ``names``; devices without a share are left out.
@@ -87,7 +89,7 @@ def shares(
         extra=costs.extra[:, columns],
         bits=costs.bits[columns] + (head_bits if head == "every" else 0.0),
     )
-    parts = _parts(mode, mine, link, bandwidth, min(copies, len(names)), solver)
+    parts = _parts(mode, mine, link, bandwidth, min(copies, len(names)), solver, seed)
     found = []
     for part in sorted(parts, key=lambda part: part.device):
         blocks = tuple(wanted[column] for column in part.blocks)
@@ -107,15 +109,18 @@ def shares(
     return found
 
 
-def _parts(mode: str, costs: Costs, link: Link, bandwidth: float, copies: int, solver: str) -> list[Assignment]:
+def _parts(
+    mode: str, costs: Costs, link: Link, bandwidth: float, copies: int, solver: str, seed: int
+) -> list[Assignment]:
     """Assignments with sorted columns, one for each device that has any."""
     devices, blocks = costs.compute.shape
     if mode == "fedavg":
         return _merged(solve("fedavg", costs, link, bandwidth).assignments(), 1)
     if mode == "deft" or copies == 1:
-        return _merged(solve(effective_solver(solver, devices, blocks), costs, link, bandwidth).assignments(), 1)
+        chosen = effective_solver(solver, devices, blocks)
+        return _merged(solve(chosen, costs, link, bandwidth, seed=seed).assignments(), 1)
     if devices >= copies * blocks:
-        return _merged(solve(solver, costs, link, bandwidth, copies).assignments(), copies)
+        return _merged(solve(solver, costs, link, bandwidth, copies, seed).assignments(), copies)
     return _layered(costs, link, bandwidth, copies)
 
 

@@ -123,8 +123,8 @@ class CooperateSettings:
     first_deadline: Annotated[
         float,
         Field(
-            description="Seconds for a device of which nothing was observed yet, to be installed on and for its first "
-            "task."
+            description="Seconds for a device to be installed on, and for its first tasks after that, of which nothing "
+            "was observed yet."
         ),
     ] = 120.0
     follow_pace: Annotated[
@@ -149,6 +149,7 @@ class CooperateSettings:
     def __post_init__(self) -> None:
         from taskedge.cooperation.coding import UPLOADS
         from taskedge.cooperation.optimisers import OPTIMISERS
+        from taskedge.planning.solvers import SOLVERS
 
         faults = []
         for name, known in (
@@ -157,6 +158,7 @@ class CooperateSettings:
             ("local_optimiser", LOCAL_OPTIMISERS),
             ("upload", tuple(UPLOADS)),
             ("optimiser", tuple(OPTIMISERS)),
+            ("solver", tuple(SOLVERS)),
         ):
             value = getattr(self, name)
             if value is not None and value not in known:

@@ -206,7 +206,8 @@ class TaskEdgeStrategy(Strategy):
 
     def _task(self, run: _Begun, node: int, number: int) -> FlowerMessage:
         (share, plan), holds, seconds = self._asked[node], self._nodes[node].holds or 0, self._settings.first_deadline
-        task = task_message(self._run, holds, share, run.state, number, plan.accumulate[share.device], seconds)
+        rows, stated = plan.accumulate[share.device], run.planner.stated(plan, share)
+        task = task_message(self._run, holds, share, run.state, number, rows, seconds, stated)
         return FlowerMessage(to_content(task), node, MessageType.TRAIN, ttl=seconds, group_id=str(number))
 
     def _returned(self, run: _Begun, node: int, reply: FlowerMessage | None, number: int) -> Returned:

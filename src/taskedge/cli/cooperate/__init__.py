@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskedge.cli.cooperate import join, local, members, serve, status
+from taskedge.cli.cooperate import join, local, members, serve, status, stop
 
 EPILOG = """\b
 Examples:
@@ -14,10 +14,20 @@ Examples:
   taskedge cooperate serve --model ./minilm --class neg --class pos --devices 3
   taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv
   taskedge cooperate status
+  taskedge cooperate stop
 """
 
 
-VERBS = (local.command, members.init, members.enrol, members.revoke, serve.command, join.command, status.command)
+VERBS = (
+    local.command,
+    members.init,
+    members.enrol,
+    members.revoke,
+    serve.command,
+    join.command,
+    status.command,
+    stop.command,
+)
 
 
 class InOrder(click.Group):

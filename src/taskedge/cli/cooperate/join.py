@@ -34,10 +34,20 @@ Examples:
 @task_options
 @click.option("--profile", type=click.Path(path_type=Path), help="What `taskedge measure` found here, for the plan.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
+@click.option(
+    "--emulate", is_flag=True, help="Be as slow as the plan takes this device for (docs/cooperation-commands.md)."
+)
 @click.option("--stay", is_flag=True, help="Wait for the next run when one is done.")
 @click.option("--unit", is_flag=True, help="Print a systemd unit that does this from the start of the machine on.")
 def command(
-    bundle: Path, data: Path, profile: Path | None, threads: int | None, stay: bool, unit: bool, **flags: Any
+    bundle: Path,
+    data: Path,
+    profile: Path | None,
+    threads: int | None,
+    emulate: bool,
+    stay: bool,
+    unit: bool,
+    **flags: Any,
 ) -> None:
     """Take part in the runs of a fleet with this machine and its data, until the run is done.
 
@@ -45,7 +55,7 @@ def command(
     weights, and how long it took. No row of the data.
     """
     if unit:
-        click.echo(_unit(bundle, data, profile, threads, flags), nl=False)
+        click.echo(_unit(bundle, data, profile, {"threads": threads, "emulate": emulate} | flags), nl=False)
         return
     from taskedge.cooperation.bundle import Bundle
     from taskedge.measure.file import read_profile
@@ -58,6 +68,7 @@ def command(
     import torch
 
     from taskedge.cooperation.device import Device
+    from taskedge.cooperation.emulate import EmulatedLink
     from taskedge.cooperation.nats import NatsDeviceLink
     from taskedge.cooperation.task import joint_task
 
@@ -69,7 +80,8 @@ def command(
 
     async def take_part() -> None:
         link = NatsDeviceLink(bundle)
-        device = Device(link, training, profile=known, labels=joint.labels, on_hung=lambda: os._exit(1), say=note)
+        end = EmulatedLink(link, note) if emulate else link
+        device = Device(end, training, profile=known, labels=joint.labels, on_hung=lambda: os._exit(1), say=note)
         trouble = asyncio.create_task(_tell_trouble(link))
         try:
             await device.serve(stay=stay)
@@ -92,7 +104,7 @@ async def _tell_trouble(link: NatsDeviceLink) -> None:
         told = link.trouble
 
 
-def _unit(bundle: Path, data: Path, profile: Path | None, threads: int | None, flags: dict[str, Any]) -> str:
+def _unit(bundle: Path, data: Path, profile: Path | None, flags: dict[str, Any]) -> str:
     """The unit of this command, with whole paths: systemd starts it elsewhere."""
     from taskedge.cooperation.bundle import Bundle
     from taskedge.cooperation.units import device_unit
@@ -100,15 +112,15 @@ def _unit(bundle: Path, data: Path, profile: Path | None, threads: int | None, f
     model = Path(flags["model"])
     flags = flags | {"model": model.resolve() if model.is_dir() else flags["model"]}
     named = {"bundle": bundle.resolve(), "data": data.resolve(), "profile": profile and profile.resolve()}
-    words = joining(named | {"threads": threads} | flags)
+    words = joining(named | flags)
     return device_unit(Bundle.open(bundle).name, [*words, "--stay"], getpass.getuser())
 
 
 def joining(options: dict[str, Any]) -> list[str]:
-    """A command that joins with these options; those that are None or empty are left out."""
+    """A command that joins with these options; those that are None, empty or False are left out."""
     words = [sys.executable, "-m", "taskedge.cli.main", "cooperate", "join"]
     for name, value in options.items():
         flag = "--class" if name == "classes" else f"--{name.replace('_', '-')}"
         every = value if isinstance(value, list | tuple) else [value]
-        words += [f"{flag}={one}" for one in every if one is not None]
+        words += [flag if one is True else f"{flag}={one}" for one in every if one is not None and one is not False]
     return words

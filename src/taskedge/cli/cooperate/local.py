@@ -21,6 +21,7 @@ from taskedge.cli.cooperate.shared import (
     out_option,
     resume_option,
     task_options,
+    told_to_end,
     traffic_option,
 )
 from taskedge.cli.options import force_option, given, json_option, note, options_of
@@ -52,6 +53,7 @@ Examples:
   taskedge cooperate local --model ./minilm --train reviews.csv --text review --label sentiment
   taskedge cooperate local --model ./minilm --train reviews.csv --devices 2 --mode fedavg --skew --eval heldout.csv
   taskedge cooperate local --model ./minilm --train reviews.csv --fleet fleet.toml --rounds 50 --show-traffic
+  taskedge cooperate local --model ./minilm --train reviews.csv --fleet fleet.toml --emulate --solver equal
 """,
 )
 @task_options
@@ -59,6 +61,7 @@ Examples:
 @eval_option
 @click.option("--skew", is_flag=True, help="Split by label, so that each device has few of the classes.")
 @click.option("--fleet", type=click.Path(path_type=Path), help="Fleet file: names, speeds and links of the devices.")
+@click.option("--emulate", is_flag=True, help="Make each device as slow as the fleet file says.")
 @click.option(
     "--devices",
     type=click.IntRange(1),
@@ -83,6 +86,7 @@ def command(
     held_out: Path | None,
     skew: bool,
     fleet: Path | None,
+    emulate: bool,
     devices: int | None,
     threads: int | None,
     out: Path,
@@ -100,6 +104,8 @@ def command(
     refuse_existing([out], force or resume)
     wanted = asked(flags, train)
     known = described(fleet)
+    if emulate and known is None:
+        raise InputError("--emulate: name the fleet file that says how slow the devices are, with --fleet")
     names = _names(devices, known)
     settings = CooperateSettings(**given(flags), devices=len(names))
     wanted = replace(wanted, seed=settings.seed)
@@ -113,10 +119,9 @@ def command(
 
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
-        with sole(folder):
-            finished = _run(
-                wanted, settings, names, folder, known, held_out, out, resume=resume, skew=skew, threads=threads
-            )
+        with sole(folder), told_to_end():
+            how = {"threads": threads, "emulate": emulate}
+            finished = _run(wanted, settings, names, folder, known, held_out, out, how, resume=resume, skew=skew)
     except BaseException as error:
         if not (folder / RUN_FOLDER / RUN).exists():
             shutil.rmtree(folder, ignore_errors=True)  # nothing that could go on
@@ -162,11 +167,12 @@ def _run(
     known: Described | None,
     held_out: Path | None,
     out: Path,
+    how: dict[str, Any],
     *,
     resume: bool,
     skew: bool,
-    threads: int,
 ) -> Finished:
+    """``how``: options of the devices' processes."""
     from taskedge.cli.cooperate.finish import finish
     from taskedge.cli.cooperate.screen import TaskTable
     from taskedge.cooperation.report import RUN_FOLDER
@@ -180,11 +186,11 @@ def _run(
 
     def command_of(name: str, bundle: Path) -> list[str]:
         about = {"model": wanted.model, "task": joint.task.name, "classes": joint.labels, **columns.named}
-        about |= {"max_length": joint.max_length or None, "threads": threads}
+        about |= {"max_length": joint.max_length or None, **how}
         return joining({"bundle": bundle, "data": parts / f"{name}.jsonl", **about})
 
     show = TaskTable()
-    with _fleet_here(folder, names, command_of, threads) as (fleet, processes):
+    with _fleet_here(folder, names, command_of, how["threads"]) as (fleet, processes):
         led = asyncio.run(_watched(fleet, processes, joint, settings, folder / RUN_FOLDER, known, show, resume=resume))
         processes.stop(GOODBYE_SECONDS)  # they end by themselves
     return finish(joint, led, out, measured, settings.batch_size)

@@ -64,6 +64,8 @@ def row(event: Event) -> str:
     """One task: who trained what, what crossed the wire, how long it took, and what became of it."""
     blocks = _blocks(event["blocks"])
     ended = "" if event["result"] == "accepted" else f"  {event['result']} {event['why']}".rstrip()
+    if event["real_seconds"] is not None and event["real_seconds"] > event["stated_seconds"]:
+        ended = f"  the real step took {event['real_seconds']:.2f} s, {event['stated_seconds']:.2f} s were to emulate"
     return (
         f"{event['round']:>5}  {event['device']:12}  {blocks:14}  {event['bytes_down']:>9,}  {event['bytes_up']:>9,}  "
         f"{event['predicted_seconds']:>9.2f}  {event['observed_seconds']:>7.2f}  {_loss(event):>7}{ended}"

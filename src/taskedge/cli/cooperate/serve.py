@@ -18,6 +18,7 @@ from taskedge.cli.cooperate.shared import (
     out_option,
     resume_option,
     task_options,
+    told_to_end,
     traffic_option,
 )
 from taskedge.cli.options import force_option, given, json_option, note, options_of
@@ -81,7 +82,7 @@ def command(
     opened, run = Fleet.open(place), place / RUN_FOLDER
     if not opened.devices:
         raise InputError(f"{place}: nobody is enrolled: taskedge cooperate enrol DEVICE makes a device's keys")
-    with sole(place):
+    with sole(place), told_to_end():
         if (run / RUN).exists() and not resume:
             if not force:
                 raise InputError(f"{run} holds an interrupted run: go on with --resume, or start anew with --force")
@@ -97,7 +98,7 @@ def command(
         shutil.rmtree(place / LAST_RUN, ignore_errors=True)
         run.rename(place / LAST_RUN)
     finished.tell(show_traffic=show_traffic, as_json=as_json)
-    note(f"the server keeps running for the devices; kill {server.pid} ends it")
+    note("the server keeps running for the devices; `taskedge cooperate stop` ends it")
 
 
 def _run(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,22 @@ def described(fleet: Path | None) -> Described | None:
     from taskedge.planning.fleet import load_fleet
 
     return load_fleet(fleet) if fleet else None
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """Inside, being told to end (SIGTERM: `taskedge cooperate stop`, systemd) is what Ctrl-C is."""
+
+    def end(*_: Any) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: no Ctrl-C, but this
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fleet_folder(folder: Path | None) -> Path:

@@ -1,0 +1,273 @@
+"""Plans against seconds that really pass: a fleet of six, emulated by six processes of one machine.
+
+    python benchmarks/emulated_fleet.py prediction     # predicted against observed rounds: four minutes
+    python benchmarks/emulated_fleet.py plans          # joint against every baseline plan: an hour; goes on
+
+MiniLM-L6 on question types; rows are cut at 24 tokens, so that the real step of a device is short beside the emulated
+one, which is that of the fleet file for rows of 128 tokens. Real `taskedge cooperate join --emulate` processes, a real
+server with mutual TLS on loopback, and a coordinator that plans, corrects its plan by what it observes, and commits
+every round to the disk. A round's seconds are the coordinator's, from the tasks' leaving to the committed version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy import append
+from common import RESULTS, figure, machine, show, write
+
+import taskedge as te
+from taskedge import assets
+from taskedge.cli.cooperate.join import joining
+from taskedge.cooperation.coordinator import Coordinator
+from taskedge.cooperation.enrolment import Fleet
+from taskedge.cooperation.log import Event
+from taskedge.cooperation.nats import NatsCoordinatorLink
+from taskedge.cooperation.nats_server import free_port
+from taskedge.cooperation.processes import Processes
+from taskedge.cooperation.settings import CooperateSettings
+from taskedge.cooperation.split import write_parts
+from taskedge.cooperation.task import Asked, JointTask, joint_task
+from taskedge.planning.fleet import Fleet as Described
+from taskedge.planning.fleet import parse_fleet
+from taskedge.planning.plan import BASELINES
+
+PATH = RESULTS / "emulated_plans.jsonl"
+LENGTH, BATCH, TRAIN, TEST = 24, 8, 1200, 400
+MEDIAN_BAR, P95_BAR = 0.10, 0.25
+SOLVERS = ("joint", *BASELINES)
+EVERY = 5
+"""Rounds between two looks at the accuracy."""
+
+NAMES = [f"device-{number}" for number in range(1, 7)]
+BLOCKS = {"prediction": 6, "plans": 4}
+"""With four blocks, a plan also chooses whom it leaves out."""
+DISTRIBUTION = {
+    "devices": len(NAMES),
+    "sustained_flops_per_second": "log-uniform 8e9 .. 32e9",
+    "gain_db": "uniform -142 .. -115",
+    "transmit_watts": 0.1,
+    "noise_dbm_per_hz": -174,
+    "bandwidth_hz": 2e5,
+    "downlink_bits_per_second": 20e6,
+    "tokens_per_round": BATCH * 128,
+}
+
+
+def described(seed: int) -> Described:
+    """A fleet from ``DISTRIBUTION``: figures of no particular devices, and chosen for no particular plan."""
+    draw = random.Random(seed)
+    rows = [
+        {
+            "name": name,
+            "flops_per_second": 8e9 * 4 ** draw.random(),
+            "utilisation_ratio": 1.0,
+            "memory_bytes": 4e9,
+            "tokens_per_round": BATCH * 128,
+            "batch_sequences": BATCH,
+            "transmit_watts": 0.1,
+            "gain_db": draw.uniform(-142, -115),
+        }
+        for name in NAMES
+    ]
+    return parse_fleet(
+        {"server": {"downlink_bits_per_second": 20e6}, "channel": {"bandwidth_hz": 2e5}, "device": rows}, Path("drawn")
+    )
+
+
+@contextmanager
+def devices(folder: Path, joint: JointTask) -> Iterator[Fleet]:
+    """A server, and a process for each device that stays from run to run."""
+    columns = write_parts(joint, folder / "parts", NAMES, skew=False, seed=0, same=False)
+    fleet, processes = Fleet.create(folder / "fleet", name="emulated", port=free_port()), Processes()
+    bundles = {name: fleet.enrol(name) for name in NAMES}
+    server = fleet.start_server()
+    try:
+        for name, bundle in bundles.items():
+            about = {"model": joint.asked.model, "task": joint.task.name, "classes": joint.labels, **columns.named}
+            about |= {"max_length": LENGTH, "threads": 1, "emulate": True, "stay": True}
+            words = joining({"bundle": bundle, "data": folder / "parts" / f"{name}.jsonl", **about})
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+            processes.start(name, words, folder / f"{name}.log", environment)
+        processes.guard(server.pid)
+        yield fleet
+    finally:
+        processes.stop()
+        server.stop()
+        processes.end()
+
+
+async def run(
+    fleet: Fleet, joint: JointTask, how: CooperateSettings, folder: Path, *, keep: bool = False
+) -> tuple[list[Event], dict[int, Path]]:
+    """All events of a run, and with ``keep`` a delta of every few rounds."""
+    events: list[Event] = []
+    deltas: dict[int, Path] = {}
+    link = await NatsCoordinatorLink.connect(fleet.coordinator_bundle)
+
+    def on_event(event: Event) -> None:
+        events.append(event)
+        if keep and event["event"] == "round" and event["round"] % EVERY == 0:
+            deltas[event["round"]] = folder / f"{event['round']}.safetensors"
+            coordinator.delta().save(deltas[event["round"]])
+
+    try:
+        more = {"whole": joint.whole, "labels": joint.labels, "fleet": described(how.seed), "on_event": on_event}
+        coordinator = Coordinator(link, joint.base.model, how, folder / "run", **more)
+        await coordinator.run()
+    finally:
+        await link.close()
+    return events, deltas
+
+
+def settings(what: str, rounds: int, solver: str, seed: int) -> CooperateSettings:
+    fixed = {"batch_size": BATCH, "devices": len(NAMES), "wait_seconds": 600.0, "blocks": BLOCKS[what]}
+    return CooperateSettings(rounds=rounds, solver=solver, seed=seed, **fixed)
+
+
+def data(folder: Path) -> tuple[Path, Path]:
+    """Training and test rows."""
+    parts = assets.split(assets.read_rows(assets.question_types(print)), {"train": TRAIN, "test": TEST}, seed=0)
+    for part, rows in parts.items():
+        assets.write_rows(folder / f"{part}.csv", rows)
+    return folder / "train.csv", folder / "test.csv"
+
+
+def asked(train: Path, seed: int) -> JointTask:
+    return joint_task(Asked(model=str(assets.minilm(print)), data=train, max_length=LENGTH, seed=seed), lambda _: None)
+
+
+def load() -> dict[str, Any]:
+    return {"processors": os.cpu_count(), "load average, 1 minute": round(os.getloadavg()[0], 1)}
+
+
+def overran(events: Sequence[Event]) -> int:
+    """Tasks whose real step was slower than the emulated one."""
+    real = [(event["real_seconds"], event["stated_seconds"]) for event in events if event["event"] == "task"]
+    return sum(took is not None and took > stated for took, stated in real)
+
+
+def errors(events: Sequence[Event], event: str, observed: str, after: int) -> list[float]:
+    """``|observed / predicted - 1|``."""
+    rows = [row for row in events if row["event"] == event and row["round"] > after]
+    return [
+        abs(row[observed] / row["predicted_seconds"] - 1) for row in rows if row.get("result") in (None, "accepted")
+    ]
+
+
+def prediction(rounds: int, discard: int) -> None:
+    """How far rounds are from what was predicted before each."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        joint = asked(data(folder)[0], 0)
+        with devices(folder, joint) as fleet:
+            events, _ = asyncio.run(run(fleet, joint, settings("prediction", rounds + discard, "joint", 0), folder))
+    tasks = [event for event in events if event["event"] == "task"]
+    off = errors(events, "round", "seconds", discard)
+    p95 = statistics.quantiles(off, n=100, method="inclusive")[94]
+    figures = [
+        figure("round: |observed / predicted - 1|", off, bar=MEDIAN_BAR),
+        figure("round: |observed / predicted - 1|, 95th percentile", [p95], bar=P95_BAR),
+        figure("task: |observed / predicted - 1|", errors(events, "task", "observed_seconds", discard)),
+        figure("round: observed", [e["seconds"] for e in events if e["event"] == "round"], unit="s"),
+        figure("task: real step / emulated step", [e["real_seconds"] / e["stated_seconds"] for e in tasks]),
+    ]
+    show(figures)
+    write(
+        "emulated_fleet",
+        {
+            "setting": f"MiniLM-L6, question types, {BATCH} rows of at most {LENGTH} tokens for a device and round, "
+            f"six emulated devices, {rounds} rounds after the first {discard}",
+            "fleet": DISTRIBUTION | {"seed": 0},
+            "load": load(),
+            "tasks": {result: sum(e["result"] == result for e in tasks) for result in {e["result"] for e in tasks}},
+            "tasks whose real step was slower than the emulated one": overran(events),
+            "plans": [e["why"] for e in events if e["event"] == "planned"],
+            "figures": figures,
+        },
+    )
+
+
+def plans(rounds: int, seeds: int, solvers: Sequence[str]) -> None:
+    """Seconds and accuracy of every plan, seed by seed."""
+    done = (
+        {(row["solver"], row["seed"]) for row in map(json.loads, PATH.read_text().splitlines())}
+        if PATH.exists()
+        else set()
+    )
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        train, test = data(folder)
+        with devices(folder, asked(train, 0)) as fleet:
+            for seed in range(seeds):
+                for solver in solvers:
+                    if (solver, seed) in done:
+                        continue
+                    here = folder / f"{solver}-{seed}"
+                    here.mkdir()
+                    how, joint = settings("plans", rounds, solver, seed), asked(train, seed)
+                    events, deltas = asyncio.run(run(fleet, joint, how, here, keep=True))
+                    row = summary(events) | {"accuracy": accuracies(deltas, train, test, seed)}
+                    row = {"solver": solver, "seed": seed, "rounds": rounds} | row
+                    append(PATH, row | {"load": load(), "machine": machine()})
+                    print(json.dumps(row))
+
+
+def summary(events: Sequence[Event]) -> dict[str, Any]:
+    """What a run took. Seconds are those of its rounds; devices are installed on before."""
+    rounds = [event for event in events if event["event"] == "round"]
+    passed = [sum(event["seconds"] for event in rounds[:number]) for number in range(1, len(rounds) + 1)]
+    return {
+        "seconds": passed[-1],
+        "seconds_after": {number: passed[number - 1] for number in range(EVERY, len(rounds) + 1, EVERY)},
+        "round_median": statistics.median(event["seconds"] for event in rounds),
+        "off_median": statistics.median(errors(events, "round", "seconds", 5)),
+        "unused_tasks": sum(event["event"] == "task" and event["result"] != "accepted" for event in events),
+        "overran_tasks": overran(events),
+        "plans": sum(event["event"] == "planned" for event in events),
+    }
+
+
+def accuracies(deltas: dict[int, Path], train: Path, test: Path, seed: int) -> dict[int, float]:
+    """Of every delta on the test rows."""
+    joint = asked(train, seed)
+    rows = joint.encode(joint.task.read(test, joint.columns, answers=True, say=lambda _: None))
+    found = {}
+    for number, path in deltas.items():
+        with te.applied(joint.base.model, te.load(path)):
+            measured = joint.task.evaluate(joint.base.model, joint.base, rows, 32, lambda _: None)
+        found[number] = measured["accuracy"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["prediction", "plans"])
+    parser.add_argument("--rounds", type=int, help="[default: 50 for prediction, 20 for plans]")
+    parser.add_argument("--discard", type=int, default=5, help="prediction: rounds before, not counted")
+    parser.add_argument("--seeds", type=int, default=3, help="plans")
+    parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="plans")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    if arguments.what == "prediction":
+        prediction(arguments.rounds or 50, arguments.discard)
+    else:
+        plans(arguments.rounds or 20, arguments.seeds, arguments.solvers)
+    print(f"{time.monotonic() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
