@@ -152,6 +152,27 @@ def test_nodes_that_are_silent_leave_and_come_are_planned_around():
     assert left == [("joined", "d1"), ("joined", "d0"), ("joined", "d1"), ("left", "d1"), ("joined", "d1")]
 
 
+def test_a_node_that_stays_silent_is_asked_less_and_less_often():
+    """Each query to it costs a deadline; one that answers again is back at once."""
+    how = tiny_fleet.settings(devices=2, rounds=16)
+    grid, events, asked = flower_grid.grid(2), [], []
+    strategy = TaskEdgeStrategy(tiny_fleet.model(), how, on_event=events.append)
+    for number in range(1, 17):
+        silent = 3 <= number < 10
+
+        def change(message, reply, number=number, silent=silent):
+            if from_content(message.content).kind == "hello":
+                asked.append(number)
+            return None if silent else reply
+
+        grid.changes = {99: change}
+        messages = list(strategy.configure_train(number, strategy.arrays(), ConfigRecord(), grid))
+        strategy.aggregate_train(number, grid.send_and_receive(messages))
+    assert asked == [1, 4, 6, 10]
+    tasks = [e["round"] for e in events if e["event"] == "task" and e["device"] == "d1" and e["result"] == "accepted"]
+    assert tasks == [1, 2, *range(10, 17)]
+
+
 def test_an_answer_that_does_not_come_is_late_and_one_that_failed_is_gone():
     how = tiny_fleet.settings(devices=2, rounds=1)
     for change, result in (

@@ -35,6 +35,11 @@ class Nodes:
         self._run, self._beginning, self._settings, self._log = run, beginning, settings, log
         self._members: dict[int, Member] = {}
         self._refused: dict[str, int] = {}
+        self._meetings = 0
+        self._silent: dict[int, int] = {}
+        """How often in a row a node did not answer."""
+        self._ask_again: dict[int, int] = {}
+        """At which meeting such a node is asked again."""
 
     def __getitem__(self, node: int) -> Member:
         """What is known of a node."""
@@ -47,17 +52,27 @@ class Nodes:
     def meet(self, grid: Grid, needed: int) -> None:
         """Asks those that came who they are, until ``needed`` are there.
 
+        A query is waited for up to ``first_deadline``. So a node that is silent again and again is asked less and less
+        often while there are enough others.
+
         Raises:
             TaskEdgeError: they do not come within ``wait_seconds``.
         """
+        self._meetings += 1
         end = time.monotonic() + self._settings.wait_seconds
         while True:
             here = set(grid.get_node_ids())
             for node in sorted(self._members.keys() - here):
                 self._log("left", device=self._members.pop(node).name)
             new = sorted(node for node in here if node not in self._members or self._members[node].about is None)
+            if len(self.present()) >= needed:
+                new = [node for node in new if self._ask_again.get(node, 0) <= self._meetings]
             for node, answer in self._ask(grid, dict.fromkeys(new, Message("hello", {"run": self._run}))).items():
-                if answer is not None:  # else it is asked again at the next look
+                if answer is None:
+                    self._silent[node] = self._silent.get(node, 0) + 1
+                    self._ask_again[node] = self._meetings + 2 ** self._silent[node]
+                else:
+                    self._silent.pop(node, None)
                     self._greet(node, answer)
             if len(self.present()) >= needed:
                 return
