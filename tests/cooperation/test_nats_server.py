@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -45,6 +46,16 @@ def test_each_device_may_speak_below_its_own_name_and_hear_its_own_tasks(tmp_pat
 def test_it_listens_on_loopback_unless_asked(tmp_path):
     assert Fleet.create(tmp_path / "a").listen == "127.0.0.1"
     assert '"host": "127.0.0.1"' in (tmp_path / "a" / "server.conf").read_text()
+
+
+def test_several_who_start_it_at_the_same_moment_find_one_server(tmp_path):
+    fleet = Fleet.create(tmp_path / "fleet", port=free_port())
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: Fleet.open(fleet.folder).start_server().pid, range(4)))
+        assert found == [fleet.server.pid] * 4 != [None] * 4
+    finally:
+        fleet.server.stop()
 
 
 def test_starts_once_reloads_and_stops(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -80,8 +81,12 @@ class NatsServer:
             InputError: there is no server program.
             ServerError: it ended, or is not ready in time; the message has its last words.
         """
-        if self.pid is not None:
-            return
+        with (self.folder / ".server.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one who starts it at the same moment finds it running
+            if self.pid is None:
+                self._start()
+
+    def _start(self) -> None:
         program = find_server()
         (self.folder / "server.pid").unlink(missing_ok=True)
         before = self._log_size()
