@@ -9,7 +9,9 @@ import tiny
 import torch
 from test_readme import ROOT, blocks
 
+from taskedge.backbone.held import HeldLayer
 from taskedge.backbone.linears import candidates
+from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.allocations import ALLOCATIONS
 from taskedge.selection.pattern import Pattern
 from taskedge.selection.rules import RULES
@@ -71,7 +73,7 @@ def test_the_patterns_named_are_patterns(name):
     assert isinstance(ALLOCATIONS[name].pattern, Pattern)
 
 
-def test_the_code_of_the_memory_page_runs(bert):
+def test_the_code_of_the_memory_page_runs(bert, tmp_path):
     import taskedge as te
 
     te.install(bert, te.select(bert, [tiny.batch(bert)], per_neuron=1))
@@ -82,8 +84,15 @@ def test_the_code_of_the_memory_page_runs(bert):
         "data": [tiny.batch(bert, seed=seed) for seed in range(2)],
         "optimizer": optimizer,
     }
-    recompute, rotate, mezo = blocks(ROOT / "docs" / "memory.md", "python")
+    recompute, rotate, int8, mapped, mezo = blocks(ROOT / "docs" / "memory.md", "python")
     for code in (recompute, rotate, mezo):
         before = [parameter.detach().clone() for parameter in tiny.trained(bert)]
         exec(code, known)
         assert not all(map(torch.equal, before, tiny.trained(bert)))
+    known["model"] = tiny.bert()
+    exec(int8, known)
+    assert {type(layer).__name__ for layer in sparse_layers(known["model"]).values()} == {"SparseHeldLinear"}
+    tiny.bert().save_pretrained(tmp_path)
+    known["model"] = type(bert).from_pretrained(tmp_path)
+    exec(mapped, known)
+    assert any(isinstance(module, HeldLayer) for module in known["model"].modules())

@@ -12,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
     ViTConfig,
     ViTForImageClassification,
 )
@@ -66,6 +68,28 @@ def vit() -> nn.Module:
         attention_probs_dropout_prob=0.0,
     )
     return _counted(_seeded(ViTForImageClassification, config), 5411)
+
+
+def t5(tie: bool = True) -> nn.Module:
+    """An encoder and a decoder that share their embeddings, with a language-model head tied to them unless told."""
+    config = T5Config(
+        vocab_size=VOCABULARY,
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=2,
+        num_heads=2,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        tie_word_embeddings=tie,
+    )
+    return _seeded(T5ForConditionalGeneration, config).eval()
+
+
+def t5_batch(seed: int = 0) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    ids, labels = (torch.randint(1, VOCABULARY, (3, 5), generator=draw) for _ in range(2))
+    return {"input_ids": ids, "labels": labels}
 
 
 class Mlp(nn.Module):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 
 import pytest
 import tiny_task
@@ -220,6 +223,9 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
         ["--micro-batch", 4],
         ["--rotate", 2],
         ["--optimizer", "mezo", "--lr", 1e-3],
+        ["--base", "int8"],
+        ["--base", "mapped"],
+        ["--rule", "gradient", "--base", "mapped", "--recompute", "blocks"],
     ],
     ids=lambda rung: rung[1],
 )
@@ -246,3 +252,65 @@ def test_recomputation_ends_with_the_same_bits(taskedge, task, here):
     for other in (blocks, inputs):
         for name, linear in none.linears.items():
             assert torch.equal(linear.values, other.linears[name].values)
+
+
+def test_a_mapped_base_ends_with_the_same_bits(taskedge, task, here):
+    ended = taskedge(*tuning(task, "--base", "mapped", "--out", "mapped.safetensors"))
+    assert re.search(r"[\d.]+ of [\d.]+ MB of the base are mapped from \S+model.safetensors", ended.err)
+    assert taskedge(*tuning(task, "--out", "loaded.safetensors")).code == 0
+    loaded, mapped = (te.load(here / f"{how}.safetensors") for how in ("loaded", "mapped"))
+    for name, linear in loaded.linears.items():
+        assert torch.equal(linear.values, mapped.linears[name].values)
+        assert linear.base_digest == mapped.linears[name].base_digest
+    assert all(torch.equal(tensor, mapped.whole[name]) for name, tensor in loaded.whole.items())
+
+
+def test_an_int8_base_through_all_verbs(taskedge, task, here):
+    ended = taskedge(*tuning(task, "--base", "int8", "--eval", task / "eval.csv", "--json"))
+    assert "the weights of 12 linears are held as int8" in ended.err
+    done = json.loads(ended.out)
+    measured = json.loads(taskedge("eval", "task.safetensors", "--data", task / "eval.csv", "--json").out)
+    assert measured == done["quality"]
+    for base in ("loaded", "mapped", "int8"):
+        ended = taskedge("predict", "task.safetensors", "--data", task / "eval.csv", "--base", base)
+        assert ended.code == 0, ended.err
+    assert taskedge("merge", "task.safetensors", "--out", "merged").code == 0
+    about = json.loads(taskedge("info", "task.safetensors", "--json").out)
+    assert about["base_dtype"] == about["provenance"]["training"]["base"] == "int8"
+
+
+def test_a_killed_run_over_int8_goes_on_to_the_same_bits(task, here):
+    def killed():
+        from taskedge.training import checkpoint
+
+        write = checkpoint.write
+
+        def once(*given):
+            write(*given)
+            os._exit(9)
+
+        checkpoint.write = once
+
+    words = ["--base", "int8", "--checkpoint-every", 5]
+    assert tiny_task.forked(tuning(task, *words, "--out", "whole")).code == 0
+    assert tiny_task.forked(tuning(task, *words, "--out", "cut"), killed).code == 9
+    assert tiny_task.forked(tuning(task, *words, "--out", "cut", "--resume")).code == 0
+    assert (here / "whole").read_bytes() == (here / "cut").read_bytes()
+
+
+def test_a_base_that_changes_while_it_is_mapped(taskedge, task, here, monkeypatch):
+    """The run ends without a delta: what it computed cannot be relied on."""
+    from taskedge.training import tune
+
+    folder, fit = shutil.copytree(task / "base", here / "base"), tune.fit
+
+    def then_changed(*given, **named):
+        done = fit(*given, **named)
+        os.utime(folder / "model.safetensors", (1, 1))
+        return done
+
+    monkeypatch.setattr(tune, "fit", then_changed)
+    ended = taskedge(*tuning(task, "--base", "mapped", "--model", folder))
+    assert ended.code == 2
+    assert "model.safetensors was changed while the model was mapped from it" in ended.err
+    assert not (here / "task.safetensors").exists()

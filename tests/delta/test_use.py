@@ -8,6 +8,7 @@ import pytest
 import tiny_task
 import torch
 
+from taskedge.backbone.held import HeldLayer
 from taskedge.delta.file import load
 from taskedge.delta.use import load_applied
 from taskedge.errors import BaseMismatch, DeltaError, InputError
@@ -79,3 +80,28 @@ def test_no_delta(made):
         load_applied(made / "base" / "model.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
         load_applied(made / "nothere")
+
+
+def test_a_base_that_is_held(made):
+    """Checked as it was trained on, then held; an explicit way wins over that of the training."""
+    path = made / "task.safetensors"
+    base, delta = load_applied(path, held="int8")
+    name, linear = next(iter(delta.linears.items()))
+    layer = base.model.get_submodule(name)
+    assert isinstance(layer, HeldLayer)
+    assert torch.equal(layer.weight[linear.rows, linear.columns], linear.values)
+    assert not isinstance(load_applied(path)[0].model.get_submodule(name), HeldLayer)
+    with pytest.raises(BaseMismatch, match="wrong base"):
+        load_applied(path, str(made / "other"), held="int8")
+    load_applied(path, str(made / "other"), held="int8", force=True)
+
+
+def test_a_delta_is_used_as_it_was_trained(made, tmp_path):
+    flags = {"model": str(made / "base"), "train": made / "train.csv", "text": ["text"], "label": "label"}
+    settings = settle({**flags, "budget": "2%", "epochs": 1, "base": "int8", "out": tmp_path / "task.safetensors"})
+    tune(settings, progress=False, say=str)
+    for held, expected in ((None, True), ("loaded", False)):
+        base, delta = load_applied(tmp_path / "task.safetensors", held=held)
+        assert {isinstance(base.model.get_submodule(name), HeldLayer) for name in delta.linears} == {expected}
+    with pytest.raises(BaseMismatch, match="wrong base"):
+        load_applied(tmp_path / "task.safetensors", str(made / "other"))

@@ -8,14 +8,13 @@ from functools import partial
 import pytest
 import tiny
 import torch
+from tiny import t5, t5_batch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
     GPT2LMHeadModel,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import taskedge as te
@@ -48,29 +47,6 @@ def albert(layers=3):
 
 
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0."
-
-
-def t5(tie=True):
-    config = T5Config(
-        vocab_size=tiny.VOCABULARY,
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=0.0,
-        decoder_start_token_id=0,
-        tie_word_embeddings=tie,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        return T5ForConditionalGeneration(config).eval()
-
-
-def t5_batch(seed=0):
-    draw = torch.Generator().manual_seed(seed)
-    ids, labels = (torch.randint(1, tiny.VOCABULARY, (3, 5), generator=draw) for _ in range(2))
-    return {"input_ids": ids, "labels": labels}
 
 
 def agree(model, twin, batch):

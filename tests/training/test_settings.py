@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny_task
 
+from taskedge.backbone import HOLDS
 from taskedge.errors import InputError
 from taskedge.training.fit_settings import FitSettings
 from taskedge.training.settings import RATES, TuneSettings
@@ -240,3 +242,24 @@ def test_rungs_that_go_together():
     assert (settings.fit().recompute, settings.fit().micro_batch, settings.fit().rotate) == ("inputs", 8, 4)
     assert settings.fit().sparing
     assert not FitSettings().sparing
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"base": "int8", "form": "lora"}, "--base int8 only reads the weights, --form lora needs more: leave out"),
+        ({"base": "mapped", "rule": "spt"}, "--base mapped only reads the weights, --rule spt needs more"),
+        ({"base": "int8", "rule": "fisher"}, "--base int8 only reads the weights, --rule fisher needs more"),
+        ({"base": "mapped", "regrow": 5}, "--base mapped only reads the weights, --regrow needs more"),
+        ({"base": "int4"}, "--base: must be 'loaded', 'mapped' or 'int8'"),
+    ],
+)
+def test_what_a_base_that_is_only_read_cannot_do(given, told):
+    with pytest.raises(InputError) as caught:
+        settle({**NEEDED, **given})
+    assert told in str(caught.value)
+
+
+def test_a_mapped_base_may_be_selected_from_by_gradients():
+    assert settle({**NEEDED, "base": "mapped", "rule": "fisher"}).base == "mapped"
+    assert get_args(TuneSettings.model_fields["base"].annotation) == HOLDS

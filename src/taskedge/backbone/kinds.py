@@ -124,7 +124,7 @@ class Patches(Kind):
             return f"its {module.groups} groups each have a matrix of their own"
         if module.padding_mode != "zeros":
             return f"it pads with padding_mode={module.padding_mode!r}, not with zeros"
-        return _own_forward(module, nn.Conv2d)
+        return own_forward(module, nn.Conv2d)
 
     def matrix(self, stored: Tensor) -> Tensor:
         return stored.flatten(1)
@@ -186,7 +186,7 @@ class OneHot(Kind):
             return "scale_grad_by_freq gives it other gradients than those of the loss"
         if module.sparse:
             return "its gradients are sparse tensors (sparse=True)"
-        return _own_forward(module, nn.Embedding)
+        return own_forward(module, nn.Embedding)
 
     def matrix(self, stored: Tensor) -> Tensor:
         return stored.t()
@@ -224,8 +224,11 @@ def as_tokens(x: Tensor) -> Tensor:
     return x.flatten(0, -2) if x.dim() > 1 else x[None]
 
 
-def _own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
-    """A class that computes something else than its base cannot be told apart from it otherwise (positions, scales)."""
+def own_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
+    """Says so where the class of ``module`` computes something else than ``base`` does (positions, scales), else None.
+
+    Such a class cannot be told apart from its base otherwise.
+    """
     for owner in type(module).__mro__:
         if "forward" in vars(owner) and not vars(owner).get("keeps_forward"):
             return None if owner is base else f"{owner.__name__} has a forward pass of its own"

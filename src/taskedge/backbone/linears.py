@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from taskedge.backbone.blocks import blocks, blocks_within
+from taskedge.backbone.held import HeldLayer
 from taskedge.backbone.kinds import Kind, kind_of
 from taskedge.errors import InputError, did_you_mean
 
@@ -50,7 +51,10 @@ class Linear:
         """Writes entries [n] into the model, rounded to the weight's dtype."""
         stored = self.stored
         place = self.kind.place(rows.to(stored.device), columns.to(stored.device))
-        stored.index_put_(place, values.to(device=stored.device, dtype=stored.dtype))
+        if isinstance(self.module, HeldLayer):
+            self.module.lay_over(place, values)
+        else:
+            stored.index_put_(place, values.to(device=stored.device, dtype=stored.dtype))
 
 
 def as_linear(name: str, module: nn.Module) -> Linear | None:
@@ -143,7 +147,7 @@ def why_unusable(model: nn.Module, everything: dict[str, Linear]) -> dict[str, s
             unusable[name] = "its weight is computed, not stored (quantised or parametrised)"
         elif owners[id(weight)] > 1:
             unusable[name] = "its weight is tied to another module"
-        elif not weight.is_floating_point():
+        elif not (weight.is_floating_point() or isinstance(linear.module, HeldLayer)):
             unusable[name] = f"its weight is {weight.dtype}, not floating point"
         elif isinstance(parent, nn.MultiheadAttention):
             unusable[name] = "nn.MultiheadAttention reads its weight without calling it"

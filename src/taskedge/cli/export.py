@@ -64,7 +64,7 @@ def write(delta: Path, out: Path, *, to: str, model: str | None, force: bool, **
     refuse_taken(out, to=to, force=force)
     from taskedge.delta.use import load_applied
 
-    base, loaded = load_applied(delta, model, force=force, say=note)
+    base, loaded = load_applied(delta, model, held="loaded", force=force, say=note)
     given = {"base": model or loaded.provenance.base, "force": force, **options}
     return export(base.model, loaded, out, to=to, processor=base.images or base.tokenizer, **given)
 

@@ -26,6 +26,7 @@ VERBS = {
     "merge": "Write a plain model folder with the delta's values in it.",
     "export": "Write a delta for others: a PEFT adapter, a plain folder, a sparse weight patch.",
     "measure": "Run a model a few seconds: what a training step costs on this machine.",
+    "bench": "Measure this machine: tokens per second, MFU, tokens per joule, granularity.",
     "plan": "Plan a fleet: who trains which block, with which share of the bandwidth.",
     "simulate": "Replay rounds of a fleet whose links fade and whose devices come and go.",
     "cooperate": "Fine-tune one model on many devices, whose data stays where it is.",

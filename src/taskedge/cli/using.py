@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from taskedge.backbone import HOLDS
 from taskedge.cli.options import note
 from taskedge.training.fit_settings import FitSettings
 
@@ -32,6 +33,7 @@ def delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), help=f"Longest generated response in tokens.{_AS}"),
         click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
+        click.option("--base", type=click.Choice(HOLDS), help=f"How the base lies in memory.{_AS}"),
         click.option("--image", help=f"Column with the path of an image.{_AS}"),
         click.option("--prompt", help=f"Column with the prompt.{_AS}"),
         click.option("--text", multiple=True, help=f"Column with the text.{_AS}"),
@@ -48,7 +50,7 @@ def delta_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prepared(delta: Path, data: Path, columns: dict[str, Any], options: dict[str, Any], *, answers: bool) -> Work:
-    """The delta at work on the data; ``options``: ``model``, ``force`` and ``max_new_tokens``."""
+    """The delta at work on the data; ``options``: ``model``, ``base``, ``force``, ``max_new_tokens``."""
     from taskedge.training.tasks import Columns
     from taskedge.training.use import prepare
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.digest import digest
+from taskedge.backbone.held import INT8, HeldLayer, plain_dtype, rounded_to_int8
+from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import Linear, as_linear, linears
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
@@ -45,7 +47,8 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
 
     Raises:
         BaseMismatch: this is not the delta's base; the message says what differs. The model is unchanged.
-        InputError: another delta is applied, or a support is installed. The model is unchanged.
+        InputError: another delta is applied, or a support is installed; a low-rank product is to go into a weight that
+            is held (:mod:`taskedge.backbone.held`). The model is unchanged.
     """
     if installation(model) is not None:
         raise InputError("the model trains a support: fuse it before a delta is applied")
@@ -57,7 +60,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     products = _originals(layers, delta) if before is None else before.low_rank
     _check_values(layers, parameters, delta, products)
     if before is None:
-        originals = {name: layers[name].read(linear.rows, linear.columns) for name, linear in delta.linears.items()}
+        originals = _entries(layers, delta)
         if not force:
             _check_base(layers, parameters, delta, originals | products)
         whole = {name: parameters[name].detach().clone() for name in delta.whole}
@@ -71,6 +74,12 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
             parameters[name].copy_(tensor)
     model.__dict__["_taskedge_applied"] = before
     return model
+
+
+def check_base(model: nn.Module, delta: Delta) -> None:
+    """Raises BaseMismatch where the model, on which nothing is applied, is not the delta's base; changes nothing."""
+    layers = _layers(model, delta)
+    _check_base(layers, _parameters(model, delta), delta, _entries(layers, delta) | _originals(layers, delta))
 
 
 def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
@@ -117,6 +126,11 @@ def applied_to(model: nn.Module) -> Applied | None:
     return model.__dict__.get("_taskedge_applied")
 
 
+def _entries(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
+    """What the model holds at the delta's entries."""
+    return {name: layers[name].read(linear.rows, linear.columns) for name, linear in delta.linears.items()}
+
+
 def _originals(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
     """The weights [out, in] that products go onto, as they stand in the model."""
     return {name: layers[name].weight for name in delta.low_rank}
@@ -138,6 +152,11 @@ def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
         if layer.shape != linear.shape:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {list(layer.shape)}, the delta was made for {list(linear.shape)}"
+            )
+        if name in delta.low_rank and isinstance(layer.module, HeldLayer):
+            raise InputError(
+                f"the weight of linear {name!r} is held and only read, so the delta's product cannot go into it: load "
+                "the base with base='loaded'"
             )
         layers[name] = layer
     return layers
@@ -184,27 +203,43 @@ def _check_base(
 ) -> None:
     changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
     for name, linear in changed.items():
-        dtype = _plain(layers[name].stored.dtype)
-        if dtype != linear.base_dtype:
+        dtype = plain_dtype(layers[name].module)
+        if dtype != linear.base_dtype and INT8 in (dtype, linear.base_dtype):
+            if dtype == INT8 or not isinstance(layers[name].kind, Features):
+                raise BaseMismatch(
+                    f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}, and "
+                    "whether it was the same cannot be told: load the base as it was in training, or force it"
+                )
+        elif dtype != linear.base_dtype:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "
                 f"load the base with dtype={linear.base_dtype}, or force it"
             )
     dtypes = {linear.base_dtype for linear in delta.linears.values()}
     for name, tensor in delta.whole.items():
-        rounded = tensor.dtype == torch.float32 and _plain(parameters[name].dtype) in dtypes  # from a master in fp32
+        rounded = tensor.dtype == torch.float32 and not dtypes.isdisjoint({_plain(parameters[name].dtype), INT8})
         if parameters[name].dtype != tensor.dtype and not rounded:
             raise BaseMismatch(
                 f"wrong base: parameter {name!r} is {_plain(parameters[name].dtype)}, the delta holds "
                 f"{_plain(tensor.dtype)}: load the base with that dtype, or force it"
             )
-    other = [name for name, linear in changed.items() if digest(originals[name]) != linear.base_digest]
+    found = {name: digest(_as_trained_on(layers[name], delta, originals[name])) for name in changed}
+    other = [name for name, linear in changed.items() if found[name] != linear.base_digest]
     if other:
         hint = f" (made on {delta.provenance.base!r})" if delta.provenance.base else ""
         raise BaseMismatch(
             f"wrong base: {len(other)} of {len(changed)} linears hold other values than the base of this "
             f"delta{hint}, {other[0]!r} first: load that base, or force it"
         )
+
+
+def _as_trained_on(layer: Linear, delta: Delta, original: Tensor) -> Tensor:
+    """The base's values at the entries as the training saw them: of a weight that was int8 then, those of its codes."""
+    linear = delta.linears.get(layer.name)
+    if linear is None or linear.base_dtype != INT8 or plain_dtype(layer.module) == INT8:
+        return original
+    place = layer.kind.place(linear.rows, linear.columns)
+    return rounded_to_int8(layer.module)[tuple(index.to(layer.stored.device) for index in place)]
 
 
 def _plain(dtype: torch.dtype) -> str:

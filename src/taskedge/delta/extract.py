@@ -7,6 +7,7 @@ from typing import cast
 from torch import nn
 
 from taskedge.backbone.digest import digest
+from taskedge.backbone.held import plain_dtype
 from taskedge.backbone.linears import Linear, as_linear
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.forms.install import require_installation
@@ -33,7 +34,7 @@ def extract(model: nn.Module) -> Delta:
                 rows=support.linears[name].rows,
                 columns=support.linears[name].columns,
                 values=layer.entries.values.cpu(),
-                base_dtype=str(layer.entries.base.dtype).removeprefix("torch."),
+                base_dtype=plain_dtype(layer),
                 base_digest=digest(layer.entries.base),
             )
             for name, layer in sparse_layers(model).items()

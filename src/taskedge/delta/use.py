@@ -5,21 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from taskedge.backbone.held import INT8
+from taskedge.backbone.hold import hold
 from taskedge.backbone.load import AUTO, Base, load_base
-from taskedge.delta.apply import apply
+from taskedge.delta.apply import apply, check_base
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 
 
 def load_applied(
-    path: Path, model: str | None = None, *, force: bool = False, say: Callable[[str], None] = lambda _: None
+    path: Path,
+    model: str | None = None,
+    *,
+    held: str | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Base, Delta]:
     """The delta at ``path`` applied to a freshly loaded base: the one it names, or ``model``, in the same dtype.
 
+    ``held`` is one of :data:`taskedge.backbone.HOLDS`; None: as in the training. A delta is checked against the
+    base as it was trained on, before that is made smaller.
+
     Raises:
         DeltaError, BaseMismatch, InputError: see :func:`taskedge.load`, :func:`taskedge.backbone.load.load_base` and
-            :func:`taskedge.apply`; a delta that does not say what it is for.
+            :func:`taskedge.apply` and :func:`taskedge.backbone.hold.hold`; a delta that does not say what it is for.
     """
     delta = load(path)
     made = delta.provenance
@@ -36,5 +46,13 @@ def load_applied(
         if model:
             raise
         raise InputError(f"{error}; {path} names it as its base: say where that is with --model") from None
-    apply(base.model, delta, force=force)
+    held = str(made.training.get("base", "loaded")) if held is None else held
+    if held == "int8" and not force and not _trained_on_int8(delta):
+        check_base(base.model, delta)
+        force = True
+    apply(hold(base.model, held, say), delta, force=force)
     return base, delta
+
+
+def _trained_on_int8(delta: Delta) -> bool:
+    return any(linear.base_dtype == INT8 for linear in delta.linears.values())

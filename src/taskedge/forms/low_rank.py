@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskedge.backbone.held import HeldLayer
 from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import Linear, as_linear
 from taskedge.errors import InputError
@@ -114,6 +115,11 @@ def check(linear: Linear, rank: int) -> None:
         raise InputError(
             f"linear {linear.name!r} is a {type(linear.module).__name__}: only nn.Linear and Conv1D can carry a "
             "low-rank product"
+        )
+    if isinstance(linear.module, HeldLayer):
+        raise InputError(
+            f"the weight of linear {linear.name!r} is held and only read, so no low-rank product can go into it: load "
+            "the base with base='loaded'"
         )
 
 

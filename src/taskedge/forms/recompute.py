@@ -101,7 +101,7 @@ def _recomputed(module: nn.Module, contexts: Callable[[], tuple[Any, Any]] | Non
         if not (torch.is_grad_enabled() and _needs_gradient(module, (*given, *named.values()))):
             return forward(*given, **named)
         for layer in sparse_layers(module).values():
-            layer.weight  # noqa: B018  # brought up to date now: both passes must do the very same operations
+            layer.update()  # now: both passes must do the very same operations
         return checkpoint(forward, *given, use_reentrant=False, **options, **named)
 
     recomputed.recomputes = True  # type: ignore[attr-defined]

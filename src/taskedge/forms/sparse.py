@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from taskedge.backbone.held import HeldLayer
 from taskedge.backbone.kinds import Kind
 from taskedge.backbone.linears import Linear, version
 from taskedge.errors import InputError
@@ -128,16 +129,21 @@ class Entries(nn.Module, abc.ABC):
         self._index = self._index.to(self.rows.device)
         return self._index
 
-    def write_into(self, weight: Tensor) -> None:
-        """Brings the stored weight up to date with the offsets; touches it only where they changed.
+    def write_into(self, layer: nn.Module) -> None:
+        """Brings the layer's weight up to date with the offsets; touches it only where they changed.
 
         Compared by content, so that it does not matter how an optimiser, a checkpoint or a broadcast changed them.
         """
         offsets = self.trained().detach()
         if self._written is not None and torch.equal(self._written, offsets):
             return
+        place = self.kind.place(self.rows, self.columns)
         with torch.no_grad():
-            weight.index_put_(self.kind.place(self.rows, self.columns), self.values.to(weight.dtype))
+            if isinstance(layer, HeldLayer):
+                layer.lay_over(place, self.values)
+            else:
+                weight = cast(Tensor, layer._parameters["weight"])
+                weight.index_put_(place, self.values.to(weight.dtype))
         self._written = offsets.clone()
 
     def forget_written(self) -> None:
@@ -226,9 +232,12 @@ class SparseLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The layer's own weight, up to date with the trained values."""
-        weight = cast(Tensor, self._parameters["weight"])
-        self.entries.write_into(weight)
-        return weight
+        self.update()
+        return self.held.dense() if isinstance(self, HeldLayer) else cast(Tensor, self._parameters["weight"])
+
+    def update(self) -> None:
+        """Brings the weight up to date, without reading it."""
+        self.entries.write_into(self)
 
     def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
         output: Tensor = super().forward(*given, **named)
@@ -248,7 +257,7 @@ class SparseLayer(nn.Module):
         )
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.weight  # noqa: B018  # reading it brings it up to date
+        self.update()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
 
@@ -288,7 +297,7 @@ def from_base(
 
 def fuse(layer: SparseLayer) -> nn.Module:
     """Makes the layer plain again, holding the trained values."""
-    layer.weight  # noqa: B018  # reading it brings it up to date
+    layer.update()
     del layer.entries
     layer.__class__ = type(layer).__mro__[2]
     return layer

@@ -106,6 +106,60 @@ def profile_text(profile: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def device_text(report: dict[str, Any]) -> str:
+    """A device report (``DeviceReport.model_dump()``): speed and use, energy, and rounds over a link."""
+    machine, link, models = report["machine"], report["link"], report["models"]
+    speed = [["model", "kind", "weights", "tokens/s forward", "training", "MFU forward", "training", "peak memory"]]
+    rounds = [["a round", "sent", "computing", "sending", "granularity", "all parameters", "sending", "granularity"]]
+    for model in models:
+        speed.append(
+            [
+                f"{model['model']}, {model['parameters'] / 1e6:.1f} M",
+                model["kind"],
+                model["weights"],
+                *(f"{model[f'{what}_tokens_per_second']:,.0f}" for what in ("forward", "training")),
+                *(f"{100 * model[f'{what}_mfu_ratio']:.0f} %" for what in ("forward", "training")),
+                f"{model['peak_bytes'] / 1e6:,.0f} MB",
+            ]
+        )
+        sparse, full = model["sparse_round"], model["full_round"]
+        rounds.append([model["model"], *_sent(sparse, link, True), *_sent(full, link, False)])
+    gemm = max(model["gemm_peak_flops_per_second"] for model in models)
+    batch = models[0]["batch_sequences"]
+    lines = [
+        f"{machine['name']} ({machine['accelerator']}, {machine['threads']} threads, torch {machine['torch']}), "
+        f"{report['clock']} clock: GEMM peak {gemm / 1e9:,.1f} GFLOP/s",
+        f"batches of {batch} sequences, training {models[0]['trained']}",
+        "",
+        columns(speed, left=3),
+        "",
+        *(_energy(model) for model in models),
+        "",
+        columns(rounds),
+        f"a round: {link['local_steps']} steps, {link['bytes_per_value']:g} bytes a value, "
+        f"{link['uplink_bits_per_second'] / 1e6:g} Mbit/s up, {link['downlink_bits_per_second'] / 1e6:g} down; "
+        "granularity: seconds of computing for one of sending",
+    ]
+    return "\n".join(lines)
+
+
+def _sent(one: dict[str, float], link: dict[str, float], computes: bool) -> list[str]:
+    """What a round sends, how long it computes (if that is to be told) and sends, and the ratio."""
+    cells = [f"{one['values'] * link['bytes_per_value'] / 1e6:,.2f} MB"]
+    cells += [f"{one['compute_seconds']:,.1f} s"] if computes else []
+    return [*cells, f"{one['communication_seconds']:,.3f} s", f"{one['granularity_ratio']:,.3g}"]
+
+
+def _energy(model: dict[str, Any]) -> str:
+    energy = model["energy"]
+    if energy["tokens_per_joule"] is None:
+        return f"{model['model']}: energy not available: no counter that can be read; say the power with --watts"
+    return (
+        f"{model['model']}: {energy['tokens_per_joule']:.1f} tokens/J training, {energy['joules_per_step']:.2f} J "
+        f"a step at {energy['watts']:.1f} W (source: {energy['source']})"
+    )
+
+
 def simulation_text(simulation: dict[str, Any]) -> str:
     """A simulation's summary (``Simulation.model_dump()``), fastest solver first."""
     rows = [["solver", "mean", "median", "95th", "worst", "no plan", "saved by the first"]]

@@ -9,7 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.held import HeldLayer
 from taskedge.backbone.linears import Linear
+from taskedge.errors import InputError
 from taskedge.selection.spill import Spill
 
 GRADIENTS = "gradients"
@@ -23,9 +25,18 @@ class GradientSums:
         linears: whose weights to watch, by name.
         vectors: further parameters, small ones, whose squared gradients are summed in memory.
         needs: GRADIENTS for ``Σ_batches g``, SQUARED_GRADIENTS for ``Σ_batches g²``.
+
+    Raises:
+        InputError: a linear whose weight is held (:mod:`taskedge.backbone.held`).
     """
 
     def __init__(self, linears: Mapping[str, Linear], vectors: Mapping[str, nn.Parameter], needs: Collection[str]):
+        for name, linear in linears.items():
+            if isinstance(linear.module, HeldLayer):
+                raise InputError(
+                    f"the weight of linear {name!r} is held and only read, so it has no gradient: choose a rule that "
+                    "looks at inputs only, leave regrow out, or load the base with base='loaded'"
+                )
         self._linears, self._vectors = linears, vectors
         self._kinds = [kind for kind in (GRADIENTS, SQUARED_GRADIENTS) if kind in needs]
         self._spill = Spill({_key(kind, name): linears[name].shape for kind in self._kinds for name in linears})

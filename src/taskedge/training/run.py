@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from taskedge.backbone.hold import hold
 from taskedge.backbone.kinds import Features
 from taskedge.backbone.linears import candidates, candidates_within, head_parameters
 from taskedge.backbone.load import Base, load_base
@@ -79,7 +80,10 @@ class Run:
         s, task = self.settings, self.data.task
         self.say(f"loading {s.model}")
         set_seed(s.seed)
-        return load_base(task.name, s.model, task.labels, dtype=s.dtype, say=self.say)
+        base = load_base(task.name, s.model, task.labels, dtype=s.dtype, say=self.say)
+        if s.base == "int8":  # a mapped one is held once the weights are chosen: rules may look at gradients
+            hold(base.model, s.base, self.say)
+        return base
 
     @cached_property
     def task(self) -> Task:
@@ -149,6 +153,8 @@ class Run:
         s, model = self.settings, self.base.model
         if s.optimizer == "mezo":
             self.say(CAUTION)
+        if s.base == "mapped":
+            hold(model, s.base, self.say)
         if s.form == "lora":
             self._lora = PeftLora(model, support, self.whole, s.alpha, s.seed)
             return model

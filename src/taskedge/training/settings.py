@@ -62,6 +62,13 @@ class TuneSettings(BaseModel):
     dtype: Annotated[
         Literal["auto", "fp32", "bf16"], Field(description="Load the base so; 'auto': as its files say.")
     ] = "auto"
+    base: Annotated[
+        Literal["loaded", "mapped", "int8"],
+        Field(
+            description="How its weights lie in memory: 'mapped' from the file, shared with other processes; 'int8', "
+            "in a quarter of the room."
+        ),
+    ] = "loaded"
     form: Annotated[
         Literal["sparse", "sparse_lora", "lora"],
         Field(description="What trains: chosen weights, the same through low-rank factors, or LoRA by PEFT."),
@@ -208,6 +215,26 @@ class TuneSettings(BaseModel):
                 refuse_clashes(self.rule, **given)
             except InputError as error:
                 raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _base_can_be_held(self) -> TuneSettings:
+        """A weight that is only read takes no product, and gives no gradient of all of itself."""
+        if self.base == "loaded":
+            return self
+        from taskedge.selection.gradients import GRADIENTS, SQUARED_GRADIENTS
+        from taskedge.selection.rules import RULES
+
+        rule = RULES[self.rule]
+        gradients = not {GRADIENTS, SQUARED_GRADIENTS}.isdisjoint(rule.needs)
+        faults = {
+            f"--form {self.form}": self.form == "lora",
+            "--regrow": self.regrow > 0,
+            f"--rule {self.rule}": rule.chooses is not None or (self.base == "int8" and gradients),
+        }
+        for what, amiss in faults.items():
+            if amiss:
+                raise ValueError(f"--base {self.base} only reads the weights, {what} needs more: leave out either")
         return self
 
     @model_validator(mode="after")

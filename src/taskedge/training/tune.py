@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from taskedge.backbone.mapping import check_unchanged
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
@@ -180,6 +181,7 @@ def _identity(run: Run) -> dict[str, Any]:
 def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[Delta, Measures | None]:
     """Writes the delta, measures what was written, and only then puts it under its name and removes the folder."""
     settings = run.settings
+    check_unchanged(model)
     delta = run.extract(model).with_provenance(
         base=settings.model,
         task=run.task.name,
@@ -206,7 +208,7 @@ def _training(run: Run, steps: int) -> dict[str, Any]:
     kept = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
     if run.settings.form != "sparse":
         kept = ["form", "rank", "alpha", *(name for name in kept if name != "step" or run.settings.form != "lora")]
-    kept += [name for name in ("depth", "rotate", "optimizer") if name in run.settings.model_fields_set]
+    kept += [name for name in ("depth", "rotate", "optimizer", "base") if name in run.settings.model_fields_set]
     about = {name: getattr(run.settings, name) for name in kept} | run.data.columns.named | run.task.about()
     if run.max_length:
         about["max_length"] = run.max_length

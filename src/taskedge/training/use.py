@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskedge.backbone.load import Base
+from taskedge.backbone.mapping import check_unchanged
 from taskedge.delta.file import load
 from taskedge.delta.use import load_applied
 from taskedge.errors import InputError
@@ -25,11 +26,14 @@ class Work:
 
     def evaluate(self, batch_size: int = FitSettings.batch_size, done: Done = lambda _: None) -> Measures:
         """How well the task is done; the rows must have been read with answers."""
-        return self.task.evaluate(self.base.model, self.base, self.rows, batch_size, done)
+        measured = self.task.evaluate(self.base.model, self.base, self.rows, batch_size, done)
+        check_unchanged(self.base.model)
+        return measured
 
     def predict(self, batch_size: int = FitSettings.batch_size, done: Done = lambda _: None) -> list[dict[str, Any]]:
         """The answer to each row, in their order, after its number (from 1)."""
         found = self.task.predict(self.base.model, self.base, self.rows, batch_size, done)
+        check_unchanged(self.base.model)
         return [{"row": row} | answer for row, answer in enumerate(found, start=1)]
 
 
@@ -40,6 +44,7 @@ def prepare(
     *,
     answers: bool,
     model: str | None = None,
+    base: str | None = None,
     force: bool = False,
     max_new_tokens: int | None = None,
     say: Say = print,
@@ -52,6 +57,7 @@ def prepare(
         asked: columns that the data has under other names than the training data.
         answers: whether to read what the task finds, too, to compare with.
         model: the base, if not the one that the delta names.
+        base: how to hold it (:data:`taskedge.backbone.HOLDS`), if not as in training.
         force: apply the delta to a base with other values, too.
         max_new_tokens: for what generates: most tokens of an answer, if not that of the training.
 
@@ -69,10 +75,10 @@ def prepare(
     table = task.read(data, columns, answers=answers, say=say)
     if answers:
         task.check(table)
-    base, _ = load_applied(delta, model, force=force, say=say)
-    task = task.meet(base, new_tokens=max_new_tokens)
+    loaded, _ = load_applied(delta, model, held=base, force=force, say=say)
+    task = task.meet(loaded, new_tokens=max_new_tokens)
     longest = int(made.training.get("max_length", task.max_length or 0))
-    return Work(task, base, task.encode(base, table, min(longest, base.longest or longest), say))
+    return Work(task, loaded, task.encode(loaded, table, min(longest, loaded.longest or longest), say))
 
 
 def _columns(delta: Path, task: Task, asked: Columns, trained: Columns) -> Columns:

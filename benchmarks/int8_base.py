@@ -1,0 +1,127 @@
+"""A base held as int8 against one in fp32: memory of the base and of training, time of a step, accuracy of two tasks.
+
+    python benchmarks/int8_base.py            # some 15 minutes on one idle core
+
+Memory is that of a process of its own for each way, less what was resident when it had loaded, run and dropped the
+model once (libraries, kernels). The base: the bytes of its tensors, and what is resident after loading and one pass
+over a few tokens. Loading and training: the peak. Pages of the mapped file count as resident. Time is CPU time, steps
+of both ways taking turns. Accuracy: the protocol of accuracy.py at the rate that its sweep found for fp32; the fp32
+runs are those on file there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accuracy import SEEDS, Sweep
+from common import figure, show, write
+from held import FOLDERS, SETTING, first_pass, load, memory, quiet, training
+
+from taskedge.backbone.hold import hold
+from taskedge.forms.kernels import using
+from taskedge.measure.memory import peak_bytes, reset_peak
+
+WAYS = {"fp32": "loaded", "int8": "int8"}
+METHOD, TASKS = "taskedge, scaled step", ("tweets", "sms-spam")
+CPU = torch.device("cpu")
+
+
+def measure_memory(name: str, way: str) -> dict[str, int]:
+    """Bytes of one way, in this process."""
+    quiet()
+    first_pass(load(FOLDERS[name](print)))
+    reset_peak(CPU)
+    before = memory()["Rss"]
+    model = load(FOLDERS[name](print)).eval()
+    hold(model, WAYS[way])
+    tensors = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    found = {"tensors": tensors, "loading": peak_bytes(CPU) - before}
+    first_pass(model)
+    found["base"] = memory()["Rss"] - before
+    step = training(model, "loaded")  # it is held already
+    reset_peak(CPU)
+    with using("thin"):
+        for _ in range(2):
+            step()
+    return found | {"training": peak_bytes(CPU) - before}
+
+
+def memories() -> list[dict[str, Any]]:
+    figures = []
+    for name in FOLDERS:
+        found = {}
+        for way in WAYS:
+            command = [sys.executable, __file__, "--one", name, way]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            found[way] = json.loads(done.stdout.splitlines()[-1])
+        for what in found["fp32"]:
+            of_way = {way: found[way][what] for way in WAYS}
+            figures += [figure(f"{name}: {what}, {way}", [size / 2**20], unit="MiB") for way, size in of_way.items()]
+            figures.append(figure(f"{name}: {what}, int8 / fp32", [of_way["int8"] / of_way["fp32"]]))
+    return figures
+
+
+def seconds(rounds: int) -> list[dict[str, Any]]:
+    """CPU seconds of a step; the first round is not counted."""
+    quiet()
+    figures = []
+    for name, folder in FOLDERS.items():
+        steps = {way: training(load(folder(print)), held) for way, held in WAYS.items()}
+        ratios = []
+        for turn in range(rounds + 1):
+            taken = {}
+            for way, step in steps.items():
+                with using("thin"):
+                    start = time.process_time()
+                    step()
+                    taken[way] = time.process_time() - start
+            if turn:
+                ratios.append(taken["int8"] / taken["fp32"])
+        figures.append(figure(f"{name}: step, int8 / fp32", ratios))
+    return figures
+
+
+def accuracies() -> list[dict[str, Any]]:
+    """Test accuracy of both ways by seed; a figure is the difference in points."""
+    found = []
+    for task in TASKS:
+        sweep = Sweep(task)
+        rate = sweep.best_rate(METHOD)
+        plain = [sweep.run(METHOD, rate, seed)["test"] for seed in SEEDS]
+        plain_base = sweep.base
+        sweep.base = lambda base=plain_base: hold(base(), "int8")
+        with tempfile.TemporaryDirectory() as folder:
+            sweep.path = Path(folder) / "runs.jsonl"
+            sweep.path.touch()
+            held = [sweep.run(METHOD, rate, seed)["test"] for seed in SEEDS]
+        lost = 100 * (statistics.mean(plain) - statistics.mean(held))
+        found.append({"task": task, "lr": rate, "seeds": list(SEEDS), "fp32": plain, "int8": held})
+        found[-1] |= {"points_lost": lost, "bar": 1.0, "met": lost <= 1.0}
+        print(f"{task}: fp32 {statistics.mean(plain):.4f}, int8 {statistics.mean(held):.4f}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help="print the memory of one way as JSON")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure_memory(*arguments.one)))
+        return
+    figures = memories() + seconds(arguments.rounds)
+    show(figures)
+    write("int8_base", {"setting": SETTING, "figures": figures, "accuracy": accuracies()})
+
+
+if __name__ == "__main__":
+    main()
