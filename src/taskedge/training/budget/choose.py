@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,9 @@ from taskedge.training.tasks import Say
 WORTH = 1.2
 """A way whose step takes at most so many times that of the fastest needs no slower ones to be looked at: recomputing
 costs a third of a step or so."""
+
+ALIKE = 1.05
+"""Times of which neither is faster."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,15 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
         raise DoesNotFit(ladder.loading, _refusal(budget, ladder.loading, "loading data and base alone takes as much"))
     costs: list[Cost] = []
     chosen: Cost | None = None
+    place = None
     with closing(ladder.groups()) as groups:
         for group in groups:
-            costs += group.costs
-            fitting = [cost for cost in costs if cost.needed <= budget]
-            if fitting and not group.costs[0].exact and all(cost.exact for cost in fitting):
+            if chosen is not None and group.place != place:
                 break  # what changes what is learnt is looked at only where nothing else fits
-            chosen = min(fitting, key=lambda cost: (not cost.exact, cost.seconds), default=None)
-            if chosen is not None and chosen.seconds <= WORTH * min(cost.seconds for cost in costs):
+            place = group.place
+            costs += group.costs
+            chosen = fastest(cost for cost in costs if cost.needed <= budget)
+            if chosen is not None and chosen.work <= WORTH * min(cost.work for cost in costs):
                 break
     allow = run.settings.allow or []
     if chosen is None:
@@ -80,7 +85,7 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
         memory = replace(chosen.memory, runtime=chosen.memory.runtime + ladder.compiled)
         chosen = replace(chosen, memory=memory)
         if chosen.needed > budget:
-            chosen = min((cost for cost in costs if cost.needed + ladder.compiled <= budget), default=chosen, key=_pace)
+            chosen = fastest(cost for cost in costs if cost.needed + ladder.compiled <= budget) or chosen
     return run.changed(chosen.changes), Estimate(budget, chosen, costs, allow)
 
 
@@ -90,12 +95,15 @@ def ladder_of(run: Run, say: Say) -> Estimate:
     ladder = Ladder(run, None, lambda name: say(f"measuring: {name}"))
     costs = [cost for group in ladder.groups(all_places=True) for cost in group.costs]
     fitting = [cost for cost in costs if budget is not None and cost.allowed and cost.needed <= budget]
-    chosen = min(fitting, key=lambda cost: (not cost.exact, cost.seconds), default=None)
+    chosen = fastest(cost for cost in fitting if cost.exact) or fastest(fitting)
     return Estimate(budget, chosen, costs, run.settings.allow or [])
 
 
-def _pace(cost: Cost) -> float:
-    return cost.seconds
+def fastest(costs: Iterable[Cost]) -> Cost | None:
+    """The first of those that are as fast as the fastest, by as little as two measurements of one way may differ."""
+    found = list(costs)
+    least = min((cost.work for cost in found), default=0.0)
+    return next((cost for cost in found if cost.work <= ALIKE * least), None)
 
 
 def _nothing_fits(budget: int, costs: list[Cost], allow: list[str]) -> DoesNotFit:

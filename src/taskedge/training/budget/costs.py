@@ -73,6 +73,12 @@ class Cost:
     seconds: float
     cpu_seconds: float
     steps: int
+    threads: int
+
+    @property
+    def work(self) -> float:
+        """Seconds to compare ways by: of the processor where there is one thread, which others' work does not touch."""
+        return self.cpu_seconds if self.threads == 1 else self.seconds
 
     @property
     def needed(self) -> int:
@@ -82,7 +88,12 @@ class Cost:
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
         memory = asdict(self.memory) | {"peak": self.memory.peak, "above_idle": self.memory.above_idle}
-        return asdict(self) | {"memory": memory, "needed": self.needed, "run_seconds": self.seconds * self.steps}
+        return asdict(self) | {
+            "memory": memory,
+            "needed": self.needed,
+            "work": self.work,
+            "run_seconds": self.seconds * self.steps,
+        }
 
 
 MARGIN, MARGIN_BYTES = 0.05, 8_000_000

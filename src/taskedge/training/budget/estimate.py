@@ -27,6 +27,7 @@ from taskedge.measure.memory import (
     resident_bytes,
     return_freed_memory,
 )
+from taskedge.training import fit
 from taskedge.training.budget.costs import Cost, Line, Memory, longest_of
 from taskedge.training.budget.ladder import Place, Rung, Way, loops, micro_batches, places
 from taskedge.training.budget.session import CPU, Pace, Pass, Session, undisturbed
@@ -75,8 +76,10 @@ class Ladder:
     """
 
     def __init__(self, run: Run, budget: int | None = None, on_group: Callable[[str], None] = lambda _: None) -> None:
+        assert fit  # the loop and all that it imports are there: part of the process, as they are when it trains
         return_freed_memory(TIGHT)
         self.run, self.budget, self._on_group = run, budget, on_group
+        self._process: int | None = None
         run.data  # noqa: B018
         give_back()
         self._load(run)
@@ -120,7 +123,8 @@ class Ladder:
         """Loads the base, and notes what the idle process is then."""
         self._base = hold(run.base.model)
         give_back()
-        self._process = max(0, resident_bytes() - self._base)
+        if self._process is None:  # what later ones find is not that of a process that has done nothing
+            self._process = max(0, resident_bytes() - self._base)
 
     def _groups_at(self, place: Place, run: Run, waiting: list[tuple[Rung, ...]]) -> Generator[Group, None, None]:
         alone = self._batch(1, max(self._lengths))
@@ -179,7 +183,6 @@ class Ladder:
             if rows > 1 and time.perf_counter() - start > BRIEF:
                 break
         line = Line(tuple((at, one.peak) for at, one in passes))
-        resident = resident_bytes()
         typical = longest_of(self._lengths, most)
         rows, paces = min(2, most), list[tuple[int, Pace]]()
         while not paces or (rows <= most and self._room(round(line.at(rows)))):
@@ -187,6 +190,8 @@ class Ladder:
             rows *= 2
             if paces[-1][1].wall * 2 > BRIEF and len(paces) > 1:
                 break
+        optimiser = session.optimiser_pace()
+        give_back()
         ends = paces if len(paces) < 2 else [paces[0], paces[-1]]
         return _Loop(
             saved=Line(tuple((at, one.saved) for at, one in passes)),
@@ -194,8 +199,8 @@ class Ladder:
             excess=max(one.excess for _, one in passes),
             wall=Line(tuple((at, pace.wall) for at, pace in ends)),
             cpu=Line(tuple((at, pace.cpu) for at, pace in ends)),
-            optimiser=session.optimiser_pace(),
-            resident=resident,
+            optimiser=optimiser,
+            resident=resident_bytes(),
         )
 
     def _memory(
@@ -205,6 +210,7 @@ class Ladder:
         """The part of the run that has the peak, by kind."""
         rows, step_rows = run.settings.fit().passes[0], run.settings.batch_size * run.settings.accumulate
         inputs = round(bytes_of(self._batch(1, max(self._lengths)).values()) * (step_rows + rows))
+        assert self._process is not None
         runtime = found.resident - self._process - self._base - session.state - session.copies + found.excess
         runtime += extra if _compiles(run) else -self.compiled  # as in a run that never loaded the compiler
         idle = {"process": self._process, "base": self._base, "runtime": max(0, runtime) + LOOP}
@@ -234,6 +240,7 @@ class Ladder:
             "seconds": passes * found.wall.at(rows * share) + found.optimiser.wall,
             "cpu_seconds": passes * found.cpu.at(rows * share) + found.optimiser.cpu,
             "steps": math.ceil(of_epoch * s.epochs),
+            "threads": torch.get_num_threads(),
         }
 
     def _selection(self, run: Run) -> Line | None:

@@ -81,16 +81,17 @@ class Way:
 
 
 def places(settings: TuneSettings, blocks: int) -> Iterator[Place]:
-    """Where to look, the one that was asked for first, then those that change least; a given setting stays."""
+    """Where to look: what was asked for, then deep before shallow, each base loaded anew last; what was given stays."""
     given = settings.model_fields_set
-    bases = [(), *((rung,) for rung in BASES if rung.setting not in given)]
+    bases = [(rung,) for rung in BASES if rung.setting not in given]
     shallow = "depth" not in given and not settings.rotate and settings.rule != "spt"
-    depths = [(), *((Rung("depth", depth, "depth"),) for depth in _halves(blocks) if shallow)]
-    for depth in depths:
-        for base in bases:
+    depths = [(Rung("depth", depth, "depth"),) for depth in _halves(blocks) if shallow]
+    by_hand = [(BY_HAND,)] if BY_HAND.setting not in given else []
+    for rungs in [(), *depths, *by_hand, *bases]:
+        yield Place(rungs)
+    for base in bases:
+        for depth in depths:
             yield Place((*base, *depth))
-    if BY_HAND.setting not in given:
-        yield Place((BY_HAND,))
 
 
 def loops(settings: TuneSettings, blocks: int) -> Iterator[tuple[Rung, ...]]:

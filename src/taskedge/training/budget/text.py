@@ -21,10 +21,10 @@ def choice_text(estimate: dict[str, Any]) -> str:
     """Which way was chosen, why, and what it is predicted to take, by kind."""
     chosen, memory = estimate["chosen"], estimate["chosen"]["memory"]
     others = [cost for cost in estimate["ladder"] if cost["needed"] > estimate["budget"]]
-    quicker = [cost for cost in others if cost["seconds"] < chosen["seconds"]]
-    why = "nothing that was measured is faster"
+    quicker = [cost for cost in others if cost["work"] < chosen["work"] and cost["allowed"]]
+    why = "no way that was measured is faster"
     if quicker:
-        first = min(quicker, key=lambda cost: cost["seconds"])
+        first = min(quicker, key=lambda cost: cost["work"])
         why = f"the fastest that fits ({first['way']!r} would need {show_bytes(first['needed'])})"
     kinds = ", ".join(f"{name} {show_bytes(memory[key])}" for key, name in KINDS.items())
     return (
