@@ -68,12 +68,9 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
         raise DoesNotFit(ladder.loading, _refusal(budget, ladder.loading, "loading data and base alone takes as much"))
     costs: list[Cost] = []
     chosen: Cost | None = None
-    place = None
-    with closing(ladder.groups()) as groups:
+    # what changes what is learnt is looked at only where nothing else fits
+    with closing(ladder.groups(go_on=lambda: chosen is None)) as groups:
         for group in groups:
-            if chosen is not None and group.place != place:
-                break  # what changes what is learnt is looked at only where nothing else fits
-            place = group.place
             costs += group.costs
             chosen = fastest(cost for cost in costs if cost.needed <= budget)
             if chosen is not None and chosen.work <= WORTH * min(cost.work for cost in costs):

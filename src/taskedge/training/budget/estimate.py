@@ -89,16 +89,21 @@ class Ladder:
         self.compiled = 0
         """Bytes that the compiler of the entries' kernel took when it was loaded here."""
 
-    def groups(self, *, all_places: bool = False) -> Generator[Group, None, None]:
+    def groups(
+        self, *, all_places: bool = False, go_on: Callable[[], bool] = lambda: True
+    ) -> Generator[Group, None, None]:
         """The costs, cheapest first; places that change what is learnt last, and only with leave.
 
         With ``all_places`` also one rung at a time without leave, each with the plainest way to make a step.
+        ``go_on`` is asked before each place.
         """
         settings, count = self.run.settings, len(blocks(self.run.base.model))
         for place in places(settings, count):
             allowed = Way(place.rungs, None).allowed(settings.allow)
             if not (allowed or (all_places and len(place.rungs) < 2)):
                 continue
+            if not go_on():
+                return
             with ExitStack() as stack:
                 changed = self._enter(place, stack)
                 ways = list(loops(changed.settings, count))
