@@ -24,6 +24,16 @@ class BudgetError(InputError):
     """A budget that selects nothing, or more than the model can carry."""
 
 
+class DoesNotFit(TaskEdgeError):
+    """No way to train stays within the memory budget. ``needed``: bytes, the least budget that does."""
+
+    exit_code = 3
+
+    def __init__(self, needed: int, reason: str) -> None:
+        self.needed = needed
+        super().__init__(reason)
+
+
 class DeltaError(TaskEdgeError):
     """A delta file is broken, or does not describe itself truthfully."""
 

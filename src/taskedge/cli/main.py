@@ -19,6 +19,7 @@ from taskedge.errors import TaskEdgeError, did_you_mean
 
 VERBS = {
     "tune": "Train a share of a model's own weights for a task.",
+    "estimate": "Predict the memory and the time of a run of tune, and of ways to run it within less.",
     "eval": "Measure a delta on labelled data.",
     "predict": "Label new data with a delta.",
     "info": "Say what a delta holds and which base it needs.",

@@ -21,6 +21,7 @@ Examples:
   taskedge tune --config run.toml --lr 1e-2 --out task.safetensors
   taskedge tune --config run.toml --form lora --rank 4
   taskedge tune --config run.toml --dry-run
+  taskedge tune --config run.toml --memory 700MB
   taskedge tune --config run.toml --resume
 """
 
@@ -68,11 +69,19 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
         f"{result.file_bytes:,} bytes, {result.steps} steps in {result.seconds:.0f} s, training loss "
         f"{result.train_loss:.3f}, peak memory {result.peak_memory / 1e6:.0f} MB"
     )
+    if result.predicted is not None:
+        memory = result.predicted["memory"]
+        click.echo(
+            f"predicted: peak memory {memory['peak'] / 1e6:.0f} MB, {result.predicted['seconds']:.2f} s a step; "
+            f"observed: {result.run_peak_memory / 1e6:.0f} MB, {result.seconds_per_step:.2f} s"
+        )
     if result.quality is not None:
         click.echo(f"on {settings.eval}: {figures(result.quality)} ({result.quality['rows']:,} rows)")
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
+    from taskedge.training.budget.text import ladder_text
+
     linears, products = plan["linears"], plan["low_rank"]
     width = max(len(linear["name"]) for linear in (*linears, *products))
     shapes = {linear["name"]: "x".join(map(str, linear["shape"])) for linear in (*linears, *products)}
@@ -100,5 +109,6 @@ def _print_plan(plan: dict[str, Any]) -> None:
         f"kept for the backward pass beyond a frozen model: {' and '.join(kept)}\n"
         f"optimiser state: {plan['optimizer_bytes']:,} bytes\n"
         f"{plan['steps']:,} steps of {plan['seconds_per_step']:.2f} s (measured on one): "
-        f"about {plan['seconds'] / 60:.1f} minutes\nnothing was written"
+        f"about {plan['seconds'] / 60:.1f} minutes\n\n"
+        f"{ladder_text(plan['memory'])}\nnothing was written"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -38,6 +39,9 @@ class FitResult:
     loss: float
     """Mean training loss over all steps, those before a resumption included."""
     seconds: float
+    seconds_per_step: float
+    """Mean, all that belongs to a step included; 0 where none was left to do."""
+    cpu_seconds_per_step: float
     log: list[dict[str, Any]]
 
 
@@ -92,7 +96,7 @@ def fit(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
-    line = _Progress()
+    line, pace = _Progress(), _Pace()
     moving: list[TrainerCallback] = [Regrow(rows, collate, settings)] if settings.regrow else []
     moving += [Rotate(model, settings.rotate)] if settings.rotate else []
     trainer = _Trainer(
@@ -102,7 +106,7 @@ def fit(
         args=arguments,
         train_dataset=rows,  # type: ignore[arg-type]
         data_collator=collate,
-        callbacks=[*moving, *callbacks, *([line] if progress else [])],
+        callbacks=[*moving, *callbacks, pace, *([line] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -120,6 +124,8 @@ def fit(
         steps=int(trainer.state.global_step),
         loss=trainer.loss_sum / max(trainer.state.global_step, 1),
         seconds=float(done.metrics["train_runtime"]),
+        seconds_per_step=pace.wall,
+        cpu_seconds_per_step=pace.cpu,
         log=list(trainer.state.log_history),
     )
 
@@ -222,6 +228,30 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             checkpoints.Checkpoint(Path(checkpoint)).restore_random()
+
+
+class _Pace(TrainerCallback):  # type: ignore[misc]
+    """Mean seconds of a step on the wall's clock and of the processor."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._begin = self._end = (0.0, 0.0)
+
+    @property
+    def wall(self) -> float:
+        return (self._end[0] - self._begin[0]) / max(self._steps, 1)
+
+    @property
+    def cpu(self) -> float:
+        return (self._end[1] - self._begin[1]) / max(self._steps, 1)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._steps:
+            self._begin = time.perf_counter(), time.process_time()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._steps += 1
+        self._end = time.perf_counter(), time.process_time()
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from torch import nn
 
 from taskedge.backbone.linears import linears
 from taskedge.forms.recompute import recomputing
+from taskedge.training.budget.choose import ladder_of
 from taskedge.training.run import Run
 from taskedge.training.rungs.mezo import Mezo
 from taskedge.training.settings import TuneSettings
@@ -20,12 +21,16 @@ from taskedge.training.tasks import Say
 def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     """What :func:`taskedge.training.tune.tune` would do, as plain values.
 
-    The seconds are those of one real step on the first batch, times the number of steps.
+    The seconds are those of one real step on the first batch, times the number of steps. ``memory`` is what
+    :func:`estimate` says.
 
     Raises:
         InputError, BudgetError: as ``tune`` would.
     """
     run = Run(settings, say)
+    ladder = ladder_of(run, say)
+    if ladder.chosen is not None:
+        run = run.changed(ladder.chosen.changes)
     settings = run.settings
     support = run.select()
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
@@ -70,7 +75,18 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
         "steps": steps,
         "seconds_per_step": seconds,
         "seconds": seconds * steps,
+        "memory": ladder.as_json(),
     }
+
+
+def estimate(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
+    """Predicted memory and seconds of every way to make this run, as plain values; trains and writes nothing.
+
+    Raises:
+        InputError, BudgetError: as ``tune`` would.
+        DoesNotFit: there is a ``memory`` setting, and no way stays within.
+    """
+    return ladder_of(Run(settings, say), say).required().as_json()
 
 
 def _one_step(model: nn.Module, batch: dict[str, torch.Tensor], *, zeroth: bool) -> float:

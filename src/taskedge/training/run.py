@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from taskedge.backbone.load import Base, load_base
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.forms.install import fuse, install
+from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
 from taskedge.training.infer import by_labels, infer, sentence
@@ -22,7 +25,7 @@ from taskedge.training.lora import PeftLora
 from taskedge.training.rungs.mezo import CAUTION
 from taskedge.training.settings import TuneSettings
 from taskedge.training.table import Table
-from taskedge.training.tasks import TASKS, Collate, Columns, Row, Say, Task
+from taskedge.training.tasks import TASKS, Batch, Collate, Columns, Row, Say, Task
 
 
 @dataclass(frozen=True)
@@ -120,18 +123,48 @@ class Run:
         parameters = dict(self.base.model.named_parameters())
         return sum(parameters[name].numel() for name in self.whole)
 
+    @cached_property
+    def eval_rows(self) -> list[Row]:
+        """The held-out rows, as the model takes them; none where there are no such data."""
+        return [] if self.data.eval is None else self.encode(self.data.eval)
+
     def select(self) -> Support:
         """Chooses the entries by looking at the first batches of the data in a seeded order; LoRA looks at none."""
+        s, rows = self.settings, self.rows
+        if s.form != "lora":
+            self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
+        seen, at_once = min(len(order), s.calibration * s.batch_size), self.selected_at_once
+        return self.choose(
+            self.collate([rows[place] for place in order[start : start + at_once]]) for start in range(0, seen, at_once)
+        )
+
+    @property
+    def selected_at_once(self) -> int:
+        """Rows of a calibration batch: a micro-batch, where sums over inputs are all that counts.
+
+        Gradients weigh by batch (``Σ_batches g²``), so rules that need them look at whole batches.
+        """
+        s = self.settings
+        return s.batch_size if RULES[s.rule].of_gradients else s.fit().passes[0]
+
+    def choose(self, batches: Iterable[Batch]) -> Support:
+        """The entries by these calibration batches."""
         if self.settings.form == "lora":
             return self._all_low_rank()
-        s, rows = self.settings, self.rows
-        self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
-        batches = [
-            self.collate([rows[place] for place in order[start : start + s.batch_size]])
-            for start in range(0, min(len(order), s.calibration * s.batch_size), s.batch_size)
-        ]
-        return select(self.base.model, batches, **s.selection())
+        return select(self.base.model, batches, **self.settings.selection())
+
+    def changed(self, changes: Mapping[str, Any], *, say: Say | None = None) -> Run:
+        """The same run with other settings of how it trains: data and rows are shared, and the base if it may be."""
+        other = Run(self._given.model_copy(update=dict(changes)), say or self.say)
+        anew = {"settings"} | ({"base", "whole"} if "dtype" in changes else set())
+        other.__dict__.update({name: it for name, it in self.__dict__.items() if name in _SHARED - anew})
+        return other
+
+    def forget_base(self) -> None:
+        """Lets go of the model, so that another can be loaded; it is loaded again when it is next needed."""
+        for name in ("base", "whole"):
+            self.__dict__.pop(name, None)
 
     def _all_low_rank(self) -> Support:
         """LoRA in every linear that could carry entries."""
@@ -184,6 +217,10 @@ class Run:
     def fuse(self, model: nn.Module) -> nn.Module:
         """The model with plain layers; what they hold is not said."""
         return fuse(model) if self._lora is None else self._lora.fuse()
+
+
+_SHARED = {"settings", "data", "base", "task", "max_length", "rows", "eval_rows", "collate", "whole"}
+"""What a run works out once. The collator holds the tokenizer only, which is the same for every dtype."""
 
 
 def cut_at(task: Task, base: Base, asked: int | None, say: Say) -> int:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from taskedge.errors import InputError
+from taskedge.errors import InputError, UnknownName
+from taskedge.measure.size import parse_bytes
 from taskedge.selection import RANK
 from taskedge.training.fit_settings import FitSettings
 
@@ -143,6 +144,21 @@ class TuneSettings(BaseModel):
     ] = _FIT.regrow_share
     values: Annotated[Literal["fp32", "bf16"], Field(description="How the file stores trained values.")] = "fp32"
     tensorboard: Annotated[bool, Field(description="Log for TensorBoard in the run's folder.")] = False
+    memory: Annotated[
+        str | None,
+        Field(
+            description="Largest resident memory of the whole process, such as 600MB: the fastest way to train that "
+            "stays within is taken, or the run refused."
+        ),
+    ] = None
+    allow: Annotated[
+        list[str] | None,
+        Field(
+            description="With --memory: a way that changes what is learnt may be taken, too: bf16 or depth; "
+            "may be repeated.",
+            min_length=1,
+        ),
+    ] = None
     out: Annotated[Path, Field(description="The delta file to write.")] = Path("task.safetensors")
 
     @model_validator(mode="before")
@@ -197,6 +213,30 @@ class TuneSettings(BaseModel):
             raise ValueError(str(error)) from None
         return value
 
+    @field_validator("memory")
+    @classmethod
+    def _is_a_size(cls, value: str | None) -> str | None:
+        try:
+            _ = None if value is None else parse_bytes(value)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("allow")
+    @classmethod
+    def _can_be_allowed(cls, value: list[str] | None) -> list[str] | None:
+        from taskedge.training.budget.ladder import allowable
+
+        for name in value or ():
+            if name not in allowable():
+                raise ValueError(str(UnknownName("way to allow", name, allowable())))
+        return value
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The budget, if there is one."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
     @field_validator("tensorboard")
     @classmethod
     def _is_installed(cls, value: bool) -> bool:
@@ -245,6 +285,8 @@ class TuneSettings(BaseModel):
             raise ValueError(f"--{error}".replace("_", "-")) from None
         if self.regrow and self.rotate:
             raise ValueError("--regrow moves entries of all blocks, --rotate trains one block at a time: give one")
+        if self.regrow and self.memory:
+            raise ValueError("--regrow looks at whole gradients, whose memory is not predicted: leave out --memory")
         given = self.model_fields_set
         if self.optimizer == "mezo":
             vain = given & {"clip"}

@@ -10,18 +10,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from taskedge.backbone.mapping import check_unchanged
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
-from taskedge.errors import InputError, TrainingDiverged
+from taskedge.errors import DoesNotFit, InputError, TrainingDiverged
 from taskedge.files import write_aside
-from taskedge.measure.memory import peak_bytes
+from taskedge.measure.memory import TIGHT, lifetime_peak_bytes, peak_bytes, reset_peak, return_freed_memory
+from taskedge.measure.size import show_bytes
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import load_support, save_support
 from taskedge.training import checkpoint
+from taskedge.training.budget.choose import within
+from taskedge.training.budget.text import choice_text
 from taskedge.training.fit import FitResult, fit
 from taskedge.training.run import Run
 from taskedge.training.settings import TuneSettings
@@ -47,8 +51,15 @@ class TuneResult:
     steps: int
     train_loss: float
     seconds: float
+    seconds_per_step: float
+    cpu_seconds_per_step: float
+    """The same of the processor: less than that of the wall's clock where others use the machine, too."""
     peak_memory: int
     """Bytes: the largest resident size of the process so far (on a GPU: what torch reserved there)."""
+    run_peak_memory: int
+    """The same since the memory was predicted, where it was: that of the run without the prediction."""
+    predicted: dict[str, Any] | None
+    """With a memory budget: what was predicted of the way that was chosen (``Cost.as_json``)."""
     file_bytes: int
     quality: Measures | None
     """What the task measures, of the written file on the ``eval`` data, if there is any."""
@@ -71,8 +82,8 @@ def tune(
     started = time.monotonic()
     folder = run_folder(settings)
     _may_write(settings.out, folder, resume=resume, force=force)
-    run = Run(settings, say)
-    support = _start(run, folder, resume=resume)
+    run, estimate = _within_budget(Run(settings, say), folder, resume=resume)
+    support = _start(run, folder, estimate, resume=resume)
     model = run.install(support)
     trained = run.trained_parameters(model)
     whole = f"a head of {run.whole_parameters:,} parameters" if run.whole else "nothing"
@@ -110,7 +121,11 @@ def tune(
         steps=done.steps,
         train_loss=done.loss,
         seconds=time.monotonic() - started,
-        peak_memory=peak_bytes(next(model.parameters()).device),
+        seconds_per_step=done.seconds_per_step,
+        cpu_seconds_per_step=done.cpu_seconds_per_step,
+        peak_memory=lifetime_peak_bytes(next(model.parameters()).device),
+        run_peak_memory=peak_bytes(next(model.parameters()).device),
+        predicted=estimate,
         file_bytes=settings.out.stat().st_size,
         quality=measured,
     )
@@ -131,7 +146,7 @@ def as_json(result: TuneResult) -> dict[str, Any]:
     return asdict(result) | {"out": str(result.out)}
 
 
-_SETTINGS, _SUPPORT, _LOGS = "settings.json", "support.safetensors", "runs"
+_SETTINGS, _SUPPORT, _LOGS, _ESTIMATE = "settings.json", "support.safetensors", "runs", "memory.json"
 
 
 def _may_write(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
@@ -146,7 +161,32 @@ def _may_write(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
         raise InputError(f"{folder} holds an interrupted run: go on with --resume, or start anew with --force")
 
 
-def _start(run: Run, folder: Path, *, resume: bool) -> Support:
+def _within_budget(run: Run, folder: Path, *, resume: bool) -> tuple[Run, dict[str, Any] | None]:
+    """The run on the way that its memory budget leaves, and what that was predicted to cost; as it is without one.
+
+    A resumed run goes on the way on which it began.
+    """
+    settings = run.settings
+    if settings.memory_bytes is None:
+        return run, None
+    return_freed_memory(TIGHT)
+    if resume and (folder / _ESTIMATE).exists():
+        before: dict[str, Any] = json.loads((folder / _ESTIMATE).read_text())
+        if before["needed"] > settings.memory_bytes:
+            raise DoesNotFit(
+                before["needed"],
+                f"--memory {settings.memory}: the interrupted run needs {show_bytes(before['needed'])}: resume it with "
+                "as much, or start anew with --force",
+            )
+        return run.changed(before["changes"]), before
+    run, estimate = within(run, run.say)
+    assert estimate.chosen is not None
+    run.say(choice_text(estimate.as_json()))
+    reset_peak(torch.device("cpu"))  # of the run alone, which is what was predicted
+    return run, estimate.chosen.as_json()
+
+
+def _start(run: Run, folder: Path, estimate: dict[str, Any] | None, *, resume: bool) -> Support:
     """The support: that of the interrupted run, or a new one; what a resumed run needs is on the disk then."""
     identity = _identity(run)
     if resume and interrupted(folder):
@@ -166,13 +206,15 @@ def _start(run: Run, folder: Path, *, resume: bool) -> Support:
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}): name another file with --out") from None
     save_support(support, folder / _SUPPORT)
+    if estimate is not None:
+        write_aside(folder / _ESTIMATE, json.dumps(estimate).encode())
     write_aside(folder / _SETTINGS, json.dumps(identity, indent=1).encode())
     return support
 
 
 def _identity(run: Run) -> dict[str, Any]:
     """What must be the same for a run to go on: its data, and all settings but what it writes and how it logs."""
-    apart = {"out", "tensorboard", "eval", "checkpoint_every", "values"}
+    apart = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow"}
     values: dict[str, Any] = json.loads(run.settings.model_dump_json(exclude=apart))
     rows = json.dumps([run.data.task.name, run.data.task.identity(run.data.train)])
     return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
@@ -192,8 +234,7 @@ def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[
     measured = None
     if run.data.eval is not None:
         apply(run.fuse(model), load(written), force=True)
-        rows = run.encode(run.data.eval)
-        measured = run.task.evaluate(model, run.base, rows, settings.batch_size, lambda _: None)
+        measured = run.task.evaluate(model, run.base, run.eval_rows, settings.fit().passes[0], lambda _: None)
     written.replace(settings.out)
     (folder / _SETTINGS).unlink()  # first: what is left when this is cut short is no run to go on with
     logs = folder / _LOGS

@@ -19,7 +19,7 @@ from torch import Tensor
 from taskedge.registry import Registry
 from taskedge.selection.allocations import Scores, Shapes
 from taskedge.selection.hybrid import Chosen
-from taskedge.selection.statistics import LinearStatistics
+from taskedge.selection.statistics import GRADIENTS, SQUARED_GRADIENTS, LinearStatistics
 
 Score = Callable[[Tensor, LinearStatistics, torch.Generator], Tensor]
 Choose = Callable[[Shapes, Scores, Mapping[str, Tensor], int, int], Chosen]
@@ -35,6 +35,11 @@ class Rule:
     needs: tuple[str, ...]
     chooses: Choose | None = None
     """Where a rule looks at biases and norms too and spends the budget in its own way: it takes no allocation then."""
+
+    @property
+    def of_gradients(self) -> bool:
+        """Whether it looks at gradients of the loss."""
+        return self.chooses is not None or not {GRADIENTS, SQUARED_GRADIENTS}.isdisjoint(self.needs)
 
     @property
     def summary(self) -> str:

@@ -1,0 +1,119 @@
+"""``within``: the fastest way of a run that stays within its memory budget; or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from taskedge.errors import DoesNotFit
+from taskedge.measure.size import show_bytes
+from taskedge.training.budget.costs import Cost
+from taskedge.training.budget.estimate import Ladder
+from taskedge.training.budget.ladder import allowable
+from taskedge.training.run import Run
+from taskedge.training.tasks import Say
+
+WORTH = 1.2
+"""A way whose step takes at most so many times that of the fastest needs no slower ones to be looked at: recomputing
+costs a third of a step or so."""
+
+ALIKE = 1.05
+"""Times of which neither is faster."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What was found out before the first step."""
+
+    budget: int | None
+    chosen: Cost | None
+    """None where there was no budget to choose by, or nothing fits."""
+    costs: list[Cost]
+    """Of every way that was looked at."""
+    allow: list[str]
+    """What ``--allow`` names."""
+
+    def required(self) -> Estimate:
+        """Itself.
+
+        Raises:
+            DoesNotFit: there is a budget, and no way that stays within; names the least budget that would do.
+        """
+        if self.budget is not None and self.chosen is None:
+            raise _nothing_fits(self.budget, [cost for cost in self.costs if cost.allowed], self.allow)
+        return self
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "budget": self.budget,
+            "chosen": None if self.chosen is None else self.chosen.as_json(),
+            "ladder": [cost.as_json() for cost in self.costs],
+        }
+
+
+def within(run: Run, say: Say) -> tuple[Run, Estimate]:
+    """The run on the fastest way within its ``memory`` setting, its base loaded; measures no more ways than it must.
+
+    Raises:
+        DoesNotFit: no way that is allowed does; the message names the least budget that would do.
+    """
+    budget = run.settings.memory_bytes
+    assert budget is not None
+    say(f"looking for the fastest way to train within {show_bytes(budget)}")
+    ladder = Ladder(run, budget, lambda name: say(f"measuring: {name}"))
+    if ladder.loading > budget:
+        raise DoesNotFit(ladder.loading, _refusal(budget, ladder.loading, "loading data and base alone takes as much"))
+    costs: list[Cost] = []
+    chosen: Cost | None = None
+    # what changes what is learnt is looked at only where nothing else fits
+    with closing(ladder.groups(go_on=lambda: chosen is None)) as groups:
+        for group in groups:
+            costs += group.costs
+            chosen = fastest(cost for cost in costs if cost.needed <= budget)
+            if chosen is not None and chosen.work <= WORTH * min(cost.work for cost in costs):
+                break
+    allow = run.settings.allow or []
+    if chosen is None:
+        raise _nothing_fits(budget, costs, allow)
+    if chosen.changes and ladder.compiled:  # it was loaded to be measured, and stays
+        memory = replace(chosen.memory, runtime=chosen.memory.runtime + ladder.compiled)
+        chosen = replace(chosen, memory=memory)
+        if chosen.needed > budget:
+            chosen = fastest(cost for cost in costs if cost.needed + ladder.compiled <= budget) or chosen
+    return run.changed(chosen.changes), Estimate(budget, chosen, costs, allow)
+
+
+def ladder_of(run: Run, say: Say) -> Estimate:
+    """Every way there is with its cost, those that are not allowed too; and the one that ``memory`` would choose."""
+    budget = run.settings.memory_bytes
+    ladder = Ladder(run, None, lambda name: say(f"measuring: {name}"))
+    costs = [cost for group in ladder.groups(all_places=True) for cost in group.costs]
+    fitting = [cost for cost in costs if budget is not None and cost.allowed and cost.needed <= budget]
+    chosen = fastest(cost for cost in fitting if cost.exact) or fastest(fitting)
+    return Estimate(budget, chosen, costs, run.settings.allow or [])
+
+
+def fastest(costs: Iterable[Cost]) -> Cost | None:
+    """The first of those that are as fast as the fastest, by as little as two measurements of one way may differ."""
+    found = list(costs)
+    least = min((cost.work for cost in found), default=0.0)
+    return next((cost for cost in found if cost.work <= ALIKE * least), None)
+
+
+def _nothing_fits(budget: int, costs: list[Cost], allow: list[str]) -> DoesNotFit:
+    """The error, with the nearest budget that would do."""
+    if not costs:
+        return DoesNotFit(2 * budget, _refusal(budget, 2 * budget, "not even a step of one row does"))
+    least = min(costs, key=lambda cost: cost.needed)
+    why = f"the least is {least.way!r}, whose {least.memory.part} has a peak of {show_bytes(least.memory.peak)}"
+    missing = [name for name in allowable() if name not in allow]
+    hint = "".join(f" --allow {name}" for name in missing)
+    more = f"; or allow what changes the result a little:{hint}" if missing else ""
+    return DoesNotFit(least.needed, _refusal(budget, least.needed, why) + more)
+
+
+def _refusal(budget: int, needed: int, why: str) -> str:
+    return f"--memory {budget / 1e6:.0f}MB: nothing fits: {why}: give --memory {-(-needed // 10**6)}MB"
