@@ -225,3 +225,15 @@ def test_a_mapped_base_is_never_in_memory_as_a_whole_while_it_becomes_int8(tmp_p
     assert resident(file) < 1000  # kB: the embeddings, and what lies near
     assert not mapping.mapped(p for p in model.parameters() if p.dim() < 2)
     assert tiny.logits(model, tiny_batch()).isfinite().all()
+
+
+@pytest.mark.parametrize("how", ["int8", "mapped"])
+def test_a_model_that_is_held_stays_as_it_is(how, tmp_path):
+    tiny_task.bert(tmp_path)
+    model = hold(AutoModelForSequenceClassification.from_pretrained(tmp_path), how)
+    before = {name: layer.held for name, layer in held_layers(model).items()}
+    assert before
+    after = {name: layer.held for name, layer in held_layers(hold(model, how)).items()}
+    assert {name: held.weight.data_ptr() for name, held in after.items()} == {
+        name: held.weight.data_ptr() for name, held in before.items()
+    }

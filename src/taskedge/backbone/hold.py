@@ -8,7 +8,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from taskedge.backbone import HOLDS, mapping
-from taskedge.backbone.held import can_be_held, from_base
+from taskedge.backbone.held import HeldLayer, can_be_held, from_base
 from taskedge.backbone.linears import candidates
 from taskedge.errors import InputError, did_you_mean
 
@@ -21,7 +21,7 @@ def hold(model: Model, how: str, say: Callable[[str], None] = lambda _: None) ->
     One linear after the other, so that a base that the loader has mapped is never in memory as a whole.
 
     Args:
-        model: as it was loaded, nothing installed and no delta applied.
+        model: as it was loaded, nothing installed and no delta applied. One that is held already stays as it is.
         how: ``"int8"``: a code of 8 bits per weight and a scale per neuron. ``"mapped"``: the loader's mapping of the
             file, never written to, so that it stays shared with other processes. ``"loaded"`` does nothing.
         say: told what that saves.
@@ -35,7 +35,7 @@ def hold(model: Model, how: str, say: Callable[[str], None] = lambda _: None) ->
     """
     if how not in HOLDS:
         raise InputError(f"unknown base {how!r}{did_you_mean(how, HOLDS)} (known: {', '.join(HOLDS)})")
-    if how == "loaded":
+    if how == "loaded" or any(isinstance(module, HeldLayer) for module in model.modules()):
         return model
     linears = {name: linear for name, linear in candidates(model).items() if can_be_held(linear.module)}
     if not linears:
