@@ -83,3 +83,10 @@ def taskedge(capsys):
         return tiny_task.Ended(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """Predictions time one pass: what is timed decides no test."""
+    monkeypatch.setattr("taskedge.training.budget.estimate.BRIEF", 0.0)
+    monkeypatch.setattr("taskedge.training.budget.session.LONG", 0.0)

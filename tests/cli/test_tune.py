@@ -13,6 +13,7 @@ import torch
 from tiny_task import snapshot, tuning
 
 import taskedge as te
+from taskedge.training.budget.choose import Estimate
 
 FAULTS = {
     "no such file": (["--train", "train.csf"], "unknown suffix '.csf'; did you mean '.csv'?"),
@@ -138,8 +139,12 @@ def test_json_is_all_that_is_on_standard_output(tuned):
     _, said = tuned
     assert said.keys() == {
         "out", "task", "form", "lr", "entries", "share", "low_rank", "trained", "head", "steps", "train_loss",
-        "seconds", "peak_memory", "file_bytes", "quality",
+        "seconds", "seconds_per_step", "cpu_seconds_per_step", "peak_memory", "run_peak_memory", "predicted",
+        "file_bytes", "quality",
     }  # fmt: skip
+    assert said["predicted"] is None
+    assert 0 < said["seconds_per_step"] < said["seconds"]
+    assert said["cpu_seconds_per_step"] > 0
     assert said["trained"] == said["entries"]
     assert said["low_rank"] == 0
     assert said["quality"].keys() == {"rows", "accuracy", "macro_f1", "loss"}
@@ -159,6 +164,11 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, her
     assert "text-classification, 2 classes, 96 rows" in shown.out
     assert "12 steps of " in shown.out
     assert shown.out.endswith("nothing was written\n")
+    ladder = planned["memory"]["ladder"]
+    assert ladder[0]["way"] == "as it is"
+    assert {"recompute blocks, micro-batch 1", "depth 1", "mezo", "dtype bf16"} <= {way["way"] for way in ladder}
+    for way in ladder:
+        assert f"\n{way['way']} " in shown.out
     for linear in planned["linears"]:
         assert linear["name"] in shown.out
 
@@ -229,7 +239,8 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
     ],
     ids=lambda rung: rung[1],
 )
-def test_every_rung(taskedge, task, here, rung):
+def test_every_rung(taskedge, task, here, rung, monkeypatch):
+    monkeypatch.setattr("taskedge.training.plan.ladder_of", lambda *_: Estimate(None, None, [], []))
     planned = taskedge(*tuning(task, *rung, "--dry-run", "--json"))
     assert planned.code == 0, planned.err
     ended = taskedge(*tuning(task, *rung, "--eval", task / "eval.csv", "--json"))

@@ -19,24 +19,28 @@ from torch import nn
 STATUS = Path("/proc/self/status")
 
 
-def reset_peak(device: torch.device) -> None:
-    """Gives freed memory back to the system and starts a new peak."""
+def reset_peak(device: torch.device, *, collect: bool = True) -> None:
+    """Gives freed memory back to the system and starts a new peak; ``collect``: that of circles of objects, too."""
     global _highest
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    give_back()
+    give_back(collect=collect)
     _highest = max(_highest, peak_bytes(device))
     if sys.platform == "linux":
         with suppress(OSError):  # a kernel that forbids it: the peak then is the lifetime's
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def give_back() -> None:
-    """Freed memory goes back to the system, as far as the C library can."""
-    gc.collect()
+def give_back(*, collect: bool = True) -> None:
+    """Freed memory goes back to the system, as far as the C library can.
+
+    ``collect``: that of circles of objects, too, which takes half a second where many libraries are loaded.
+    """
+    if collect:
+        gc.collect()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another libc
             ctypes.CDLL("libc.so.6").malloc_trim(0)

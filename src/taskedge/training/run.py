@@ -157,7 +157,7 @@ class Run:
     def changed(self, changes: Mapping[str, Any], *, say: Say | None = None) -> Run:
         """The same run with other settings of how it trains: data and rows are shared, and the base if it may be."""
         other = Run(self._given.model_copy(update=dict(changes)), say or self.say)
-        anew = {"settings"} | ({"base", "whole"} if "dtype" in changes else set())
+        anew = {"settings"} | ({"base", "whole"} if LOADED_BY & changes.keys() else set())
         other.__dict__.update({name: it for name, it in self.__dict__.items() if name in _SHARED - anew})
         return other
 
@@ -218,6 +218,9 @@ class Run:
         """The model with plain layers; what they hold is not said."""
         return fuse(model) if self._lora is None else self._lora.fuse()
 
+
+LOADED_BY = {"dtype", "base"}
+"""Settings that a base is loaded by: where they change, it is loaded anew."""
 
 _SHARED = {"settings", "data", "base", "task", "max_length", "rows", "eval_rows", "collate", "whole"}
 """What a run works out once. The collator holds the tokenizer only, which is the same for every dtype."""

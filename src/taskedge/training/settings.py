@@ -259,23 +259,23 @@ class TuneSettings(BaseModel):
 
     @model_validator(mode="after")
     def _base_can_be_held(self) -> TuneSettings:
-        """A weight that is only read takes no product, and gives no gradient of all of itself."""
-        if self.base == "loaded":
-            return self
-        from taskedge.selection.gradients import GRADIENTS, SQUARED_GRADIENTS
+        if what := self.asks_more_of(self.base):
+            raise ValueError(f"--base {self.base} only reads the weights, {what} needs more: leave out either")
+        return self
+
+    def asks_more_of(self, base: str) -> str:
+        """The setting that a base held so cannot serve: its weights take no product, and give no gradient of all."""
+        if base == "loaded":
+            return ""
         from taskedge.selection.rules import RULES
 
         rule = RULES[self.rule]
-        gradients = not {GRADIENTS, SQUARED_GRADIENTS}.isdisjoint(rule.needs)
         faults = {
             f"--form {self.form}": self.form == "lora",
             "--regrow": self.regrow > 0,
-            f"--rule {self.rule}": rule.chooses is not None or (self.base == "int8" and gradients),
+            f"--rule {self.rule}": rule.chooses is not None or (base == "int8" and rule.of_gradients),
         }
-        for what, amiss in faults.items():
-            if amiss:
-                raise ValueError(f"--base {self.base} only reads the weights, {what} needs more: leave out either")
-        return self
+        return next((what for what, amiss in faults.items() if amiss), "")
 
     @model_validator(mode="after")
     def _rungs_go_together(self) -> TuneSettings:

@@ -92,7 +92,7 @@ def test_a_refusal_names_the_least_budget_and_that_one_does(ladder):
         choose.within(FakeRun("499MB"), lambda _: None)
     assert refused.value.exit_code == 3
     assert refused.value.needed == 500 * MB
-    assert "--allow bf16 --allow depth" in str(refused.value)
+    assert "--allow bf16 --allow depth --allow int8" in str(refused.value)
     ladder(PLAIN, SLOW)
     assert choose.within(FakeRun("500MB"), lambda _: None)[1].chosen.way == "recompute"
 

@@ -20,7 +20,8 @@ def test_places_begin_with_what_was_asked_for():
     found = changes(places(settings(), 12))
     assert found[0] == {}
     assert found[1:5] == [{"depth": 6}, {"depth": 3}, {"depth": 1}, {"optimizer": "mezo"}]
-    assert found[5:] == [{"dtype": "bf16"}, *({"dtype": "bf16", "depth": depth} for depth in (6, 3, 1))]
+    bases = [{"dtype": "bf16"}, {"base": "int8"}]
+    assert found[5:] == [*bases, *(base | {"depth": depth} for base in bases for depth in (6, 3, 1))]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,9 @@ def test_places_begin_with_what_was_asked_for():
         ({"rotate": 4}, "depth"),
         ({"rule": "spt"}, "depth"),
         ({"dtype": "fp32"}, "dtype"),
+        ({"base": "mapped"}, "base"),
+        ({"rule": "gradient"}, "base"),
+        ({"form": "lora"}, "base"),
         ({"optimizer": "mezo", "lr": 0.1}, "optimizer"),
     ],
 )
@@ -38,7 +42,7 @@ def test_what_was_given_stays(given, gone):
 
 
 def test_a_model_without_blocks_has_its_batches_only():
-    assert changes(places(settings(), 0)) == [{}, {"optimizer": "mezo"}, {"dtype": "bf16"}]
+    assert changes(places(settings(), 0)) == [{}, {"optimizer": "mezo"}, {"dtype": "bf16"}, {"base": "int8"}]
     assert list(loops(settings(), 0)) == [()]
 
 
@@ -58,7 +62,7 @@ def test_micro_batches_divide_the_batch_most_rows_first():
 
 
 def test_a_way_is_settings_and_a_name():
-    way = Way((*BASES, Rung("depth", 3, "depth"), LOOPS[1]), 4)
+    way = Way((BASES[0], Rung("depth", 3, "depth"), LOOPS[1]), 4)
     assert way.changes == {"dtype": "bf16", "depth": 3, "recompute": "blocks", "micro_batch": 4}
     assert way.name == "dtype bf16, depth 3, recompute blocks, micro-batch 4"
     assert Way((), None).name == "as it is"
@@ -72,4 +76,4 @@ def test_what_changes_the_result_needs_leave():
     assert not shallow.exact
     assert [shallow.allowed(given) for given in (None, ["bf16"], ["depth"])] == [False, False, True]
     assert not Way((BY_HAND,), None).allowed(allowable())
-    assert allowable() == ["bf16", "depth"]
+    assert allowable() == ["bf16", "depth", "int8"]

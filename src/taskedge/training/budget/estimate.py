@@ -31,7 +31,7 @@ from taskedge.training import fit
 from taskedge.training.budget.costs import Cost, Line, Memory, longest_of
 from taskedge.training.budget.ladder import Place, Rung, Way, loops, micro_batches, places
 from taskedge.training.budget.session import CPU, Pace, Pass, Session, undisturbed
-from taskedge.training.run import Run
+from taskedge.training.run import LOADED_BY, Run
 from taskedge.training.tasks import Batch, Row
 
 COMPILER = 120_000_000
@@ -112,7 +112,7 @@ class Ladder:
     def _enter(self, place: Place, stack: ExitStack) -> Run:
         """The run of that place; on leaving, the model is as it was. Never are two bases there at a time."""
         changed = self.run.changed(place.changes, say=lambda _: None)
-        if "dtype" in place.changes:
+        if LOADED_BY & place.changes.keys():
             self.run.forget_base()
             self._load(changed)
 

@@ -27,7 +27,7 @@ class Rung:
         return str(self.value) if self.setting == "optimizer" else f"{self.setting.replace('_', '-')} {self.value}"
 
 
-BASES = (Rung("dtype", "bf16", "bf16"),)
+BASES = (Rung("dtype", "bf16", "bf16"), Rung("base", "int8", "int8"))
 """How the base is held; each is loaded anew."""
 
 LOOPS = (Rung("recompute", "inputs"), Rung("recompute", "blocks"))
@@ -84,6 +84,7 @@ def places(settings: TuneSettings, blocks: int) -> Iterator[Place]:
     """Where to look: what was asked for, then deep before shallow, each base loaded anew last; what was given stays."""
     given = settings.model_fields_set
     bases = [(rung,) for rung in BASES if rung.setting not in given]
+    bases = [(rung,) for (rung,) in bases if rung.setting != "base" or not settings.asks_more_of(rung.value)]
     shallow = "depth" not in given and not settings.rotate and settings.rule != "spt"
     depths = [(Rung("depth", depth, "depth"),) for depth in _halves(blocks) if shallow]
     by_hand = [(BY_HAND,)] if BY_HAND.setting not in given else []

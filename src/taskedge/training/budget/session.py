@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from taskedge.forms.kernels import using
 from taskedge.forms.recompute import recomputing
 from taskedge.measure.live import LiveBytes, bytes_of
-from taskedge.measure.memory import give_back, peak_bytes, reset_peak, resident_bytes
+from taskedge.measure.memory import peak_bytes, reset_peak, resident_bytes
 from taskedge.training.fit_settings import FitSettings
 from taskedge.training.run import Run
 from taskedge.training.rungs.mezo import Mezo
@@ -81,8 +80,7 @@ class Session:
     def held(self, batch: Batch, loop: Mapping[str, Any]) -> Pass:
         """Runs a batch forward and backward, and counts what is alive."""
         self._step(batch, loop, deepest=True)  # what libraries set up at the first time is not the pass's
-        give_back()
-        reset_peak(CPU)
+        reset_peak(CPU, collect=False)
         before = resident_bytes()
         kept: list[int] = []
         with LiveBytes() as live:
@@ -193,5 +191,4 @@ def _timed(work: Callable[[], object]) -> Pace:
         cpus.append(time.process_time() - cpu)
         if walls[-1] > LONG:
             break
-    gc.collect()
     return Pace(median(walls), median(cpus))
