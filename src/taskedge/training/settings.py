@@ -154,7 +154,7 @@ class TuneSettings(BaseModel):
     allow: Annotated[
         list[str] | None,
         Field(
-            description="With --memory: a way that changes what is learnt may be taken, too: bf16 or depth; "
+            description="With --memory: a way that changes what is learnt may be taken, too: bf16, int8 or depth; "
             "may be repeated.",
             min_length=1,
         ),
