@@ -114,7 +114,7 @@ def test_the_figures_are_drawn_the_same_each_time(root: Path) -> None:
     pytest.importorskip("matplotlib")
     results = report.Results(root / "benchmarks" / "results")
     for folder in ("one", "two"):
-        report_accuracy.draw(results.accuracy, results.methods, root / folder)
+        report_accuracy.save(report_accuracy.figures(results.accuracy, results.methods), root / folder)
     for name in ("accuracy.svg", "learning-rate.svg", "trade-off.svg"):
         assert (root / "one" / name).read_bytes() == (root / "two" / name).read_bytes()
 
