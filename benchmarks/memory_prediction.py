@@ -95,7 +95,7 @@ def one(configuration: Configuration) -> dict[str, Any]:
     """In this process: what is predicted, and what it is."""
     from contextlib import closing
 
-    from taskedge.measure.memory import give_back, peak_bytes, reset_peak
+    from taskedge.measure.memory import peak_bytes, reset_peak
     from taskedge.training import tune
     from taskedge.training.budget.estimate import Ladder
     from taskedge.training.run import Run
@@ -108,9 +108,8 @@ def one(configuration: Configuration) -> dict[str, Any]:
         with closing(Ladder(run).groups()) as groups:
             cost = next(iter(groups)).costs[0]
         took = time.process_time() - started
-        give_back()
         reset_peak(torch.device("cpu"))
-        with mock.patch.object(tune, "Run", return_value=run):
+        with mock.patch.object(tune, "_within_budget", return_value=(run, cost.as_json())):  # this way, not the fastest
             done = tune.tune(made, progress=False)
         measured = {
             "above_idle": peak_bytes(torch.device("cpu")) - cost.memory.process - cost.memory.base,

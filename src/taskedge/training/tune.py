@@ -26,6 +26,7 @@ from taskedge.selection.support_file import load_support, save_support
 from taskedge.training import checkpoint
 from taskedge.training.budget.choose import within
 from taskedge.training.budget.text import choice_text
+from taskedge.training.budget.trim import Trim
 from taskedge.training.fit import FitResult, fit
 from taskedge.training.run import Run
 from taskedge.training.settings import TuneSettings
@@ -100,6 +101,7 @@ def tune(
             folder,
             resume=resume,
             progress=progress,
+            callbacks=[] if estimate is None else [Trim()],
             tensorboard=settings.tensorboard,
             head=run.whole,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from taskedge.errors import DoesNotFit
 from taskedge.measure.size import show_bytes
-from taskedge.training.budget.costs import Cost
+from taskedge.training.budget.costs import MARGIN_BYTES, Cost
 from taskedge.training.budget.estimate import Ladder
 from taskedge.training.budget.ladder import allowable
 from taskedge.training.run import Run
@@ -64,8 +64,6 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
     assert budget is not None
     say(f"looking for the fastest way to train within {show_bytes(budget)}")
     ladder = Ladder(run, budget, lambda name: say(f"measuring: {name}"))
-    if ladder.loading > budget:
-        raise DoesNotFit(ladder.loading, _refusal(budget, ladder.loading, "loading data and base alone takes as much"))
     costs: list[Cost] = []
     chosen: Cost | None = None
     # what changes what is learnt is looked at only where nothing else fits
@@ -77,6 +75,9 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
                 break
     allow = run.settings.allow or []
     if chosen is None:
+        if not costs:
+            needed = round(max(ladder.least, ladder.loading) + MARGIN_BYTES)
+            raise DoesNotFit(needed, _refusal(budget, needed, "not even a step of one row would, it seems"))
         raise _nothing_fits(budget, costs, allow)
     if chosen.changes and ladder.compiled:  # it was loaded to be measured, and stays
         memory = replace(chosen.memory, runtime=chosen.memory.runtime + ladder.compiled)
@@ -105,8 +106,6 @@ def fastest(costs: Iterable[Cost]) -> Cost | None:
 
 def _nothing_fits(budget: int, costs: list[Cost], allow: list[str]) -> DoesNotFit:
     """The error, with the nearest budget that would do."""
-    if not costs:
-        return DoesNotFit(2 * budget, _refusal(budget, 2 * budget, "not even a step of one row does"))
     least = min(costs, key=lambda cost: cost.needed)
     why = f"the least is {least.way!r}, whose {least.memory.part} has a peak of {show_bytes(least.memory.peak)}"
     missing = [name for name in allowable() if name not in allow]

@@ -86,6 +86,8 @@ class Ladder:
         self._rows, self._held_out = run.rows, run.eval_rows
         self._lengths = [_length(row) for row in self._rows]
         self.loading = lifetime_peak_bytes(CPU)
+        self.least = 0
+        """Bytes that the smallest step may take, where the budget had no room to try it."""
         self.compiled = 0
         """Bytes that the compiler of the entries' kernel took when it was loaded here."""
 
@@ -140,6 +142,7 @@ class Ladder:
         selection, evaluation = self._selection(run), self._evaluation(run)
         session = Session(run, alone)
         try:
+            self.least = resident_bytes() + min(bounds.values()) + LOOP
             while ready := [loop for loop in waiting if self._room(bounds[_forgets(loop)])]:
                 waiting.remove(loop := ready[0])
                 self._on_group(Way((*place.rungs, *loop), None).name)
@@ -276,7 +279,7 @@ class Ladder:
 
     def _room(self, more: int) -> bool:
         """Whether the budget has room for so many bytes more than there are now."""
-        return self.budget is None or resident_bytes() + more <= self.budget
+        return self.budget is None or max(self.loading, resident_bytes() + more) <= self.budget
 
     def _batch(self, rows: int, length: float) -> Batch:
         """Rows of which the longest is the nearest to that length, the others shorter: so they need padding."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from taskedge.forms.kernels import using
 from taskedge.forms.recompute import recomputing
 from taskedge.measure.live import LiveBytes, bytes_of
-from taskedge.measure.memory import peak_bytes, reset_peak, resident_bytes
+from taskedge.measure.memory import give_back, peak_bytes, reset_peak, resident_bytes
 from taskedge.training.fit_settings import FitSettings
 from taskedge.training.run import Run
 from taskedge.training.rungs.mezo import Mezo
@@ -91,7 +91,7 @@ class Session:
     def pace(self, batch: Batch, loop: Mapping[str, Any]) -> Pace:
         """Seconds of a pass over a batch. Where blocks take turns, the mean of the nearest's turn and the deepest's."""
         turns = (True, False) if self.settings.rotate else (True,)
-        found = [_timed(partial(self._step, batch, loop, deepest=deepest)) for deepest in turns]
+        found = [_timed(partial(self._tidy_step, batch, loop, deepest)) for deepest in turns]
         return Pace(*(sum(getattr(pace, clock) for pace in found) / len(found) for clock in ("wall", "cpu")))
 
     def optimiser_pace(self) -> Pace:
@@ -112,6 +112,10 @@ class Session:
         self._optimiser.state.clear()
         self.model.zero_grad(set_to_none=True)
         self.run.fuse(self.model)
+
+    def _tidy_step(self, batch: Batch, loop: Mapping[str, Any], deepest: bool) -> None:
+        self._step(batch, loop, deepest=deepest)
+        give_back(collect=False)  # as the run does under a budget
 
     def _step(
         self, batch: Batch, loop: Mapping[str, Any], *, deepest: bool, forward_done: Callable[[], None] = lambda: None
