@@ -64,6 +64,8 @@ class _Loop:
     optimiser: Pace
     resident: int
     """Of the process between its passes, what trains included."""
+    compiled: int
+    """Of that, what a compiler has taken that was loaded to measure other ways."""
 
 
 class Ladder:
@@ -116,10 +118,12 @@ class Ladder:
         changed = self.run.changed(place.changes, say=lambda _: None)
         if LOADED_BY & place.changes.keys():
             self.run.forget_base()
+            give_back()
             self._load(changed)
 
             def back() -> None:
                 changed.forget_base()
+                give_back()
                 self._load(self.run)
 
             stack.callback(back)
@@ -209,6 +213,7 @@ class Ladder:
             cpu=Line(tuple((at, pace.cpu) for at, pace in ends)),
             optimiser=optimiser,
             resident=resident_bytes(),
+            compiled=self.compiled,
         )
 
     def _memory(
@@ -220,7 +225,7 @@ class Ladder:
         inputs = round(bytes_of(self._batch(1, max(self._lengths)).values()) * (step_rows + rows))
         assert self._process is not None
         runtime = found.resident - self._process - self._base - session.state - session.copies + found.excess
-        runtime += extra if _compiles(run) else -self.compiled  # as in a run that never loaded the compiler
+        runtime += extra if _compiles(run) else -found.compiled  # as in a run that never loaded the compiler
         idle = {"process": self._process, "base": self._base, "runtime": max(0, runtime) + LOOP}
         trains = {"entries": session.state - session.head, "head": session.head}
         saved = round(found.saved.at(rows))
