@@ -211,6 +211,9 @@ def test_a_replaced_connection_that_ends_late_takes_nobody_along(fleet):
             await around.hears(("edge0", "joined"))
             async with Bare(of(fleet, "edge0")) as second:  # the same process, over a new connection
                 await second.here()
+                async with asyncio.timeout(SECONDS):  # nothing orders what comes from two connections
+                    while around.coordinator._seen["edge0"].connection != second.client.client_id:
+                        await asyncio.sleep(0.01)
                 await first.client.close()
                 await around.hears_nothing(0.3)
             await around.hears(("edge0", "left"))

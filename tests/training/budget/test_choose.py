@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_costs import cost
+from test_budget_costs import cost
 
 from taskedge.errors import DoesNotFit
 from taskedge.training.budget import choose
