@@ -19,6 +19,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("taskedge")
+torch.set_num_threads(1)  # for fixtures of a module, too: a fork hangs where its parent has computed with several
 
 
 @pytest.fixture(autouse=True)
