@@ -116,7 +116,7 @@ _returned_from: int | None = None
 _MMAP_THRESHOLD = -3
 """``M_MMAP_THRESHOLD`` of malloc.h."""
 
-TIGHT = 2**17
+TIGHT = 2**15
 """For :func:`return_freed_memory` under a budget: nearly every tensor of a step is at least so large, so the resident
 set follows the bytes that are alive to some MB, for up to a quarter more time in steps of few tokens."""
 
