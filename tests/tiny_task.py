@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from taskedge.cli.main import main
 
 WORDS = "good bad fine awful a the film was plot actor very not so seen never long short night".split()  # noqa: SIM905
 SRC = Path(__file__).parent.parent / "src"
+_FORKING = threading.Lock()
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
@@ -228,24 +230,25 @@ def forked(arguments: Sequence[str], before: Callable[[], object] = lambda: None
 
     ``before`` runs in the child: it can arrange for the process to be killed at an exact point.
     """
-    (out, child_out), (err, child_err) = os.pipe(), os.pipe()  # what is written must fit their 64 KiB
-    sys.stdout.flush(), sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.dup2(child_out, 1), os.dup2(child_err, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"
-            before()
-            code = main(list(arguments))
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os._exit(code)
-    os.close(child_out), os.close(child_err)
+    with _FORKING:  # a child that is forked meanwhile would hold these pipes open, and nobody would see their end
+        (out, child_out), (err, child_err) = os.pipe(), os.pipe()  # what is written must fit their 64 KiB
+        sys.stdout.flush(), sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.dup2(child_out, 1), os.dup2(child_err, 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                os.environ["TOKENIZERS_PARALLELISM"] = "false"
+                before()
+                code = main(list(arguments))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(code)
+        os.close(child_out), os.close(child_err)
     status = os.waitpid(pid, 0)[1]
     with os.fdopen(out) as stdout, os.fdopen(err) as stderr:
         return Ended(os.waitstatus_to_exitcode(status), stdout.read(), stderr.read())
