@@ -80,10 +80,12 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
             raise DoesNotFit(needed, _refusal(budget, needed, "not even a step of one row would, it seems"))
         raise _nothing_fits(budget, costs, allow)
     if chosen.changes and ladder.compiled:  # it was loaded to be measured, and stays
-        memory = replace(chosen.memory, runtime=chosen.memory.runtime + ladder.compiled)
-        chosen = replace(chosen, memory=memory)
-        if chosen.needed > budget:
-            chosen = fastest(cost for cost in costs if cost.needed + ladder.compiled <= budget) or chosen
+        costs = [_with_compiler(cost, ladder.compiled) for cost in costs]
+        chosen = fastest(cost for cost in costs if cost.needed <= budget)
+        if chosen is None:
+            raise _nothing_fits(budget, costs, allow)
+    if "dtype" in chosen.changes:
+        run.forget_base()  # another is loaded in its place
     return run.changed(chosen.changes), Estimate(budget, chosen, costs, allow)
 
 
@@ -102,6 +104,13 @@ def fastest(costs: Iterable[Cost]) -> Cost | None:
     found = list(costs)
     least = min((cost.work for cost in found), default=0.0)
     return next((cost for cost in found if cost.work <= ALIKE * least), None)
+
+
+def _with_compiler(cost: Cost, size: int) -> Cost:
+    """The cost in a process that holds the compiler; a run that is as it was asked for holds it anyway."""
+    if not cost.changes:
+        return cost
+    return replace(cost, memory=replace(cost.memory, runtime=cost.memory.runtime + size))
 
 
 def _nothing_fits(budget: int, costs: list[Cost], allow: list[str]) -> DoesNotFit:

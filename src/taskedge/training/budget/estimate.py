@@ -146,7 +146,8 @@ class Ladder:
         selection, evaluation = self._selection(run), self._evaluation(run)
         session = Session(run, alone)
         try:
-            self.least = resident_bytes() + min(bounds.values()) + LOOP
+            least = resident_bytes() + min(bounds.values()) + LOOP
+            self.least = min(self.least or least, least)
             while ready := [loop for loop in waiting if self._room(bounds[_forgets(loop)])]:
                 waiting.remove(loop := ready[0])
                 self._on_group(Way((*place.rungs, *loop), None).name)
