@@ -27,8 +27,9 @@ def quiet(_: str) -> None:
 
 @pytest.fixture
 def brief(monkeypatch):
-    """One timed pass: what is timed decides no test."""
+    """One timed pass: what is timed decides no test. Nor does the peak of tests that ran in this process before."""
     monkeypatch.setattr(estimate, "BRIEF", 0.0)
+    monkeypatch.setattr(estimate, "lifetime_peak_bytes", lambda _: resident_bytes())
     monkeypatch.setattr("taskedge.training.budget.session.LONG", 0.0)
 
 
