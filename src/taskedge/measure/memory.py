@@ -118,7 +118,7 @@ _MMAP_THRESHOLD = -3
 
 TIGHT = 2**15
 """For :func:`return_freed_memory` under a budget: nearly every tensor of a step is at least so large, so the resident
-set follows the bytes that are alive to some MB, for up to a quarter more time in steps of few tokens."""
+set follows the bytes that are alive to some MB, for up to a third more time in steps of few tokens."""
 
 
 def machine_bytes(device: torch.device) -> int:

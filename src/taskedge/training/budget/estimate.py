@@ -108,10 +108,13 @@ class Ladder:
                 continue
             if not go_on():
                 return
-            with ExitStack() as stack:
-                changed = self._enter(place, stack)
-                ways = list(loops(changed.settings, count))
-                yield from self._groups_at(place, changed, ways if allowed else ways[:1])
+            yield from self._groups_of(place, plainest=not allowed)
+
+    def _groups_of(self, place: Place, *, plainest: bool) -> Generator[Group, None, None]:
+        with ExitStack() as stack:
+            changed = self._enter(place, stack)
+            ways = list(loops(changed.settings, len(blocks(changed.base.model))))
+            yield from self._groups_at(place, changed, ways[:1] if plainest else ways)
 
     def _enter(self, place: Place, stack: ExitStack) -> Run:
         """The run of that place; on leaving, the model is as it was. Never are two bases there at a time."""
