@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from test_costs import MEMORY, cost
+from test_budget_costs import MEMORY, cost
 
 from taskedge.training.budget.text import choice_text, ladder_text
 
