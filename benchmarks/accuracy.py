@@ -1,6 +1,7 @@
 """Accuracy of the selection rules and their rivals at equal budget, each at its own best learning rate.
 
     python benchmarks/accuracy.py --task movie-reviews      # 5 runs a method, about a CPU-minute each
+    python benchmarks/accuracy.py --task movie-reviews --device cuda --seeds 0 1 2 3 4    # seconds each
     python benchmarks/report.py                             # tables from the results
 
 Protocol: training, validation and test rows are drawn once. The learning rate of a method is found on seed 0 by
@@ -76,8 +77,10 @@ def append(path: Path, run: Facts) -> None:
 class Sweep:
     """All runs of some methods on one task, and the file they are kept in."""
 
-    def __init__(self, task: str, methods: Mapping[str, Method] = METHODS, folder: str = "accuracy") -> None:
-        self.methods, settings = methods, TASKS[task]
+    def __init__(
+        self, task: str, methods: Mapping[str, Method] = METHODS, folder: str = "accuracy", device: str = "cpu"
+    ) -> None:
+        self.methods, self.device, settings = methods, device, TASKS[task]
         base, self.epochs = assets.minilm(print), settings.epochs
         parts = settings.parts()
         labels = sorted({label for rows in parts.values() for _, label in rows})
@@ -107,7 +110,7 @@ class Sweep:
         if on_file is not None:
             return on_file
         set_seed(seed)
-        model = self.base()
+        model = self.base().to(self.device)
         batches = [self.collate(self.rows["train"][start : start + 32]) for start in range(0, 256, 32)]
         model, facts = self.methods[method].prepare(model, batches, seed)
         started = time.process_time()
@@ -127,7 +130,7 @@ class Sweep:
                 truth = np.array([row["labels"] for row in self.rows[part]])
                 hits = predict(model, self.rows[part], self.collate).classes == truth
                 run |= {part: float(hits.mean()), f"{part}_hits": np.packbits(hits).tobytes().hex()}  # for paired tests
-        run |= facts | {"cpu_seconds": round(seconds, 1), "machine": machine()}
+        run |= facts | {"cpu_seconds": round(seconds, 1), "machine": machine(self.device)}
         append(self.path, run)
         print(f"{method:24} lr {lr:g} seed {seed}: validation {run['validation']:.3f}, {seconds:.0f} s", flush=True)
         return run
@@ -155,12 +158,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS, help="at the rate that seed 0 gave")
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
     arguments = parser.parse_args()
     quiet()
-    sweep = Sweep(arguments.task)
+    sweep = Sweep(arguments.task, device=arguments.device)
     for method in arguments.methods:
         rate = sweep.best_rate(method)
-        for seed in SEEDS:
+        for seed in arguments.seeds:
             sweep.run(method, rate, seed)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine() -> dict[str, Any]:
-    """Processor and versions of what was measured."""
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Processor, accelerator (where one computed) and versions of what was measured."""
     import torch
 
     versions = {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
@@ -28,6 +28,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        **({} if device == "cpu" else {"accelerator": torch.cuda.get_device_name(device)}),
     } | versions
 
 

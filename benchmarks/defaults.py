@@ -57,7 +57,8 @@ def mixed(weight: float, activation: float) -> str:
 @rule("taskedge, drawn", needs=(INPUTS,))
 def drawn(weight: Tensor, statistics: LinearStatistics, generator: torch.Generator) -> Tensor:
     """Drawn in proportion to ``|W|·A`` and not its largest (the Gumbel trick): more columns."""
-    noise = -(-torch.rand(weight.shape, generator=generator).clamp_min(1e-20).log()).log()
+    drawn = torch.rand(weight.shape, generator=generator).to(weight.device)
+    noise = -(-drawn.clamp_min(1e-20).log()).log()
     return (weight.float().abs() * statistics.input_norm).clamp_min(1e-20).log() + noise
 
 
@@ -135,7 +136,8 @@ VARIANTS: dict[str, Variant] = {
 class Bench:
     """All runs of one task."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, device: str = "cpu") -> None:
+        self.device = device
         self.task, self.settings, folder = task, TASKS[task], assets.minilm(print)
         parts = replace(self.settings, spare=SPARE).parts()
         labels = sorted({label for rows in parts.values() for _, label in rows})
@@ -160,7 +162,7 @@ class Bench:
             return
         variant = VARIANTS[name]
         set_seed(seed)
-        model = self.base()
+        model = self.base().to(self.device)
         batches = [self.collate(self.train[start : start + 32]) for start in range(0, 256, 32)]
         budget = {} if "budget" in variant.select else {"per_neuron": 1}
         support = te.select(model, batches, seed=seed, **budget, **variant.select)
@@ -174,14 +176,14 @@ class Bench:
             whole = require_installation(model).whole
             fit(model, self.train, self.collate, settings, Path(folder), progress=False, head=whole)
         seconds = time.process_time() - started
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device, torch.bfloat16):
             found = predict(model, self.judge, self.collate).classes
         accuracy = float((found == [row["labels"] for row in self.judge]).mean())
         columns = [len(linear.distinct_columns) for linear in support.linears.values()]
         append(self.path, {
             "task": self.task, "variant": name, "seed": seed, "accuracy": accuracy, "rows": len(self.judge),
             "entries": support.entries, "columns_mean": mean(columns), "cpu_seconds": round(seconds, 1),
-            "machine": machine(),
+            "machine": machine(self.device),
         })  # fmt: skip
         print(f"{name:24} seed {seed}: {accuracy:.4f}, {seconds:.0f} s", flush=True)
 
@@ -208,6 +210,7 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS)
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
     parser.add_argument("--show", action="store_true", help="print what is on file")
     arguments = parser.parse_args()
     if arguments.show:
@@ -216,7 +219,7 @@ def main() -> None:
         torch.set_num_threads(1)
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        bench = Bench(arguments.task)
+        bench = Bench(arguments.task, arguments.device)
         for seed in arguments.seeds:
             for variant in arguments.variants:
                 bench.run(variant, seed)

@@ -21,11 +21,13 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--rules", nargs="*", choices=SWEPT, default=SWEPT)
     parser.add_argument("--shares", nargs="*", choices=SHARES, default=SHARES)
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
     arguments = parser.parse_args()
     quiet()
-    rates = {rule: Sweep(arguments.task).best_rate(rule + SCALED) for rule in arguments.rules}
+    found = Sweep(arguments.task, device=arguments.device)
+    rates = {rule: found.best_rate(rule + SCALED) for rule in arguments.rules}
     methods = {f"{rule}, {share}": at_share(rule, share) for rule in arguments.rules for share in arguments.shares}
-    sweep = Sweep(arguments.task, methods, folder="shares")
+    sweep = Sweep(arguments.task, methods, folder="shares", device=arguments.device)
     for seed in SEEDS:
         for method in methods:
             sweep.run(method, rates[method.partition(",")[0]], seed)
