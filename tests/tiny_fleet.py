@@ -96,6 +96,7 @@ def settings(**changes: Any) -> CooperateSettings:
         "clip": 0.0,
         "upload": "float32",
         "turns": 0.0,
+        "passing": 0.0,
         "wait_seconds": 20.0,
         "least_deadline": 30.0,
         "first_deadline": 30.0,

@@ -262,7 +262,8 @@ def base(seed=7, **about):
 
 
 @pytest.mark.parametrize(
-    "how", ["deft", "replicate", "fedavg", "local", "revive", "dropout", "half", "local half", "turns"]
+    "how",
+    ["deft", "replicate", "fedavg", "local", "revive", "dropout", "half", "quarter", "local half", "turns", "passing"],
 )
 def test_a_resumed_run_ends_with_the_values_of_one_that_was_not_stopped(tmp_path, how):
     more = {
@@ -270,7 +271,9 @@ def test_a_resumed_run_ends_with_the_values_of_one_that_was_not_stopped(tmp_path
         "revive": {"mode": "deft", "active_share": 0.25},
         "dropout": {"mode": "deft"},
         "half": {"mode": "deft", "upload": "bfloat16"},
+        "quarter": {"mode": "deft", "upload": "float8"},
         "turns": {"mode": "deft", "turns": 0.1, "blocks": 2},
+        "passing": {"mode": "deft", "turns": 0.1, "passing": 0.5, "upload": "float8"},
         "local half": {"mode": "fedavg", "local_steps": 2, "upload": "bfloat16"},
     }.get(how, {"mode": how})
     count = 1 if how == "dropout" else 2  # dropout draws from the process's generator, and threads share it

@@ -103,7 +103,8 @@ def test_two_of_four_runs_through_sparse_tensor_cores(dtype, monkeypatch):
     if not has_sparse_tensor_cores(CUDA):
         pytest.skip("this GPU has no sparse tensor cores")
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 96)).to(CUDA, dtype)
+    layers = nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, tiny.LABELS)
+    model = nn.Sequential(*layers).to(CUDA, dtype)  # the last is the head, which carries no entries
     twin = copy.deepcopy(model)
     te.install(twin, te.select(twin, rule="magnitude", allocation="2:4"), trainable=[])
     for parameter in tiny.trained(twin):

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from taskedge.cooperation.coding import UPLOADS
+from taskedge.cooperation.coding import layout
 from taskedge.cooperation.messages import Message
 
 NOT_FINITE = "not finite"
@@ -97,22 +97,23 @@ def checked(answer: Message, expected: Expected) -> Accepted:
     for key in ("run", "round", "version"):
         if facts.get(key) != getattr(expected, key):
             raise Refused(f"stale {key}: {_short(facts.get(key))} instead of {getattr(expected, key)!r}")
-    dtype = UPLOADS[expected.upload]
-    most = sum(dtype.itemsize * shape.numel() for shape in expected.shapes.values())
+    asked = layout(expected.upload, expected.shapes)
+    most = sum(dtype.itemsize * shape.numel() for dtype, shape in asked.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    foreign = sorted(tensors.keys() - expected.shapes.keys())
+    foreign = sorted(tensors.keys() - asked.keys())
     if foreign:
         raise Refused(f"not assigned: {_short(foreign[0])} and {len(foreign) - 1} others")
-    missing = sorted(expected.shapes.keys() - tensors.keys())
+    missing = sorted(asked.keys() - tensors.keys())
     if missing:
         raise Refused(f"missing: {missing[0]!r} and {len(missing) - 1} others")
     if size > most:
         raise Refused(f"oversize: {size:,} bytes of values, where {most:,} were asked for")
     for name, tensor in tensors.items():
+        dtype, shape = asked[name]
         if tensor.dtype != dtype:
             raise Refused(f"wrong dtype: {name!r} is {tensor.dtype}")
-        if tensor.shape != expected.shapes[name]:
-            raise Refused(f"wrong shape: {name!r} is {list(tensor.shape)}, not {list(expected.shapes[name])}")
+        if tensor.shape != shape:
+            raise Refused(f"wrong shape: {name!r} is {list(tensor.shape)}, not {list(shape)}")
     tokens, loss, seconds = facts.get("tokens"), facts.get("loss"), facts.get("seconds")
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 0 < tokens <= expected.most_tokens:
         raise Refused(f"wrong tokens: {_short(tokens)}, where at most {expected.most_tokens} can be")
@@ -123,10 +124,15 @@ def checked(answer: Message, expected: Expected) -> Accepted:
         raise Refused(f"wrong real seconds: {_short(real)}")
     if not _number(loss):
         raise Refused(f"{NOT_FINITE}: the loss")
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise Refused(f"{NOT_FINITE}: {name!r}")
+    check_finite(tensors)
     return Accepted(dict(tensors), tokens, float(loss), float(seconds), None if real is None else float(real))
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Raises Refused where some number is not."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise Refused(f"{NOT_FINITE}: {name!r}")
 
 
 def block_norms(change: Mapping[str, Tensor], block_of: Mapping[str, int]) -> dict[int, float]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from taskedge.cooperation.checks import Accepted, Expected, Refused, checked
+from taskedge.cooperation.checks import Accepted, Expected, Refused, check_finite, checked
 from taskedge.cooperation.coding import answer_kind, decoded
 from taskedge.cooperation.link import CoordinatorLink, DeviceGone, NoAnswer, Traffic
 from taskedge.cooperation.local import Job
@@ -111,6 +111,7 @@ def judged(
     )
     sent = checked(answer, expected)
     accepted = replace(sent, tensors=decoded(expected.kind, sent.tensors, state.values))
+    check_finite(accepted.tensors)  # finite numbers may have an infinite product
     state.norms.check(state.norms_of(accepted))
     return accepted
 

@@ -12,6 +12,7 @@ from taskedge.cooperation.emulate import STATED
 from taskedge.cooperation.estimates import Estimates, estimate
 from taskedge.cooperation.members import About
 from taskedge.cooperation.pace import Correction, Pace
+from taskedge.cooperation.passing import in_passing
 from taskedge.cooperation.schedule import Share, read_share, shares
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.turns import counted, in_turn
@@ -63,7 +64,7 @@ class Planner:
 
     def plan(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> tuple[RoundPlan, str]:
         """The plan for these devices and active blocks, and why it is a new one (empty: it is the one before, but for
-        devices that take turns). Asked once for every round.
+        what is spread in another way). Asked once for every round.
 
         Raises:
             InfeasiblePlan: some block fits no device.
@@ -71,7 +72,7 @@ class Planner:
         why = self._why(tuple(sorted(abouts)), active)
         if self._plan is None or why:
             self._plan = self._made(abouts, active)
-        plan = self._in_turn(self._plan, abouts)
+        plan = self._spread(self._plan, abouts)
         self._counts = counted(self._counts, plan.shares)
         return plan, why
 
@@ -171,17 +172,37 @@ class Planner:
         known = estimate(abouts, self._fleet, self.table, self._settings)
         return replace(known, costs=pace.corrected(known.costs, known.names))
 
-    def _in_turn(self, plan: RoundPlan, abouts: Mapping[str, About]) -> RoundPlan:
+    def _spread(self, plan: RoundPlan, abouts: Mapping[str, About]) -> RoundPlan:
+        """The plan with parts and answers spread so that blocks learn from more data."""
         s = self._settings
-        if s.mode == "fedavg" or not s.turns:
+        if s.mode == "fedavg" or not (s.turns or s.passing):
             return plan
         if self._known is None:
             pace = Pace()
             pace.load({name: asdict(one) for name, one in plan.pace.items()})
             self._known = self._estimates(abouts, pace)
-        known = self._known
-        found = in_turn(plan.shares, known.names, known.costs, known.link, self._counts, s.turns, self._head_bits)
-        return replace(plan, shares=tuple(found))
+        found = self._in_turn(plan.shares, self._known)
+        latest = max(share.seconds for share in plan.shares)
+        return replace(
+            plan,
+            shares=self._in_passing(found, plan.active, self._known, latest),
+            everything=self._in_passing(plan.everything, range(1, len(self.table) + 1), self._known),
+        )
+
+    def _in_turn(self, planned: Sequence[Share], known: Estimates) -> Sequence[Share]:
+        longer = self._settings.turns
+        if not longer:
+            return planned
+        return in_turn(planned, known.names, known.costs, known.link, self._counts, longer, self._head_bits)
+
+    def _in_passing(
+        self, planned: Sequence[Share], active: Sequence[int], known: Estimates, seconds: float | None = None
+    ) -> tuple[Share, ...]:
+        longer = self._settings.passing
+        if not (longer and planned):
+            return tuple(planned)
+        seconds = max(share.seconds for share in planned) if seconds is None else seconds
+        return tuple(in_passing(planned, active, known.names, known.costs, (1 + longer) * seconds))
 
     def _shares(self, known: Estimates, active: Sequence[int]) -> list[Share]:
         s = self._settings

@@ -56,6 +56,13 @@ class CooperateSettings:
             "block learns from all data; 0: the plan stays as it is."
         ),
     ] = 0.1
+    passing: Annotated[
+        float,
+        Field(
+            description="By what share a round may take longer so that devices also answer for blocks that their "
+            "backpropagation passes on its way; 0: each answers for its own blocks alone."
+        ),
+    ] = 0.1
     head: Annotated[
         str,
         Field(
@@ -83,8 +90,11 @@ class CooperateSettings:
     local_optimiser: Annotated[str, Field(description="With more than one local step: 'sgd' or 'adamw'.")] = "sgd"
     upload: Annotated[
         str,
-        Field(description="What answers are sent as: 'bfloat16' for half the bytes, or 'float32' to the last bit."),
-    ] = "bfloat16"
+        Field(
+            description="What answers are sent as: 'float8' or 'bfloat16' for a quarter or half of the bytes, or "
+            "'float32' to the last bit."
+        ),
+    ] = "float8"
     optimiser: Annotated[
         str | None,
         Field(description="The server's.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) for values]"),
@@ -169,8 +179,9 @@ class CooperateSettings:
         for name in ("lr", "server_lr", "wait_seconds", "least_deadline", "first_deadline", "drift", "norm_factor"):
             if not getattr(self, name) > 0:
                 faults.append(f"{name}={getattr(self, name)} must be above 0")
-        if not self.turns >= 0:
-            faults.append(f"turns={self.turns} must be at least 0")
+        for name in ("turns", "passing"):
+            if not getattr(self, name) >= 0:
+                faults.append(f"{name}={getattr(self, name)} must be at least 0")
         if not 0 < self.active_share <= 1:
             faults.append(f"active_share={self.active_share} must be above 0 and at most 1")
         if not 0 <= self.warmup < 1:
