@@ -36,7 +36,7 @@ def test_a_cooperative_run_takes_as_many_rows_and_steps_as_tune() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """By hand: 2 rounds with all 4 blocks, then 4 with the one that stays; the backward pass reaches the deepest."""
+    """By hand: 2 rounds with all modules, then 4 with those that stay; backward goes to the deepest of them."""
     monkeypatch.setattr(sweep, "LENGTH", 24)
     monkeypatch.setattr(sweep, "DEVICES", 2)
     how = tiny_fleet.settings(devices=2, rounds=6, mode="fedavg", active_share=share)
@@ -46,7 +46,7 @@ def test_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: f
     ran = Ran(head._model, events)
     active = [line["active"] for line in ran.of("round")]
     sizes = {b: sum(head.state.values[n].numel() for n in head.state.blocks.of([b])) for b in range(5)}
-    sent = sum(sizes[0] + sum(sizes[b] for b in blocks) for blocks in active)
+    sent = sum(sizes[0] + line["active_values"] for line in ran.of("round"))
     found = sweep.saved(ran, how)
     assert found["upload_saved"] == pytest.approx(1 - sent / (6 * sum(sizes.values())))
     assert found["backward_saved"] == pytest.approx(1 - sum(max(blocks) for blocks in active) / (6 * 4))

@@ -55,6 +55,19 @@ def test_gradients_are_those_of_dense_autograd(accumulate):
     assert trained.tokens == sum(int(batch["attention_mask"].sum()) for batch in batches)
 
 
+def test_idle_names_get_no_gradient_and_the_others_theirs():
+    made, _ = ready()
+    names = made.blocks.of((0, 1, 3))
+    idle = tuple(place for place, name in enumerate(names) if name in made.blocks.names[3] or place % 2)
+    whole = made.train(job(blocks=(0, 1, 3))).tensors
+    some = made.train(job(blocks=(0, 1, 3), idle=idle)).tensors
+    assert list(some) == [name for place, name in enumerate(names) if place not in idle]
+    assert all(torch.equal(some[name], whole[name]) for name in some)
+    for wrong in ((len(names),), (-1,), tuple(range(len(names)))):
+        with pytest.raises(InputError, match=r"nothing to train in blocks \[0, 1, 3\] but for"):
+            made.train(job(blocks=(0, 1, 3), idle=wrong))
+
+
 @pytest.mark.parametrize("blocks", [(0, 1), (0, 2), (1, 3), (4,)])
 def test_backpropagation_ends_at_the_deepest_block(blocks):
     """Watched at the layers' own outputs: a gradient arrives down to the deepest block's, and at no deeper one."""
@@ -140,7 +153,7 @@ def test_what_does_not_fit_is_refused():
         made.receive({"bert.pooler.dense.weight": torch.zeros(16, 16)})
     with pytest.raises(InputError, match="does not train"):
         made.receive({"classifier.bias": torch.zeros(4)})
-    with pytest.raises(InputError, match=r"nothing to train in blocks \[9\]: the model has 4"):
+    with pytest.raises(InputError, match=r"nothing to train in blocks \[9\] but for 0 idle names: the model has 4"):
         made.train(job(blocks=(9,)))
     with pytest.raises(InputError, match="no rows"):
         LocalTraining(tiny_fleet.model(), [], tiny_fleet.collate)

@@ -1,113 +1,100 @@
-"""Which blocks train when: warm-up, the best share, probes by staleness, swaps; and a stopped schedule goes on."""
+"""Which modules train when: warm-up, the best share, trials by staleness, swaps; and a stopped schedule goes on."""
 
 import json
 import math
 
-import torch
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from taskedge.cooperation.revive import Revival, ReviveSettings
 
-
-class Blocks:
-    """Blocks that grow by a share of their own in every round in which they train, so scores stay as they are."""
-
-    def __init__(self, speeds):
-        self.speeds = dict(enumerate(speeds, start=1))
-        self.names = {block: (f"w{block}", f"b{block}") for block in self.speeds}
-        self.change = {
-            name: torch.full((3,), 1e-3, dtype=torch.float64) for names in self.names.values() for name in names
-        }
-
-    def train(self, active):
-        for block in active:
-            for name in self.names[block]:
-                self.change[name] = self.change[name] * (1 + self.speeds[block])
-
-
-def play(blocks, revival, rounds, first=1):
-    """(active blocks, decisions) of every round."""
-    seen = []
-    for number in range(first, rounds + 1):
-        active = revival.active(number, blocks.change)
-        blocks.train(active)
-        seen.append((active, revival.ended(number, set(active), blocks.change)))
-    return seen
-
-
-SETTINGS = ReviveSettings(active_share=0.25, warmup=6, window=3, every=6, probes=1)
-
-
-def test_all_train_in_the_warm_up_and_then_the_fastest_share():
-    seen = play(Blocks([0.01, 0.3, 0.02, 0.03, 0.01, 0.02, 0.2, 0.01]), made(8), 6)
-    assert {active for active, _ in seen} == {tuple(range(1, 9))}
-    assert [decided for _, decided in seen[:5]] == [[]] * 5
-    assert "stay active" in seen[5][1][0]
+SETTINGS = ReviveSettings(active_share=0.25, warmup=6, window=3, every=6)
 
 
 def made(count, settings=SETTINGS):
-    return Revival({block: (f"w{block}", f"b{block}") for block in range(1, count + 1)}, settings)
+    return Revival([f"w{place}" for place in range(count)], settings)
 
 
-def test_the_score_is_the_relative_change_over_a_window():
-    """Block 1 grows by its size's half in the window, block 2 by a tenth, block 3 not at all."""
-    revival = made(3, ReviveSettings(active_share=1 / 3, warmup=2, window=2, every=4))
-    change = {"w1": torch.tensor([1.0]), "w2": torch.tensor([9.0]), "w3": torch.tensor([5.0])}
-    change |= {f"b{block}": torch.zeros(1) for block in (1, 2, 3)}
-    revival.active(1, change)
-    revival.ended(1, {1, 2, 3}, change)
-    revival.active(2, change)
-    after = change | {"w1": torch.tensor([2.0]), "w2": torch.tensor([10.0])}
-    assert revival.ended(2, {1, 2, 3}, after) == ["blocks [1] stay active, the others idle"]
-    facts, _ = revival.state()
-    assert facts["scores"] == {"1": 0.5, "2": 0.1, "3": 0.0}
+def play(gains, revival, rounds, first=1):
+    """(active modules, decisions) of every round, where a module gains the same whenever it trains."""
+    seen = []
+    for number in range(first, rounds + 1):
+        active = revival.active(number)
+        seen.append((active, revival.ended(number, {name: gains[name] for name in active})))
+    return seen
 
 
-def test_idle_blocks_are_probed_by_staleness_and_every_one_has_its_turn():
-    seen = play(Blocks([0.4, 0.4, *[0.001] * 6]), made(8), 6 + 6 * 6)
-    probes = []
+def named(*gains):
+    return {f"w{place}": gain for place, gain in enumerate(gains)}
+
+
+def test_all_train_in_the_warm_up_and_then_the_share_that_gains_most():
+    seen = play(named(0.01, 0.3, 0.02, 0.03, 0.01, 0.02, 0.2, 0.01), made(8), 10)
+    assert [active for active, _ in seen[:6]] == [[f"w{place}" for place in range(8)]] * 6
+    assert [decided for _, decided in seen[:5]] == [[]] * 5
+    assert seen[5][1] == ["2 of 8 modules stay active: w1, w6"]
+    assert seen[9][0] == ["w1", "w6"]
+
+
+def test_gains_are_of_the_whole_warm_up():
+    """Module 0 gains in the first round alone, and more than the other in all of them."""
+    revival = made(2, ReviveSettings(0.5, warmup=3, window=1, every=4))
+    for number, gains in enumerate(({"w0": 9.0, "w1": 1.0}, {"w0": 0.0, "w1": 1.0}, {"w0": 0.0, "w1": 1.0}), start=1):
+        revival.active(number)
+        said = revival.ended(number, gains)
+    assert said == ["1 of 2 modules stay active: w0"]
+
+
+def test_idle_modules_are_tried_by_staleness_and_every_one_has_its_turn():
+    seen = play(named(0.4, 0.4, *[0.001] * 6), made(8), 6 + 3 * 6)
+    tried = []
     for start in range(6, len(seen), 6):
         window, rest = seen[start : start + 3], seen[start + 3 : start + 6]
-        assert [decided for _, decided in window] == [[]] * 3
-        assert len({active for active, _ in window}) == 1
-        assert all(len(active) == 2 for active, _ in rest)
-        (probe,) = set(window[0][0]) - set(rest[0][0])
-        probes.append(probe)
-    assert len(set(probes)) == len(probes)
+        assert all(active == window[0][0] for active, _ in window)
+        assert [active for active, _ in rest] == [["w0", "w1"]] * 3
+        tried += sorted(set(window[0][0]) - {"w0", "w1"})
+    assert tried == [f"w{place}" for place in range(2, 8)]
 
 
-def test_a_block_that_beats_the_weakest_active_one_takes_its_place():
-    blocks, revival = Blocks([0.2, 0.3, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]), made(8)
-    play(blocks, revival, 6)
-    blocks.speeds = dict.fromkeys(blocks.speeds, 0.0001) | {3: 0.5}
-    seen = play(blocks, revival, 6 + 6 * 6, first=7)
-    said = [words for _, decided in seen for words in decided]
-    assert any(words.startswith("block 3 revived") for words in said)
-    assert 3 in seen[-1][0]
+def test_what_gains_more_in_the_window_takes_the_place_of_what_gains_least():
+    gains, revival = named(0.2, 0.3, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01), made(8)
+    play(gains, revival, 6)
+    seen = play(gains | {"w3": 0.25}, revival, 12, first=7)
+    assert [decided for _, decided in seen if decided] == [["revived w3; idle from now on w0"]]
+    assert seen[-1][0] == ["w1", "w3"]
 
 
-def test_a_block_without_updates_is_not_scored_and_not_revived():
-    blocks, revival = (
-        Blocks([0.5, 0.4, 0.9, 0.9]),
-        made(4, ReviveSettings(active_share=0.5, warmup=3, window=3, every=6)),
-    )
-    for number in range(1, 4):
-        active = revival.active(number, blocks.change)
-        blocks.train((1, 2))
-        revival.ended(number, {1, 2} if number > 1 else {1}, blocks.change)
-    assert revival.state()[0]["scores"].keys() == {"1"}
+def test_windows_are_measured_apart_so_that_a_falling_rate_favours_nothing():
+    """All gain less and less; whoever gained much long ago has no advantage."""
+    revival = made(4, ReviveSettings(0.25, warmup=3, window=3, every=3))
+    play(named(9.0, 1.0, 1.0, 1.0), revival, 3)
+    seen = play(named(0.1, 0.2, 0.0, 0.0), revival, 6, first=4)
+    assert seen[-1][1] == ["revived w1; idle from now on w0"]
+
+
+def test_only_what_was_updated_in_the_whole_window_comes_in():
+    revival = made(4, ReviveSettings(0.5, warmup=3, window=3, every=6))
+    play(named(0.5, 0.4, 0.1, 0.1), revival, 3)
     for number in range(4, 7):
-        active = revival.active(number, blocks.change)
-        blocks.train(active)
-        said = revival.ended(number, set(active) - {3, 4}, blocks.change)
+        active = revival.active(number)
+        assert active == ["w0", "w1", "w2", "w3"]
+        gains = {"w0": 0.1, "w1": 0.1, "w2": 9.0} if number > 4 else {"w0": 0.1, "w1": 0.1}
+        said = revival.ended(number, gains)
     assert said == []
+    assert revival.active(7) == ["w0", "w1"]
 
 
 def test_a_share_of_one_is_off():
     revival = made(4, ReviveSettings())
     assert revival.everything
-    assert [active for active, _ in play(Blocks([0.1] * 4), revival, 30)] == [(1, 2, 3, 4)] * 30
+    assert play(named(*[0.1] * 4), revival, 30) == [([f"w{place}" for place in range(4)], [])] * 30
+
+
+@pytest.mark.parametrize(("share", "stay"), [(1 / 8, 5), (0.01, 1), (0.5, 18)])
+def test_the_share_is_of_modules_and_at_least_one(share, stay):
+    seen = play({f"w{place}": place for place in range(36)}, made(36, ReviveSettings(share)), 20)
+    assert len(seen[-1][0]) == stay
 
 
 @given(
@@ -116,26 +103,22 @@ def test_a_share_of_one_is_off():
     st.integers(1, 8),
     st.integers(1, 4),
     st.integers(1, 10),
-    st.integers(1, 3),
     st.integers(0, 40),
     st.randoms(use_true_random=False),
 )
 def test_whatever_the_settings_the_share_is_kept_and_a_stop_changes_nothing(
-    count, share, warmup, window, every, probes, stop, draw
+    count, share, warmup, window, every, stop, draw
 ):
-    settings = ReviveSettings(share, warmup, window, every, probes)
-    speeds = [draw.random() / 2 for _ in range(count)]
-    whole = play(Blocks(speeds), made(count, settings), 41)
+    settings = ReviveSettings(share, warmup, window, every)
+    gains = {f"w{place}": draw.random() for place in range(count)}
+    whole = play(gains, made(count, settings), 41)
 
-    blocks, first = Blocks(speeds), made(count, settings)
-    before = play(blocks, first, stop)
-    facts, tensors = first.state()
-    second = made(count, settings)
-    second.load(json.loads(json.dumps(facts)), tensors)
-    assert before + play(blocks, second, 41, first=stop + 1) == whole
+    first, second = made(count, settings), made(count, settings)
+    before = play(gains, first, stop)
+    second.load(json.loads(json.dumps(first.state())))
+    assert before + play(gains, second, 41, first=stop + 1) == whole
 
     keep = max(1, math.ceil(share * count))
-    rounded = window * math.ceil(warmup / window)
     for number, (active, _) in enumerate(whole, start=1):
-        assert len(active) == (count if number <= rounded else len(active))
-        assert keep <= len(active) <= (count if number <= rounded else min(count, keep + probes))
+        trying = (number - warmup - 1) % max(every, window) < window
+        assert len(active) == (count if number <= warmup else min(count, 2 * keep) if trying else keep)

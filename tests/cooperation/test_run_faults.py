@@ -85,7 +85,8 @@ def test_an_absurd_norm_is_refused_once_norms_are_known(tmp_path):
     results = {e["round"]: e for e in events if e["event"] == "task" and e["device"] == "d1"}
     assert [results[number]["result"] for number in range(1, 9)] == ["accepted"] * 6 + ["refused"] * 2
     assert "absurd norm" in results[7]["why"]
-    assert max(value.abs().max() for value in head.state.change().values()) < 1
+    state = head.state
+    assert max((value - state.start[name]).abs().max() for name, value in state.values.items()) < 1
 
 
 def test_a_run_that_diverged_is_not_the_devices_fault(tmp_path):

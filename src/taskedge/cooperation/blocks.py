@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -32,6 +32,11 @@ class TrainedBlocks:
     def of(self, chosen: Iterable[int]) -> list[str]:
         """The names in these blocks, in a fixed order."""
         return [name for block in sorted(set(chosen)) for name in self.names[block]]
+
+    def only(self, chosen: Collection[str]) -> TrainedBlocks:
+        """The same blocks with these names alone, and the head."""
+        kept = (tuple(name for name in names if name in chosen) for names in self.names[1:])
+        return TrainedBlocks((self.names[HEAD], *kept))
 
     def block_of(self) -> dict[str, int]:
         """The block of every name."""

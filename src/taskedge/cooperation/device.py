@@ -182,7 +182,7 @@ class Device:
             if time.monotonic() > arrived + seconds:
                 raise Expired
 
-        job = Job(**{**facts["job"], "blocks": tuple(facts["job"]["blocks"])})
+        job = Job(**facts["job"] | {name: tuple(facts["job"][name]) for name in ("blocks", "idle")})
         started = time.monotonic()
         try:
             check()

@@ -105,7 +105,7 @@ def judged(
         run=run,
         round=round_number,
         version=state.version,
-        shapes={name: state.values[name].shape for name in state.blocks.of(share.blocks)},
+        shapes={name: state.values[name].shape for name in state.training.of(share.blocks)},
         most_tokens=s.batch_size * accumulate * s.local_steps * most_tokens,
         upload=s.upload,
     )
@@ -140,6 +140,7 @@ def task_message(
         lr=factor * s.lr,
         head_lr=factor * (s.lr if s.head_lr is None else s.head_lr),
         weight_decay=s.weight_decay,
+        idle=_idle(share, state),
     )
     facts = {
         "run": run,
@@ -152,6 +153,12 @@ def task_message(
         **stated,
     }
     return Message("task", facts, state.since(holds))
+
+
+def _idle(share: Share, state: RunState) -> tuple[int, ...]:
+    """Places of the names in these blocks that do not train in this round."""
+    training = set(state.training.of(share.blocks))
+    return tuple(n for n, name in enumerate(state.blocks.of(share.blocks)) if name not in training)
 
 
 def _bytes(traffic: tuple[Traffic, Traffic]) -> tuple[int, int]:

@@ -44,6 +44,8 @@ class Job:
     lr: float
     head_lr: float
     weight_decay: float
+    idle: tuple[int, ...] = ()
+    """Places, among the trained names of these blocks in their order, of those that do not train in this round."""
 
     def facts(self) -> dict[str, Any]:
         """As JSON-able facts; ``Job(**facts)`` reads them."""
@@ -126,15 +128,16 @@ class LocalTraining:
     def train(self, job: Job, check: Callable[[], None] = lambda: None) -> Trained:
         """Trains the job's blocks; the model holds the coordinator's values again afterwards.
 
-        Autograd goes no deeper than the deepest of the blocks, and no entry of another block gets a gradient.
+        Autograd goes no deeper than the deepest of the blocks, and no entry of another block, or of an idle linear,
+        gets a gradient.
 
         Args:
             check: called before every batch; what it raises ends the training.
 
         Raises:
-            InputError: a block that the model has not.
+            InputError: a block or a name that the model has not, or nothing to train.
         """
-        names = self._names(job.blocks)
+        names = self._names(job)
         rows = rows_of_round(len(self.rows), job.batch_size * job.accumulate * job.local_steps, job.round, job.seed)
         batches = [rows[start : start + job.batch_size] for start in range(0, len(rows), job.batch_size)]
         was_training = self.model.training
@@ -179,12 +182,16 @@ class LocalTraining:
             return torch.optim.AdamW(groups, weight_decay=job.weight_decay)
         return torch.optim.SGD(groups, weight_decay=job.weight_decay)
 
-    def _names(self, blocks: Sequence[int]) -> list[str]:
-        wrong = [block for block in blocks if not 0 <= block <= len(self.blocks)]
-        names = [] if wrong else self.blocks.of(blocks)
-        if not names:
-            raise InputError(f"nothing to train in blocks {list(blocks)}: the model has {len(self.blocks)}")
-        return names
+    def _names(self, job: Job) -> list[str]:
+        wrong = [block for block in job.blocks if not 0 <= block <= len(self.blocks)]
+        names = [] if wrong else self.blocks.of(job.blocks)
+        idle = set(job.idle)
+        if not idle <= set(range(len(names))) or len(idle) == len(names):
+            raise InputError(
+                f"nothing to train in blocks {list(job.blocks)} but for {len(idle)} idle names: "
+                f"the model has {len(self.blocks)} blocks"
+            )
+        return [name for place, name in enumerate(names) if place not in idle]
 
     @contextmanager
     def _only(self, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from taskedge.backbone.table import BlockTable
 from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.emulate import STATED
@@ -16,6 +18,7 @@ from taskedge.cooperation.passing import in_passing
 from taskedge.cooperation.schedule import Share, read_share, shares
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.turns import counted, in_turn
+from taskedge.planning.costs import Costs
 from taskedge.planning.fleet import Fleet, Server
 
 MOST_BITS_PER_SECOND = 1e15
@@ -27,10 +30,11 @@ class RoundPlan:
     """Who does what, and what that was planned for."""
 
     members: tuple[str, ...]
-    active: tuple[int, ...]
+    payload: tuple[int, ...]
+    """Values that train per block, the first block first; 0 where it is idle."""
     shares: tuple[Share, ...]
     everything: tuple[Share, ...]
-    """What all blocks would take, where some are idle; else empty."""
+    """What it would be if all of every block trained, where some is idle; else empty."""
     pace: dict[str, Correction]
     """The corrections that its seconds hold."""
     accumulate: dict[str, int]
@@ -38,10 +42,20 @@ class RoundPlan:
     tokens: dict[str, float]
     """Predicted, by device."""
 
+    @property
+    def active(self) -> tuple[int, ...]:
+        """The blocks that train something."""
+        return active_blocks(self.payload)
+
     def apart(self, share: Share) -> tuple[float, float]:
         """Predicted seconds of training and of all else, without corrections."""
         then = self.pace[share.device]
         return share.compute_seconds / then.compute, share.down_seconds - then.transport + share.up_seconds
+
+
+def active_blocks(payload: Sequence[int]) -> tuple[int, ...]:
+    """Those with a payload, from 1."""
+    return tuple(block for block, values in enumerate(payload, start=1) if values)
 
 
 class Planner:
@@ -62,16 +76,21 @@ class Planner:
         """What the plan was made with; None after a resumption, until it is wanted."""
         self._counts: dict[str, dict[int, int]] = {}
 
-    def plan(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> tuple[RoundPlan, str]:
-        """The plan for these devices and active blocks, and why it is a new one (empty: it is the one before, but for
-        what is spread in another way). Asked once for every round.
+    def plan(self, abouts: Mapping[str, About], payload: tuple[int, ...]) -> tuple[RoundPlan, str]:
+        """The plan for these devices and what trains, and why it is a new one; asked once for every round.
+
+        Args:
+            payload: values that train per block, the first block first; 0 where it is idle.
+
+        Returns:
+            The plan, and the reason; that is empty where it is the one before, but for what is spread in another way.
 
         Raises:
             InfeasiblePlan: some block fits no device.
         """
-        why = self._why(tuple(sorted(abouts)), active)
+        why = self._why(tuple(sorted(abouts)), payload)
         if self._plan is None or why:
-            self._plan = self._made(abouts, active)
+            self._plan = self._made(abouts, payload)
         plan = self._spread(self._plan, abouts)
         self._counts = counted(self._counts, plan.shares)
         return plan, why
@@ -133,7 +152,7 @@ class Planner:
         if plan is not None:
             self._plan = RoundPlan(
                 members=tuple(plan["members"]),
-                active=tuple(plan["active"]),
+                payload=tuple(plan["payload"]),
                 shares=tuple(map(read_share, plan["shares"])),
                 everything=tuple(map(read_share, plan["everything"])),
                 pace={name: Correction(**one) for name, one in plan["pace"].items()},
@@ -141,32 +160,41 @@ class Planner:
                 tokens=plan["tokens"],
             )
 
-    def _why(self, names: tuple[str, ...], active: tuple[int, ...]) -> str:
+    def _why(self, names: tuple[str, ...], payload: tuple[int, ...]) -> str:
         plan = self._plan
         if plan is None:
             return "first round"
         came, went = sorted(set(names) - set(plan.members)), sorted(set(plan.members) - set(names))
         reasons = [f"joined: {', '.join(came)}"] * bool(came) + [f"left: {', '.join(went)}"] * bool(went)
-        if active != plan.active:
-            reasons.append(f"active blocks are {list(active)}")
+        if payload != plan.payload:
+            reasons.append(f"values that train, by block: {list(payload)}")
         drifted = []
         if self._settings.follow_pace:
             drifted = self.pace.drifted({n: plan.pace[n] for n in names if n in plan.pace}, self._settings.drift)
         return "; ".join([*reasons, *([f"other pace: {', '.join(drifted)}"] if drifted else [])])
 
-    def _made(self, abouts: Mapping[str, About], active: tuple[int, ...]) -> RoundPlan:
-        every = tuple(range(1, len(self.table) + 1))
+    def _made(self, abouts: Mapping[str, About], payload: tuple[int, ...]) -> RoundPlan:
         pace = self.pace if self._settings.follow_pace else Pace()
         self._known = known = self._estimates(abouts, pace)
+        whole = self._whole()
         return RoundPlan(
             members=known.names,
-            active=active,
-            shares=tuple(self._shares(known, active)),
-            everything=() if active == every else tuple(self._shares(known, every)),
+            payload=payload,
+            shares=tuple(self._shares(known, payload)),
+            everything=() if payload == whole else tuple(self._shares(known, whole)),
             pace={name: pace.of(name) for name in known.names},
             accumulate=known.accumulate,
             tokens=known.tokens,
         )
+
+    def _whole(self) -> tuple[int, ...]:
+        """The payload with nothing idle."""
+        return tuple(int(values) for values in self.table.payload_values)
+
+    def _costs(self, known: Estimates, payload: Sequence[int]) -> Costs:
+        """The costs where so many values of the blocks are sent."""
+        bits = 8.0 * bytes_per_value(self._settings.upload) * np.asarray(payload, dtype=np.float64)
+        return replace(known.costs, bits=bits)
 
     def _estimates(self, abouts: Mapping[str, About], pace: Pace) -> Estimates:
         known = estimate(abouts, self._fleet, self.table, self._settings)
@@ -181,38 +209,40 @@ class Planner:
             pace = Pace()
             pace.load({name: asdict(one) for name, one in plan.pace.items()})
             self._known = self._estimates(abouts, pace)
-        found = self._in_turn(plan.shares, self._known)
+        known = self._known
+        found = self._in_turn(plan, known)
         latest = max(share.seconds for share in plan.shares)
         return replace(
             plan,
-            shares=self._in_passing(found, plan.active, self._known, latest),
-            everything=self._in_passing(plan.everything, range(1, len(self.table) + 1), self._known),
+            shares=self._in_passing(found, plan.payload, known, latest),
+            everything=self._in_passing(plan.everything, self._whole(), known),
         )
 
-    def _in_turn(self, planned: Sequence[Share], known: Estimates) -> Sequence[Share]:
-        longer = self._settings.turns
+    def _in_turn(self, plan: RoundPlan, known: Estimates) -> Sequence[Share]:
+        longer, costs = self._settings.turns, self._costs(known, plan.payload)
         if not longer:
-            return planned
-        return in_turn(planned, known.names, known.costs, known.link, self._counts, longer, self._head_bits)
+            return plan.shares
+        return in_turn(plan.shares, known.names, costs, known.link, self._counts, longer, self._head_bits)
 
     def _in_passing(
-        self, planned: Sequence[Share], active: Sequence[int], known: Estimates, seconds: float | None = None
+        self, planned: Sequence[Share], payload: Sequence[int], known: Estimates, seconds: float | None = None
     ) -> tuple[Share, ...]:
         longer = self._settings.passing
         if not (longer and planned):
             return tuple(planned)
         seconds = max(share.seconds for share in planned) if seconds is None else seconds
-        return tuple(in_passing(planned, active, known.names, known.costs, (1 + longer) * seconds))
+        costs = self._costs(known, payload)
+        return tuple(in_passing(planned, active_blocks(payload), known.names, costs, (1 + longer) * seconds))
 
-    def _shares(self, known: Estimates, active: Sequence[int]) -> list[Share]:
+    def _shares(self, known: Estimates, payload: Sequence[int]) -> list[Share]:
         s = self._settings
         return shares(
             s.mode,
             known.names,
-            known.costs,
+            self._costs(known, payload),
             known.link,
             known.bandwidth_hz,
-            active,
+            active_blocks(payload),
             copies=s.copies,
             solver=s.solver,
             head=s.head,

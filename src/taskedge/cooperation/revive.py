@@ -1,26 +1,26 @@
-"""Kill and revive: blocks that change little are left idle, and tried again at times (DLoRA, arXiv 2404.05182).
+"""Kill and revive: modules that help little are left idle, and tried again at times (DLoRA, arXiv 2404.05182).
 
-An idle block is frozen: no device computes its gradient, sends it, or is sent values that do not change. That blocks
-are frozen early and brought back is the paper's; measure and schedule are ours:
+A module is what trains of one linear. An idle one is frozen: no device computes its gradient, sends it, or is sent
+values that do not change. That modules are frozen early and brought back is the paper's; measure and schedule are ours:
 
-- a block's score is an average (exponential, over windows) of ``‖ΔW_t - ΔW_{t-p}‖ / ‖ΔW_t‖``, ΔW its change since the
-  run began, over a window of p rounds in which it trained throughout;
-- until the warm-up is over all blocks train, and every window scores them; then the share with the best scores stays;
-- afterwards every ``every`` rounds begin with one window in which the idle blocks that have been idle longest train as
-  well. At its end the best of them take the places of the weakest active ones where their scores are higher.
+- a module's gain is what its steps take off the loss to first order, ``Σ g·(w_before - w_after)``, a round (after local
+  steps, where devices send values: the squared change);
+- until the warm-up is over all modules train; then the share with the highest gains stays;
+- afterwards every ``every`` rounds begin with one window in which as many idle modules train as well, those that have
+  been idle longest. At its end the gains of that window decide anew who stays.
 
-What happens follows from round numbers and values alone, so a run that is resumed goes on as it would have.
+Relative change, ``‖ΔW_t - ΔW_{t-p}‖ / ‖ΔW_t‖``, is no such measure: what was revived last has moved least, and looks
+best.
+
+What happens follows from round numbers and gains alone, so a run that is resumed goes on as it would have.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,143 +28,103 @@ class ReviveSettings:
     """When what happens, in rounds."""
 
     active_share: float = 1.0
-    """Share of the blocks that stay active, at least one; 1 turns all of this off."""
+    """Share of the modules that stay active, at least one; 1 turns all of this off."""
     warmup: int = 9
-    """Rounds in which all blocks train; at least one window."""
+    """Rounds in which all modules train."""
     window: int = 3
-    """Rounds that a score is measured over."""
+    """Rounds that idle modules are tried for."""
     every: int = 12
-    """Rounds from one probe of idle blocks to the next."""
-    probes: int = 1
-    """Idle blocks that train in a probe."""
-    memory: float = 0.5
-    """Weight of the score before in the average."""
+    """Rounds from the beginning of one such window to the next."""
 
 
 class Revival:
-    """Which blocks are active, round by round.
+    """Which modules are active, round by round.
 
     Args:
-        names: the trained names of every block, block 1 first; the head is always active and not among them.
+        names: of the modules; the head is always active and not among them.
     """
 
-    def __init__(self, names: Mapping[int, tuple[str, ...]], settings: ReviveSettings) -> None:
-        self._names, self._settings = dict(names), settings
+    def __init__(self, names: Sequence[str], settings: ReviveSettings) -> None:
+        self._names, self._settings = tuple(names), settings
         self._keep = max(1, math.ceil(settings.active_share * len(names)))
-        self._active = sorted(names)
-        self._probed: list[int] = []
-        self._scores: dict[int, float] = {}
+        self._active = set(names)
+        self._probed: set[str] = set()
         self._last_active = dict.fromkeys(names, 0)
-        self._trained: dict[int, int] = {}
-        """Rounds of this window in which the block got an update."""
-        self._before: dict[str, Tensor] = {}
-        """Changes at the beginning of the window, of the blocks that train in it."""
+        self._gains: dict[str, float] = {}
+        """Of this window, by module."""
+        self._updates: dict[str, int] = {}
+        """Rounds of this window in which it was updated."""
 
     @property
     def everything(self) -> bool:
-        """Whether all blocks are active all the time."""
-        return self._keep == len(self._names)
+        """Whether all modules are active all the time."""
+        return self._keep >= len(self._names)
 
-    def active(self, round_number: int, change: Mapping[str, Tensor]) -> tuple[int, ...]:
-        """The blocks that train in this round (from 1), given every name's change since the run began.
+    def active(self, round_number: int) -> list[str]:
+        """The modules that train in this round (from 1), in the order of ``names``; asked once at its beginning."""
+        if not self.everything:
+            if self._place(round_number) == 0:
+                idle = sorted(set(self._names) - self._active, key=lambda name: (self._last_active[name], name))
+                self._probed = set(idle[: self._keep])
+                self._gains, self._updates = {}, {}
+            for name in self._training():
+                self._last_active[name] = round_number
+        return self._training()
 
-        Asked once at the beginning of every round, in order.
-        """
-        if self.everything:
-            return tuple(sorted(self._names))
-        place = self._place(round_number)
-        if place == 0:
-            if round_number > self._warmup:
-                idle = [block for block in self._names if block not in self._active]
-                idle.sort(key=lambda block: (self._last_active[block], block))
-                self._probed = sorted(idle[: self._settings.probes])
-            self._trained = {}
-            self._before = {n: change[n].clone() for block in self._training() for n in self._names[block]}
-        for block in self._training():
-            self._last_active[block] = round_number
-        return tuple(self._training())
-
-    def ended(self, round_number: int, updated: set[int], change: Mapping[str, Tensor]) -> list[str]:
-        """Takes note of a round that is over: which blocks got an update, and the changes now.
+    def ended(self, round_number: int, gains: Mapping[str, float]) -> list[str]:
+        """Takes note of a round that is over, with the gains of the modules that were updated.
 
         Returns:
             What was decided, in words for the log.
         """
         if self.everything:
             return []
-        for block in updated:
-            self._trained[block] = self._trained.get(block, 0) + 1
-        if self._place(round_number) != self._settings.window - 1:
-            return []
-        self._measure(change)
-        if round_number < self._warmup:
-            return []
-        if round_number == self._warmup:
-            best = sorted(self._names, key=lambda block: (-self._scores.get(block, 0.0), block))
-            self._active = sorted(best[: self._keep])
-            return [f"blocks {self._active} stay active, the others idle"]
-        return self._swap()
+        for name, gain in gains.items():
+            self._gains[name] = self._gains.get(name, 0.0) + gain
+            self._updates[name] = self._updates.get(name, 0) + 1
+        if round_number == self._settings.warmup:
+            self._active = self._best(self._names)
+            return [f"{len(self._active)} of {len(self._names)} modules stay active: {', '.join(sorted(self._active))}"]
+        if round_number > self._settings.warmup and self._place(round_number) == self._settings.window - 1:
+            return self._swapped()
+        return []
 
-    @property
-    def _warmup(self) -> int:
-        """In whole windows."""
-        return self._settings.window * math.ceil(self._settings.warmup / self._settings.window)
+    def _place(self, round_number: int) -> int:
+        """Where the round stands between the beginnings of two windows, from 0; -1 in the warm-up."""
+        after = round_number - self._settings.warmup - 1
+        return after % max(self._settings.every, self._settings.window) if after >= 0 else -1
 
-    def _place(self, round_number: int) -> int | None:
-        """Where the round stands in its window, from 0; None outside of one."""
-        window = self._settings.window
-        if round_number <= self._warmup:
-            return (round_number - 1) % window
-        place = (round_number - self._warmup - 1) % max(self._settings.every, window)
-        return place if place < window else None
+    def _training(self) -> list[str]:
+        return [name for name in self._names if name in self._active or name in self._probed]
 
-    def _training(self) -> list[int]:
-        return sorted({*self._active, *self._probed})
+    def _best(self, names: Iterable[str]) -> set[str]:
+        """As many as stay, by gain a round."""
+        gains = {name: self._gains.get(name, 0.0) / max(self._updates.get(name, 0), 1) for name in names}
+        return set(sorted(gains, key=lambda name: (-gains[name], name))[: self._keep])
 
-    def _measure(self, change: Mapping[str, Tensor]) -> None:
-        """Scores what trained throughout the window; a block whose device failed keeps the score it had."""
-        for block in self._training():
-            if self._trained.get(block, 0) < self._settings.window:
-                continue
-            names = self._names[block]
-            moved = torch.stack([(change[n] - self._before[n]).double().square().sum() for n in names]).sum().sqrt()
-            whole = torch.stack([change[n].double().square().sum() for n in names]).sum().sqrt()
-            score = float(moved / whole) if whole > 0 else 0.0
-            before = self._scores.get(block)
-            memory = self._settings.memory
-            probed = block in self._probed  # its score before is of long ago
-            self._scores[block] = score if before is None or probed else memory * before + (1 - memory) * score
+    def _swapped(self) -> list[str]:
+        """Only a module that was updated in the whole window comes in."""
+        tried = {name for name in self._probed if self._updates.get(name, 0) == self._settings.window}
+        before, self._probed = self._active, set()
+        self._active = self._best(before | tried)
+        came, went = sorted(self._active - before), sorted(before - self._active)
+        return [f"revived {', '.join(came) or 'none'}; idle from now on {', '.join(went) or 'none'}"] * bool(
+            came or went
+        )
 
-    def _swap(self) -> list[str]:
-        said = []
-        for probe in sorted(self._probed, key=lambda block: -self._scores.get(block, 0.0)):
-            weakest = min(self._active, key=lambda block: (self._scores.get(block, 0.0), -block))
-            if self._trained.get(probe, 0) == self._settings.window and self._scores[probe] > self._scores.get(
-                weakest, 0
-            ):
-                self._active = sorted({*self._active, probe} - {weakest})
-                said.append(
-                    f"block {probe} revived ({self._scores[probe]:.3g}) for block {weakest} "
-                    f"({self._scores.get(weakest, 0.0):.3g})"
-                )
-        self._probed = []
-        return said
-
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """JSON-able facts, and tensors."""
-        facts = {
-            "active": self._active,
-            "probed": self._probed,
-            "scores": {str(block): score for block, score in self._scores.items()},
-            "last_active": {str(block): last for block, last in self._last_active.items()},
-            "trained": {str(block): count for block, count in self._trained.items()},
+    def state(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "active": sorted(self._active),
+            "probed": sorted(self._probed),
+            "gains": dict(self._gains),
+            "updates": dict(self._updates),
+            "last_active": dict(self._last_active),
         }
-        return facts, dict(self._before)
 
-    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what :meth:`state` gave."""
-        self._active, self._probed = list(facts["active"]), list(facts["probed"])
-        self._scores = {int(block): float(score) for block, score in facts["scores"].items()}
-        self._last_active = {int(block): int(last) for block, last in facts["last_active"].items()}
-        self._trained = {int(block): int(count) for block, count in facts["trained"].items()}
-        self._before = dict(tensors)
+        self._active, self._probed = set(state["active"]), set(state["probed"])
+        self._gains = {name: float(gain) for name, gain in state["gains"].items()}
+        self._updates = {name: int(count) for name, count in state["updates"].items()}
+        self._last_active = {name: int(last) for name, last in state["last_active"].items()}

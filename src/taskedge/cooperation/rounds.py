@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from taskedge.cooperation import versions
+from taskedge.cooperation.blocks import TrainedBlocks
 from taskedge.cooperation.checks import NOT_FINITE, Accepted
 from taskedge.cooperation.coding import bytes_per_value
 from taskedge.cooperation.exchange import Returned, exchange
@@ -20,7 +21,7 @@ from taskedge.cooperation.log import RunLog
 from taskedge.cooperation.members import Member, Members
 from taskedge.cooperation.planner import Planner, RoundPlan
 from taskedge.cooperation.schedule import Share, device_flops
-from taskedge.cooperation.state import RunState
+from taskedge.cooperation.state import RunState, Step
 from taskedge.errors import TaskEdgeError, TrainingDiverged
 from taskedge.planning.solution import InfeasiblePlan
 
@@ -61,8 +62,7 @@ class Rounds:
             TaskEdgeError: no devices, or no usable answer for too long; a version that cannot be written.
         """
         state, number = self._state, self._state.round + 1
-        active = state.revival.active(number, state.change())
-        plan, busy = await self._planned(active, number)
+        plan, busy = await self._planned(state.begin(number), number)
         predicted = {share.device: self._planner.predicted(plan, share) for share in plan.shares}
         started = time.monotonic()
         returned = await asyncio.gather(*(self._ask(member, share, plan, number) for member, share in busy))
@@ -71,20 +71,26 @@ class Rounds:
             self._book(member, share, one, plan, number, predicted[member.name])
             if one.accepted is not None:
                 accepted.append(one.accepted)
-        norm = state.apply(accepted, number) if accepted else 0.0
+        step = state.apply(accepted, number) if accepted else Step()
         state.round = number
-        decided = state.revival.ended(number, state.updated(accepted), state.change())
+        decided = state.revival.ended(number, step.gains)
         await self.commit()
         for words in decided:
             self._log.write("revival", round=number, decided=words)
         loss = mean_loss(accepted)
         self._write(
-            plan, accepted, number, time.monotonic() - started, predicted=max(predicted.values()), loss=loss, norm=norm
+            plan,
+            accepted,
+            number,
+            time.monotonic() - started,
+            predicted=max(predicted.values()),
+            loss=loss,
+            norm=step.norm,
         )
         self._hope.after(number, returned)
         return loss
 
-    async def _planned(self, active: tuple[int, ...], number: int) -> tuple[RoundPlan, list[tuple[Member, Share]]]:
+    async def _planned(self, payload: tuple[int, ...], number: int) -> tuple[RoundPlan, list[tuple[Member, Share]]]:
         """The plan, and who is there to carry it out."""
         wait = self._settings.wait_seconds
         while True:
@@ -95,7 +101,7 @@ class Rounds:
             ready = {member.name: member for member in self._members.ready()}
             abouts = {name: member.about for name, member in ready.items() if member.about is not None}
             try:
-                plan, why = self._planner.plan(abouts, active)
+                plan, why = self._planner.plan(abouts, payload)
             except InfeasiblePlan as error:
                 self._log.write("waiting", round=number, why=str(error))
                 if not await self._members.wait(partial(self._others_than, ready), wait):
@@ -196,6 +202,7 @@ class Rounds:
             round=number,
             version=self._state.version,
             active=list(plan.active),
+            active_values=sum(plan.payload),
             devices=len(plan.shares),
             accepted=len(accepted),
             loss=loss,
@@ -206,13 +213,13 @@ class Rounds:
             seconds=seconds,
             device_flops=device_flops(table, plan.shares, plan.tokens),
             device_flops_all_active=device_flops(table, everything, plan.tokens),
-            upload_bytes=self._upload(plan.shares),
-            upload_bytes_all_active=self._upload(everything),
+            upload_bytes=self._upload(plan.shares, self._state.training),
+            upload_bytes_all_active=self._upload(everything, self._state.blocks),
         )
 
-    def _upload(self, planned: Sequence[Share]) -> int:
+    def _upload(self, planned: Sequence[Share], blocks: TrainedBlocks) -> int:
         """Bytes of values that these shares send up."""
-        names = [name for share in planned for name in self._state.blocks.of(share.blocks)]
+        names = [name for share in planned for name in blocks.of(share.blocks)]
         return bytes_per_value(self._settings.upload) * sum(self._state.values[name].numel() for name in names)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +18,16 @@ from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.versions import prefixed, under
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step did."""
+
+    norm: float = 0.0
+    """Of the mean gradient (or of the mean change), before clipping."""
+    gains: Mapping[str, float] = field(default_factory=dict)
+    """By how much each name's change lowers the loss, to first order: ``Σ g·(w_before - w_after)``; no head."""
+
+
 class RunState:
     """The coordinator's side of training.
 
@@ -28,6 +39,7 @@ class RunState:
     Attributes:
         values: float32 by name, of the version.
         version: counts the rounds that changed something; 0 is the beginning.
+        training: what of the blocks trains in this round.
         round: the last one that is over.
     """
 
@@ -50,15 +62,21 @@ class RunState:
         decay = 0.0 if settings.sends_values else settings.weight_decay  # devices that step decay by themselves
         self.optimiser = OPTIMISERS[settings.server_optimiser](decay)
         self.norms = Norms(settings.norm_factor)
-        self.revival = Revival({b: blocks.names[b] for b in range(1, len(blocks) + 1)}, revive)
+        self.training = blocks
+        self.revival = Revival(blocks.of(range(1, len(blocks) + 1)), revive)
+
+    def begin(self, round_number: int) -> tuple[int, ...]:
+        """Settles what trains in this round; asked once at its beginning.
+
+        Returns:
+            Per block, the first one first, how many values of it train; 0 for a block that is idle.
+        """
+        self.training = self.blocks.only(set(self.revival.active(round_number)))
+        return tuple(sum(self.values[name].numel() for name in names) for names in self.training.names[1:])
 
     def since(self, version: int) -> dict[str, Tensor]:
         """The values that changed after ``version``: what a device that holds it lacks."""
         return {name: self.values[name] for name, at in self._changed_at.items() if at > version}
-
-    def change(self) -> dict[str, Tensor]:
-        """By how much every value differs from where it began."""
-        return {name: value - self.start[name] for name, value in self.values.items()}
 
     def update_of(self, answer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What an answer would change: its gradients, or the way from the values to its own."""
@@ -78,24 +96,22 @@ class RunState:
         factor, head = s.rate(round_number), s.lr if s.head_lr is None else s.head_lr
         return lambda name: factor * (head if name in self._whole else s.lr)
 
-    def apply(self, accepted: Sequence[Accepted], round_number: int) -> float:
-        """One step of the server's optimiser over the accepted answers, which makes the next version.
-
-        Returns:
-            The norm of the mean gradient (or of the mean change), before clipping.
-        """
+    def apply(self, accepted: Sequence[Accepted], round_number: int) -> Step:
+        """One step of the server's optimiser over the accepted answers, which makes the next version."""
         mean = weighted_mean([(answer.tokens, answer.tensors) for answer in accepted])
         if self.settings.sends_values:
             mean = {name: self.values[name].double() - tensor for name, tensor in mean.items()}
         mean, norm = clipped(mean, 0.0 if self.settings.sends_values else self.settings.clip)
         self.version += 1
-        self.values |= self.optimiser.step(self.values, mean, self.rate(round_number))
+        stepped = self.optimiser.step(self.values, mean, self.rate(round_number))
+        gains = {
+            name: float((mean[name].double() * (self.values[name].double() - value.double())).sum())
+            for name, value in stepped.items()
+            if self._block_of[name] != HEAD
+        }
+        self.values |= stepped
         self._changed_at |= dict.fromkeys(mean, self.version)
-        return norm
-
-    def updated(self, accepted: Sequence[Accepted]) -> set[int]:
-        """The blocks that these answers train, the head not counted."""
-        return {self._block_of[name] for answer in accepted for name in answer.tensors} - {HEAD}
+        return Step(norm, gains)
 
     def head_start(self) -> dict[str, Tensor]:
         """Where what trains whole begins, which every device must share; all else begins at the base."""
@@ -110,19 +126,17 @@ class RunState:
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON-able facts, and tensors."""
-        revival, before = self.revival.state()
         facts = {
             "version": self.version,
             "round": self.round,
             "changed_at": self._changed_at,
             "norms": self.norms.state(),
-            "revival": revival,
+            "revival": self.revival.state(),
         }
         tensors = {
             **prefixed("value", self.values),
             **prefixed("start", self.head_start()),
             **prefixed("optimiser", self.optimiser.state_dict()),
-            **prefixed("before", before),
         }
         return facts, tensors
 
@@ -134,4 +148,4 @@ class RunState:
         self.start |= under("start", tensors)
         self.optimiser.load_state_dict(under("optimiser", tensors))
         self.norms.load(facts["norms"])
-        self.revival.load(facts["revival"], under("before", tensors))
+        self.revival.load(facts["revival"])

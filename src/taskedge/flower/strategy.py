@@ -34,7 +34,7 @@ from taskedge.cooperation.revive import ReviveSettings
 from taskedge.cooperation.rounds import Hope, mean_loss
 from taskedge.cooperation.schedule import Share
 from taskedge.cooperation.settings import CooperateSettings
-from taskedge.cooperation.state import RunState
+from taskedge.cooperation.state import RunState, Step
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.errors import InputError
@@ -120,8 +120,7 @@ class TaskEdgeStrategy(Strategy):
             )
         present = {member.name: node for node, member in self._nodes.present().items() if member.ready}
         abouts = {name: about for name, node in present.items() if (about := self._nodes[node].about)}
-        active = run.state.revival.active(server_round, run.state.change())
-        plan, why = run.planner.plan(abouts, active)
+        plan, why = run.planner.plan(abouts, run.state.begin(server_round))
         if why:
             self._log("planned", round=server_round, why=why, **run.planner.summary(plan))
         self._asked = {present[share.device]: (share, plan) for share in plan.shares}
@@ -145,15 +144,15 @@ class TaskEdgeStrategy(Strategy):
             self._book(run, node, one, server_round)
         self._asked = {}
         state, accepted = run.state, [one.accepted for one in returned if one.accepted is not None]
-        norm = state.apply(accepted, server_round) if accepted else 0.0
+        step = state.apply(accepted, server_round) if accepted else Step()
         state.round = server_round
-        for words in state.revival.ended(server_round, state.updated(accepted), state.change()):
+        for words in state.revival.ended(server_round, step.gains):
             self._log("revival", round=server_round, decided=words)
         self._hope.after(server_round, returned)
         loss = mean_loss(accepted)
         if loss is None:
             return None, None
-        facts = {"loss": loss, "norm": norm, "accepted": len(accepted), "tokens": sum(a.tokens for a in accepted)}
+        facts = {"loss": loss, "norm": step.norm, "accepted": len(accepted), "tokens": sum(a.tokens for a in accepted)}
         self._log("round", round=server_round, version=state.version, **facts)
         return self.arrays(), MetricRecord(dict(facts))
 
