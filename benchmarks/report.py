@@ -180,17 +180,25 @@ def machine(results: Results) -> str:
     measured = [(result["command"], result["machine"]) for result in results.costs]
     measured += [(result["command"], result["machine"]) for result in results.apart.values()]
     measured += [("python benchmarks/method_costs.py", cost["machine"]) for cost in list(results.methods.values())[:1]]
-    for task, runs in results.accuracy.items():
-        measured.append((f"python benchmarks/accuracy.py --task {task}", runs[0]["machine"]))
-    for task, runs in results.shares.items():
-        measured.append((f"python benchmarks/shares.py --task {task}", runs[0]["machine"]))
+    for name, by_task in (("accuracy", results.accuracy), ("shares", results.shares)):
+        for task, runs in by_task.items():
+            measured += [(f"python benchmarks/{name}.py --task {task}", about) for about in _machines(runs)]
     if results.kinds:
         measured.append(("python benchmarks/kinds.py", results.kinds[0]["machine"]))
     rows = (
-        [f"`{command}`", about["processor"], *(str(about[key]) for key in ("threads", *PACKAGES))]
+        [
+            f"`{command}`",
+            about.get("accelerator", about["processor"]),
+            *(str(about[key]) for key in ("threads", *PACKAGES)),
+        ]
         for command, about in measured
     )
     return table(["command", "processor", "threads", *PACKAGES], rows)
+
+
+def _machines(runs: Sequence[Result]) -> list[Result]:
+    """Each once that some of the runs were made on."""
+    return list({json.dumps(run["machine"], sort_keys=True): run["machine"] for run in runs}.values())
 
 
 PACKAGES = ("python", "torch", "transformers", "peft", "numba", "numpy")
@@ -198,6 +206,10 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cost": (cost, "costs"),
     "cost-more": (cost_more, "costs"),
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
+    "accuracy-short": (
+        lambda results: report_accuracy.overview(results.accuracy, results.methods, report_accuracy.SHORT),
+        "accuracy",
+    ),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
     "shares": (lambda results: report_shares.by_share(results.shares), "shares"),
     "kinds": (lambda results: report_kinds.measured(results.kinds), "kinds"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -44,9 +44,16 @@ def against_reference(found: Mapping[str, Mapping[str, Chosen]], method: str) ->
     return difference([found[method][task] for task in tasks], [found[REFERENCE][task] for task in tasks])
 
 
-def overview(runs: Runs, costs: Costs) -> str:
+SHORT = (
+    REFERENCE, "taskedge, 32 columns", "random, scaled step", "SHiRA r=1", "Super-Tuning", "full", "LoRA r=8",
+    "LoRA r=1", "BitFit", "head only",
+)  # fmt: skip
+"""What a reader who is new wants to see."""
+
+
+def overview(runs: Runs, costs: Costs, only: Collection[str] | None = None) -> str:
     """A row a method: every task, their mean, the distance from the reference, and what the method costs."""
-    found = by_method(runs)
+    found = {method: tasks for method, tasks in by_method(runs).items() if only is None or method in only}
     head = [
         "test accuracy, %", "trained", *(TASKS[task].partition(" (")[0] for task in runs), "mean",
         f"less {REFERENCE!r}", "step", "bytes per token", "file",

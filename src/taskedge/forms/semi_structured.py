@@ -2,7 +2,8 @@
 
 2:4 is half of the matrix: unmerged, Δ costs every linear a second product, of half the size at best, and memory for
 half a weight and its indices (elsewhere than on sparse tensor cores: a whole dense one). It buys that the base stays as
-it is, for several tasks beside one copy; a merged delta costs nothing. No gain in time was measured, none is claimed.
+it is, for several tasks beside one copy; a merged delta costs nothing. On an H100 the sparse product is slower than a
+dense one at every shape that was tried (benchmarks/two_of_four.py), so no gain in time is claimed.
 
 Source: TaskEdge (arXiv 2504.03718) names 2:4 for sparse tensor cores; the product is torch's, the form ours.
 """

@@ -18,7 +18,7 @@ class FitSettings:
     fine-tuning (some 1e-4)."""
     head_lr: float | None = None
     """Peak learning rate of what trains whole (the head); None: the same."""
-    batch_size: int = 32
+    batch_size: int = 16
     accumulate: int = 1
     """Batches per optimiser step."""
     micro_batch: int | None = None
