@@ -39,6 +39,8 @@ class Way:
     """How a batch is trained on."""
 
     method: str = "taskedge"
+    columns: int | None = None
+    """At most so many of each linear's inputs."""
     recompute: str = "none"
     depth: int | None = None
     micro_batch: int = ROWS
@@ -60,6 +62,7 @@ WAYS = {
     "depth 2": Way(depth=2),
     "recompute inputs": Way(recompute="inputs"),
     "recompute blocks": Way(recompute="blocks"),
+    "recompute blocks, 32 columns": Way(recompute="blocks", columns=32),
     "micro-batch 8": Way(micro_batch=8),
     "recompute blocks, micro-batch 8": Way(recompute="blocks", micro_batch=8),
 }
@@ -73,8 +76,8 @@ BARS = {("LoRA r=8", "memory"): 0.35, ("frozen limit", "step"): 1.45, ("inferenc
 
 
 def prepare(way: Way, model: nn.Module, calibration: list[Batch]) -> nn.Module:
-    if way.depth is not None:
-        support = te.select(model, calibration, per_neuron=1, depth=way.depth)
+    if way.depth is not None or way.columns is not None:
+        support = te.select(model, calibration, per_neuron=1, depth=way.depth, max_columns=way.columns)
         return te.install(model, support).train()
     return METHODS[way.method](model, calibration).train() if way.trains else model.eval()
 
@@ -180,10 +183,10 @@ def summary(held: dict[str, list[dict[str, int]]], taken: dict[str, list[float]]
     figures = []
     for name in WAYS:
         for other in ("LoRA r=8", "inference"):
-            bar = BARS[other, "memory"] if name == RUNG else None
+            bar = BARS[other, "memory"] if name.startswith(RUNG) and WAYS[name].micro_batch == ROWS else None
             figures.append(figure(f"memory: {name} / {other}", memories(name, other), bar=bar))
         if name in TIMED:
-            bar = BARS["frozen limit", "step"] if name == RUNG else None
+            bar = BARS["frozen limit", "step"] if name.startswith(RUNG) and WAYS[name].micro_batch == ROWS else None
             figures.append(figure(f"step: {name} / frozen limit", steps(name, "frozen limit"), bar=bar))
         figures.append(figure(f"memory: {name}", [one["memory"] / 2**20 for one in held[name]], unit="MiB"))
         if WAYS[name].trains and not WAYS[name].zeroth and WAYS[name].recompute != "inputs":

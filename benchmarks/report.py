@@ -18,6 +18,7 @@ from typing import Any
 
 import comparison
 import report_accuracy
+import report_cooperation
 import report_kinds
 import report_shares
 from report_accuracy import table
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (
     "README.md",
     "docs/benchmarks.md",
+    "docs/cooperation.md",
     "docs/forms.md",
     "docs/interoperability.md",
     "docs/memory.md",
@@ -33,7 +35,7 @@ DOCUMENTS = (
     "docs/tasks.md",
 )
 COSTS = ("step_cost", "saved_bytes", "selection_cost", "delta_cost")
-APART = ("step_cost_kinds", "forms_cost", "selection_memory", "memory_rungs", "exports")
+APART = ("step_cost_kinds", "forms_cost", "selection_memory", "memory_rungs", "exports", "cooperation_bytes")
 """Costs that have a table of their own."""
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -56,6 +58,7 @@ class Results:
         costs = folder / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
+        self.cooperation = report_cooperation.read(folder / "cooperation_accuracy.jsonl")
         self.kinds = report_kinds.read(folder / "kinds.jsonl")
 
     def has(self, name: str) -> bool:
@@ -217,6 +220,11 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),
     "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
     "kinds-step": (lambda results: figures(results.apart["step_cost_kinds"]), "step_cost_kinds"),
+    "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
+    "cooperation-bytes": (
+        lambda results: report_cooperation.sizes(results.apart["cooperation_bytes"]["figures"]),
+        "cooperation_bytes",
+    ),
     "forms": (lambda results: forms(results.apart["forms_cost"]), "forms_cost"),
     "exports": (lambda results: exports(results.apart["exports"]), "exports"),
     "memory-rungs": (lambda results: rungs(results.apart["memory_rungs"]), "memory_rungs"),

@@ -1,0 +1,71 @@
+"""Cooperative runs as a table: what is learnt, and what it sends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from report_accuracy import table
+
+Line = dict[str, Any]
+NAMES = {
+    ("tune", ""): "`tune`, all rows in one place",
+    ("deft, iid", ""): "`deft`, rows parted at random",
+    ("deft, iid", "passing=0"): "the same with `passing = 0`",
+    ("deft, iid", "passing=0 turns=0"): "and with `turns = 0`",
+    ("deft, iid, 1/8 active", ""): "`deft`, rows parted at random, `active_share = 1/8`",
+    ("fedavg, iid", ""): "`fedavg`, rows parted at random",
+    ("fedavg, iid, 1/8 active", ""): "the same, `active_share = 1/8`",
+    ("deft, skewed", ""): "`deft`, rows parted by label",
+    ("replicate, skewed", ""): "`replicate`, rows parted by label",
+    ("fedavg, skewed", ""): "`fedavg`, rows parted by label",
+}
+"""The runs that are shown, by variant and changed settings, in order."""
+SAVED = ("upload_saved", "backward_saved", "flops_saved")
+
+
+def read(path: Path) -> list[Line]:
+    """What cooperation_accuracy.py measured."""
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+
+
+def overview(lines: Sequence[Line]) -> str:
+    """A row a variant: test accuracy over seeds, kB that an answer takes, and what idle modules save."""
+    head = ["", "test accuracy", "seeds", "kB an answer, mean", "largest", "saved: bytes up", "backward", "all FLOPs"]
+    rows = []
+    for key, name in NAMES.items():
+        runs = [line for line in lines if (line["variant"], line["change"]) == key]
+        if not runs:
+            continue
+        tests = [run["test"] for run in runs]
+        spread = f" ± {stdev(tests):.3f}" if len(tests) > 1 else ""
+        sent = [run["bytes_up"] for run in runs if "bytes_up" in run]
+        rows.append(
+            [
+                name,
+                f"{mean(tests):.3f}{spread}",
+                str(len(tests)),
+                f"{mean(one for one, _ in sent) / 1000:.1f}" if sent else "",
+                f"{max(most for _, most in sent) / 1000:.1f}" if sent else "",
+                *(f"{mean(run[key] for run in runs):.0%}" if key in runs[0] else "" for key in SAVED),
+            ]
+        )
+    return table(head, rows)
+
+
+def sizes(figures: Sequence[Line]) -> str:
+    """A row a run of cooperation_bytes.py: kB of the largest task and answer."""
+    found: dict[str, dict[str, Line]] = {}
+    for line in figures:
+        way, _, about = line["what"].partition(": ")
+        found.setdefault(about, {})[way] = line
+    rows = [[about, *(_kilobytes(by[way]) for way in ("down", "up"))] for about, by in found.items()]
+    return table(["", "task, kB", "answer, kB"], rows)
+
+
+def _kilobytes(line: Line) -> str:
+    missed = f", **above {line['bar']:g}**" if line.get("met") is False else ""
+    return f"{line['median']:.1f}{missed}"
