@@ -29,8 +29,9 @@ def test_help_imports_nothing_heavy():
     assert all(f"{verb} {what}" in said for verb, what in VERBS.items())
 
 
-def test_it_can_be_run_as_a_module():
-    call = [sys.executable, "-m", "taskedge.cli.main", "nothing"]
+@pytest.mark.parametrize("name", ["taskedge", "taskedge.cli.main"])
+def test_it_can_be_run_as_a_module(name):
+    call = [sys.executable, "-m", name, "nothing"]
     process = subprocess.run(call, env=tiny_task.environment(), capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert "no such verb 'nothing'" in process.stderr
