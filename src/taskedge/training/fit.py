@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
+from taskedge.backbone.linears import head_parameters
 from taskedge.errors import TrainingDiverged
 from taskedge.forms.kernels import using
 from taskedge.forms.recompute import recomputing
@@ -143,7 +144,9 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *, head: Collection[str], settings: FitSettings, **given: Any) -> None:
         super().__init__(**given)
-        self._head, self._head_lr, self._settings = frozenset(head), settings.head_lr, settings
+        self._head, self._settings = frozenset(head), settings
+        if settings.optimizer == "mezo":  # exact gradients, which only what lies behind all entries gets for nothing
+            self._head &= frozenset(head_parameters(self.model))
         self._mezo: Mezo | None = None
         self._labels = 0
         self._loss_shifts_labels = shifts_labels(self.model)  # the Trainer asks the class's name, and GPT-2's tells not
@@ -165,24 +168,35 @@ class _Trainer(Trainer):  # type: ignore[misc]
         if self.optimizer is not None:
             return self.optimizer
         optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
-        self._part_head(optimizer)
-        if self._settings.optimizer != "mezo":
-            return optimizer
         s, kept = self._settings, ("params", "lr", "weight_decay")
-        groups = [{key: group[key] for key in kept} for group in optimizer.param_groups]
+        if s.optimizer != "mezo":
+            self._part_head(optimizer, s.head_lr)
+            return optimizer
+        self._part_head(optimizer, FitSettings.lr if s.head_lr is None else s.head_lr)
+        groups = [
+            {key: group[key] for key in kept} | {"exact": self._is_head(group)} for group in optimizer.param_groups
+        ]
+        groups = [group for group in groups if group["params"]]
         self._mezo = Mezo(groups, s.lr, perturbation=s.perturbation, seed=s.seed)
         self.optimizer: torch.optim.Optimizer = self._mezo
         return self._mezo
 
-    def _part_head(self, optimizer: torch.optim.Optimizer) -> None:
-        """Puts the head into groups with a rate of its own, where the settings give one."""
-        if self._head_lr is None:
+    def _part_head(self, optimizer: torch.optim.Optimizer, rate: float | None) -> None:
+        """Puts the head into groups with a rate of its own, where there is one."""
+        if rate is None:
             return
-        head = {id(parameter) for name, parameter in self.model.named_parameters() if name in self._head}
+        head = self._of_head()
         for group in list(optimizer.param_groups):
             of_head = [parameter for parameter in group["params"] if id(parameter) in head]
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-            optimizer.add_param_group({**group, "params": of_head, "lr": self._head_lr})
+            optimizer.add_param_group({**group, "params": of_head, "lr": rate})
+
+    def _is_head(self, group: dict[str, Any]) -> bool:
+        head = self._of_head()
+        return any(id(parameter) in head for parameter in group["params"])
+
+    def _of_head(self) -> set[int]:
+        return {id(parameter) for name, parameter in self.model.named_parameters() if name in self._head}
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         if self._means:

@@ -17,7 +17,8 @@ class FitSettings:
     """Peak learning rate, for sparse values with scaled steps; these want far more than LoRA (some 1e-3) or full
     fine-tuning (some 1e-4)."""
     head_lr: float | None = None
-    """Peak learning rate of what trains whole (the head); None: the same."""
+    """Peak learning rate of what trains whole (the head); None: the same, or with MeZO, which another rate suits, the
+    default of ``lr``."""
     batch_size: int = 16
     accumulate: int = 1
     """Batches per optimiser step."""
@@ -41,7 +42,7 @@ class FitSettings:
     rotate: int = 0
     """Optimiser steps that each block trains in its turn (:mod:`taskedge.training.rungs.rotate`); 0 for all at once."""
     optimizer: Literal["adamw", "mezo"] = "adamw"
-    """``"mezo"``: without gradients (:mod:`taskedge.training.rungs.mezo`)."""
+    """``"mezo"``: without gradients but the head's (:mod:`taskedge.training.rungs.mezo`)."""
     perturbation: float = 1e-3
     """How far MeZO moves parameters to find a slope."""
 

@@ -95,7 +95,7 @@ class TuneSettings(BaseModel):
     epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
     optimizer: Annotated[
         Literal["adamw", "mezo"],
-        Field(description="'mezo' needs no gradients: the memory of inference, and many more steps."),
+        Field(description="'mezo' needs no gradients but the head's: the memory of inference, and many more steps."),
     ] = _FIT.optimizer
     perturbation: Annotated[float, Field(description="How far mezo moves values to find a slope.", gt=0)] = (
         _FIT.perturbation

@@ -138,6 +138,92 @@ def test_a_run_makes_no_graph_and_gives_the_loss(tmp_path, monkeypatch):
     assert done.loss == pytest.approx(math.log(tiny.LABELS), rel=0.1)
 
 
+def head_of(made):
+    return [name for name, parameter in made.named_parameters() if parameter.requires_grad and "classifier" in name]
+
+
+def test_exact_groups_get_the_mean_gradient_of_the_two_sides_and_adamw():
+    """Against autograd and torch's AdamW: the entries move by the slope as without, the head by its own gradient."""
+    made, given = model().double().eval(), tiny.batch(model())
+    named = {name: p for name, p in made.named_parameters() if p.requires_grad}
+    head = {name: p for name, p in named.items() if name in head_of(made)}
+    entries = {name: p for name, p in named.items() if name not in head}
+    twin = [nn.Parameter(p.detach().clone()) for p in head.values()]
+    adamw = torch.optim.AdamW(twin, lr=0.05, weight_decay=0.1)
+    groups = [
+        {"params": list(entries.values())},
+        {"params": list(head.values()), "lr": 0.05, "weight_decay": 0.1, "exact": True},
+    ]
+    mezo = Mezo(groups, lr=0.1, perturbation=1e-4, seed=3)
+    for step in range(3):
+        start = [p.detach().clone() for p in entries.values()]
+        sides = []
+        for side in (1, -1):
+            for p, z in zip(entries.values(), directions(3, step, entries.values()), strict=True):
+                p.data.add_(z, alpha=side * 1e-4)
+            sides.append(made(**given).loss)
+            for p, position in zip(entries.values(), start, strict=True):
+                p.data.copy_(position)
+        gradients = torch.autograd.grad(sum(sides) / 2, list(head.values()))
+        for p, gradient in zip(twin, gradients, strict=True):
+            p.grad = gradient
+        adamw.step()
+        mezo.probe(lambda: made(**given).loss)
+        slope = float(sides[0] - sides[1]) / 2e-4
+        assert mezo.slope == pytest.approx(slope, rel=1e-6)
+        mezo.step()
+        for p, position, z in zip(entries.values(), start, directions(3, step, entries.values()), strict=True):
+            torch.testing.assert_close(p.detach(), position - 0.1 * slope * z, rtol=1e-6, atol=1e-9)
+            assert p.requires_grad
+            assert p.grad is None
+    for p, expected in zip(head.values(), twin, strict=True):
+        torch.testing.assert_close(p.detach(), expected.detach(), rtol=1e-6, atol=1e-9)
+
+
+def test_a_run_keeps_nothing_of_the_model_below_the_head(tmp_path):
+    """What autograd saves in a run with an exact head is less than the least that a backward pass through it needs."""
+    sizes = []
+
+    def noted(tensor):
+        sizes.append(tensor.numel())
+        return tensor
+
+    made = model()
+    with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
+        fit(made, rows(), collate, SETTINGS, tmp_path, progress=False, head=head_of(made))
+    rows_at_once, width = SETTINGS.passes[0], 16
+    assert sizes
+    assert max(sizes) <= max(rows_at_once * width, width * tiny.LABELS)
+
+
+@pytest.mark.parametrize("stops", [[1], [3, 6, 9]])
+def test_an_interrupted_run_with_an_exact_head_ends_with_the_same_bits(tmp_path, stops):
+    whole, _ = run(tmp_path / "whole", head=head_of(model()))
+    for step in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "run", resume=True, callbacks=[Watch(step)], head=head_of(model()))
+        torch.rand(7)
+    again, _ = run(tmp_path / "run", resume=True, head=head_of(model()))
+    assert tiny.same_bits(again.state_dict(), whole.state_dict())
+    other, _ = run(tmp_path / "other")
+    assert not tiny.same_bits(other.state_dict(), whole.state_dict())
+
+
+def test_only_a_real_head_is_exact(tmp_path, monkeypatch):
+    """A parameter inside the model that trains whole would take its whole backward pass: it is probed."""
+
+    def refuse(*given, **named):
+        raise AssertionError("a backward pass")
+
+    monkeypatch.setattr(torch.Tensor, "backward", refuse)
+    made = model()
+    inside = next(name for name, p in made.named_parameters() if name.endswith("LayerNorm.bias"))
+    dict(made.named_parameters())[inside].requires_grad_(True)
+    for name in head_of(made):
+        dict(made.named_parameters())[name].requires_grad_(False)
+    fit(made, rows(), collate, SETTINGS, tmp_path, progress=False, head=[inside])
+
+
 def test_what_does_not_require_gradients_stays():
     frozen, moving = nn.Parameter(torch.ones(3), requires_grad=False), nn.Parameter(torch.ones(3))
     mezo = Mezo([frozen, moving], lr=0.1)
