@@ -18,7 +18,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ from taskedge.training.text import Row, collator, encode, predict
 LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 SEEDS = (0, 1, 2)
 ROWS = 32
-"""In a batch, for every method. (The default of ``taskedge tune`` is 16 since defaults.py found that better.)"""
+"""In a batch, but for a method that says other. (``taskedge tune`` takes 16, which defaults.py found to be better.)"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ class Sweep:
         batches = [self.collate(self.rows["train"][start : start + ROWS]) for start in range(0, 8 * ROWS, ROWS)]
         model, facts = self.methods[method].prepare(model, batches, seed)
         started = time.process_time()
-        settings = FitSettings(epochs=self.epochs, lr=lr, batch_size=ROWS, seed=seed, **self.methods[method].fit)
+        default = FitSettings(epochs=self.epochs, lr=lr, batch_size=ROWS, seed=seed)
+        settings = replace(default, **self.methods[method].fit)
         with tempfile.TemporaryDirectory() as folder:
             try:
                 done = fit(model, self.rows["train"], self.collate, settings, Path(folder), progress=False)

@@ -96,6 +96,7 @@ METHODS: dict[str, Method] = {
     "taskedge, global": Method(sparse("taskedge", allocation="global"), (1e-2, 3e-2)),
     "taskedge, per layer": Method(sparse("taskedge", allocation="per_layer"), (1e-2, 3e-2)),
     "random, 64 columns": Method(sparse("random", max_columns=64), (1e-2, 3e-2)),
+    "taskedge, batches of 16": Method(sparse("taskedge"), (1e-2, 3e-2), {"batch_size": 16}),
     "random, 26 columns": Method(sparse("random", max_columns=26), (1e-2, 3e-2)),
     "taskedge, 32 columns": Method(sparse("taskedge", max_columns=32), (1e-2, 3e-2)),
     "SPT": Method(sparse("spt", budget="0.0913%"), (3e-3, 1e-2)),
