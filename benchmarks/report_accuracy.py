@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -207,17 +208,35 @@ def _trade_figure(runs: Runs, costs: Costs) -> Any:
         "trained share": lambda cost: cost["entries"] / PARAMETERS,
     }
     for axes, (what, place) in zip(panels, places.items(), strict=True):
-        for method, tasks in found.items():
-            if method in costs and place(costs[method]) > 0:
-                x, y = place(costs[method]), _mean(tasks)
-                axes.scatter([x], [y], s=18, color=_colour(method))
-                axes.annotate(method, (x, y), xytext=(4, 2), textcoords="offset points", fontsize=6.5)
+        points = {
+            method: (place(costs[method]), _mean(tasks))
+            for method, tasks in found.items()
+            if method in costs and place(costs[method]) > 0
+        }
+        for method, point in points.items():
+            axes.scatter(*([each] for each in point), s=18, color=_colour(method))
+        for method in _labelled(points):
+            axes.annotate(method, points[method], xytext=(4, 2), textcoords="offset points", fontsize=6.5)
         axes.set_xscale("log")
         axes.set_xlabel(what)
         axes.grid(color="#dddddd", lw=0.6)
         axes.set_axisbelow(True)
     panels[0].set_ylabel("test accuracy, mean of the tasks")
     return figure
+
+
+def _labelled(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Whose names can stand beside their points without covering others; those of `SHORT` come first."""
+    width = math.log(max(x for x, _ in points.values()) / min(x for x, _ in points.values())) or 1.0
+    found: list[str] = []
+    for method in sorted(points, key=lambda name: SHORT.index(name) if name in SHORT else len(SHORT)):
+        x, y = points[method]
+        covered = any(
+            abs(math.log(x / points[other][0])) < 0.3 * width and abs(y - points[other][1]) < 0.006 for other in found
+        )
+        if not covered:
+            found.append(method)
+    return found
 
 
 def _rate_figure(runs: Runs) -> Any:
