@@ -208,7 +208,7 @@ def test_the_limit_of_a_response_is_that_of_the_data_or_the_users(taskedge, kind
 
 @pytest.mark.parametrize(
     ("name", "rows", "given", "batch_size"),
-    [("responses", 48, (), 8), ("responses", 48, ("--batch-size", 32), 32), ("numbers", 96, (), 32)],
+    [("responses", 48, (), 8), ("responses", 48, ("--batch-size", 32), 32), ("numbers", 96, (), 16)],
 )
 def test_a_batch_is_as_large_as_the_kind_of_task_says(taskedge, kinds, tmp_path, name, rows, given, batch_size):
     kind, out = KINDS[name], tmp_path / "o"

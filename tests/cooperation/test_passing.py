@@ -13,10 +13,10 @@ from taskedge.cooperation.passing import in_passing
 @given(st.integers(1, 7), st.integers(1, 6), st.integers(0, 9), st.sampled_from(["deft", "replicate"]), st.data())
 def test_a_widened_part_keeps_what_it_had_and_its_bounds(devices, blocks, seed, mode, data):
     longer = data.draw(st.sampled_from([0.0, 0.05, 0.1, 0.5]))
-    capacity = data.draw(st.lists(st.floats(blocks + 0.001, blocks + 0.1), min_size=devices, max_size=devices))
+    capacity = data.draw(st.lists(st.floats(0.5, blocks + 0.1), min_size=devices, max_size=devices))  # what is left
     active = sorted(data.draw(st.sets(st.integers(1, blocks), min_size=1)))
     known = costs(devices, blocks, seed, capacity)
-    shares = plan(mode, devices, blocks, active=active, seed=seed, capacity=capacity)
+    shares = plan(mode, devices, blocks, active=active, seed=seed)
     latest = (1 + longer) * max(one.seconds for one in shares)
     found = in_passing(shares, active, [f"d{k}" for k in range(devices)], known, latest)
     for before, after in zip(shares, found, strict=True):
@@ -25,7 +25,7 @@ def test_a_widened_part_keeps_what_it_had_and_its_bounds(devices, blocks, seed, 
         assert list(after.blocks) == sorted(set(after.blocks))
         assert all(block < before.deepest for block in added)
         k, columns = int(after.device[1:]), [block - 1 for block in after.blocks if block]
-        assert known.holding(k, columns) <= known.capacity[k]
+        assert not added or known.holding(k, columns) <= known.capacity[k]
         assert after.compute_seconds == before.compute_seconds
         assert after.bandwidth_hz == before.bandwidth_hz
         assert after.up_seconds == pytest.approx((1000 * len(columns) + 500) / 1e4)
@@ -34,7 +34,7 @@ def test_a_widened_part_keeps_what_it_had_and_its_bounds(devices, blocks, seed, 
             wider = [*columns, block - 1]
             assert (
                 block > before.deepest
-                or after.seconds + 0.1 > latest
+                or after.seconds + 0.1 > latest - 1e-9
                 or known.holding(k, sorted(wider)) > known.capacity[k]
             )
 
