@@ -70,7 +70,7 @@ class Coordinator:
         fleet: what is known of devices and links; devices that it does not name are taken as they describe themselves.
         table: the model's block table, one row a layer; None: counted for token ids of 128 tokens.
         most_tokens: in a row, at most; None: the model's positions.
-        revive: schedule of idle blocks; None: the default one at the settings' ``active_share``.
+        revive: schedule of idle modules; None: the default one at the settings' ``active_share``.
         on_event: told of every line of the log as it is written.
     """
 

@@ -70,7 +70,7 @@ class CooperateSettings:
         ),
     ] = "every"
     active_share: Annotated[
-        float, Field(description="Share of the blocks that train in a round (kill and revive); 1: all.")
+        float, Field(description="Share of the trained linears that are active in a round (kill and revive); 1: all.")
     ] = 1.0
     devices: Annotated[int, Field(description="How many devices to wait for before the first round.")] = 1
     wait_seconds: Annotated[
