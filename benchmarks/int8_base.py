@@ -51,7 +51,7 @@ def measure_memory(name: str, way: str) -> dict[str, int]:
     found["base"] = memory()["Rss"] - before
     step = training(model, "loaded")  # it is held already
     reset_peak(CPU)
-    with using("thin"):
+    with using("gather"):
         for _ in range(2):
             step()
     return found | {"training": peak_bytes(CPU) - before}
@@ -82,7 +82,7 @@ def seconds(rounds: int) -> list[dict[str, Any]]:
         for turn in range(rounds + 1):
             taken = {}
             for way, step in steps.items():
-                with using("thin"):
+                with using("gather"):
                     start = time.process_time()
                     step()
                     taken[way] = time.process_time() - start

@@ -42,7 +42,7 @@ def one(folder: Path, way: str) -> None:
     before = memory()
     model = loading(folder, way)
     step = training(model, "mapped" if way == "mapped" else "loaded")
-    with using("thin"):
+    with using("gather"):
         for _ in range(2):
             step()
     print("trained", flush=True)
@@ -82,7 +82,7 @@ def seconds(name: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
     for turn in range(rounds + 1):
         taken = {}
         for way, step in steps.items():
-            with using("thin"):
+            with using("gather"):
                 start = time.process_time()
                 step()
                 taken[way] = time.process_time() - start

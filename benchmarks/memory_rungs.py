@@ -51,7 +51,7 @@ class Way:
     @property
     def kernel(self) -> str | None:
         """What ``tune`` takes on this rung: numba's compiler is some 100 MB that the others do without."""
-        return "thin" if self.zeroth or self.recompute != "none" or self.micro_batch < ROWS else None
+        return "gather" if self.zeroth or self.recompute != "none" or self.micro_batch < ROWS else None
 
 
 WAYS = {

@@ -25,19 +25,19 @@ from taskedge.forms.kernels import using
 TIMED: dict[str, tuple[str, str | None]] = {  # what is timed: the method, and the kernel that it runs with
     "frozen limit": ("frozen limit", None),
     "taskedge, numba kernel": ("taskedge", "numba"),
-    "taskedge, thin kernel": ("taskedge", "thin"),
+    "taskedge, gather kernel": ("taskedge", "gather"),
     "LoRA r=8": ("LoRA r=8", None),
     "SHiRA r=1": ("SHiRA r=1", None),
     "Super-Tuning": ("Super-Tuning", None),
     "full": ("full", None),
     "magnitude, numba kernel": ("magnitude", "numba"),
-    "magnitude, thin kernel": ("magnitude", "thin"),
+    "magnitude, gather kernel": ("magnitude", "gather"),
     "random, numba kernel": ("random", "numba"),
-    "random, thin kernel": ("random", "thin"),
+    "random, gather kernel": ("random", "gather"),
 }
 BARS = [
     ("taskedge, numba kernel", "frozen limit", 1.06),
-    ("taskedge, thin kernel", "frozen limit", 1.15),
+    ("taskedge, gather kernel", "frozen limit", 1.15),
     ("taskedge, numba kernel", "LoRA r=8", 0.85),
     ("taskedge, numba kernel", "SHiRA r=1", 0.75),
     ("taskedge, numba kernel", "Super-Tuning", 0.75),

@@ -29,7 +29,7 @@ from taskedge.forms.kernels import using
 
 BAR = 1.08
 CALIBRATION_BATCHES = 4
-KERNELS = {"taskedge, numba kernel": "numba", "taskedge, thin kernel": "thin"}
+KERNELS = {"taskedge, numba kernel": "numba", "taskedge, gather kernel": "gather"}
 Batch = dict[str, torch.Tensor]
 
 

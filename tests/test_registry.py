@@ -26,7 +26,7 @@ def test_what_is_built_in_is_found_without_importing_it():
     ]
     assert list(ALLOCATIONS) == ["global", "global_per_neuron", "per_layer", "per_neuron"]
     assert ALLOCATIONS.titles == [*ALLOCATIONS, "N:M"]
-    assert list(KERNELS) == ["numba", "thin"]
+    assert list(KERNELS) == ["gather", "numba", "thin"]
 
 
 def test_an_unknown_name_says_what_is_known():

@@ -19,7 +19,7 @@ def test_it_passes_here(taskedge):
 
 
 def test_numba_hidden(taskedge, monkeypatch):
-    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "serves", lambda self, grad_output, columns: False)
+    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "serves", lambda self, grad_output, columns, index: False)
     ended = taskedge("doctor", "--json")
     assert ended.code == 0
     kernel = next(finding for finding in json.loads(ended.out) if finding["subject"] == "kernel")

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from taskedge.errors import UnknownName
 from taskedge.forms import kernels
-from taskedge.forms.kernels import KERNELS, EntryIndex, choose, entry_gradient, using
+from taskedge.forms.kernels import KERNELS, EntryIndex, choose, gather, using
 
 numba = pytest.param(
     "numba", marks=pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 )
-every_kernel = pytest.mark.parametrize("kernel", ["thin", numba])
+every_kernel = pytest.mark.parametrize("kernel", ["thin", "gather", numba])
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Of the largest sum of magnitudes that an entry adds up: what rounding to the dtype can cost."""
 
@@ -42,8 +42,7 @@ def problems(draw):
 @given(problem=problems())
 def test_it_equals_the_dense_product(kernel, problem):
     dy, x, index = problem
-    with using(kernel):
-        found = entry_gradient(dy, x, index)
+    found = KERNELS[kernel](dy, x, index)
     dense = (dy.double().t() @ x.double())[index.rows, index.columns]
     scale = (dy.double().abs().t() @ x.double().abs())[index.rows, index.columns]
     assert found.dtype == (torch.float64 if dy.dtype == torch.float64 else torch.float32)
@@ -66,18 +65,16 @@ def large(tokens=203, out=517, m=31, extra=400, seed=0):
 def test_a_second_run_gives_the_same_bits(kernel, dtype):
     dy, x, index = large()
     dy, x = dy.to(dtype), x.to(dtype)
-    with using(kernel):
-        first, again = entry_gradient(dy, x, index), entry_gradient(dy.clone(), x.clone(), index)
+    first, again = KERNELS[kernel](dy, x, index), KERNELS[kernel](dy.clone(), x.clone(), index)
     assert torch.equal(first, again)
 
 
 @every_kernel
 def test_several_threads_agree_with_one(kernel):
     dy, x, index = large()
-    with using(kernel):
-        one = entry_gradient(dy, x, index)
-        torch.set_num_threads(4)
-        several = [entry_gradient(dy, x, index) for _ in range(5)]
+    one = KERNELS[kernel](dy, x, index)
+    torch.set_num_threads(4)
+    several = [KERNELS[kernel](dy, x, index) for _ in range(5)]
     assert all(torch.equal(several[0], other) for other in several)
     torch.testing.assert_close(several[0], one, rtol=1e-5, atol=1e-5)
 
@@ -91,21 +88,50 @@ def test_the_index_knows_its_even_part_and_the_rank_of_each_entry():
     assert index.to(torch.device("cpu")) is index
 
 
+def sparse_enough(out=3, m=100):
+    """One entry a neuron, of many stored columns."""
+    return torch.ones(5, out), torch.ones(5, m), EntryIndex(torch.arange(out), torch.arange(out), out)
+
+
 def test_the_fastest_kernel_that_can_serve_is_chosen():
-    one = torch.ones(1, 1)
-    fast = KERNELS["numba"] if importlib.util.find_spec("numba") else KERNELS["thin"]
-    assert choose(one, one) is fast
-    assert choose(one.to(torch.complex64), one) is KERNELS["thin"]
-    assert choose(one.to("meta"), one) is KERNELS["thin"]
+    dy, x, index = sparse_enough()
+    fast = KERNELS["numba"] if importlib.util.find_spec("numba") else KERNELS["gather"]
+    assert choose(dy, x, index) is fast
+    assert choose(dy.to(torch.complex64), x, index) is KERNELS["thin"]
+    assert choose(dy.to("meta"), x, index) is KERNELS["thin"]
     with using("thin"):
-        assert choose(one, one) is KERNELS["thin"]
-    assert choose(one, one) is fast
+        assert choose(dy, x, index) is KERNELS["thin"]
+    assert choose(dy, x, index) is fast
+
+
+def test_one_that_cannot_serve_gives_way_to_a_slower_one_and_never_to_one_that_was_ruled_out():
+    dy, x, index = sparse_enough()
+    crowded = EntryIndex(torch.arange(3).repeat_interleave(7), torch.arange(7).repeat(3), 3)
+    with using("gather"):
+        assert choose(dy, x, index) is KERNELS["gather"]
+        assert choose(dy, x, crowded) is KERNELS["thin"]
+
+
+def test_gathering_serves_where_a_thin_product_would_do_fifty_times_as_much():
+    most = gather.CROSSOVER
+    row = EntryIndex(torch.zeros(2, dtype=torch.int64), torch.arange(2), 1)
+    assert KERNELS["gather"].serves(torch.ones(4, 1), torch.ones(4, 2 * most), row)
+    assert not KERNELS["gather"].serves(torch.ones(4, 1), torch.ones(4, 2 * most - 1), row)
+
+
+@pytest.mark.parametrize("tokens", [1, 255, 256, 257, 700])
+def test_tokens_are_gathered_in_parts_that_leave_none_out(tokens):
+    generator = torch.Generator().manual_seed(tokens)
+    dy, x = (torch.randn(tokens, size, generator=generator, dtype=torch.float64) for size in (4, 300))
+    index = EntryIndex(torch.tensor([0, 1, 1, 2, 3]), torch.tensor([299, 0, 5, 5, 17]), 4)
+    dense = (dy.t() @ x)[index.rows, index.columns]
+    torch.testing.assert_close(KERNELS["gather"](dy, x, index), dense, rtol=1e-12, atol=1e-12)
 
 
 def test_without_numba_the_portable_kernel_serves(monkeypatch):
     monkeypatch.setattr("taskedge.forms.kernels.numba._is_installed", lambda: False)
     with using("numba"):
-        assert choose(torch.ones(1, 1), torch.ones(1, 1)) is KERNELS["thin"]
+        assert choose(*sparse_enough()) is KERNELS["gather"]
 
 
 def test_forcing_an_unknown_kernel_is_refused():

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 import taskedge as te
 from taskedge.backbone.linears import linears
 from taskedge.errors import InputError
-from taskedge.forms.kernels import using
+from taskedge.forms.kernels import gather, using
 from taskedge.forms.sparse import sparse_layers
 
 
@@ -51,7 +51,15 @@ def pictures(dtype=torch.float32):
     return Pictures().to(dtype), torch.randn(4, 2, 8, 6, dtype=dtype)
 
 
-KERNELS = ["thin", *(["numba"] if importlib.util.find_spec("numba") else [])]
+KERNELS = ["thin", "gather", *(["numba"] if importlib.util.find_spec("numba") else [])]
+
+
+@pytest.fixture(autouse=True)
+def gathered_however_few_the_columns(monkeypatch):
+    """Tiny layers have so few columns that the thin product would be taken instead."""
+    monkeypatch.setattr(gather, "CROSSOVER", 0)
+
+
 MAKES = {"words": words, "pictures": pictures}
 
 

@@ -17,11 +17,17 @@ from transformers.pytorch_utils import Conv1D
 import taskedge as te
 from taskedge.backbone.linears import linears
 from taskedge.errors import InputError
-from taskedge.forms.kernels import using
+from taskedge.forms.kernels import gather, using
 from taskedge.forms.sparse import SparseLayer, sparse_layers
 from taskedge.selection.support import LinearSupport, Support
 
-KERNELS = ["thin", *(["numba"] if importlib.util.find_spec("numba") else [])]
+KERNELS = ["thin", "gather", *(["numba"] if importlib.util.find_spec("numba") else [])]
+
+
+@pytest.fixture(autouse=True)
+def gathered_however_few_the_columns(monkeypatch):
+    """Tiny layers have so few columns that the thin product would be taken instead."""
+    monkeypatch.setattr(gather, "CROSSOVER", 0)
 
 
 def support_of(model, entries=9, reads=None, seed=0):

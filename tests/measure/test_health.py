@@ -25,7 +25,7 @@ def test_all_is_right_here():
 
 
 def test_without_numba_the_kernel_is_slow(monkeypatch):
-    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "serves", lambda self, grad_output, columns: False)
+    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "serves", lambda self, grad_output, columns, index: False)
     right, speed = health._kernels()
     assert right.state == OK
     assert speed.state == SLOW

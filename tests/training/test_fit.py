@@ -188,5 +188,5 @@ def test_sparing_memory_does_without_the_compiler(tmp_path, rung):
             seen.add(_forced.get())
 
     run(tmp_path, settings=dataclasses.replace(SETTINGS, epochs=1, **rung), callbacks=[Watch()])
-    assert seen == ({"thin"} if rung else {None})
+    assert seen == ({"gather"} if rung else {None})
     assert _forced.get() is None

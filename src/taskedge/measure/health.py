@@ -55,17 +55,19 @@ def _kernels() -> list[Finding]:
     x = torch.randn(tokens, stored, generator=generator)
     index = EntryIndex(torch.arange(out), torch.randint(stored, (out,), generator=generator), out)
     exact = (dy.double().t() @ x.double())[index.rows, index.columns]
-    with using("thin"):
-        thin = _milliseconds(lambda: entry_gradient(dy, x, index))
+    with using("gather"):
+        portable = _milliseconds(lambda: entry_gradient(dy, x, index))
     best = _milliseconds(lambda: entry_gradient(dy, x, index))
-    name = type(choose(dy, x)).__name__.lower()
+    name = type(choose(dy, x, index)).__name__.lower()
     error = float((entry_gradient(dy, x, index) - exact).norm() / exact.norm())
     right = Finding("gradients", OK if error < 1e-4 else BROKEN, f"{error:.1e} from float64 by the {name} kernel",
                     "" if error < 1e-4 else "do not train on this machine; report it")  # fmt: skip
-    if name == "thin":
-        speed = Finding("kernel", SLOW, f"portable ({thin:.2f} ms)", "pip install 'taskedge[fast]' for the fast one")
+    if name != "numba":
+        speed = Finding(
+            "kernel", SLOW, f"portable ({portable:.2f} ms)", "pip install 'taskedge[fast]' for the fast one"
+        )
     else:
-        speed = Finding("kernel", OK, f"{name} ({best:.2f} ms; portable {thin:.2f} ms)")
+        speed = Finding("kernel", OK, f"{name} ({best:.2f} ms; portable {portable:.2f} ms)")
     return [right, speed]
 
 

@@ -117,7 +117,7 @@ def fit(
     if start is not None:
         checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
     try:
-        with using("thin") if settings.sparing else nullcontext(), recomputing(model, settings.recompute):
+        with using("gather") if settings.sparing else nullcontext(), recomputing(model, settings.recompute):
             done = trainer.train(resume_from_checkpoint=str(start) if start else None)
     finally:
         line.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -16,6 +17,18 @@ import torch
 from torch import Tensor
 
 from taskedge.registry import Registry
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Entries that a kernel can walk through at once."""
+
+    where: Tensor
+    """int64 [k]: their places among all entries."""
+    rows: Tensor | None
+    """int64 [k]; None where they are all the rows of the weight in order, one entry each."""
+    columns: Tensor
+    """int64 [k], into the stored columns."""
 
 
 class EntryIndex:
@@ -48,12 +61,31 @@ class EntryIndex:
         first = counts.cumsum(0) - counts
         return torch.arange(len(self.rows), device=self.rows.device) - first[self.rows]
 
+    @cached_property
+    def passes(self) -> list[Pass]:
+        """All entries: the even part row by row, so that dY is read as it lies, then what is left."""
+        found = []
+        for rank in range(self.even):
+            where = (self.rank == rank).nonzero().flatten()
+            found.append(Pass(where, None, self.columns[where]))
+        rest = (self.rank >= self.even).nonzero().flatten()
+        return found + [Pass(rest, self.rows[rest], self.columns[rest])] * bool(len(rest))
+
+    def joined(self, sums: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """[n] of that dtype, in the order of the entries, from what each of the :attr:`passes` gave."""
+        if len(sums) == 1:  # its entries are in order: one for every row, or none of the rows is even
+            return sums[0]
+        whole = torch.empty(len(self.rows), dtype=dtype)
+        for one, part in zip(self.passes, sums, strict=True):
+            whole[one.where] = part
+        return whole
+
 
 class Kernel(Protocol):
     """A way to compute the gradient of the chosen entries."""
 
-    def serves(self, grad_output: Tensor, columns: Tensor) -> bool:
-        """Whether it can run on these tensors here; says no rather than failing."""
+    def serves(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> bool:
+        """Whether it can run on these tensors here and is of use; says no rather than failing."""
         ...
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
@@ -63,13 +95,13 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel", __name__)
 
-_BY_SPEED = ("numba", "thin")
+_BY_SPEED = ("numba", "gather", "thin")
 _forced: ContextVar[str | None] = ContextVar("taskedge_kernel", default=None)
 
 
 @contextmanager
 def using(name: str) -> Iterator[None]:
-    """Runs the kernel of that name inside the block, wherever it can serve."""
+    """Runs the kernel of that name inside the block, or the next slower one where it cannot serve."""
     KERNELS[name]
     token = _forced.set(name)
     try:
@@ -78,16 +110,17 @@ def using(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(grad_output: Tensor, columns: Tensor) -> Kernel:
-    """The forced kernel if it can serve, else the fastest that can."""
+def choose(grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Kernel:
+    """The fastest kernel that can serve; of those from the forced one on, where one is forced."""
     forced = _forced.get()
-    for name in (forced, *_BY_SPEED) if forced else _BY_SPEED:
+    names = _BY_SPEED[_BY_SPEED.index(forced) :] if forced in _BY_SPEED else _BY_SPEED
+    for name in (forced, *names) if forced and forced not in names else names:
         kernel = KERNELS[name]
-        if kernel.serves(grad_output, columns):
+        if kernel.serves(grad_output, columns, index):
             return kernel
     raise AssertionError("the thin kernel serves every tensor")
 
 
 def entry_gradient(grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
     """The chosen entries of ``dYᵀX``: grad_output [tokens, out], columns [tokens, m] -> float32 or float64 [n]."""
-    return choose(grad_output, columns)(grad_output, columns, index)
+    return choose(grad_output, columns, index)(grad_output, columns, index)

@@ -28,51 +28,32 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 class Numba:
     """Needs the extra ``fast``; without it, or off the CPU, it does not serve."""
 
-    def serves(self, grad_output: Tensor, columns: Tensor) -> bool:
+    def serves(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> bool:
         return _is_installed() and grad_output.device.type == "cpu" and grad_output.dtype in DTYPES
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
         precise = grad_output.dtype if grad_output.dtype == torch.float64 else torch.float32
         dy = grad_output.to(precise).contiguous().numpy()
         x = columns.to(precise).contiguous().numpy()
-        plan = _plan(index)
         parts = []
-        for rows, among, contiguous in plan.passes:
+        for rows, among in _passes(index):
             part = np.zeros(len(among), dtype=dy.dtype)
-            kernel = _compiled()[0 if contiguous else 1]
-            _in_threads(lambda low, high: kernel(dy, x, rows, among, part, low, high), len(among))  # noqa: B023
-            parts.append(part)
-        if len(parts) == 1:  # its entries are in order: one for every row, or none of the rows is even
-            return torch.from_numpy(parts[0])
-        sums = np.zeros(len(index.rows), dtype=dy.dtype)
-        for where, part in zip(plan.where, parts, strict=True):
-            sums[where] = part
-        return torch.from_numpy(sums)
+            kernel = _compiled()[0 if rows is None else 1]
+            given = among if rows is None else rows  # rows in order are not looked at
+            _in_threads(lambda low, high: kernel(dy, x, given, among, part, low, high), len(among))  # noqa: B023
+            parts.append(torch.from_numpy(part))
+        return index.joined(parts, precise)
 
 
-class _Plan:
-    """An index cut into passes: (rows, columns among the stored ones, whether the rows are 0..out-1)."""
-
-    def __init__(self, index: EntryIndex) -> None:
-        self.passes: list[tuple[Array, Array, bool]] = []
-        self.where: list[Array] = []
-        for rank in range(index.even):
-            self._add(index, (index.rank == rank), contiguous=True)
-        rest = index.rank >= index.even
-        if rest.any():
-            self._add(index, rest, contiguous=False)
-
-    def _add(self, index: EntryIndex, chosen: Tensor, *, contiguous: bool) -> None:
-        self.where.append(chosen.nonzero().flatten().numpy())
-        rows, among = index.rows[chosen].int().numpy(), index.columns[chosen].int().numpy()
-        self.passes.append((rows, among, contiguous))
-
-
-def _plan(index: EntryIndex) -> _Plan:
-    plan: _Plan | None = getattr(index, "_numba_plan", None)
-    if plan is None:
-        plan = index._numba_plan = _Plan(index)  # type: ignore[attr-defined]
-    return plan
+def _passes(index: EntryIndex) -> list[tuple[Array | None, Array]]:
+    """Rows and columns of the index's passes, int32 and kept with it."""
+    found: list[tuple[Array | None, Array]] | None = getattr(index, "_numba_passes", None)
+    if found is None:
+        found = [
+            (None if one.rows is None else one.rows.int().numpy(), one.columns.int().numpy()) for one in index.passes
+        ]
+        index._numba_passes = found  # type: ignore[attr-defined]
+    return found
 
 
 def _in_threads(work: Callable[[int, int], None], length: int) -> None:

@@ -1,4 +1,4 @@
-"""The portable kernel: a thin product over the stored columns, then a gather. Any device, any dtype."""
+"""The kernel that always serves: a thin product over the stored columns, then a gather. Any device, any dtype."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taskedge.forms.kernels import KERNELS, EntryIndex
 class Thin:
     """``(XᵀdY)[column, row]``: m/in of a dense weight gradient, and no larger than [m, out] at any time."""
 
-    def serves(self, grad_output: Tensor, columns: Tensor) -> bool:
+    def serves(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> bool:
         return True
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:

@@ -126,7 +126,7 @@ class Session:
         autocast = torch.autocast("cpu", dtype=torch.bfloat16) if s.bf16 else nullcontext()
         how = loop.get("recompute", s.recompute)
         try:
-            with using("thin") if sparing else nullcontext(), recomputing(self.model, how):
+            with using("gather") if sparing else nullcontext(), recomputing(self.model, how):
                 if rotation is not None:
                     rotation.begin((len(rotation.blocks) - 1) * s.rotate if deepest else 0)
                 if s.optimizer == "mezo":
