@@ -22,6 +22,10 @@ costs a third of a step or so."""
 ALIKE = 1.05
 """Times of which neither is faster."""
 
+SLACK = 5_000_000
+"""Bytes that a refusal names above the least: two measurements of one way differ by up to so many, and the budget that
+is named must do."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -74,16 +78,14 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
             if chosen is not None and chosen.work <= WORTH * min(cost.work for cost in costs):
                 break
     allow = run.settings.allow or []
-    if chosen is None:
-        if not costs:
-            needed = round(max(ladder.least, ladder.loading) + MARGIN_BYTES)
-            raise DoesNotFit(needed, _refusal(budget, needed, "not even a step of one row would, it seems"))
-        raise _nothing_fits(budget, costs, allow)
-    if chosen.changes and ladder.compiled:  # it was loaded to be measured, and stays
+    if chosen is None and not costs:
+        needed = round(max(ladder.least, ladder.reached) + MARGIN_BYTES + SLACK)
+        raise DoesNotFit(needed, _refusal(budget, needed, "not even a step of one row would, it seems"))
+    if chosen is not None and chosen.changes and ladder.compiled:  # it was loaded to be measured, and stays
         costs = [_with_compiler(cost, ladder.compiled) for cost in costs]
         chosen = fastest(cost for cost in costs if cost.needed <= budget)
-        if chosen is None:
-            raise _nothing_fits(budget, costs, allow)
+    if chosen is None or ladder.reached > budget:
+        raise _nothing_fits(budget, costs, allow, ladder.reached)
     if "dtype" in chosen.changes:
         run.forget_base()  # another is loaded in its place
     return run.changed(chosen.changes), Estimate(budget, chosen, costs, allow)
@@ -113,14 +115,17 @@ def _with_compiler(cost: Cost, size: int) -> Cost:
     return replace(cost, memory=replace(cost.memory, runtime=cost.memory.runtime + size))
 
 
-def _nothing_fits(budget: int, costs: list[Cost], allow: list[str]) -> DoesNotFit:
-    """The error, with the nearest budget that would do."""
+def _nothing_fits(budget: int, costs: list[Cost], allow: list[str], reached: int = 0) -> DoesNotFit:
+    """The error, with the nearest budget that would do; ``reached``: bytes that finding it out took."""
     least = min(costs, key=lambda cost: cost.needed)
     why = f"the least is {least.way!r}, whose {least.memory.part} has a peak of {show_bytes(least.memory.peak)}"
+    if reached > max(least.needed, budget):
+        why = f"to load the model and to try a few rows took {show_bytes(reached)} already"
     missing = [name for name in allowable() if name not in allow]
     hint = "".join(f" --allow {name}" for name in missing)
     more = f"; or allow what changes the result a little:{hint}" if missing else ""
-    return DoesNotFit(least.needed, _refusal(budget, least.needed, why) + more)
+    needed = max(least.needed, reached) + SLACK
+    return DoesNotFit(needed, _refusal(budget, needed, why) + more)
 
 
 def _refusal(budget: int, needed: int, why: str) -> str:

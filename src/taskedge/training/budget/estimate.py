@@ -93,6 +93,11 @@ class Ladder:
         self.compiled = 0
         """Bytes that the compiler of the entries' kernel took when it was loaded here."""
 
+    @property
+    def reached(self) -> int:
+        """Bytes: the highest resident set of the process so far, measuring included."""
+        return lifetime_peak_bytes(CPU)
+
     def groups(
         self, *, all_places: bool = False, go_on: Callable[[], bool] = lambda: True
     ) -> Generator[Group, None, None]:
@@ -287,8 +292,12 @@ class Ladder:
         return Line(tuple(points))
 
     def _room(self, more: int) -> bool:
-        """Whether the budget has room for so many bytes more than there are now."""
-        return self.budget is None or max(self.loading, resident_bytes() + more) <= self.budget
+        """Whether the budget has room for so many bytes more than there are now.
+
+        Where loading took more than the budget, there is no way to stay within, and the room is what loading took: what
+        would fit is then found by measuring, and nothing is exceeded by more than it was.
+        """
+        return self.budget is None or resident_bytes() + more <= max(self.budget, self.loading)
 
     def _batch(self, rows: int, length: float) -> Batch:
         """Rows of which the longest is the nearest to that length, the others shorter: so they need padding."""
