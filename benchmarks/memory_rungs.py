@@ -29,9 +29,10 @@ from torch import nn
 from workload import DROPOUT, METHODS, ROWS, SETTING, Batch, set_dropout, setup, trained
 
 import taskedge as te
+from taskedge.backbone.linears import head_parameters
 from taskedge.forms.kernels import using
 from taskedge.measure.memory import peak_bytes, reset_peak, return_freed_memory
-from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.mezo import Mezo, parted
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ WAYS = {
     "recompute blocks": Way(recompute="blocks"),
     "recompute blocks, 32 columns": Way(recompute="blocks", columns=32),
     "micro-batch 8": Way(micro_batch=8),
+    "recompute blocks, micro-batch 16": Way(recompute="blocks", micro_batch=16),
     "recompute blocks, micro-batch 8": Way(recompute="blocks", micro_batch=8),
 }
 WAYS |= {
@@ -92,7 +94,7 @@ def step_of(way: Way, model: nn.Module, batch: Batch) -> Callable[[], None]:
 
         return infer
     if way.zeroth:
-        mezo = Mezo(trained(model.eval()), lr=1e-4)
+        mezo = Mezo(parted(model.eval(), head_parameters(model)), lr=1e-4)
 
         def descend() -> None:
             mezo.probe(lambda: model(**batch).loss)
@@ -183,10 +185,10 @@ def summary(held: dict[str, list[dict[str, int]]], taken: dict[str, list[float]]
     figures = []
     for name in WAYS:
         for other in ("LoRA r=8", "inference"):
-            bar = BARS[other, "memory"] if name.startswith(RUNG) and WAYS[name].micro_batch == ROWS else None
+            bar = BARS[other, "memory"] if name.startswith(RUNG) else None
             figures.append(figure(f"memory: {name} / {other}", memories(name, other), bar=bar))
         if name in TIMED:
-            bar = BARS["frozen limit", "step"] if name.startswith(RUNG) and WAYS[name].micro_batch == ROWS else None
+            bar = BARS["frozen limit", "step"] if name.startswith(RUNG) else None
             figures.append(figure(f"step: {name} / frozen limit", steps(name, "frozen limit"), bar=bar))
         figures.append(figure(f"memory: {name}", [one["memory"] / 2**20 for one in held[name]], unit="MiB"))
         if WAYS[name].trains and not WAYS[name].zeroth and WAYS[name].recompute != "inputs":

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
-from taskedge.backbone.linears import head_parameters
 from taskedge.errors import TrainingDiverged
 from taskedge.forms.kernels import using
 from taskedge.forms.recompute import recomputing
@@ -27,7 +26,7 @@ from taskedge.measure.memory import return_freed_memory
 from taskedge.training import checkpoint as checkpoints
 from taskedge.training.fit_settings import FitSettings
 from taskedge.training.regrow import Regrow
-from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.mezo import Mezo, exact_names
 from taskedge.training.rungs.micro_batch import counted, shifts_labels
 from taskedge.training.rungs.rotate import Rotate
 
@@ -144,9 +143,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def __init__(self, *, head: Collection[str], settings: FitSettings, **given: Any) -> None:
         super().__init__(**given)
-        self._head, self._settings = frozenset(head), settings
-        if settings.optimizer == "mezo":  # exact gradients, which only what lies behind all entries gets for nothing
-            self._head &= frozenset(head_parameters(self.model))
+        mezo = settings.optimizer == "mezo"
+        self._head, self._settings = exact_names(self.model, head) if mezo else frozenset(head), settings
         self._mezo: Mezo | None = None
         self._labels = 0
         self._loss_shifts_labels = shifts_labels(self.model)  # the Trainer asks the class's name, and GPT-2's tells not

@@ -13,7 +13,7 @@ from taskedge.backbone.linears import linears
 from taskedge.forms.recompute import recomputing
 from taskedge.training.budget.choose import ladder_of
 from taskedge.training.run import Run
-from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.mezo import Mezo, parted
 from taskedge.training.settings import TuneSettings
 from taskedge.training.tasks import Say
 
@@ -39,7 +39,8 @@ def plan(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     rows, times = settings.fit().passes
     batch = run.collate(run.rows[:rows])
     with recomputing(model, settings.recompute):
-        seconds = _one_step(model, batch, zeroth=settings.optimizer == "mezo") * times
+        zeroth = Mezo(parted(model, run.whole), lr=0.0) if settings.optimizer == "mezo" else None
+        seconds = _one_step(model, batch, zeroth) * times
     columns = support.stored_columns
     trained, element = run.trained_parameters(model), next(model.parameters()).element_size()
     return {
@@ -89,15 +90,14 @@ def estimate(settings: TuneSettings, say: Say = print) -> dict[str, Any]:
     return ladder_of(Run(settings, say), say).required().as_json()
 
 
-def _one_step(model: nn.Module, batch: dict[str, torch.Tensor], *, zeroth: bool) -> float:
+def _one_step(model: nn.Module, batch: dict[str, torch.Tensor], zeroth: Mezo | None) -> float:
     """Seconds of one forward and backward pass, the second of two; in zeroth order, of two forward passes."""
-    model.train(not zeroth)
-    mezo = Mezo([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0)
+    model.train(zeroth is None)
     seconds = 0.0
     for _ in range(2):
         begin = time.perf_counter()
-        if zeroth:
-            mezo.probe(lambda: model(**batch).loss)
+        if zeroth is not None:
+            zeroth.probe(lambda: model(**batch).loss)
         else:
             model(**batch).loss.backward()
         seconds = time.perf_counter() - begin

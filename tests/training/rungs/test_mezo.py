@@ -13,7 +13,7 @@ from torch import nn
 
 from taskedge.training.fit import fit
 from taskedge.training.fit_settings import FitSettings
-from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.mezo import Mezo, parted
 from taskedge.training.seeds import derive
 
 SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, optimizer="mezo")
@@ -194,6 +194,21 @@ def test_a_run_keeps_nothing_of_the_model_below_the_head(tmp_path):
     rows_at_once, width = SETTINGS.passes[0], 16
     assert sizes
     assert max(sizes) <= max(rows_at_once * width, width * tiny.LABELS)
+
+
+def test_a_model_is_parted_into_what_is_probed_and_a_real_head():
+    made = model()
+    inside = next(p for name, p in made.named_parameters() if name.endswith("LayerNorm.bias"))
+    inside.requires_grad_(True)
+    named = {name: p for name, p in made.named_parameters() if p.requires_grad}
+    head = [named[name] for name in head_of(made)]
+    probed, exact = parted(made, named)
+    assert (probed["exact"], exact["exact"]) == (False, True)
+    assert {id(p) for p in exact["params"]} == {id(p) for p in head}
+    assert any(p is inside for p in probed["params"])
+    assert len(probed["params"]) + len(head) == len(named)
+    (alone,) = parted(made, [])
+    assert len(alone["params"]) == len(named)
 
 
 @pytest.mark.parametrize("stops", [[1], [3, 6, 9]])

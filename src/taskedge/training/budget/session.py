@@ -19,7 +19,7 @@ from taskedge.measure.live import LiveBytes, bytes_of
 from taskedge.measure.memory import give_back, peak_bytes, reset_peak, resident_bytes
 from taskedge.training.fit_settings import FitSettings
 from taskedge.training.run import Run
-from taskedge.training.rungs.mezo import Mezo
+from taskedge.training.rungs.mezo import Mezo, parted
 from taskedge.training.rungs.rotate import Rotation
 from taskedge.training.tasks import Batch
 
@@ -131,7 +131,7 @@ class Session:
                     rotation.begin((len(rotation.blocks) - 1) * s.rotate if deepest else 0)
                 if s.optimizer == "mezo":
                     self.model.eval()
-                    Mezo(self.trained, lr=0.0).probe(lambda: _loss(self.model, batch, autocast))
+                    Mezo(parted(self.model, self.run.whole), lr=0.0).probe(lambda: _loss(self.model, batch, autocast))
                     forward_done()
                     return
                 loss = _loss(self.model.train(), batch, autocast)

@@ -12,12 +12,13 @@ that are kept and put back, bit for bit (few numbers train, so a copy is small),
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.linears import head_parameters
 from taskedge.training.fit_settings import FitSettings
 from taskedge.training.seeds import derive
 
@@ -25,6 +26,20 @@ CAUTION = (
     "zeroth order (MeZO): two forward passes a step and no gradients but the head's: the memory of inference, but many "
     "more steps than gradients need, without dropout"
 )
+
+
+def exact_names(model: nn.Module, whole: Collection[str]) -> frozenset[str]:
+    """Of what trains whole, what lies behind all entries, so that its exact gradient comes for nothing: the head."""
+    return frozenset(whole) & frozenset(head_parameters(model))
+
+
+def parted(model: nn.Module, whole: Collection[str]) -> list[dict[str, Any]]:
+    """Groups for :class:`Mezo` of what requires gradients: what is probed, and the head."""
+    names, groups = exact_names(model, whole), []
+    for exact in (False, True):
+        found = [p for name, p in model.named_parameters() if p.requires_grad and (name in names) == exact]
+        groups += [{"params": found, "exact": exact}] * bool(found)
+    return groups
 
 
 class Mezo(torch.optim.Optimizer):
