@@ -1,7 +1,8 @@
-"""Plans against seconds that really pass: a fleet of six, emulated by six processes of one machine.
+"""Plans against seconds that really pass: fleets of six and eight, emulated by as many processes of one machine.
 
     python benchmarks/emulated_fleet.py prediction     # predicted against observed rounds: four minutes
     python benchmarks/emulated_fleet.py plans          # joint against every baseline plan: an hour; goes on
+    python benchmarks/emulated_fleet.py plans --show   # what is on file
 
 MiniLM-L6 on question types; rows are cut at 24 tokens, so that the real step of a device is short beside the emulated
 one, which is that of the fleet file for rows of 128 tokens. Real `taskedge cooperate join --emulate` processes, a real
@@ -19,8 +20,9 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,54 +47,96 @@ from taskedge.planning.fleet import parse_fleet
 from taskedge.planning.plan import BASELINES
 
 PATH = RESULTS / "emulated_plans.jsonl"
-LENGTH, BATCH, TRAIN, TEST = 24, 8, 1200, 400
+LENGTH, BATCH, TRAIN, TEST = 24, 8, 1200, 800
 MEDIAN_BAR, P95_BAR = 0.10, 0.25
 SOLVERS = ("joint", *BASELINES)
-EVERY = 5
+EVERY = 3
 """Rounds between two looks at the accuracy."""
 
-NAMES = [f"device-{number}" for number in range(1, 7)]
-BLOCKS = {"prediction": 6, "plans": 4}
-"""With four blocks, a plan also chooses whom it leaves out."""
-DISTRIBUTION = {
-    "devices": len(NAMES),
-    "sustained_flops_per_second": "log-uniform 8e9 .. 32e9",
-    "gain_db": "uniform -142 .. -115",
-    "transmit_watts": 0.1,
-    "noise_dbm_per_hz": -174,
-    "bandwidth_hz": 2e5,
-    "downlink_bits_per_second": 20e6,
-    "tokens_per_round": BATCH * 128,
+
+@dataclass(frozen=True)
+class Place:
+    """Where fleets are drawn from, and what is trained there."""
+
+    devices: int
+    draw: Callable[[random.Random, int], dict[str, Any]]
+    """What the device of that number is."""
+    bandwidth_hz: float
+    words: dict[str, Any]
+    """The distribution."""
+    settings: dict[str, Any]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"device-{number}" for number in range(1, self.devices + 1)]
+
+    def fleet(self, seed: int) -> Described:
+        """One fleet: figures of no particular devices, and chosen for no particular plan."""
+        draw = random.Random(seed)
+        fixed = {"utilisation_ratio": 1.0, "memory_bytes": 4e9, "tokens_per_round": BATCH * 128}
+        fixed |= {"batch_sequences": BATCH}
+        rows = [{"name": name} | self.draw(draw, number) | fixed for number, name in enumerate(self.names)]
+        channel = {"bandwidth_hz": self.bandwidth_hz}
+        whole = {"server": {"downlink_bits_per_second": 20e6}, "channel": channel, "device": rows}
+        return parse_fleet(whole, Path("drawn"))
+
+
+def field(draw: random.Random, number: int) -> dict[str, Any]:
+    """A device on radio."""
+    speed = 8e9 * 4 ** draw.random()
+    return {"flops_per_second": speed, "transmit_watts": 0.1, "gain_db": draw.uniform(-142, -115)}
+
+
+def yard(draw: random.Random, number: int) -> dict[str, Any]:
+    """Small boards at the gateway's cable, then boxes in vehicles, which share the radio channel."""
+    if number < 4:
+        return {"flops_per_second": 8e9 * 2 ** draw.random(), "wired_bits_per_second": 10e6}
+    return {
+        "flops_per_second": 20e9 * 2 ** draw.random(),
+        "transmit_watts": 0.1,
+        "gain_db": draw.uniform(-140, -110),
+    }
+
+
+COMMON = {"noise_dbm_per_hz": -174, "downlink_bits_per_second": 20e6, "tokens_per_round": BATCH * 128}
+PLACES = {
+    "prediction": Place(
+        devices=6,
+        draw=field,
+        bandwidth_hz=2e5,
+        words=COMMON
+        | {
+            "devices": 6,
+            "sustained_flops_per_second": "log-uniform 8e9 .. 32e9",
+            "gain_db": "uniform -142 .. -115",
+            "transmit_watts": 0.1,
+            "bandwidth_hz": 2e5,
+        },
+        settings={"blocks": 6},
+    ),
+    "plans": Place(
+        devices=8,
+        draw=yard,
+        bandwidth_hz=125e3,
+        words=COMMON
+        | {
+            "devices": "4 boards on a cable of 10 Mbit/s, 4 boxes in vehicles on one radio channel",
+            "sustained_flops_per_second": "log-uniform 8e9 .. 16e9 and 20e9 .. 40e9",
+            "gain_db": "uniform -140 .. -110",
+            "transmit_watts": 0.1,
+            "bandwidth_hz": 125e3,
+        },
+        settings={"blocks": 4, "budget": "1%"},  # with four blocks, a plan also chooses whom it leaves out
+    ),
 }
 
 
-def described(seed: int) -> Described:
-    """A fleet from ``DISTRIBUTION``: figures of no particular devices, and chosen for no particular plan."""
-    draw = random.Random(seed)
-    rows = [
-        {
-            "name": name,
-            "flops_per_second": 8e9 * 4 ** draw.random(),
-            "utilisation_ratio": 1.0,
-            "memory_bytes": 4e9,
-            "tokens_per_round": BATCH * 128,
-            "batch_sequences": BATCH,
-            "transmit_watts": 0.1,
-            "gain_db": draw.uniform(-142, -115),
-        }
-        for name in NAMES
-    ]
-    return parse_fleet(
-        {"server": {"downlink_bits_per_second": 20e6}, "channel": {"bandwidth_hz": 2e5}, "device": rows}, Path("drawn")
-    )
-
-
 @contextmanager
-def devices(folder: Path, joint: JointTask) -> Iterator[Fleet]:
+def devices(folder: Path, joint: JointTask, names: Sequence[str]) -> Iterator[Fleet]:
     """A server, and a process for each device that stays from run to run."""
-    columns = write_parts(joint, folder / "parts", NAMES, skew=False, seed=0, same=False)
+    columns = write_parts(joint, folder / "parts", names, skew=False, seed=0, same=False)
     fleet, processes = Fleet.create(folder / "fleet", name="emulated", port=free_port()), Processes()
-    bundles = {name: fleet.enrol(name) for name in NAMES}
+    bundles = {name: fleet.enrol(name) for name in names}
     server = fleet.start_server()
     try:
         for name, bundle in bundles.items():
@@ -110,7 +154,7 @@ def devices(folder: Path, joint: JointTask) -> Iterator[Fleet]:
 
 
 async def run(
-    fleet: Fleet, joint: JointTask, how: CooperateSettings, folder: Path, *, keep: bool = False
+    fleet: Fleet, joint: JointTask, how: CooperateSettings, drawn: Described, folder: Path, *, keep: bool = False
 ) -> tuple[list[Event], dict[int, Path]]:
     """All events of a run, and with ``keep`` a delta of every few rounds."""
     events: list[Event] = []
@@ -124,7 +168,7 @@ async def run(
             coordinator.delta().save(deltas[event["round"]])
 
     try:
-        more = {"whole": joint.whole, "labels": joint.labels, "fleet": described(how.seed), "on_event": on_event}
+        more = {"whole": joint.whole, "labels": joint.labels, "fleet": drawn, "on_event": on_event}
         coordinator = Coordinator(link, joint.base.model, how, folder / "run", **more)
         await coordinator.run()
     finally:
@@ -133,7 +177,8 @@ async def run(
 
 
 def settings(what: str, rounds: int, solver: str, seed: int) -> CooperateSettings:
-    fixed = {"batch_size": BATCH, "devices": len(NAMES), "wait_seconds": 600.0, "blocks": BLOCKS[what]}
+    place = PLACES[what]
+    fixed = {"batch_size": BATCH, "devices": place.devices, "wait_seconds": 600.0} | place.settings
     return CooperateSettings(rounds=rounds, solver=solver, seed=seed, **fixed)
 
 
@@ -169,11 +214,12 @@ def errors(events: Sequence[Event], event: str, observed: str, after: int) -> li
 
 def prediction(rounds: int, discard: int) -> None:
     """How far rounds are from what was predicted before each."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         joint = asked(data(folder)[0], 0)
-        with devices(folder, joint) as fleet:
-            events, _ = asyncio.run(run(fleet, joint, settings("prediction", rounds + discard, "joint", 0), folder))
+        place, how = PLACES["prediction"], settings("prediction", rounds + discard, "joint", 0)
+        with devices(folder, joint, place.names) as fleet:
+            events, _ = asyncio.run(run(fleet, joint, how, place.fleet(0), folder))
     tasks = [event for event in events if event["event"] == "task"]
     off = errors(events, "round", "seconds", discard)
     p95 = statistics.quantiles(off, n=100, method="inclusive")[94]
@@ -190,7 +236,7 @@ def prediction(rounds: int, discard: int) -> None:
         {
             "setting": f"MiniLM-L6, question types, {BATCH} rows of at most {LENGTH} tokens for a device and round, "
             f"six emulated devices, {rounds} rounds after the first {discard}",
-            "fleet": DISTRIBUTION | {"seed": 0},
+            "fleet": place.words | {"seed": 0},
             "load": load(),
             "tasks": {result: sum(e["result"] == result for e in tasks) for result in {e["result"] for e in tasks}},
             "tasks whose real step was slower than the emulated one": overran(events),
@@ -207,10 +253,11 @@ def plans(rounds: int, seeds: int, solvers: Sequence[str]) -> None:
         if PATH.exists()
         else set()
     )
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    place = PLACES["plans"]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         train, test = data(folder)
-        with devices(folder, asked(train, 0)) as fleet:
+        with devices(folder, asked(train, 0), place.names) as fleet:
             for seed in range(seeds):
                 for solver in solvers:
                     if (solver, seed) in done:
@@ -218,7 +265,7 @@ def plans(rounds: int, seeds: int, solvers: Sequence[str]) -> None:
                     here = folder / f"{solver}-{seed}"
                     here.mkdir()
                     how, joint = settings("plans", rounds, solver, seed), asked(train, seed)
-                    events, deltas = asyncio.run(run(fleet, joint, how, here, keep=True))
+                    events, deltas = asyncio.run(run(fleet, joint, how, place.fleet(seed), here, keep=True))
                     row = summary(events) | {"accuracy": accuracies(deltas, train, test, seed)}
                     row = {"solver": solver, "seed": seed, "rounds": rounds} | row
                     append(PATH, row | {"load": load(), "machine": machine()})
@@ -231,6 +278,7 @@ def summary(events: Sequence[Event]) -> dict[str, Any]:
     passed = [sum(event["seconds"] for event in rounds[:number]) for number in range(1, len(rounds) + 1)]
     return {
         "seconds": passed[-1],
+        "answers_a_round": sum(event["event"] == "task" for event in events) / len(rounds),
         "seconds_after": {number: passed[number - 1] for number in range(EVERY, len(rounds) + 1, EVERY)},
         "round_median": statistics.median(event["seconds"] for event in rounds),
         "off_median": statistics.median(errors(events, "round", "seconds", 5)),
@@ -255,7 +303,7 @@ def accuracies(deltas: dict[int, Path], train: Path, test: Path, seed: int) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["prediction", "plans"])
-    parser.add_argument("--rounds", type=int, help="[default: 50 for prediction, 20 for plans]")
+    parser.add_argument("--rounds", type=int, help="[default: 50 for prediction, 24 for plans]")
     parser.add_argument("--discard", type=int, default=5, help="prediction: rounds before, not counted")
     parser.add_argument("--seeds", type=int, default=3, help="plans")
     parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="plans")
@@ -265,7 +313,7 @@ def main() -> None:
     if arguments.what == "prediction":
         prediction(arguments.rounds or 50, arguments.discard)
     else:
-        plans(arguments.rounds or 20, arguments.seeds, arguments.solvers)
+        plans(arguments.rounds or 24, arguments.seeds, arguments.solvers)
     print(f"{time.monotonic() - begun:.0f} s")
 
 

@@ -40,6 +40,9 @@ COMPILER = 120_000_000
 LOOP = 5_000_000
 """Bytes that the Trainer, its loader and its records take beside a step (measured, Linux x86)."""
 
+BEYOND = 1.05
+"""Times the peak of loading and a first pass that measuring may go to, where that peak is above the budget already."""
+
 BRIEF = 1.5
 """Seconds that a pass may take for one of more rows to follow: more rows tell more of a large pass."""
 
@@ -87,7 +90,7 @@ class Ladder:
         self._load(run)
         self._rows, self._held_out = run.rows, run.eval_rows
         self._lengths = [_length(row) for row in self._rows]
-        self.loading = lifetime_peak_bytes(CPU)
+        self.loading = self._at_least = lifetime_peak_bytes(CPU)
         self.least = 0
         """Bytes that the smallest step may take, where the budget had no room to try it."""
         self.compiled = 0
@@ -95,8 +98,10 @@ class Ladder:
 
     @property
     def reached(self) -> int:
-        """Bytes: the highest resident set of the process so far, measuring included."""
-        return lifetime_peak_bytes(CPU)
+        """Bytes: the highest resident set of the process so far, measuring included; but for what went beyond a budget
+        that was exceeded anyway."""
+        assert self.budget is not None
+        return self._at_least if self._at_least > self.budget else lifetime_peak_bytes(CPU)
 
     def groups(
         self, *, all_places: bool = False, go_on: Callable[[], bool] = lambda: True
@@ -153,6 +158,8 @@ class Ladder:
         bounds = {True: live.peak + 3 * live.made // count, False: live.made}  # by whether blocks are recomputed
         selection, evaluation = self._selection(run), self._evaluation(run)
         session = Session(run, alone)
+        if not self.least:
+            self._at_least = lifetime_peak_bytes(CPU)
         try:
             least = resident_bytes() + min(bounds.values()) + LOOP
             self.least = min(self.least or least, least)
@@ -294,10 +301,13 @@ class Ladder:
     def _room(self, more: int) -> bool:
         """Whether the budget has room for so many bytes more than there are now.
 
-        Where loading took more than the budget, there is no way to stay within, and the room is what loading took: what
-        would fit is then found by measuring, and nothing is exceeded by more than it was.
+        Where loading the model or its first pass took more than the budget, no way stays within. The room is then a
+        little above what they took, so that the budget that the refusal names is measured.
         """
-        return self.budget is None or resident_bytes() + more <= max(self.budget, self.loading)
+        if self.budget is None:
+            return True
+        beyond = self._at_least * BEYOND if self._at_least > self.budget else 0
+        return resident_bytes() + more <= max(self.budget, beyond)
 
     def _batch(self, rows: int, length: float) -> Batch:
         """Rows of which the longest is the nearest to that length, the others shorter: so they need padding."""
