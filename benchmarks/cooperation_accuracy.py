@@ -103,9 +103,10 @@ def cooperative(given: Setting, variant: Variant, seed: int, changes: Facts) -> 
 
 
 def saved(ran: Ran, settings: CooperateSettings) -> Facts:
-    """Shares of FLOPs and bytes that idle blocks save over the whole run, warm-up and probes included.
+    """Shares of FLOPs and bytes that idle modules save over the whole run, halving and trials included.
 
-    ``backward_saved`` leaves the forward pass out, which every method has.
+    ``backward_saved`` leaves the forward pass out, which every method has. ``entries_saved`` is of the gradients of
+    entries alone, 2 FLOPs an entry and token: the work that is the method's own, beside that of the frozen model.
     """
     rounds = ran.of("round")
     table = run_table(te.fuse(ran.model), LENGTH, settings)
@@ -113,7 +114,10 @@ def saved(ran: Ran, settings: CooperateSettings) -> Facts:
     per_device = settings.rows_per_round * table.sequence_tokens * forward
     total, every = (sum(line[key] for line in rounds) for key in ("device_flops", "device_flops_all_active"))
     working = sum(line["devices"] for line in rounds)
+    entries, tokens = ran.of("support")[0]["entries"], sum(line["tokens"] for line in rounds)
+    trained = sum(line["active_values"] * line["tokens"] for line in rounds)
     return {
+        "entries_saved": 1 - trained / (entries * tokens),
         "flops_saved": 1 - total / every,
         "backward_saved": 1 - (total - working * per_device) / (every - DEVICES * len(rounds) * per_device),
         "upload_saved": 1 - sum(r["upload_bytes"] for r in rounds) / sum(r["upload_bytes_all_active"] for r in rounds),
@@ -161,7 +165,7 @@ def show() -> None:
         spread = stdev(line[part] for line in lines) if len(lines) > 1 else float("nan")
         saving = "".join(
             f", {key.replace('_', ' ')} {mean(line[key] for line in lines):.1%}"
-            for key in ("flops_saved", "backward_saved", "upload_saved")
+            for key in ("entries_saved", "flops_saved", "backward_saved", "upload_saved")
             if key in lines[0]
         )
         print(

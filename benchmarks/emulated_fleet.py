@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import report_cooperation
 import torch
 from accuracy import append
 from common import RESULTS, figure, machine, show, write
@@ -307,7 +308,11 @@ def main() -> None:
     parser.add_argument("--discard", type=int, default=5, help="prediction: rounds before, not counted")
     parser.add_argument("--seeds", type=int, default=3, help="plans")
     parser.add_argument("--solvers", nargs="+", default=SOLVERS, help="plans")
+    parser.add_argument("--show", action="store_true", help="plans: only the table of what is on file")
     arguments = parser.parse_args()
+    if arguments.show:
+        print(report_cooperation.plans(report_cooperation.read(PATH)))
+        return
     torch.set_num_threads(1)
     begun = time.monotonic()
     if arguments.what == "prediction":

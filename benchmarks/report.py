@@ -59,6 +59,7 @@ class Results:
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
         self.cooperation = report_cooperation.read(folder / "cooperation_accuracy.jsonl")
+        self.plans = report_cooperation.read(folder / "emulated_plans.jsonl")
         self.kinds = report_kinds.read(folder / "kinds.jsonl")
 
     def has(self, name: str) -> bool:
@@ -221,6 +222,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
     "kinds-step": (lambda results: figures(results.apart["step_cost_kinds"]), "step_cost_kinds"),
     "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
+    "emulated-plans": (lambda results: report_cooperation.plans(results.plans), "plans"),
     "cooperation-bytes": (
         lambda results: report_cooperation.sizes(results.apart["cooperation_bytes"]["figures"]),
         "cooperation_bytes",

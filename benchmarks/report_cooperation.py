@@ -24,7 +24,7 @@ NAMES = {
     ("fedavg, skewed", ""): "`fedavg`, rows parted by label",
 }
 """The runs that are shown, by variant and changed settings, in order."""
-SAVED = ("upload_saved", "backward_saved", "flops_saved")
+SAVED = ("upload_saved", "entries_saved", "backward_saved", "flops_saved")
 
 
 def read(path: Path) -> list[Line]:
@@ -34,7 +34,8 @@ def read(path: Path) -> list[Line]:
 
 def overview(lines: Sequence[Line]) -> str:
     """A row a variant: test accuracy over seeds, kB that an answer takes, and what idle modules save."""
-    head = ["", "test accuracy", "seeds", "kB an answer, mean", "largest", "saved: bytes up", "backward", "all FLOPs"]
+    head = ["", "test accuracy", "seeds", "kB an answer, mean", "largest", "saved: bytes up"]
+    head += ["FLOPs of entries", "of the backward pass", "of all"]
     rows = []
     for key, name in NAMES.items():
         runs = [line for line in lines if (line["variant"], line["change"]) == key]
@@ -54,6 +55,46 @@ def overview(lines: Sequence[Line]) -> str:
             ]
         )
     return table(head, rows)
+
+
+def plans(lines: Sequence[Line]) -> str:
+    """A row a plan of emulated_fleet.py: seconds of all rounds and to an accuracy, fleet by fleet; the means."""
+    solvers = list(dict.fromkeys(line["solver"] for line in lines))
+    rows = []
+    for solver in solvers:
+        runs = sorted((line for line in lines if line["solver"] == solver), key=lambda line: line["seed"])
+        whole = [run["seconds"] for run in runs]
+        soon = [seconds_to(run, TARGET) for run in runs]
+        reached = [found for found in soon if found is not None]
+        last = mean(run["accuracy"][str(run["rounds"])] for run in runs)
+        rows.append(
+            [
+                f"`{solver}`",
+                " / ".join(f"{one:.0f}" for one in whole),
+                f"{mean(whole):.0f} s",
+                " / ".join("never" if one is None else f"{one:.0f}" for one in soon),
+                f"{mean(reached):.0f} s" if len(reached) == len(soon) else "",
+                f"{last:.1%}",
+            ]
+        )
+    count = lines[0]["rounds"] if lines else 0
+    head = ["plan", f"{count} rounds, s", "mean", f"to {TARGET:.0%} of test rows, s", "mean", "accuracy at the end"]
+    return table(head, rows)
+
+
+TARGET = 0.70
+"""Of the test rows, for the seconds that a plan takes to get there."""
+
+
+def seconds_to(run: Line, accuracy: float) -> float | None:
+    """When a run was first as accurate: between two looks on the straight line; None: it never was."""
+    before_seconds, before = 0.0, 0.0
+    for number, seconds in run["seconds_after"].items():
+        now = run["accuracy"][number]
+        if now >= accuracy:
+            return before_seconds + (seconds - before_seconds) * (accuracy - before) / (now - before)
+        before_seconds, before = seconds, now
+    return None
 
 
 def sizes(figures: Sequence[Line]) -> str:

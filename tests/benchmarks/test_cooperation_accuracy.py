@@ -36,11 +36,11 @@ def test_a_cooperative_run_takes_as_many_rows_and_steps_as_tune() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    """By hand: 2 rounds with all modules, then 4 with those that stay; backward goes to the deepest of them."""
+    """By hand: a round with all modules, one with half, then 4 with those that stay; backward goes to the deepest."""
     monkeypatch.setattr(sweep, "LENGTH", 24)
     monkeypatch.setattr(sweep, "DEVICES", 2)
     how = tiny_fleet.settings(devices=2, rounds=6, mode="fedavg", active_share=share)
-    revive = ReviveSettings(share, warmup=2, window=2, every=99)
+    revive = ReviveSettings(share, stage=1, window=2, every=99)
     trainings = {f"d{place}": tiny_fleet.training(place) for place in range(2)}
     head, _, events = tiny_fleet.run(tmp_path / "run", how, trainings, revive=revive)
     ran = Ran(head._model, events)
@@ -51,4 +51,8 @@ def test_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: f
     assert found["upload_saved"] == pytest.approx(1 - sent / (6 * sum(sizes.values())))
     assert found["backward_saved"] == pytest.approx(1 - sum(max(blocks) for blocks in active) / (6 * 4))
     assert found["flops_saved"] <= found["backward_saved"]
+    entries = sum(sizes.values()) - sizes[0]
+    tokens = [line["tokens"] for line in ran.of("round")]
+    trained = sum(line["active_values"] * count for line, count in zip(ran.of("round"), tokens, strict=True))
+    assert found["entries_saved"] == pytest.approx(1 - trained / (entries * sum(tokens)))
     assert (found["upload_saved"] > 0) == (share < 1)
