@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from test_budget_costs import cost
 
@@ -41,7 +43,7 @@ def ladder(monkeypatch):
             asked = 0
 
             def __init__(self, run, budget, on_group):
-                self.reached, self.compiled, self.least = reached, compiled, least
+                self.room, self.compiled, self.least = SimpleNamespace(reached=reached), compiled, least
 
             def groups(self, *, all_places=False, go_on=lambda: True):
                 before = Place()
@@ -88,7 +90,7 @@ def test_what_changes_the_result_is_taken_only_where_nothing_else_fits(ladder):
 
 def test_a_refusal_names_a_budget_just_above_the_least_and_that_one_does(ladder):
     ladder(PLAIN, SLOW)
-    with pytest.raises(DoesNotFit, match=r"--memory 499MB: nothing fits: .* give --memory 505MB; or allow") as refused:
+    with pytest.raises(DoesNotFit, match=r"--memory 499MB: nothing fits: .* give --memory 510MB; or allow") as refused:
         choose.within(FakeRun("499MB"), lambda _: None)
     assert refused.value.exit_code == 3
     assert refused.value.needed == 500 * MB + choose.SLACK
@@ -99,19 +101,19 @@ def test_a_refusal_names_a_budget_just_above_the_least_and_that_one_does(ladder)
 
 def test_what_the_measuring_itself_took_counts(ladder):
     ladder(PLAIN, SLOW, reached=520 * MB)
-    with pytest.raises(DoesNotFit, match=r"to try a few rows took 520 MB already: give --memory 525MB"):
+    with pytest.raises(DoesNotFit, match=r"to try a few rows took 520 MB already: give --memory 530MB"):
         choose.within(FakeRun("510MB"), lambda _: None)
     ladder(PLAIN, SLOW, reached=520 * MB)
     assert choose.within(FakeRun("525MB"), lambda _: None)[1].chosen.way == "recompute"
     ladder(PLAIN, SLOW, reached=450 * MB)
-    with pytest.raises(DoesNotFit, match=r"the least is 'recompute', .* give --memory 505MB"):
+    with pytest.raises(DoesNotFit, match=r"the least is 'recompute', .* give --memory 510MB"):
         choose.within(FakeRun("400MB"), lambda _: None)
 
 
 @pytest.mark.parametrize(("least", "reached"), [(692, 600), (600, 692)])
 def test_nothing_could_be_measured(ladder, least, reached):
     ladder(reached=reached * MB, least=least * MB)
-    with pytest.raises(DoesNotFit, match="not even a step of one row would, it seems: give --memory 705MB"):
+    with pytest.raises(DoesNotFit, match="not even a step of one row would, it seems: give --memory 710MB"):
         choose.within(FakeRun("600MB"), lambda _: None)
 
 
@@ -130,6 +132,6 @@ def test_the_whole_ladder_tells_what_is_not_allowed_and_does_not_choose_it(ladde
     found = choose.ladder_of(FakeRun("650MB"), lambda _: None)
     assert [one.way for one in found.costs] == ["as it is", "micro-batch 2", "depth 1"]
     assert found.chosen.way == "micro-batch 2"
-    with pytest.raises(DoesNotFit, match="give --memory 605MB"):
+    with pytest.raises(DoesNotFit, match="give --memory 610MB"):
         choose.ladder_of(FakeRun("400MB"), lambda _: None).required()
     assert choose.ladder_of(FakeRun(None), lambda _: None).required().chosen is None

@@ -13,7 +13,7 @@ from tiny import bits
 
 from taskedge.measure.live import LiveBytes
 from taskedge.measure.memory import resident_bytes
-from taskedge.training.budget import estimate
+from taskedge.training.budget import estimate, room
 from taskedge.training.budget.estimate import Ladder
 from taskedge.training.budget.ladder import LOOPS
 from taskedge.training.budget.session import Session, undisturbed
@@ -29,7 +29,7 @@ def quiet(_: str) -> None:
 def brief(monkeypatch):
     """One timed pass: what is timed decides no test. Nor does the peak of tests that ran in this process before."""
     monkeypatch.setattr(estimate, "BRIEF", 0.0)
-    monkeypatch.setattr(estimate, "lifetime_peak_bytes", lambda _: resident_bytes())
+    monkeypatch.setattr(room, "lifetime_peak_bytes", lambda _: resident_bytes())
     monkeypatch.setattr("taskedge.training.budget.session.LONG", 0.0)
 
 
@@ -123,33 +123,35 @@ def test_entries_and_head_are_what_trains(task, brief):
 
 def test_no_step_is_tried_that_the_budget_has_no_room_for(task, brief, monkeypatch):
     run = Run(settings(task), quiet)
-    monkeypatch.setattr(estimate, "BEYOND", 0)
+    monkeypatch.setattr(room, "BEYOND", 0)
     ladder = Ladder(run, 1)
     monkeypatch.setattr(Session, "held", lambda *_: pytest.fail("a step was made"))
     with closing(ladder.groups()) as groups:
         assert list(groups) == []
-    assert not ladder._room(1)
-    assert Ladder(run, resident_bytes() + 2**30)._room(2**20)
+    assert not ladder.room.has(1)
+    assert Ladder(run, resident_bytes() + 2**30).room.has(2**20)
 
 
 def test_where_loading_took_more_than_the_budget_small_steps_still_tell_what_would_fit(task, brief, monkeypatch):
-    run = Run(settings(task), quiet)
-    ladder = Ladder(run, 1)
-    monkeypatch.setattr(ladder, "_at_least", 2 * resident_bytes())
+    ladder = Ladder(Run(settings(task), quiet), 1)
+    monkeypatch.setattr(ladder.room, "take_note", lambda: None)
+    ladder.room.least = 2 * resident_bytes()
     with closing(ladder.groups()) as groups:
         assert next(groups).costs
-    assert ladder._room(ladder._at_least // 50)
-    assert not ladder._room(2 * ladder._at_least)
+    assert ladder.room.has(ladder.room.least // 50)
+    assert not ladder.room.has(2 * ladder.room.least)
 
 
-def test_what_goes_beyond_a_budget_that_was_exceeded_anyway_does_not_count(task, brief, monkeypatch):
-    run = Run(settings(task), quiet)
-    peak = 8 * resident_bytes()
-    ladder = Ladder(run, 5 * resident_bytes())
-    monkeypatch.setattr(estimate, "lifetime_peak_bytes", lambda device: peak)
-    assert ladder.reached == peak
-    ladder._at_least = 6 * resident_bytes()
-    assert ladder.reached == ladder._at_least
+def test_what_goes_beyond_a_budget_that_was_exceeded_anyway_does_not_count(monkeypatch):
+    peaks = [0]
+    monkeypatch.setattr(room, "lifetime_peak_bytes", lambda device: peaks[0])
+    for budget, counted in ((None, 150), (130, 150), (110, 120)):
+        peaks[0] = 100
+        made = room.Room(budget)
+        peaks[0] = 120
+        made.take_note()
+        peaks[0] = 150
+        assert made.reached == counted
 
 
 def test_the_selection_counts(task, brief):

@@ -22,7 +22,7 @@ costs a third of a step or so."""
 ALIKE = 1.05
 """Times of which neither is faster."""
 
-SLACK = 5_000_000
+SLACK = 10_000_000
 """Bytes that a refusal names above the least: two measurements of one way differ by up to so many, and the budget that
 is named must do."""
 
@@ -79,13 +79,13 @@ def within(run: Run, say: Say) -> tuple[Run, Estimate]:
                 break
     allow = run.settings.allow or []
     if chosen is None and not costs:
-        needed = round(max(ladder.least, ladder.reached) + MARGIN_BYTES + SLACK)
+        needed = round(max(ladder.least, ladder.room.reached) + MARGIN_BYTES + SLACK)
         raise DoesNotFit(needed, _refusal(budget, needed, "not even a step of one row would, it seems"))
     if chosen is not None and chosen.changes and ladder.compiled:  # it was loaded to be measured, and stays
         costs = [_with_compiler(cost, ladder.compiled) for cost in costs]
         chosen = fastest(cost for cost in costs if cost.needed <= budget)
-    if chosen is None or ladder.reached > budget:
-        raise _nothing_fits(budget, costs, allow, ladder.reached)
+    if chosen is None or ladder.room.reached > budget:
+        raise _nothing_fits(budget, costs, allow, ladder.room.reached)
     if "dtype" in chosen.changes:
         run.forget_base()  # another is loaded in its place
     return run.changed(chosen.changes), Estimate(budget, chosen, costs, allow)

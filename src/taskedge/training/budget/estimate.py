@@ -23,14 +23,14 @@ from taskedge.measure.memory import (
     TIGHT,
     give_back,
     hold,
-    lifetime_peak_bytes,
     resident_bytes,
     return_freed_memory,
 )
 from taskedge.training import fit
 from taskedge.training.budget.costs import Cost, Line, Memory, longest_of
 from taskedge.training.budget.ladder import Place, Rung, Way, loops, micro_batches, places
-from taskedge.training.budget.session import CPU, Pace, Pass, Session, undisturbed
+from taskedge.training.budget.room import Room
+from taskedge.training.budget.session import Pace, Pass, Session, undisturbed
 from taskedge.training.run import LOADED_BY, Run
 from taskedge.training.tasks import Batch, Row
 
@@ -39,9 +39,6 @@ COMPILER = 120_000_000
 
 LOOP = 5_000_000
 """Bytes that the Trainer, its loader and its records take beside a step (measured, Linux x86)."""
-
-BEYOND = 1.05
-"""Times the peak of loading and a first pass that measuring may go to, where that peak is above the budget already."""
 
 BRIEF = 1.5
 """Seconds that a pass may take for one of more rows to follow: more rows tell more of a large pass."""
@@ -83,25 +80,19 @@ class Ladder:
     def __init__(self, run: Run, budget: int | None = None, on_group: Callable[[str], None] = lambda _: None) -> None:
         assert fit  # the loop and all that it imports are there: part of the process, as they are when it trains
         return_freed_memory(TIGHT)
-        self.run, self.budget, self._on_group = run, budget, on_group
+        self.run, self._on_group = run, on_group
         self._process: int | None = None
         run.data  # noqa: B018
         give_back()
         self._load(run)
         self._rows, self._held_out = run.rows, run.eval_rows
         self._lengths = [_length(row) for row in self._rows]
-        self.loading = self._at_least = lifetime_peak_bytes(CPU)
+        self.room = Room(budget)
+        self.loading = self.room.least
         self.least = 0
         """Bytes that the smallest step may take, where the budget had no room to try it."""
         self.compiled = 0
         """Bytes that the compiler of the entries' kernel took when it was loaded here."""
-
-    @property
-    def reached(self) -> int:
-        """Bytes: the highest resident set of the process so far, measuring included; but for what went beyond a budget
-        that was exceeded anyway."""
-        assert self.budget is not None
-        return self._at_least if self._at_least > self.budget else lifetime_peak_bytes(CPU)
 
     def groups(
         self, *, all_places: bool = False, go_on: Callable[[], bool] = lambda: True
@@ -159,11 +150,11 @@ class Ladder:
         selection, evaluation = self._selection(run), self._evaluation(run)
         session = Session(run, alone)
         if not self.least:
-            self._at_least = lifetime_peak_bytes(CPU)
+            self.room.take_note()
         try:
             least = resident_bytes() + min(bounds.values()) + LOOP
             self.least = min(self.least or least, least)
-            while ready := [loop for loop in waiting if self._room(bounds[_forgets(loop)])]:
+            while ready := [loop for loop in waiting if self.room.has(bounds[_forgets(loop)])]:
                 waiting.remove(loop := ready[0])
                 self._on_group(Way((*place.rungs, *loop), None).name)
                 found = self._measure(session, loop, spared=True)
@@ -184,7 +175,7 @@ class Ladder:
             taking, measured, extra = run.changed(way.changes), found, 0
             if _compiles(taking):
                 extra = 0 if "numba" in sys.modules else COMPILER
-                if not extra or self._room(round(found.peak.at(run.settings.batch_size)) + extra):
+                if not extra or self.room.has(round(found.peak.at(run.settings.batch_size)) + extra):
                     measured = self._measure(session, loop, spared=False)
                     self.compiled += measured.resident - found.resident if extra else 0
                     extra = 0
@@ -204,7 +195,7 @@ class Ladder:
         passes = list[tuple[int, Pass]]()
         for rows in (1, 2, 4):
             line = Line(tuple((at, one.peak) for at, one in passes))
-            if passes and (rows > most or not self._room(round(line.at(rows)))):
+            if passes and (rows > most or not self.room.has(round(line.at(rows)))):
                 break
             start = time.perf_counter()
             passes.append((rows, session.held(self._batch(rows, longest), changes)))
@@ -213,7 +204,7 @@ class Ladder:
         line = Line(tuple((at, one.peak) for at, one in passes))
         typical = longest_of(self._lengths, most)
         rows, paces = min(2, most), list[tuple[int, Pace]]()
-        while not paces or (rows <= most and self._room(round(line.at(rows)))):
+        while not paces or (rows <= most and self.room.has(round(line.at(rows)))):
             paces.append((rows, session.pace(self._batch(rows, typical), changes)))
             rows *= 2
             if paces[-1][1].wall * 2 > BRIEF and len(paces) > 1:
@@ -291,23 +282,12 @@ class Ladder:
     def _alive(self, work: Callable[[int], object], most: int) -> Line:
         points: list[tuple[float, float]] = []
         for rows in range(1, min(2, most) + 1):
-            if points and not self._room(2 * round(points[0][1])):
+            if points and not self.room.has(2 * round(points[0][1])):
                 break
             with LiveBytes() as live:
                 work(rows)
             points.append((rows, live.peak))
         return Line(tuple(points))
-
-    def _room(self, more: int) -> bool:
-        """Whether the budget has room for so many bytes more than there are now.
-
-        Where loading the model or its first pass took more than the budget, no way stays within. The room is then a
-        little above what they took, so that the budget that the refusal names is measured.
-        """
-        if self.budget is None:
-            return True
-        beyond = self._at_least * BEYOND if self._at_least > self.budget else 0
-        return resident_bytes() + more <= max(self.budget, beyond)
 
     def _batch(self, rows: int, length: float) -> Batch:
         """Rows of which the longest is the nearest to that length, the others shorter: so they need padding."""
