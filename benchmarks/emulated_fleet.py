@@ -3,6 +3,7 @@
     python benchmarks/emulated_fleet.py prediction     # predicted against observed rounds: four minutes
     python benchmarks/emulated_fleet.py plans          # joint against every baseline plan: an hour; goes on
     python benchmarks/emulated_fleet.py plans --show   # what is on file
+    python benchmarks/emulated_fleet.py planned        # a hundred other fleets, by their plans alone
 
 MiniLM-L6 on question types; rows are cut at 24 tokens, so that the real step of a device is short beside the emulated
 one, which is that of the fleet file for rows of 128 tokens. Real `taskedge cooperate join --emulate` processes, a real
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -22,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,11 @@ from common import RESULTS, figure, machine, show, write
 
 import taskedge as te
 from taskedge import assets
+from taskedge.backbone.costs import block_table, dummy_inputs, skeleton
 from taskedge.cli.cooperate.join import joining
 from taskedge.cooperation.coordinator import Coordinator
 from taskedge.cooperation.enrolment import Fleet
+from taskedge.cooperation.estimates import merged
 from taskedge.cooperation.log import Event
 from taskedge.cooperation.nats import NatsCoordinatorLink
 from taskedge.cooperation.nats_server import free_port
@@ -43,9 +47,10 @@ from taskedge.cooperation.processes import Processes
 from taskedge.cooperation.settings import CooperateSettings
 from taskedge.cooperation.split import write_parts
 from taskedge.cooperation.task import Asked, JointTask, joint_task
+from taskedge.planning.costs import fleet_costs
 from taskedge.planning.fleet import Fleet as Described
 from taskedge.planning.fleet import parse_fleet
-from taskedge.planning.plan import BASELINES
+from taskedge.planning.plan import BASELINES, make_plan
 
 PATH = RESULTS / "emulated_plans.jsonl"
 LENGTH, BATCH, TRAIN, TEST = 24, 8, 1200, 800
@@ -301,9 +306,36 @@ def accuracies(deltas: dict[int, Path], train: Path, test: Path, seed: int) -> d
     return found
 
 
+def planned(seeds: int) -> None:
+    """Planned rounds of every solver as multiples of the joint plan's, on fleets that are not emulated."""
+    shape = skeleton(str(assets.minilm(print)))
+    found: dict[str, list[float]] = {}
+    for what, seed in itertools.product(PLACES, range(1000, 1000 + seeds)):
+        fleet, share = PLACES[what].fleet(seed), {"prediction": 0.001, "plans": 0.01}[what]
+        table = merged(
+            block_table(shape, dummy_inputs(shape, 1, 128), share=share, name="MiniLM-L6"),
+            settings("plans", 1, "joint", seed),
+        )
+        costs = replace(fleet_costs(fleet, table), bits=8.0 * table.payload_values)  # answers are float8
+        plan = make_plan(fleet, table, costs, compare=BASELINES)
+        for solver, seconds in plan.compared_seconds.items():
+            if seconds is not None:
+                found.setdefault(f"{KIND[what]}: {solver} / joint", []).append(seconds / plan.latency_seconds)
+    figures = [figure(name, ratios) for name, ratios in found.items()]
+    figures += [
+        figure(f"{name}, share of fleets above 1.03", [sum(ratio > 1.03 for ratio in ratios) / len(ratios)])
+        for name, ratios in found.items()
+    ]
+    show(figures)
+    write("planned_fleets", {"fleets": {KIND[what]: PLACES[what].words for what in PLACES}, "figures": figures})
+
+
+KIND = {"prediction": "6 on radio", "plans": "4 on a cable, 4 on radio"}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prediction", "plans"])
+    parser.add_argument("what", choices=["prediction", "plans", "planned"])
     parser.add_argument("--rounds", type=int, help="[default: 50 for prediction, 24 for plans]")
     parser.add_argument("--discard", type=int, default=5, help="prediction: rounds before, not counted")
     parser.add_argument("--seeds", type=int, default=3, help="plans")
@@ -315,7 +347,9 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     begun = time.monotonic()
-    if arguments.what == "prediction":
+    if arguments.what == "planned":
+        planned(100)
+    elif arguments.what == "prediction":
         prediction(arguments.rounds or 50, arguments.discard)
     else:
         plans(arguments.rounds or 24, arguments.seeds, arguments.solvers)

@@ -35,7 +35,15 @@ DOCUMENTS = (
     "docs/tasks.md",
 )
 COSTS = ("step_cost", "saved_bytes", "selection_cost", "delta_cost")
-APART = ("step_cost_kinds", "forms_cost", "selection_memory", "memory_rungs", "exports", "cooperation_bytes")
+APART = (
+    "step_cost_kinds",
+    "forms_cost",
+    "selection_memory",
+    "memory_rungs",
+    "exports",
+    "cooperation_bytes",
+    "planned_fleets",
+)
 """Costs that have a table of their own."""
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -223,6 +231,10 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds-step": (lambda results: figures(results.apart["step_cost_kinds"]), "step_cost_kinds"),
     "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
     "emulated-plans": (lambda results: report_cooperation.plans(results.plans), "plans"),
+    "planned-fleets": (
+        lambda results: report_cooperation.planned(results.apart["planned_fleets"]["figures"]),
+        "planned_fleets",
+    ),
     "cooperation-bytes": (
         lambda results: report_cooperation.sizes(results.apart["cooperation_bytes"]["figures"]),
         "cooperation_bytes",

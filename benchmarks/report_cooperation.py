@@ -97,6 +97,19 @@ def seconds_to(run: Line, accuracy: float) -> float | None:
     return None
 
 
+def planned(figures: Sequence[Line]) -> str:
+    """A row a baseline of planned_fleets.json: its round beside the joint plan's, by kind of fleet."""
+    found: dict[str, dict[str, str]] = {}
+    for line in figures:
+        kind, _, what = line["what"].partition(": ")
+        solver, _, of = what.partition(" / joint")
+        if not of:
+            low, high = line["quartiles"]
+            found.setdefault(solver, {})[kind] = f"{line['median']:.2f} ({low:.2f} to {high:.2f})"
+    kinds = list(next(iter(found.values()))) if found else []
+    return table(["plan / `joint`", *kinds], [[f"`{name}`", *by.values()] for name, by in found.items()])
+
+
 def sizes(figures: Sequence[Line]) -> str:
     """A row a run of cooperation_bytes.py: kB of the largest task and answer."""
     found: dict[str, dict[str, Line]] = {}
