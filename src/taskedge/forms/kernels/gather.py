@@ -18,7 +18,7 @@ LEAST, MOST = 16, 256
 """Tokens at a time."""
 
 CROSSOVER = 50
-"""One gathered product takes as long as so many in a matrix product (measured 55 to 65 on one x86 core)."""
+"""One gathered product takes as long as so many in a matrix product (50 to 80 on one x86 core)."""
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
