@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from taskedge.cli.options import given, options_of, print_json
 from taskedge.cli.tune import command
+from taskedge.cooperation.settings import CooperateSettings
 from taskedge.training.settings import TuneSettings
 
 
@@ -41,6 +42,33 @@ def test_what_was_given():
         "seed": 0, "step": "plain",
     }  # fmt: skip
     assert CliRunner().invoke(taking, ["--out", "x"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("1/8", 0.125), ("3 / 4", 0.75), ("0.1", 0.1), ("1e-2", 0.01), ("1e-1/2", 0.05)]
+)
+def test_a_number_may_be_a_fraction(written, number):
+    seen = {}
+
+    @click.command()
+    @options_of(CooperateSettings)
+    def taking(**flags):
+        seen.update(given(flags))
+
+    assert CliRunner().invoke(taking, ["--active-share", written]).exit_code == 0
+    assert seen == {"active_share": number}
+
+
+@pytest.mark.parametrize("written", ["1/0", "1/", "/8", "1/2/3", "an eighth", ""])
+def test_what_is_no_number_is_refused_with_what_to_write(written):
+    @click.command()
+    @options_of(CooperateSettings)
+    def taking(**flags):
+        raise AssertionError("it was taken")
+
+    refused = CliRunner().invoke(taking, ["--active-share", written])
+    assert refused.exit_code == 2
+    assert "write it as 0.125 or 1/8" in refused.output
 
 
 def test_json_takes_paths(capsys):

@@ -102,7 +102,7 @@ def test_a_model_without_linears(taskedge, task, here, monkeypatch):
     ("arguments", "told"),
     [
         (["tune", "--modle", "x"], "No such option '--modle'. (Did you mean one of: '--model'"),
-        (["tune", "--epochs", "many"], "'many' is not a valid float"),
+        (["tune", "--epochs", "many"], "'many' is no number"),
         (["tune", "--values", "fp16"], "'fp16' is not one of 'fp32', 'bf16'"),
         (["tune", "--lr"], "Option '--lr' requires an argument"),
         (["tune", "train.csv"], "Got unexpected extra argument (train.csv)"),

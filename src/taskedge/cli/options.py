@@ -40,6 +40,21 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
 
 
+class Number(click.ParamType):  # type: ignore[type-arg]  # generic in later versions only
+    """A number, or a fraction such as ``1/8``."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        above, *below = value.split("/", 1)
+        try:
+            return float(above) / (float(below[0]) if below else 1)
+        except (ValueError, ZeroDivisionError):
+            self.fail(f"{value!r} is no number; write it as 0.125 or 1/8", param, ctx)
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 force_option = click.option("--force", is_flag=True, help="Replace what is there.")
 
@@ -85,4 +100,4 @@ def _kind(annotation: Any) -> tuple[Any, tuple[str, ...], bool]:
         return str, (), True
     if typing.get_origin(annotation) is typing.Literal:
         return str, typing.get_args(annotation), False
-    return (click.Path(path_type=Path) if annotation is Path else annotation), (), False
+    return {Path: click.Path(path_type=Path), float: Number()}.get(annotation, annotation), (), False

@@ -70,7 +70,8 @@ class CooperateSettings:
         ),
     ] = "every"
     active_share: Annotated[
-        float, Field(description="Share of the trained linears that are active in a round (kill and revive); 1: all.")
+        float,
+        Field(description="Share of the trained linears that stay active (kill and revive), such as 1/8; 1: all."),
     ] = 1.0
     devices: Annotated[int, Field(description="How many devices to wait for before the first round.")] = 1
     wait_seconds: Annotated[
