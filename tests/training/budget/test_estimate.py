@@ -135,11 +135,11 @@ def test_no_step_is_tried_that_the_budget_has_no_room_for(task, brief, monkeypat
 def test_where_loading_took_more_than_the_budget_small_steps_still_tell_what_would_fit(task, brief, monkeypatch):
     ladder = Ladder(Run(settings(task), quiet), 1)
     monkeypatch.setattr(ladder.room, "take_note", lambda: None)
-    ladder.room.least = 2 * resident_bytes()
+    ladder.room.taken = 2 * resident_bytes()
     with closing(ladder.groups()) as groups:
         assert next(groups).costs
-    assert ladder.room.has(ladder.room.least // 50)
-    assert not ladder.room.has(2 * ladder.room.least)
+    assert ladder.room.has(ladder.room.taken // 50)
+    assert not ladder.room.has(2 * ladder.room.taken)
 
 
 def test_what_goes_beyond_a_budget_that_was_exceeded_anyway_does_not_count(monkeypatch):

@@ -95,6 +95,15 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel", __name__)
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What kernels for the CPU take."""
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What products of that dtype are summed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 _BY_SPEED = ("numba", "gather", "thin")
 _forced: ContextVar[str | None] = ContextVar("taskedge_kernel", default=None)
 
@@ -113,8 +122,11 @@ def using(name: str) -> Iterator[None]:
 def choose(grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Kernel:
     """The fastest kernel that can serve; of those from the forced one on, where one is forced."""
     forced = _forced.get()
-    names = _BY_SPEED[_BY_SPEED.index(forced) :] if forced in _BY_SPEED else _BY_SPEED
-    for name in (forced, *names) if forced and forced not in names else names:
+    if forced in _BY_SPEED:
+        names = _BY_SPEED[_BY_SPEED.index(forced) :]
+    else:
+        names = (forced, *_BY_SPEED) if forced else _BY_SPEED
+    for name in names:
         kernel = KERNELS[name]
         if kernel.serves(grad_output, columns, index):
             return kernel

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskedge.forms.kernels import KERNELS, EntryIndex
+from taskedge.forms.kernels import DTYPES, KERNELS, EntryIndex, sum_dtype
 
 BUFFER = 98_304
 """Products at a time: so many tokens that they fill 400 kB (measured best for 1 to 4 thousand neurons on x86)."""
@@ -19,8 +19,6 @@ LEAST, MOST = 16, 256
 
 CROSSOVER = 50
 """One gathered product takes as long as so many in a matrix product (50 to 80 on one x86 core)."""
-
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Gather:
@@ -32,7 +30,7 @@ class Gather:
         return len(index.rows) * CROSSOVER <= index.out * columns.shape[1]
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
-        precise = torch.float64 if grad_output.dtype == torch.float64 else torch.float32
+        precise = sum_dtype(grad_output.dtype)
         sums = []
         for one in index.passes:
             total = torch.zeros(len(one.columns), dtype=precise)

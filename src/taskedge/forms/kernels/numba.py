@@ -19,10 +19,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from taskedge.forms.kernels import KERNELS, EntryIndex
+from taskedge.forms.kernels import DTYPES, KERNELS, EntryIndex, sum_dtype
 
 Array = npt.NDArray[Any]
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Numba:
@@ -32,7 +31,7 @@ class Numba:
         return _is_installed() and grad_output.device.type == "cpu" and grad_output.dtype in DTYPES
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
-        precise = grad_output.dtype if grad_output.dtype == torch.float64 else torch.float32
+        precise = sum_dtype(grad_output.dtype)
         dy = grad_output.to(precise).contiguous().numpy()
         x = columns.to(precise).contiguous().numpy()
         parts = []

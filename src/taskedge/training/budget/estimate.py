@@ -88,7 +88,7 @@ class Ladder:
         self._rows, self._held_out = run.rows, run.eval_rows
         self._lengths = [_length(row) for row in self._rows]
         self.room = Room(budget)
-        self.loading = self.room.least
+        self.loading = self.room.taken
         self.least = 0
         """Bytes that the smallest step may take, where the budget had no room to try it."""
         self.compiled = 0

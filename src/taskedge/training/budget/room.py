@@ -21,24 +21,24 @@ class Room:
 
     def __init__(self, budget: int | None) -> None:
         self.budget = budget
-        self.least = lifetime_peak_bytes(CPU)
+        self.taken = lifetime_peak_bytes(CPU)
         """Bytes of the highest resident set before any step was tried."""
 
     def take_note(self) -> None:
         """What was done so far could not be done with less."""
-        self.least = lifetime_peak_bytes(CPU)
+        self.taken = lifetime_peak_bytes(CPU)
 
     @property
     def reached(self) -> int:
         """Bytes: the highest resident set so far, but for what went beyond a budget that was exceeded anyway."""
-        return self.least if self._exceeded else lifetime_peak_bytes(CPU)
+        return self.taken if self._exceeded else lifetime_peak_bytes(CPU)
 
     def has(self, more: int) -> bool:
         """Whether there is room for so many bytes more than there are now."""
         if self.budget is None:
             return True
-        return resident_bytes() + more <= (self.least * BEYOND if self._exceeded else self.budget)
+        return resident_bytes() + more <= (self.taken * BEYOND if self._exceeded else self.budget)
 
     @property
     def _exceeded(self) -> bool:
-        return self.budget is not None and self.least > self.budget
+        return self.budget is not None and self.taken > self.budget
