@@ -28,10 +28,10 @@ from common import RESULTS, machine
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging, set_seed
 
 import taskedge as te
-from taskedge import assets
-from taskedge.training.fit import fit
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.text import Row, collator, encode, predict
+from taskedge.demo import assets
+from taskedge.training.data.text_data import Row, collator, encode, predict
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
 
 LADDER = [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1]
 SEEDS = (0, 1, 2)

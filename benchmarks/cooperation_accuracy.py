@@ -32,12 +32,12 @@ from torch import nn
 from transformers import logging
 
 import taskedge as te
-from taskedge.cooperation.estimates import run_table
-from taskedge.cooperation.local import tokens_in
-from taskedge.cooperation.settings import CooperateSettings
-from taskedge.training.fit import fit
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.text import predict
+from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.device.local_training import tokens_in
+from taskedge.cooperation.scheduling.estimates import run_table
+from taskedge.training.data.text_data import predict
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
 
 PATH = RESULTS / "cooperation_accuracy.jsonl"
 SEEDS = (0, 1, 2)

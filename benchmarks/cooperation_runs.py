@@ -14,14 +14,14 @@ from accuracy import TASKS
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
-from taskedge import assets
-from taskedge.cooperation.coordinator import Coordinator
-from taskedge.cooperation.device import Device
-from taskedge.cooperation.local import LocalTraining
-from taskedge.cooperation.memory_link import MemoryCoordinatorLink
-from taskedge.cooperation.settings import CooperateSettings
-from taskedge.cooperation.split import split
-from taskedge.training.text import Row, collator, encode
+from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.coordinator.coordinator import Coordinator
+from taskedge.cooperation.device.device import Device
+from taskedge.cooperation.device.local_training import LocalTraining
+from taskedge.cooperation.fleet.split_data import split
+from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
+from taskedge.demo import assets
+from taskedge.training.data.text_data import Row, collator, encode
 
 TASK = "movie-reviews"
 LONG = 3600.0

@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging, set_seed
 
 import taskedge as te
-from taskedge import assets
 from taskedge.backbone.linears import head_parameters
+from taskedge.demo import assets
 from taskedge.forms.install import require_installation
 from taskedge.selection.rules import rule
 from taskedge.selection.statistics import INPUTS, LinearStatistics
-from taskedge.training.fit import fit
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.text import collator, encode, predict
+from taskedge.training.data.text_data import collator, encode, predict
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
 
 FOLDER = RESULTS / "defaults"
 SPARE = 2000

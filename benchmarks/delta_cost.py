@@ -19,7 +19,7 @@ from workload import SETTING, Batch, setup
 
 import taskedge as te
 from taskedge.forms.sparse import sparse_layers
-from taskedge.training.fit_settings import FitSettings
+from taskedge.training.trainer_config import FitSettings
 
 BYTES = {"bf16": 4.3, "fp32": 6.3}
 MILLISECONDS = 4.0

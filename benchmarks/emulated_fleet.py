@@ -34,22 +34,22 @@ from accuracy import append
 from common import RESULTS, figure, machine, show, write
 
 import taskedge as te
-from taskedge import assets
-from taskedge.backbone.costs import block_table, dummy_inputs, skeleton
+from taskedge.backbone.cost_model import block_table, dummy_inputs, skeleton
 from taskedge.cli.cooperate.join import joining
-from taskedge.cooperation.coordinator import Coordinator
-from taskedge.cooperation.enrolment import Fleet
-from taskedge.cooperation.estimates import merged
-from taskedge.cooperation.log import Event
-from taskedge.cooperation.nats import NatsCoordinatorLink
-from taskedge.cooperation.nats_server import free_port
-from taskedge.cooperation.processes import Processes
-from taskedge.cooperation.settings import CooperateSettings
-from taskedge.cooperation.split import write_parts
-from taskedge.cooperation.task import Asked, JointTask, joint_task
-from taskedge.planning.costs import fleet_costs
-from taskedge.planning.fleet import Fleet as Described
-from taskedge.planning.fleet import parse_fleet
+from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.coordinator.coordinator import Coordinator
+from taskedge.cooperation.coordinator.event_log import Event
+from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.fleet.local_processes import Processes
+from taskedge.cooperation.fleet.split_data import write_parts
+from taskedge.cooperation.joint_task import Asked, JointTask, joint_task
+from taskedge.cooperation.scheduling.estimates import merged
+from taskedge.cooperation.transport.nats.nats_links import NatsCoordinatorLink
+from taskedge.cooperation.transport.nats.server import free_port
+from taskedge.demo import assets
+from taskedge.planning.fleet_costs import fleet_costs
+from taskedge.planning.fleet_spec import Fleet as Described
+from taskedge.planning.fleet_spec import parse_fleet
 from taskedge.planning.plan import BASELINES, make_plan
 
 PATH = RESULTS / "emulated_plans.jsonl"

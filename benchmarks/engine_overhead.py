@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 from common import figure, show, write
 
-from taskedge.cooperation.enrolment import Fleet
-from taskedge.cooperation.messages import Message
-from taskedge.cooperation.nats import NatsCoordinatorLink, NatsDeviceLink
-from taskedge.cooperation.nats_server import free_port
+from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.protocol.message import Message
+from taskedge.cooperation.transport.nats.nats_links import NatsCoordinatorLink, NatsDeviceLink
+from taskedge.cooperation.transport.nats.server import free_port
 
 DOWN, UP = 100_000, 30_000
 """Bytes of tensors in a task and in an answer."""

@@ -21,7 +21,7 @@ from workload import Batch, setup
 from workload import trained as parameters
 
 import taskedge as te
-from taskedge.delta.peft_layouts import LAYOUTS
+from taskedge.delta.interop.peft_layouts import LAYOUTS
 
 STEPS = 3
 SUPPORTS: dict[str, dict[str, Any]] = {

@@ -43,19 +43,24 @@ from safetensors.torch import load_file
 
 import taskedge as te
 from taskedge.cli.main import main as taskedge
-from taskedge.cooperation import versions
-from taskedge.cooperation.enrolment import Fleet
-from taskedge.cooperation.nats_server import free_port
-from taskedge.cooperation.task import Asked, joint_task
+from taskedge.cooperation.coordinator import versions
+from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.joint_task import Asked, joint_task
+from taskedge.cooperation.transport.nats.server import free_port
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 import tiny_task
 
 PRELOADED = [
-    *("taskedge.cli.main", "taskedge.cli.cooperate.finish", "taskedge.cooperation.lead", "taskedge.cooperation.task"),
     *(
-        "taskedge.cooperation.device",
-        "taskedge.cooperation.emulate",
+        "taskedge.cli.main",
+        "taskedge.cli.cooperate.finish",
+        "taskedge.cooperation.coordinator.nats_run",
+        "taskedge.cooperation.joint_task",
+    ),
+    *(
+        "taskedge.cooperation.device.device",
+        "taskedge.cooperation.transport.emulated",
         "transformers.models.auto.modeling_auto",
         "nats.aio.client",
     ),

@@ -13,9 +13,9 @@ import transformers
 from torch import nn
 
 import taskedge as te
-from taskedge import assets
-from taskedge.backbone.hold import hold
-from taskedge.measure.memory import return_freed_memory
+from taskedge.backbone.storage.set_storage import hold
+from taskedge.demo import assets
+from taskedge.profiling.process_memory import return_freed_memory
 
 ROWS, TOKENS = 8, 64
 SETTING = (

@@ -28,9 +28,9 @@ from common import figure, show, write
 from held import FOLDERS, SETTING, first_pass, load, memory, quiet, training
 from torch import nn
 
-from taskedge.backbone.hold import hold
+from taskedge.backbone.storage.set_storage import hold
 from taskedge.forms.kernels import using
-from taskedge.measure.memory import peak_bytes, reset_peak
+from taskedge.profiling.process_memory import peak_bytes, reset_peak
 
 WAYS = {"fp32": "loaded", "int8": "int8"}
 METHOD, TASKS = "taskedge, scaled step", ("tweets", "sms-spam")

@@ -25,13 +25,13 @@ from typing import Any
 from accuracy import append
 from common import RESULTS, machine
 
-from taskedge import assets
-from taskedge.measure.memory import peak_bytes
-from taskedge.training.fit import fit
+from taskedge.demo import assets
+from taskedge.profiling.process_memory import peak_bytes
+from taskedge.training.inference import prepare
 from taskedge.training.run import Run
-from taskedge.training.settings import TuneSettings
+from taskedge.training.trainer import fit
 from taskedge.training.tune import tune
-from taskedge.training.use import prepare
+from taskedge.training.tune_config import TuneSettings
 
 PATH = RESULTS / "kinds.jsonl"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -31,18 +31,18 @@ import psutil
 import torch
 from common import figure, show, write
 
-from taskedge import assets
 from taskedge.cli.cooperate.join import joining
-from taskedge.cooperation.coordinator import Coordinator
-from taskedge.cooperation.device import Device
-from taskedge.cooperation.enrolment import Fleet
-from taskedge.cooperation.local import Job, LocalTraining, Trained
-from taskedge.cooperation.log import Event
-from taskedge.cooperation.memory_link import MemoryCoordinatorLink
-from taskedge.cooperation.nats import NatsCoordinatorLink
-from taskedge.cooperation.nats_server import free_port
-from taskedge.cooperation.settings import CooperateSettings
-from taskedge.cooperation.task import Asked, joint_task
+from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.coordinator.coordinator import Coordinator
+from taskedge.cooperation.coordinator.event_log import Event
+from taskedge.cooperation.device.device import Device
+from taskedge.cooperation.device.local_training import Job, LocalTraining, Trained
+from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.joint_task import Asked, joint_task
+from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
+from taskedge.cooperation.transport.nats.nats_links import NatsCoordinatorLink
+from taskedge.cooperation.transport.nats.server import free_port
+from taskedge.demo import assets
 
 COUNTS = (8, 16, 32, 64)
 ROUNDS, DISCARD = 10, 2

@@ -24,7 +24,7 @@ from typing import Any
 
 from common import RESULTS, write
 
-from taskedge import assets
+from taskedge.demo import assets
 
 RECORDS = RESULTS / "memory_budget.jsonl"
 

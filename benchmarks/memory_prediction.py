@@ -25,7 +25,7 @@ from unittest import mock
 import torch
 from common import RESULTS, write
 
-from taskedge import assets
+from taskedge.demo import assets
 
 STEPS = 4
 MEMORY_BAR, SECONDS_BAR = 0.10, 0.15
@@ -81,7 +81,7 @@ def data(configuration: Configuration, folder: Path) -> Path:
 
 
 def settings(configuration: Configuration, folder: Path) -> Any:
-    from taskedge.training.settings import TuneSettings
+    from taskedge.training.tune_config import TuneSettings
 
     base = assets.minilm(print) if configuration.model == "minilm" else assets.smollm2(print)
     return TuneSettings(
@@ -95,9 +95,9 @@ def one(configuration: Configuration) -> dict[str, Any]:
     """In this process: what is predicted, and what it is."""
     from contextlib import closing
 
-    from taskedge.measure.memory import peak_bytes, reset_peak
+    from taskedge.profiling.process_memory import peak_bytes, reset_peak
     from taskedge.training import tune
-    from taskedge.training.budget.estimate import Ladder
+    from taskedge.training.memory.profiler import Ladder
     from taskedge.training.run import Run
 
     torch.set_num_threads(1)

@@ -31,8 +31,8 @@ from workload import DROPOUT, METHODS, ROWS, SETTING, Batch, set_dropout, setup,
 import taskedge as te
 from taskedge.backbone.linears import head_parameters
 from taskedge.forms.kernels import using
-from taskedge.measure.memory import peak_bytes, reset_peak, return_freed_memory
-from taskedge.training.rungs.mezo import Mezo, parted
+from taskedge.profiling.process_memory import peak_bytes, reset_peak, return_freed_memory
+from taskedge.training.memory.mezo import Mezo, parted
 
 
 @dataclass(frozen=True)

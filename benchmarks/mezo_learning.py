@@ -26,9 +26,9 @@ from transformers import set_seed
 
 import taskedge as te
 from taskedge.backbone.linears import head_parameters
-from taskedge.training.fit import fit
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.text import predict
+from taskedge.training.data.text_data import predict
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
 
 PATH = RESULTS / "mezo_learning.jsonl"
 STEPS, ROWS, DEPTH, LR, PERTURBATION = 1000, 32, 1, 0.15, 1e-2

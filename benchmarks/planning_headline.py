@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from planning_record import IMAGES, RESULTS, machine, save, spread
 
-from taskedge.backbone.costs import block_table, dummy_inputs, skeleton
-from taskedge.backbone.table import BlockTable
-from taskedge.planning.costs import fleet_costs
-from taskedge.planning.fleet import Fleet, parse_fleet
+from taskedge.backbone.cost_model import block_table, dummy_inputs, skeleton
+from taskedge.backbone.cost_table import BlockTable
+from taskedge.planning.fleet_costs import fleet_costs
+from taskedge.planning.fleet_spec import Fleet, parse_fleet
 from taskedge.planning.plan import BASELINES
 from taskedge.planning.simulate import simulate
 

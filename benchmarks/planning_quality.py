@@ -24,7 +24,7 @@ from taskedge.planning import (
     solve_exactly,
 )
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "planning"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
 from fleets import best_joint, best_matching, best_several
 
 

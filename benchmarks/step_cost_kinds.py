@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer, logging
 
 import taskedge as te
-from taskedge import assets
+from taskedge.demo import assets
 from taskedge.forms.kernels import using
 
 BAR = 1.08

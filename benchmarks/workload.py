@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, logging
 
 import taskedge as te
-from taskedge import assets
+from taskedge.demo import assets
 
 ROWS, TOKENS, CALIBRATION_BATCHES = 32, 128, 8
 LINEARS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]

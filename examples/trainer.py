@@ -17,7 +17,7 @@ from transformers import (
 )
 
 import taskedge as te
-from taskedge import assets
+from taskedge.demo import assets
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("model", nargs="?", help="a local folder or a hub id")

@@ -7,13 +7,13 @@ import re
 import pytest
 import tiny
 import torch
-from test_readme import ROOT, blocks
+from pages import ROOT, blocks
 
-from taskedge.backbone.held import HeldLayer
 from taskedge.backbone.linears import candidates
+from taskedge.backbone.storage.frozen_layer import HeldLayer
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.allocations import ALLOCATIONS
-from taskedge.selection.pattern import Pattern
+from taskedge.selection.patterns import Pattern
 from taskedge.selection.rules import RULES
 from taskedge.selection.statistics import ABSOLUTE_INPUTS, GRADIENTS, INPUTS, SQUARED_GRADIENTS
 

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
 import tiny_task
 import torch
+from pages import ROOT, blocks
 
 from taskedge.cli.main import cli
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of that language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def commands() -> list[tuple[str, str]]:
@@ -56,8 +50,8 @@ def test_make_targets_exist():
 
 def test_the_python_block_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from taskedge.backbone.load import load_classifier
-    from taskedge.training.text import collator, encode
+    from taskedge.backbone.loading import load_classifier
+    from taskedge.training.data.text_data import collator, encode
 
     folder = tiny_task.bert(tmp_path / "base")
     torch.manual_seed(0)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from taskedge.delta.apply import apply as apply
     from taskedge.delta.apply import revert as revert
     from taskedge.delta.delta import Delta as Delta
-    from taskedge.delta.exports import export as export
     from taskedge.delta.extract import extract as extract
     from taskedge.delta.file import load as load
+    from taskedge.delta.interop.export import export as export
     from taskedge.forms.install import fuse as fuse
     from taskedge.forms.install import install as install
     from taskedge.forms.recompute import recomputing as recomputing
@@ -45,7 +45,7 @@ _HOME = {
     "apply": "taskedge.delta.apply",
     "revert": "taskedge.delta.apply",
     "applied": "taskedge.delta.apply",
-    "export": "taskedge.delta.exports",
+    "export": "taskedge.delta.interop.export",
 }
 
 __all__ = ["BaseMismatch", "BudgetError", "DeltaError", "InputError", "TaskEdgeError", "__version__", *_HOME]

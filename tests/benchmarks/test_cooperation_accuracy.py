@@ -12,7 +12,7 @@ pytest.importorskip("peft")  # of the benchmarks that it shares code with
 import cooperation_accuracy as sweep
 from cooperation_runs import Ran, patient
 
-from taskedge.cooperation.revive import ReviveSettings
+from taskedge.cooperation.scheduling.freezing import ReviveSettings
 
 
 def test_runs_on_file_are_known_by_variant_change_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,16 @@ import json
 import pytest
 import tiny_task
 
-from taskedge.measure.device import DeviceReport
-from taskedge.measure.energy import Meter
+from taskedge.profiling.device_benchmark import DeviceReport
+from taskedge.profiling.energy import Meter
 
 QUICK = ["--batch-size", 2, "--length", 8, "--steps", 3]
 
 
 @pytest.fixture
 def bert(here, monkeypatch):
-    monkeypatch.setattr("taskedge.measure.profile.GEMM_SIZES", (64,))
-    monkeypatch.setattr("taskedge.measure.profile.GEMM_SECONDS", 0.0)
+    monkeypatch.setattr("taskedge.profiling.step_profile.GEMM_SIZES", (64,))
+    monkeypatch.setattr("taskedge.profiling.step_profile.GEMM_SECONDS", 0.0)
     return tiny_task.bert(here / "bert")
 
 
@@ -41,7 +41,9 @@ def test_json(taskedge, bert):
 
 def test_a_machine_without_a_counter_says_so(taskedge, bert, monkeypatch):
     nothing = bert / "nothing"
-    monkeypatch.setattr("taskedge.measure.profile.Meter", lambda watts: Meter(watts, rapl=nothing, rails=nothing))
+    monkeypatch.setattr(
+        "taskedge.profiling.step_profile.Meter", lambda watts: Meter(watts, rapl=nothing, rails=nothing)
+    )
     ended = taskedge("bench", "device", "--model", bert, *QUICK)
     assert "bert: energy not available: no counter that can be read; say the power with --watts" in ended.out
 

@@ -18,18 +18,18 @@ from pathlib import Path
 import click
 import pytest
 import tiny_task
-from test_readme import ROOT, blocks
+from pages import ROOT, blocks
 
 from taskedge.cli.cooperate import command as group
 from taskedge.cli.cooperate import local, screen
 from taskedge.cli.cooperate.shared import told_to_end
-from taskedge.cooperation.enrolment import Fleet
-from taskedge.cooperation.lock import sole
-from taskedge.cooperation.nats_server import free_port
-from taskedge.cooperation.report import report
-from taskedge.cooperation.settings import CooperateSettings
+from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.fleet.coordinator_lock import sole
+from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.fleet.fleet_status import report
+from taskedge.cooperation.transport.nats.server import free_port
 from taskedge.errors import InputError
-from taskedge.planning.fleet import load_fleet
+from taskedge.planning.fleet_spec import load_fleet
 
 VERBS = ["local", "init", "enrol", "revoke", "serve", "join", "status", "stop"]
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from taskedge import demo
+from taskedge.demo import demo_run as demo
 
 LINES = [demo.Line("head only", 0.655, 0, 0.0, 770, 12.0, 500_000_000, 0)]
 

@@ -7,7 +7,7 @@ import json
 import torch
 
 from taskedge.forms import kernels
-from taskedge.measure import health
+from taskedge.profiling import health
 
 
 def test_it_passes_here(taskedge):

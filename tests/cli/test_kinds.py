@@ -14,11 +14,11 @@ import torch
 import transformers
 from tiny_task import forked, snapshot
 
-from taskedge.backbone.load import AUTO
+from taskedge.backbone.loading import AUTO
 from taskedge.delta.file import load
-from taskedge.delta.use import load_applied
+from taskedge.delta.load_with_delta import load_applied
 from taskedge.training import checkpoint
-from taskedge.training.use import prepare
+from taskedge.training.inference import prepare
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     """What the file gives on a fresh bf16 base, without force, is what the model computed as training ended."""
     from taskedge.training import run, tune
-    from taskedge.training.settle import settle
+    from taskedge.training.config_file import settle
 
     seen = {}
     extract = run.extract

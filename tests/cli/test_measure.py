@@ -7,12 +7,12 @@ import torch
 import transformers
 
 from taskedge.cli.main import main
-from taskedge.measure.file import read_profile
+from taskedge.profiling.profile_file import read_profile
 
 
 @pytest.fixture
 def model(planning, monkeypatch):
-    monkeypatch.setattr("taskedge.measure.profile.GEMM_SIZES", (64,))
+    monkeypatch.setattr("taskedge.profiling.step_profile.GEMM_SIZES", (64,))
     torch.manual_seed(0)
     config = transformers.AutoConfig.from_pretrained(planning / "tiny")
     transformers.AutoModel.from_config(config).save_pretrained(planning / "tiny")

@@ -9,7 +9,7 @@ import torch
 import transformers
 from tiny_task import snapshot, tuning
 
-from taskedge.delta.use import load_applied
+from taskedge.delta.load_with_delta import load_applied
 
 TEXTS = ["the film was good", "bad", "never so long a night"]
 

@@ -39,7 +39,7 @@ def test_each_row_has_its_own_prediction(taskedge, tuned, here, data):
     """As the plain model gives it, one text at a time."""
     import torch
 
-    from taskedge.delta.use import load_applied
+    from taskedge.delta.load_with_delta import load_applied
 
     base, _ = load_applied(tuned[0])
     base.model.eval()
@@ -68,7 +68,7 @@ def test_into_a_file(taskedge, tuned, here, data, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("taskedge.files.os.fsync", full)
+        patch.setattr("taskedge.io.atomic.os.fsync", full)
         ended = taskedge("predict", tuned[0], "--data", "new.csv", "--json", "--out", "labelled.csv", "--replace")
     assert ended.code == 2
     assert "labelled.csv: cannot be written (No space left on device)" in ended.err

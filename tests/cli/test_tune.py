@@ -13,7 +13,7 @@ import torch
 from tiny_task import snapshot, tuning
 
 import taskedge as te
-from taskedge.training.budget.choose import Estimate
+from taskedge.training.memory.decide import Estimate
 
 FAULTS = {
     "no such file": (["--train", "train.csf"], "unknown suffix '.csf'; did you mean '.csv'?"),
@@ -240,7 +240,7 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
     ids=lambda rung: rung[1],
 )
 def test_every_rung(taskedge, task, here, rung, monkeypatch):
-    monkeypatch.setattr("taskedge.training.plan.ladder_of", lambda *_: Estimate(None, None, [], []))
+    monkeypatch.setattr("taskedge.training.dry_run.ladder_of", lambda *_: Estimate(None, None, [], []))
     planned = taskedge(*tuning(task, *rung, "--dry-run", "--json"))
     assert planned.code == 0, planned.err
     ended = taskedge(*tuning(task, *rung, "--eval", task / "eval.csv", "--json"))

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 import taskedge as te
-from taskedge.backbone.digest import digest
+from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.linears import linears
 from taskedge.errors import DeltaError
 

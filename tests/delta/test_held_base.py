@@ -9,10 +9,10 @@ import tiny
 import torch
 
 import taskedge as te
-from taskedge.backbone.digest import digest
-from taskedge.backbone.held import INT8, HeldLayer, rounded_to_int8
-from taskedge.backbone.hold import hold
+from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.linears import linears
+from taskedge.backbone.storage.frozen_layer import INT8, HeldLayer, rounded_to_int8
+from taskedge.backbone.storage.set_storage import hold
 from taskedge.delta.apply import check_base
 from taskedge.errors import BaseMismatch, InputError
 from taskedge.selection.support import Support

@@ -8,12 +8,12 @@ import random
 import pytest
 import tiny
 import torch
+from delta_files import Refusals, assert_same, header, linear, put, signed, without
 from hypothesis import given
 from hypothesis import strategies as st
-from test_file import Refusals, assert_same, header, linear, put, signed, without
 
 import taskedge as te
-from taskedge.backbone.digest import digest
+from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.linears import candidates, linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.delta import Delta, LowRankDelta, Provenance

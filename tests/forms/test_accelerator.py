@@ -12,9 +12,9 @@ from torch import nn
 import taskedge as te
 from taskedge.forms import semi_structured
 from taskedge.forms.semi_structured import beside, has_sparse_tensor_cores
-from taskedge.training.fit import fit
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.text import outputs
+from taskedge.training.data.text_data import outputs
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

@@ -8,7 +8,8 @@ import weakref
 import pytest
 import tiny
 import torch
-from test_shared_layers import agree, albert, random_support, t5, t5_batch
+from shared_layer_models import agree, albert, random_support
+from tiny import t5, t5_batch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import taskedge as te

@@ -1,16 +1,13 @@
 """A sparse layer is its untouched linear in every way but two: chosen entries train, and nothing else is kept."""
 
 import copy
-import importlib.util
 
 import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from sparse_models import KERNELS, SHARED, Attention, Made, saved_bytes, stored_columns, support_of
 from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
@@ -21,24 +18,11 @@ from taskedge.forms.kernels import gather, using
 from taskedge.forms.sparse import SparseLayer, sparse_layers
 from taskedge.selection.support import LinearSupport, Support
 
-KERNELS = ["thin", "gather", *(["numba"] if importlib.util.find_spec("numba") else [])]
-
 
 @pytest.fixture(autouse=True)
 def gathered_however_few_the_columns(monkeypatch):
     """Tiny layers have so few columns that the thin product would be taken instead."""
     monkeypatch.setattr(gather, "CROSSOVER", 0)
-
-
-def support_of(model, entries=9, reads=None, seed=0):
-    """Random entries in every linear, unevenly over the rows."""
-    draw = torch.Generator().manual_seed(seed)
-    chosen = {}
-    for name, linear in linears(model).items():
-        out, inputs = linear.shape
-        flat = torch.randperm(out * inputs, generator=draw)[:entries].sort().values
-        chosen[name] = LinearSupport.from_flat((out, inputs), flat, (reads or {}).get(name, name))
-    return Support(chosen, sum(parameter.numel() for parameter in model.parameters()))
 
 
 def installed(model, trainable=(), **options):
@@ -68,20 +52,6 @@ def compare(model, twin, rtol=1e-5, atol=1e-6):
 def backward(model, twin, run):
     for one in (model, twin):
         run(one).square().sum().backward()
-
-
-class Attention(nn.Module):
-    """Query, key and value read one tensor."""
-
-    def __init__(self):
-        super().__init__()
-        self.query, self.key, self.value = nn.Linear(6, 5), nn.Linear(6, 5), nn.Linear(6, 5)
-
-    def forward(self, x):
-        return torch.softmax(self.query(x) @ self.key(x).transpose(-1, -2), -1) @ self.value(x)
-
-
-SHARED = {"query": "query", "key": "query", "value": "query"}
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -272,26 +242,6 @@ def test_a_step_scales_how_far_an_offset_moves_its_weight():
 # -- what training keeps ------------------------------------------------------------------------------------------
 
 
-def saved_bytes(model, run):
-    """Bytes that autograd saves for backward, each storage once, parameters not counted."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # kept alive, so that no address is used twice
-        return tensor
-
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = run(model)
-    return sum(size for size, _ in kept.values()), output
-
-
-def stored_columns(model):
-    return sum(len(shared.columns) for shared in {layer.entries.input for layer in sparse_layers(model).values()})
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_only_the_used_columns_are_saved_once_for_each_distinct_input(bert, precision):
     lowest = "bert.embeddings.LayerNorm.bias"
@@ -324,22 +274,6 @@ def test_columns_are_not_kept_alive_after_all_readers_have_run():
     installed(model, reads=SHARED)
     model(torch.randn(3, 6))
     assert model.query.entries.input._gathered is None
-
-
-class Made(TorchDispatchMode):
-    """Remembers every tensor that an operation made, views of what was there before left out."""
-
-    def __init__(self, known):
-        super().__init__()
-        self.storages = {tensor.untyped_storage().data_ptr() for tensor in known}
-        self.made = []
-
-    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
-        result = operation(*arguments, **(options or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.storages:
-                self.made.append(tensor)
-        return result
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

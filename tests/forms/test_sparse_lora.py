@@ -7,7 +7,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_sparse import KERNELS, SHARED, Attention, Made, saved_bytes, stored_columns, support_of
+from sparse_models import KERNELS, SHARED, Attention, Made, saved_bytes, stored_columns, support_of
 from torch import nn
 from torch.func import functional_call
 from transformers import AlbertConfig, AlbertModel

@@ -6,10 +6,10 @@ from shapes import device, fleet, table
 
 from taskedge.errors import InputError, UnknownName
 from taskedge.planning import InfeasiblePlan, MixedLink
-from taskedge.planning.costs import fleet_costs, step_bytes
+from taskedge.planning.fleet_costs import fleet_costs, step_bytes
 from taskedge.planning.plan import Plan, fleet_link, make_plan, read_plan
 from taskedge.planning.solvers import SOLVERS
-from taskedge.report.text import plan_text, ranges
+from taskedge.reporting.tables import plan_text, ranges
 
 FIVE = [
     device("slow", flops_per_second=3e5),

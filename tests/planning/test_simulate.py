@@ -5,7 +5,7 @@ import pytest
 from shapes import device, fleet, table
 
 from taskedge.errors import InputError
-from taskedge.planning.costs import fleet_costs
+from taskedge.planning.fleet_costs import fleet_costs
 from taskedge.planning.simulate import Simulation, draw_rounds, simulate, summarise
 
 ROWS = [

@@ -10,7 +10,7 @@ import taskedge as te
 from taskedge.backbone.linears import candidates, linears
 from taskedge.errors import BudgetError, InputError, UnknownName
 from taskedge.selection.allocations import ALLOCATIONS
-from taskedge.selection.pattern import Pattern, find_pattern
+from taskedge.selection.patterns import Pattern, find_pattern
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import parse_share, select
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import log_softmax
 from transformers import GenerationConfig
 
-from taskedge.backbone.load import load_base
+from taskedge.backbone.loading import load_base
 from taskedge.training import generation
 from taskedge.training.generation import IGNORED, generate, likelihood, pad
 

@@ -9,7 +9,7 @@ import peft
 import pytest
 import tiny
 import torch
-from test_tune import OFTEN, killed_at
+from killed_runs import OFTEN, killed_at
 from tiny_task import forked, snapshot, tuning
 from torch import nn
 
@@ -19,10 +19,11 @@ from taskedge.cli.main import main
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.selection.support import Support
-from taskedge.training import checkpoint, plan, tune
+from taskedge.training import checkpoint, tune
+from taskedge.training import dry_run as plan
+from taskedge.training.config_file import settle
 from taskedge.training.lora import PeftLora
-from taskedge.training.settings import RATES
-from taskedge.training.settle import settle
+from taskedge.training.tune_config import RATES
 
 
 def everywhere(model, rank=3):
@@ -204,6 +205,6 @@ def test_two_seeds_differ(task, tmp_path, whole):
 
 def test_peft_is_asked_for_by_name_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "Run", None)
-    monkeypatch.setattr("taskedge.training.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("taskedge.training.tune_config.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--form: LoRA is trained by PEFT, .*: pip install 'taskedge\[peft\]'"):
         settle({"model": "m", "train": tmp_path, "text": ["t"], "label": "l", "form": "lora"})

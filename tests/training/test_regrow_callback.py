@@ -18,9 +18,9 @@ from taskedge.errors import InputError, TaskEdgeError
 from taskedge.forms.install import installation
 from taskedge.forms.regrow import standing
 from taskedge.training import checkpoint, regrow
-from taskedge.training.fit import fit
-from taskedge.training.fit_settings import FitSettings
 from taskedge.training.regrow import BATCHES
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
 
 SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, regrow=3)
 

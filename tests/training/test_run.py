@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from taskedge.training.run import Run
-from taskedge.training.settings import TuneSettings
+from taskedge.training.tune_config import TuneSettings
 
 
 def run(task, **more):

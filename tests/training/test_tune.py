@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import resource
 import shutil
@@ -14,14 +13,14 @@ import time
 
 import pytest
 import tiny_task
+from killed_runs import OFTEN, killed_at
 from tiny_task import forked, snapshot, tuning
 
 from taskedge.cli.main import main
 from taskedge.errors import InputError, TrainingDiverged
-from taskedge.training import checkpoint, plan, run, tune
-from taskedge.training.settle import settle
-
-OFTEN = ("--checkpoint-every", "3")
+from taskedge.training import checkpoint, run, tune
+from taskedge.training import dry_run as plan
+from taskedge.training.config_file import settle
 
 
 @pytest.fixture(scope="module")
@@ -33,30 +32,6 @@ def whole(task, tmp_path_factory):
     assert ended.code == 0, ended.err
     assert snapshot(folder).keys() == {"task.safetensors"}
     return out.read_bytes(), json.loads(ended.out)
-
-
-def kill() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def killed_at(module, name, *, after=False, call=1, by=kill):
-    """In the child: the ``call``-th call of a function of ours is its end, before or after the function ran."""
-
-    def arrange():
-        original, calls = getattr(module, name), iter(range(1, 1000))
-
-        def last(*arguments, **named):
-            now = next(calls) == call
-            if now and not after:
-                by()
-            result = original(*arguments, **named)
-            if now:
-                by()
-            return result
-
-        setattr(module, name, last)
-
-    return arrange
 
 
 MOMENTS = {

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from taskedge.cooperation.task import Asked, joint_task
-from taskedge.flower.client import Part, client_app
+from taskedge.cooperation.flower.client import Part, client_app
+from taskedge.cooperation.joint_task import Asked, joint_task
 
 
 def part(context: Context) -> Part:

@@ -6,9 +6,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from taskedge.cooperation.settings import CooperateSettings
-from taskedge.cooperation.task import Asked, joint_task
-from taskedge.flower.strategy import TaskEdgeStrategy
+from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.flower.strategy import TaskEdgeStrategy
+from taskedge.cooperation.joint_task import Asked, joint_task
 
 app = ServerApp()
 

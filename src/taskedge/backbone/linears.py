@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from taskedge.backbone.blocks import blocks, blocks_within
-from taskedge.backbone.held import HeldLayer
-from taskedge.backbone.kinds import Kind, kind_of
+from taskedge.backbone.layer_adapters import Kind, kind_of
+from taskedge.backbone.storage.frozen_layer import HeldLayer
 from taskedge.errors import InputError, did_you_mean
 
 HEAD_NAMES = ("head", "classifier", "score", "fc", "heads", "qa_outputs")

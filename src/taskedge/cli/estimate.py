@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from taskedge.cli.options import given, json_option, note, options_of, print_json
-from taskedge.training.settings import TuneSettings
-from taskedge.training.settle import settle
+from taskedge.cli.config_options import given, json_option, note, options_of, print_json
+from taskedge.training.config_file import settle
+from taskedge.training.tune_config import TuneSettings
 
 EPILOG = """\b
 Examples:
@@ -29,8 +29,8 @@ def command(config: Path | None, as_json: bool, **flags: Any) -> None:
     --memory it says which way `tune` would take, and ends with code 3 where none fits.
     """
     settings = settle(given(flags), config)
-    from taskedge.training.budget.text import choice_text, ladder_text
-    from taskedge.training.plan import estimate
+    from taskedge.training.dry_run import estimate
+    from taskedge.training.memory.memory_report import choice_text, ladder_text
 
     found = estimate(settings, say=note)
     if as_json:

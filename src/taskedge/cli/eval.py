@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from taskedge.cli.options import json_option, print_json
-from taskedge.cli.using import delta_options, figures, prepared, progress
+from taskedge.cli.config_options import json_option, print_json
+from taskedge.cli.delta_options import delta_options, figures, prepared, progress
 
 EPILOG = """\b
 Examples:

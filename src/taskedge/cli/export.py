@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.options import json_option, note, print_json
+from taskedge.cli.config_options import json_option, note, print_json
 from taskedge.errors import InputError
 
 if TYPE_CHECKING:
-    from taskedge.delta.exports import Exported
+    from taskedge.delta.interop.export import Exported
 
 EPILOG = """\b
 Examples:
@@ -59,10 +59,10 @@ def command(
 
 def write(delta: Path, out: Path, *, to: str, model: str | None, force: bool, **options: Any) -> Exported:
     """Exports the delta file on a freshly loaded base; what can be refused is refused before anything is loaded."""
-    from taskedge.delta.exports import export, refuse_taken
+    from taskedge.delta.interop.export import export, refuse_taken
 
     refuse_taken(out, to=to, force=force)
-    from taskedge.delta.use import load_applied
+    from taskedge.delta.load_with_delta import load_applied
 
     base, loaded = load_applied(delta, model, held="loaded", force=force, say=note)
     given = {"base": model or loaded.provenance.base, "force": force, **options}

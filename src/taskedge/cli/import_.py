@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.options import force_option, json_option, print_json
+from taskedge.cli.config_options import force_option, json_option, print_json
 
 EPILOG = """\b
 Examples:
@@ -33,7 +33,7 @@ def command(folder: Path, out: Path, model: str | None, labels: str | None, forc
 
     if out.exists() and not force:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --force")
-    from taskedge.delta.import_peft import import_peft
+    from taskedge.delta.interop.peft_import import import_peft
 
     delta = import_peft(folder, model, [label.strip() for label in labels.split(",")] if labels else ())
     delta.save(out)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from taskedge.cli.options import json_option, print_json
+from taskedge.cli.config_options import json_option, print_json
 
 EPILOG = """\b
 Examples:
@@ -93,7 +93,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 def _pattern(linears: dict[str, Any]) -> dict[str, Any] | None:
     """The N:M pattern that the entries themselves hold, whatever the delta says of how they were chosen."""
-    from taskedge.selection.pattern import find_pattern
+    from taskedge.selection.patterns import find_pattern
 
     pattern = find_pattern(linears.values())
     if pattern is None:

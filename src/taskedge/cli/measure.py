@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.planning import cannot_be_used, force_option, json_option, progress, refuse_existing, write_text
+from taskedge.cli.plan_options import cannot_be_used, force_option, json_option, progress, refuse_existing, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from taskedge.backbone.table import BlockTable
-    from taskedge.measure.training import Training
+    from taskedge.backbone.cost_table import BlockTable
+    from taskedge.profiling.training_steps import Training
 
 EPILOG = """\b
 Examples:
@@ -64,8 +64,8 @@ def command(
     """
     refuse_existing([out], force)
     wanted = _depths(depths)
-    from taskedge.measure.profile import Effort, default_depths, measure
-    from taskedge.report.text import profile_text
+    from taskedge.profiling.step_profile import Effort, default_depths, measure
+    from taskedge.reporting.tables import profile_text
 
     training, table, inputs = prepare(model, batch_size, length, per_neuron, device)
     effort = Effort(steps=steps, clock=clock)
@@ -86,8 +86,8 @@ def prepare(
     import transformers
 
     import taskedge as te
-    from taskedge.backbone.costs import block_table, dummy_inputs, skeleton
-    from taskedge.measure.training import Training
+    from taskedge.backbone.cost_model import block_table, dummy_inputs, skeleton
+    from taskedge.profiling.training_steps import Training
 
     shape = skeleton(model)
     table = block_table(shape, dummy_inputs(shape, 1, length), share=0.001, name=Path(model).name or model)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from taskedge.cli.config_options import json_option, print_json
 from taskedge.cli.export import write
-from taskedge.cli.options import json_option, print_json
 
 EPILOG = """\b
 Examples:

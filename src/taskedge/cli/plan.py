@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.planning import (
+from taskedge.cli.plan_options import (
     blocks_option,
     budget_option,
     fleet_option,
@@ -66,11 +66,11 @@ def command(
     The round lasts until the last device has received, computed and sent. Nothing is run.
     """
     refuse_existing([out, plot], force)
-    from taskedge.planning.costs import fleet_costs
-    from taskedge.planning.fleet import load_fleet
+    from taskedge.planning.fleet_costs import fleet_costs
+    from taskedge.planning.fleet_spec import load_fleet
     from taskedge.planning.plan import BASELINES, make_plan
     from taskedge.planning.solvers import SOLVERS
-    from taskedge.report.text import plan_text
+    from taskedge.reporting.tables import plan_text
 
     SOLVERS[solver]  # an unknown name ends here, before the work
     loaded = load_fleet(fleet)
@@ -91,7 +91,7 @@ def command(
     if out is not None:
         write_text(out, plan.to_json())
     if plot is not None:
-        from taskedge.report.pictures import draw_plan
+        from taskedge.reporting.pictures import draw_plan
 
         draw_plan(plan.model_dump(), plot)
     click.echo(plan.to_json() if as_json else plan_text(plan.model_dump()), nl=not as_json)

@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from taskedge.cli.options import json_option, note
-from taskedge.cli.using import delta_options, prepared, progress
+from taskedge.cli.config_options import json_option, note
+from taskedge.cli.delta_options import delta_options, prepared, progress
 
 EPILOG = """\b
 Examples:
@@ -36,7 +36,7 @@ def command(
     A line has the label and its probability, the number, or the response.
     """
     from taskedge.errors import InputError
-    from taskedge.files import write_aside
+    from taskedge.io.atomic import write_aside
 
     if out is not None and out.exists() and not replace:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")

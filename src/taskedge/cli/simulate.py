@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from taskedge.cli.planning import (
+from taskedge.cli.plan_options import (
     blocks_option,
     budget_option,
     fleet_option,
@@ -91,12 +91,12 @@ def command(
     refuse_existing([out, plot], force)
     import numpy as np
 
-    from taskedge.planning.costs import fleet_costs
-    from taskedge.planning.fleet import load_fleet
+    from taskedge.planning.fleet_costs import fleet_costs
+    from taskedge.planning.fleet_spec import load_fleet
     from taskedge.planning.plan import BASELINES
     from taskedge.planning.simulate import simulate
     from taskedge.planning.solvers import SOLVERS
-    from taskedge.report.text import simulation_text
+    from taskedge.reporting.tables import simulation_text
 
     named = {"all": list(BASELINES), "none": []}.get(compare, [name.strip() for name in compare.split(",")])
     solvers = list(dict.fromkeys([solver, *named]))
@@ -121,7 +121,7 @@ def command(
     if out is not None:
         write_text(out, result.to_json())
     if plot is not None:
-        from taskedge.report.pictures import draw_simulation
+        from taskedge.reporting.pictures import draw_simulation
 
         draw_simulation(result.model_dump(), plot)
     click.echo(result.to_json() if as_json else simulation_text(result.model_dump()), nl=not as_json)

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from taskedge.cli.options import force_option, given, json_option, note, options_of, print_json
-from taskedge.cli.using import figures
+from taskedge.cli.config_options import force_option, given, json_option, note, options_of, print_json
+from taskedge.cli.delta_options import figures
 from taskedge.errors import Interrupted
-from taskedge.training.settings import TuneSettings
-from taskedge.training.settle import settle
+from taskedge.training.config_file import settle
+from taskedge.training.tune_config import TuneSettings
 
 EPILOG = """\b
 Examples:
@@ -42,7 +42,7 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
     """
     settings = settle(given(flags), config)
     if dry_run:
-        from taskedge.training.plan import plan
+        from taskedge.training.dry_run import plan
 
         planned = plan(settings, say=note)
         if as_json:
@@ -80,7 +80,7 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
-    from taskedge.training.budget.text import ladder_text
+    from taskedge.training.memory.memory_report import ladder_text
 
     linears, products = plan["linears"], plan["low_rank"]
     width = max(len(linear["name"]) for linear in (*linears, *products))

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.digest import digest
-from taskedge.backbone.held import INT8, HeldLayer, plain_dtype, rounded_to_int8
-from taskedge.backbone.kinds import Features
+from taskedge.backbone.fingerprint import digest
+from taskedge.backbone.layer_adapters import Features
 from taskedge.backbone.linears import Linear, as_linear, linears
+from taskedge.backbone.storage.frozen_layer import INT8, HeldLayer, plain_dtype, rounded_to_int8
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
@@ -48,7 +48,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     Raises:
         BaseMismatch: this is not the delta's base; the message says what differs. The model is unchanged.
         InputError: another delta is applied, or a support is installed; a low-rank product is to go into a weight that
-            is held (:mod:`taskedge.backbone.held`). The model is unchanged.
+            is held (:mod:`taskedge.backbone.storage.frozen_layer`). The model is unchanged.
     """
     if installation(model) is not None:
         raise InputError("the model trains a support: fuse it before a delta is applied")

@@ -26,7 +26,7 @@ class LinearDelta:
         rows, columns: int64 [n], sorted by row and then column.
         values: float32 [n], absolute: they replace the base's.
         base_dtype: of the weight it was trained on, such as ``"float32"``.
-        base_digest: digest of the base's values at the entries (:func:`taskedge.backbone.digest.digest`).
+        base_digest: digest of the base's values at the entries (:func:`taskedge.backbone.fingerprint.digest`).
     """
 
     shape: tuple[int, int]
@@ -67,7 +67,7 @@ class LowRankDelta:
         b: float32 [out, rank].
         scale: what the product is multiplied by: alpha/r in LoRA.
         base_dtype: of the weight it was trained on, such as ``"float32"``.
-        base_digest: digest of that whole weight, row by row (:func:`taskedge.backbone.digest.digest`).
+        base_digest: digest of that whole weight, row by row (:func:`taskedge.backbone.fingerprint.digest`).
     """
 
     a: Tensor

@@ -6,9 +6,9 @@ from typing import cast
 
 from torch import nn
 
-from taskedge.backbone.digest import digest
-from taskedge.backbone.held import plain_dtype
+from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.linears import Linear, as_linear
+from taskedge.backbone.storage.frozen_layer import plain_dtype
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.forms.install import require_installation
 from taskedge.forms.low_rank import LowRankLayer, low_rank_layers

@@ -28,7 +28,7 @@ from torch import Tensor
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.delta.manifest import FORMAT, LowRankEntry, Manifest, manifest_of
 from taskedge.errors import DeltaError, InputError
-from taskedge.files import write_aside
+from taskedge.io.atomic import write_aside
 
 LARGEST = 2**32
 """Bytes: no delta is near it; a file above it is refused unread."""

@@ -11,10 +11,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.kinds import Kind
+from taskedge.backbone.layer_adapters import Kind
 from taskedge.backbone.linears import Linear, head_parameters, linears, why_unusable
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms import FORMS, low_rank, master, sparse
+from taskedge.forms import FORMS, low_rank, sparse
+from taskedge.forms import master_weights as master
 from taskedge.forms.low_rank import Factors
 from taskedge.forms.sparse import SharedInput
 from taskedge.selection import RANK
@@ -63,7 +64,7 @@ def install(
         support: from :func:`taskedge.select`.
         trainable: names or glob patterns of parameters that train whole (``["classifier.*", "*.LayerNorm.bias"]``);
             None: the model's head; an empty list: nothing. In a half-precision model these become fp32 and are used
-            rounded (:mod:`taskedge.forms.master`).
+            rounded (:mod:`taskedge.forms.master_weights`).
         step: ``"plain"``, or ``"activation"``: the step of an entry is scaled by the inverse of its input's root mean
             square (relative to that of the linear), so that one learning rate moves the outputs equally far whatever
             rule chose the entries (ours). For optimisers whose step does not depend on the gradient's size (Adam).

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskedge.backbone.held import HeldLayer
-from taskedge.backbone.kinds import Features
+from taskedge.backbone.layer_adapters import Features
 from taskedge.backbone.linears import Linear, as_linear
+from taskedge.backbone.storage.frozen_layer import HeldLayer
 from taskedge.errors import InputError
 
 

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskedge.backbone.kinds import Features, as_tokens
+from taskedge.backbone.layer_adapters import Features, as_tokens
 from taskedge.backbone.linears import Linear, linears
 from taskedge.errors import InputError, did_you_mean
-from taskedge.selection.pattern import Entries, Pattern
+from taskedge.selection.patterns import Entries, Pattern
 
 Model = TypeVar("Model", bound=nn.Module)
 

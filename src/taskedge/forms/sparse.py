@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from taskedge.backbone.held import HeldLayer
-from taskedge.backbone.kinds import Kind
+from taskedge.backbone.layer_adapters import Kind
 from taskedge.backbone.linears import Linear, version
+from taskedge.backbone.storage.frozen_layer import HeldLayer
 from taskedge.errors import InputError
 from taskedge.forms import form
 from taskedge.forms.kernels import EntryIndex, entry_gradient

@@ -5,8 +5,8 @@ Arrays in, plan out; no torch. Solvers are found by name in :data:`SOLVERS`.
 
 from __future__ import annotations
 
-from taskedge.planning.links import FixedRateLink, Link, MixedLink, ShannonLink
-from taskedge.planning.solution import Assignment, InfeasiblePlan, JointPlan, Matching, finish_seconds
+from taskedge.planning.link_models import FixedRateLink, Link, MixedLink, ShannonLink
+from taskedge.planning.problem import Assignment, InfeasiblePlan, JointPlan, Matching, finish_seconds
 from taskedge.planning.solvers import SOLVERS
 from taskedge.planning.solvers.crunch import match_blocks
 from taskedge.planning.solvers.exact import solve_exactly

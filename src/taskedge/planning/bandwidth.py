@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from taskedge.planning.links import Floats, Ints, Link
-from taskedge.planning.solution import upload_seconds
+from taskedge.planning.link_models import Floats, Ints, Link
+from taskedge.planning.problem import upload_seconds
 
 SECTIONS = 31  # points tried at once inside the bracket: each round cuts it 32-fold
 ROUNDS = 40  # far more than the 14 it takes to go from a bracket of 1e9 : 1 down to the last bit

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from taskedge.backbone.table import BlockTable
+from taskedge.backbone.cost_table import BlockTable
 from taskedge.errors import InputError
-from taskedge.measure.file import NotNegative, Positive, Row
-from taskedge.planning.costs import Costs
-from taskedge.planning.feasibility import explain
-from taskedge.planning.fleet import Fleet
-from taskedge.planning.links import FixedRateLink, Link, MixedLink, ShannonLink
-from taskedge.planning.solution import Assignment, InfeasiblePlan, JointPlan, upload_seconds
+from taskedge.planning.explain import explain
+from taskedge.planning.fleet_costs import Costs
+from taskedge.planning.fleet_spec import Fleet
+from taskedge.planning.link_models import FixedRateLink, Link, MixedLink, ShannonLink
+from taskedge.planning.problem import Assignment, InfeasiblePlan, JointPlan, upload_seconds
 from taskedge.planning.solvers import SOLVERS
+from taskedge.profiling.profile_file import NotNegative, Positive, Row
 
 Floats = NDArray[np.float64]
 
@@ -130,7 +130,7 @@ def make_plan(
     """Plans one round at the fleet's mean gains.
 
     Args:
-        fleet, table, costs: who, what, and :func:`~taskedge.planning.costs.fleet_costs` of both.
+        fleet, table, costs: who, what, and :func:`~taskedge.planning.fleet_costs.fleet_costs` of both.
         solver: a registered solver. With fewer devices than blocks, ``several`` replaces joint, match and exact.
         budget: recorded in the plan.
         copies: every block is trained by so many devices, each on its own data.

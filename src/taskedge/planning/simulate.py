@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskedge.errors import InputError
-from taskedge.measure.file import Row
-from taskedge.planning.costs import Costs
-from taskedge.planning.fleet import Fleet
-from taskedge.planning.links import FixedRateLink, Link, MixedLink, ShannonLink
+from taskedge.planning.fleet_costs import Costs
+from taskedge.planning.fleet_spec import Fleet
+from taskedge.planning.link_models import FixedRateLink, Link, MixedLink, ShannonLink
 from taskedge.planning.plan import fleet_link, try_solver
+from taskedge.profiling.profile_file import Row
 
 Floats = NDArray[np.float64]
 Fading = Literal["rayleigh", "none"]
@@ -72,7 +72,7 @@ def simulate(
     """Replays rounds; all solvers see the same ones.
 
     Args:
-        fleet, costs: who, and :func:`~taskedge.planning.costs.fleet_costs`.
+        fleet, costs: who, and :func:`~taskedge.planning.fleet_costs.fleet_costs`.
         model: its name, for the record.
         solvers: registered names; the first is the one whose savings are stated.
         rounds: how many.

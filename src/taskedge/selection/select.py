@@ -14,8 +14,8 @@ from taskedge.selection import RANK
 from taskedge.selection import statistics as calibration
 from taskedge.selection.allocations import ALLOCATIONS, DEFAULT, Scores, Shapes, allocate
 from taskedge.selection.allocations.n_of_m import NOfM
-from taskedge.selection.hybrid import Chosen, vectors_beside
 from taskedge.selection.rules import RULES, Rule
+from taskedge.selection.spt import Chosen, vectors_beside
 from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics
 from taskedge.selection.support import LinearSupport, Support
 
@@ -45,7 +45,7 @@ def select(
         budget: a share of all the model's parameters, ``"0.1%"`` or ``0.001``; met exactly.
         per_neuron: instead of ``budget``: whole entries per neuron, K.
         rule: what ranks the entries (``taskedge.selection.rules``). ``"spt"`` also spreads them, and stays within the
-            budget with entries, low-rank modules, biases and norms (:mod:`taskedge.selection.hybrid`).
+            budget with entries, low-rank modules, biases and norms (:mod:`taskedge.selection.spt`).
         allocation: how they are spread (``taskedge.selection.allocations``); by default ``"per_neuron"``. A pattern
             such as ``"2:4"`` is the budget as well.
         linears: names or glob patterns of the layers that take part; by default the linears and ``nn.Conv2d`` of the

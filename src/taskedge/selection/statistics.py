@@ -1,7 +1,8 @@
 """One pass over calibration data: what every linear's inputs look like, and where the loss pulls.
 
 Nothing of the model is changed, no activation outlives the layer that made it, and of the linears' gradients one is
-held at a time: it is added to a sum in a temporary file (:mod:`taskedge.selection.spill`) and freed before the next is
+held at a time: it is added to a sum in a temporary file (:mod:`taskedge.selection.disk_accumulator`) and freed
+before the next is
 made. (A linear that runs several times in a forward pass is the exception: autograd itself adds its gradients up and
 hands out their sum, as in any backward pass.)
 """
@@ -17,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.kinds import Kind
+from taskedge.backbone.layer_adapters import Kind
 from taskedge.backbone.linears import Linear, version
 from taskedge.errors import InputError
-from taskedge.selection.gradients import GRADIENTS as GRADIENTS
-from taskedge.selection.gradients import SQUARED_GRADIENTS as SQUARED_GRADIENTS
-from taskedge.selection.gradients import GradientSums
+from taskedge.selection.gradient_sums import GRADIENTS as GRADIENTS
+from taskedge.selection.gradient_sums import SQUARED_GRADIENTS as SQUARED_GRADIENTS
+from taskedge.selection.gradient_sums import GradientSums
 
 INPUTS = "inputs"
 ABSOLUTE_INPUTS = "absolute inputs"

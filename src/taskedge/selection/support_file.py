@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from taskedge.errors import InputError
-from taskedge.files import write_aside
+from taskedge.io.atomic import write_aside
 from taskedge.selection.support import LinearSupport, Support
 
 

@@ -9,17 +9,17 @@ from typing import Any, Self
 
 from torch import nn
 
-from taskedge.backbone.load import Base
+from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
-from taskedge.training.table import Table, check_labels, label_set
+from taskedge.training.data.table import Table, check_labels, label_set
+from taskedge.training.data.text_data import predict, quality
 from taskedge.training.tasks import Collate, Columns, Done, Measures, Row
-from taskedge.training.text import predict, quality
 
 
 @dataclass(frozen=True)
 class Classification(abc.ABC):
-    """Finds one of a few classes. Measured: accuracy, macro F1 and loss (:class:`taskedge.training.text.Quality`)."""
+    """Finds one of a few classes. Measured: accuracy, macro F1 and loss (:class:`.text_data.Quality`)."""
 
     labels: tuple[str, ...]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from taskedge.training.text import evaluating
+from taskedge.training.data.text_data import evaluating
 
 IGNORED = -100
 """The label of a token that is not learnt."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskedge.backbone.digest import digest
-from taskedge.backbone.kinds import Features
+from taskedge.backbone.fingerprint import digest
+from taskedge.backbone.layer_adapters import Features
 from taskedge.backbone.linears import Linear, as_linear, linears
 from taskedge.delta.delta import Delta, LowRankDelta, Provenance
 from taskedge.errors import InputError

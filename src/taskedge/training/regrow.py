@@ -12,8 +12,8 @@ from taskedge.backbone.linears import linears
 from taskedge.forms.regrow import movable, regrow
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.statistics import GRADIENTS, measure
-from taskedge.training.fit_settings import FitSettings
 from taskedge.training.seeds import derive
+from taskedge.training.trainer_config import FitSettings
 
 BATCHES = 4
 """Training batches whose gradients are summed before a move."""

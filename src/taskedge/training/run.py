@@ -10,22 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskedge.backbone.hold import hold
-from taskedge.backbone.kinds import Features
+from taskedge.backbone.layer_adapters import Features
 from taskedge.backbone.linears import candidates, candidates_within, head_parameters
-from taskedge.backbone.load import Base, load_base
+from taskedge.backbone.loading import Base, load_base
+from taskedge.backbone.storage.set_storage import hold
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.forms.install import fuse, install
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
-from taskedge.training.infer import by_labels, infer, sentence
+from taskedge.training.data.infer_task import by_labels, infer, sentence
+from taskedge.training.data.table import Table
 from taskedge.training.lora import PeftLora
-from taskedge.training.rungs.mezo import CAUTION
-from taskedge.training.settings import TuneSettings
-from taskedge.training.table import Table
+from taskedge.training.memory.mezo import CAUTION
 from taskedge.training.tasks import TASKS, Batch, Collate, Columns, Row, Say, Task
+from taskedge.training.tune_config import TuneSettings
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskedge.backbone.mapping import check_unchanged
+from taskedge.backbone.storage.memory_map import check_unchanged
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
 from taskedge.errors import DoesNotFit, InputError, TrainingDiverged
-from taskedge.files import write_aside
-from taskedge.measure.memory import TIGHT, lifetime_peak_bytes, peak_bytes, reset_peak, return_freed_memory
-from taskedge.measure.size import show_bytes
+from taskedge.io.atomic import write_aside
+from taskedge.profiling.byte_size import show_bytes
+from taskedge.profiling.process_memory import TIGHT, lifetime_peak_bytes, peak_bytes, reset_peak, return_freed_memory
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import load_support, save_support
 from taskedge.training import checkpoint
-from taskedge.training.budget.choose import within
-from taskedge.training.budget.text import choice_text
-from taskedge.training.budget.trim import Trim
-from taskedge.training.fit import FitResult, fit
+from taskedge.training.memory.decide import within
+from taskedge.training.memory.memory_report import choice_text
+from taskedge.training.memory.release import Trim
 from taskedge.training.run import Run
-from taskedge.training.settings import TuneSettings
 from taskedge.training.tasks import Measures, Say
+from taskedge.training.trainer import FitResult, fit
+from taskedge.training.tune_config import TuneSettings
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import tiny_task
 import torch
 from PIL import Image
 
-from taskedge.backbone.load import load_base
+from taskedge.backbone.loading import load_base
 from taskedge.errors import InputError
 from taskedge.training.tasks import Columns
 from taskedge.training.tasks.image_classification import ImageClassification

@@ -8,11 +8,11 @@ import pytest
 import tiny_task
 from tiny_task import WORDS
 
-from taskedge.backbone.load import load_base
+from taskedge.backbone.loading import load_base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
+from taskedge.training.data.table import Table
 from taskedge.training.generation import IGNORED
-from taskedge.training.table import Table
 from taskedge.training.tasks import Columns, of_delta
 from taskedge.training.tasks.text_generation import CHAT, LINE, PLAIN, TextGeneration
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from taskedge.backbone.load import load_base
+from taskedge.backbone.loading import load_base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
-from taskedge.training.table import Table
+from taskedge.training.data.table import Table
 from taskedge.training.tasks import Columns, of_delta
 from taskedge.training.tasks.text_regression import TextRegression, pearson, ranks
 

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from taskedge.backbone.shapes import SHAPES, known_shape, shape_of
-from taskedge.cli.options import note
-from taskedge.cli.planning import cannot_be_used, force_option, json_option, refuse_existing, write_text
+from taskedge.cli.config_options import note
+from taskedge.cli.plan_options import cannot_be_used, force_option, json_option, refuse_existing, write_text
 
 EPILOG = """\b
 Examples:
@@ -88,10 +88,10 @@ def command(
     import transformers
 
     from taskedge.errors import InputError
-    from taskedge.measure.device import Link, bench_device
-    from taskedge.measure.profile import Effort
-    from taskedge.planning.fleet import Channel, Server
-    from taskedge.report.text import device_text
+    from taskedge.planning.fleet_spec import Channel, Server
+    from taskedge.profiling.device_benchmark import Link, bench_device
+    from taskedge.profiling.step_profile import Effort
+    from taskedge.reporting.tables import device_text
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from taskedge.cli.config_options import print_json
 from taskedge.cli.cooperate.screen import summary, traffic
-from taskedge.cli.options import print_json
-from taskedge.cli.using import figures
+from taskedge.cli.delta_options import figures
 
 if TYPE_CHECKING:
-    from taskedge.cooperation.lead import Led
-    from taskedge.cooperation.task import JointTask
-    from taskedge.training.table import Table
+    from taskedge.cooperation.coordinator.nats_run import Led
+    from taskedge.cooperation.joint_task import JointTask
+    from taskedge.training.data.table import Table
     from taskedge.training.tasks import Measures
 
 

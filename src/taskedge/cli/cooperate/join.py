@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from taskedge.cli.config_options import note
 from taskedge.cli.cooperate.shared import asked, task_options
-from taskedge.cli.options import note
 
 if TYPE_CHECKING:
-    from taskedge.cooperation.nats import NatsDeviceLink
+    from taskedge.cooperation.transport.nats.nats_links import NatsDeviceLink
 
 TROUBLE_SECONDS = 5.0
 
@@ -57,8 +57,8 @@ def command(
     if unit:
         click.echo(_unit(bundle, data, profile, {"threads": threads, "emulate": emulate} | flags), nl=False)
         return
-    from taskedge.cooperation.bundle import Bundle
-    from taskedge.measure.file import read_profile
+    from taskedge.cooperation.fleet.bundle import Bundle
+    from taskedge.profiling.profile_file import read_profile
 
     opened = Bundle.open(bundle)
     known = read_profile(profile) if profile else None
@@ -67,10 +67,10 @@ def command(
 
     import torch
 
-    from taskedge.cooperation.device import Device
-    from taskedge.cooperation.emulate import EmulatedLink
-    from taskedge.cooperation.nats import NatsDeviceLink
-    from taskedge.cooperation.task import joint_task
+    from taskedge.cooperation.device.device import Device
+    from taskedge.cooperation.joint_task import joint_task
+    from taskedge.cooperation.transport.emulated import EmulatedLink
+    from taskedge.cooperation.transport.nats.nats_links import NatsDeviceLink
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -106,8 +106,8 @@ async def _tell_trouble(link: NatsDeviceLink) -> None:
 
 def _unit(bundle: Path, data: Path, profile: Path | None, flags: dict[str, Any]) -> str:
     """The unit of this command, with whole paths: systemd starts it elsewhere."""
-    from taskedge.cooperation.bundle import Bundle
-    from taskedge.cooperation.units import device_unit
+    from taskedge.cooperation.fleet.bundle import Bundle
+    from taskedge.cooperation.fleet.systemd import device_unit
 
     model = Path(flags["model"])
     flags = flags | {"model": model.resolve() if model.is_dir() else flags["model"]}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from taskedge.cli.config_options import force_option, given, json_option, note, options_of
 from taskedge.cli.cooperate.join import joining
 from taskedge.cli.cooperate.shared import (
     asked,
@@ -24,19 +25,18 @@ from taskedge.cli.cooperate.shared import (
     told_to_end,
     traffic_option,
 )
-from taskedge.cli.options import force_option, given, json_option, note, options_of
-from taskedge.cli.planning import refuse_existing
-from taskedge.cooperation.settings import CooperateSettings
+from taskedge.cli.plan_options import refuse_existing
+from taskedge.cooperation.cooperation_config import CooperateSettings
 from taskedge.errors import InputError, Interrupted, TaskEdgeError
 
 if TYPE_CHECKING:
     from taskedge.cli.cooperate.finish import Finished
-    from taskedge.cooperation.enrolment import Fleet
-    from taskedge.cooperation.lead import Led
-    from taskedge.cooperation.log import Event
-    from taskedge.cooperation.processes import Processes
-    from taskedge.cooperation.task import Asked, JointTask
-    from taskedge.planning.fleet import Fleet as Described
+    from taskedge.cooperation.coordinator.event_log import Event
+    from taskedge.cooperation.coordinator.nats_run import Led
+    from taskedge.cooperation.fleet.device_registry import Fleet
+    from taskedge.cooperation.fleet.local_processes import Processes
+    from taskedge.cooperation.joint_task import Asked, JointTask
+    from taskedge.planning.fleet_spec import Fleet as Described
 
 DEVICES = 4
 WAIT_SECONDS = 600.0
@@ -113,9 +113,9 @@ def command(
     _make_room(folder, resume=resume, force=force)
     threads = threads or max(1, (os.cpu_count() or 1) // len(names))
 
-    from taskedge.cooperation.lock import sole
-    from taskedge.cooperation.log import RUN
-    from taskedge.cooperation.report import RUN_FOLDER
+    from taskedge.cooperation.coordinator.event_log import RUN
+    from taskedge.cooperation.fleet.coordinator_lock import sole
+    from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
 
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
@@ -143,9 +143,9 @@ def _names(devices: int | None, known: Described | None) -> list[str]:
 
 
 def _make_room(folder: Path, *, resume: bool, force: bool) -> None:
-    from taskedge.cooperation.lock import coordinated
-    from taskedge.cooperation.log import RUN
-    from taskedge.cooperation.report import RUN_FOLDER
+    from taskedge.cooperation.coordinator.event_log import RUN
+    from taskedge.cooperation.fleet.coordinator_lock import coordinated
+    from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
 
     if coordinated(folder):
         raise InputError(f"{folder}: a run goes on there: name another file with --out")
@@ -175,9 +175,9 @@ def _run(
     """``how``: options of the devices' processes."""
     from taskedge.cli.cooperate.finish import finish
     from taskedge.cli.cooperate.screen import TaskTable
-    from taskedge.cooperation.report import RUN_FOLDER
-    from taskedge.cooperation.split import write_parts
-    from taskedge.cooperation.task import joint_task, read_like
+    from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
+    from taskedge.cooperation.fleet.split_data import write_parts
+    from taskedge.cooperation.joint_task import joint_task, read_like
 
     joint = joint_task(wanted, note)
     measured = read_like(joint, held_out, note) if held_out else None
@@ -201,10 +201,10 @@ def _fleet_here(
     folder: Path, names: Sequence[str], command_of: Callable[[str, Path], list[str]], threads: int
 ) -> Iterator[tuple[Fleet, Processes]]:
     """A fleet with new keys, its server, and a process for each device; all of it is gone afterwards."""
-    from taskedge.cooperation.enrolment import Fleet
-    from taskedge.cooperation.nats_server import free_port
-    from taskedge.cooperation.processes import Processes
-    from taskedge.cooperation.report import FLEET_FOLDER
+    from taskedge.cooperation.fleet.device_registry import Fleet
+    from taskedge.cooperation.fleet.fleet_status import FLEET_FOLDER
+    from taskedge.cooperation.fleet.local_processes import Processes
+    from taskedge.cooperation.transport.nats.server import free_port
 
     place, logs = folder / FLEET_FOLDER, folder / "logs"
     shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
@@ -239,7 +239,7 @@ async def _watched(
     resume: bool,
 ) -> Led:
     """The run, which ends at once when a device cannot even begin, or when all have ended."""
-    from taskedge.cooperation.lead import lead
+    from taskedge.cooperation.coordinator.nats_run import lead
 
     begun = asyncio.Event()
 

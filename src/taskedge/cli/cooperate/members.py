@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from taskedge.cli.config_options import given
 from taskedge.cli.cooperate.shared import fleet_folder, folder_option
-from taskedge.cli.options import given
 from taskedge.errors import InputError
 
 EVERYWHERE = ("0.0.0.0", "::")
@@ -29,7 +29,7 @@ Examples:
 @click.option("--port", type=click.IntRange(1, 65535), help="Port of the server.  [default: 4222]")
 def init(name: str, folder: Path | None, hosts: tuple[str, ...], **where: Any) -> None:
     """Make a fleet: its authority, the server's keys and configuration, and the coordinator's identity."""
-    from taskedge.cooperation.enrolment import Fleet
+    from taskedge.cooperation.fleet.device_registry import Fleet
 
     if where["listen"] in EVERYWHERE and not hosts:
         raise InputError(f"--listen {where['listen']}: say with --host how devices reach this machine")
@@ -53,7 +53,7 @@ Examples:
 @folder_option
 def enrol(device: str, folder: Path | None) -> None:
     """Let a device take part: makes a folder with its keys; a server that runs knows it at once."""
-    from taskedge.cooperation.enrolment import Fleet
+    from taskedge.cooperation.fleet.device_registry import Fleet
 
     bundle = Fleet.open(fleet_folder(folder)).enrol(device)
     click.echo(f"{bundle}: the keys of {device}")
@@ -73,7 +73,7 @@ Examples:
 @folder_option
 def revoke(device: str, folder: Path | None) -> None:
     """Cut a device off, now and for good: its keys open nothing even when the name is enrolled anew."""
-    from taskedge.cooperation.enrolment import Fleet
+    from taskedge.cooperation.fleet.device_registry import Fleet
 
     fleet = Fleet.open(fleet_folder(folder))
     fleet.revoke(device)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.options import note
+from taskedge.cli.config_options import note
 
 if TYPE_CHECKING:
-    from taskedge.cooperation.lead import Led, Sent
-    from taskedge.cooperation.log import Event
+    from taskedge.cooperation.coordinator.event_log import Event
+    from taskedge.cooperation.coordinator.nats_run import Led, Sent
 
 HEADER = (
     f"{'round':>5}  {'device':12}  {'blocks':14}  {'down B':>9}  {'up B':>9}  "

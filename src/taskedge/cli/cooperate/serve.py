@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from taskedge.cli.config_options import force_option, given, json_option, note, options_of
 from taskedge.cli.cooperate.shared import (
     asked,
     described,
@@ -21,15 +22,14 @@ from taskedge.cli.cooperate.shared import (
     told_to_end,
     traffic_option,
 )
-from taskedge.cli.options import force_option, given, json_option, note, options_of
-from taskedge.cli.planning import refuse_existing
-from taskedge.cooperation.settings import CooperateSettings
+from taskedge.cli.plan_options import refuse_existing
+from taskedge.cooperation.cooperation_config import CooperateSettings
 from taskedge.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
     from taskedge.cli.cooperate.finish import Finished
-    from taskedge.cooperation.enrolment import Fleet
-    from taskedge.cooperation.task import Asked
+    from taskedge.cooperation.fleet.device_registry import Fleet
+    from taskedge.cooperation.joint_task import Asked
 
 
 @click.command(
@@ -74,10 +74,10 @@ def command(
     settings = CooperateSettings(**given(flags))
     place = fleet_folder(folder)
 
-    from taskedge.cooperation.enrolment import Fleet
-    from taskedge.cooperation.lock import sole
-    from taskedge.cooperation.log import RUN
-    from taskedge.cooperation.report import LAST_RUN, RUN_FOLDER
+    from taskedge.cooperation.coordinator.event_log import RUN
+    from taskedge.cooperation.fleet.coordinator_lock import sole
+    from taskedge.cooperation.fleet.device_registry import Fleet
+    from taskedge.cooperation.fleet.fleet_status import LAST_RUN, RUN_FOLDER
 
     opened, run = Fleet.open(place), place / RUN_FOLDER
     if not opened.devices:
@@ -108,8 +108,8 @@ def _run(
 
     from taskedge.cli.cooperate.finish import finish
     from taskedge.cli.cooperate.screen import RoundLines
-    from taskedge.cooperation.lead import lead
-    from taskedge.cooperation.task import joint_task
+    from taskedge.cooperation.coordinator.nats_run import lead
+    from taskedge.cooperation.joint_task import joint_task
 
     known = described(fleet)
     joint = joint_task(wanted, note)

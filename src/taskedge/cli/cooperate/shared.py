@@ -13,8 +13,8 @@ import click
 from taskedge.errors import InputError
 
 if TYPE_CHECKING:
-    from taskedge.cooperation.task import Asked
-    from taskedge.planning.fleet import Fleet as Described
+    from taskedge.cooperation.joint_task import Asked
+    from taskedge.planning.fleet_spec import Fleet as Described
 
 COLUMNS = ("text", "label", "prompt", "response", "image")
 
@@ -61,7 +61,7 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def asked(flags: dict[str, Any], data: Path | None, seed: int = 0) -> Asked:
     """What the options of ``task_options`` say; takes them out of ``flags``."""
-    from taskedge.cooperation.task import Asked
+    from taskedge.cooperation.joint_task import Asked
     from taskedge.training.tasks import Columns
 
     columns = Columns.of({name: flags.pop(name) for name in COLUMNS})
@@ -71,7 +71,7 @@ def asked(flags: dict[str, Any], data: Path | None, seed: int = 0) -> Asked:
 
 def described(fleet: Path | None) -> Described | None:
     """What the fleet file says, if one is named."""
-    from taskedge.planning.fleet import load_fleet
+    from taskedge.planning.fleet_spec import load_fleet
 
     return load_fleet(fleet) if fleet else None
 

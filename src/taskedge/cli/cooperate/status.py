@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from taskedge.cli.config_options import json_option, print_json
 from taskedge.cli.cooperate.shared import fleet_folder, folder_option
-from taskedge.cli.options import json_option, print_json
 
 
 @click.command(
@@ -20,7 +20,7 @@ from taskedge.cli.options import json_option, print_json
 @json_option
 def command(folder: Path | None, as_json: bool) -> None:
     """Say who is enrolled and who is there, and how far the run is. The folder of a local run can be named, too."""
-    from taskedge.cooperation.report import report
+    from taskedge.cooperation.fleet.fleet_status import report
 
     found = report(fleet_folder(folder))
     if as_json:

@@ -33,7 +33,7 @@ def command(folder: Path | None, keep_server: bool, seconds: float) -> None:
 
     What was committed stays: the run goes on with --resume. The folder of a local run can be named, too.
     """
-    from taskedge.cooperation.stop import stop
+    from taskedge.cooperation.fleet.stop_fleet import stop
 
     place = fleet_folder(folder)
     ended = stop(place, seconds, keep_server=keep_server)

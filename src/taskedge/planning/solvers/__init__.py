@@ -1,14 +1,14 @@
 """Solvers by name: each is one function with one decorator.
 
 Every registered solver is called as ``solver(compute, fits, bits, link, bandwidth)`` and returns a
-:class:`~taskedge.planning.solution.JointPlan`.
+:class:`~taskedge.planning.problem.JointPlan`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskedge.planning.solution import JointPlan
+from taskedge.planning.problem import JointPlan
 from taskedge.registry import Registry
 
 Solver = Callable[..., JointPlan]

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taskedge.planning.bandwidth import share_bandwidth
-from taskedge.planning.candidates import Candidates, cheapest_assignment, raise_if_unmatched
-from taskedge.planning.links import Bools, Floats, Ints, Link
-from taskedge.planning.solution import (
+from taskedge.planning.link_models import Bools, Floats, Ints, Link
+from taskedge.planning.problem import (
     Assignment,
     InfeasiblePlan,
     Instance,
@@ -22,6 +21,7 @@ from taskedge.planning.solution import (
     check_instance,
     upload_seconds,
 )
+from taskedge.planning.pruning import Candidates, cheapest_assignment, raise_if_unmatched
 from taskedge.planning.solvers import SOLVERS
 from taskedge.planning.solvers.crunch import equal_share_latency, match_blocks
 

@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 
 from taskedge.errors import InputError
 from taskedge.planning.bandwidth import share_bandwidth
-from taskedge.planning.candidates import Candidates, import_scipy, pad_by_block, raise_if_unmatched, skyband
-from taskedge.planning.links import Bools, Floats, Ints, Link
-from taskedge.planning.solution import Instance, JointPlan, Matching, check_instance, check_table, upload_seconds
+from taskedge.planning.link_models import Bools, Floats, Ints, Link
+from taskedge.planning.problem import Instance, JointPlan, Matching, check_instance, check_table, upload_seconds
+from taskedge.planning.pruning import Candidates, import_scipy, pad_by_block, raise_if_unmatched, skyband
 from taskedge.planning.solvers import SOLVERS
 
 

@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
-from taskedge.planning.candidates import (
+from taskedge.planning.link_models import Floats, Ints, Link
+from taskedge.planning.problem import Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.pruning import (
     Candidates,
     cheaper_pairs,
     cheapest_assignment,
     cheapest_at_equal_shares,
     raise_if_unmatched,
 )
-from taskedge.planning.links import Floats, Ints, Link
-from taskedge.planning.solution import Instance, JointPlan, check_instance, upload_seconds
 from taskedge.planning.solvers import SOLVERS
 
 TOLERANCE = 1e-10

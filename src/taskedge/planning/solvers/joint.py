@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taskedge.planning.bandwidth import least_bandwidths
-from taskedge.planning.candidates import Candidates, cheapest_assignment, prune
-from taskedge.planning.links import Floats, Ints, Link
-from taskedge.planning.solution import Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.link_models import Floats, Ints, Link
+from taskedge.planning.problem import Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.pruning import Candidates, cheapest_assignment, prune
 from taskedge.planning.solvers import SOLVERS
 from taskedge.planning.solvers.exact import assignment_within, evaluate, first_assignment, soonest
 

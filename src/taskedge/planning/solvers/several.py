@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
-from taskedge.planning.links import Floats, Ints, Link
-from taskedge.planning.solution import InfeasiblePlan, Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.link_models import Floats, Ints, Link
+from taskedge.planning.problem import InfeasiblePlan, Instance, JointPlan, check_instance, upload_seconds
 from taskedge.planning.solvers import SOLVERS
 
 RESTARTS = 12

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taskedge.selection.allocations import ALLOCATIONS, Scores, Shapes, refuse_nan
-from taskedge.selection.pattern import Pattern, read_pattern
+from taskedge.selection.patterns import Pattern, read_pattern
 
 
 @dataclass(frozen=True)

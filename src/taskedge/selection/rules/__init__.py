@@ -18,7 +18,7 @@ from torch import Tensor
 
 from taskedge.registry import Registry
 from taskedge.selection.allocations import Scores, Shapes
-from taskedge.selection.hybrid import Chosen
+from taskedge.selection.spt import Chosen
 from taskedge.selection.statistics import GRADIENTS, SQUARED_GRADIENTS, LinearStatistics
 
 Score = Callable[[Tensor, LinearStatistics, torch.Generator], Tensor]

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from taskedge.selection.hybrid import hybrid
 from taskedge.selection.rules import rule
+from taskedge.selection.spt import hybrid
 from taskedge.selection.statistics import SQUARED_GRADIENTS, LinearStatistics
 
 
@@ -12,6 +12,6 @@ from taskedge.selection.statistics import SQUARED_GRADIENTS, LinearStatistics
 def spt(weight: Tensor, statistics: LinearStatistics, generator: torch.Generator) -> Tensor:
     """Sensitivity, ``Σ_batches g²``, spent on entries, low-rank modules and whole biases and norms together.
 
-    Source: SPT (arXiv 2303.08566); how the budget is met is ours (:mod:`taskedge.selection.hybrid`).
+    Source: SPT (arXiv 2303.08566); how the budget is met is ours (:mod:`taskedge.selection.spt`).
     """
     return statistics.squared_gradient

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
-from taskedge.backbone.load import Base
+from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.registry import Registry
-from taskedge.training.table import Table
-from taskedge.training.text import Row as Row
+from taskedge.training.data.table import Table
+from taskedge.training.data.text_data import Row as Row
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Row]], Batch]
@@ -55,7 +55,7 @@ class Task(Protocol):
     """
 
     name: ClassVar[str]
-    """As in ``taskedge.backbone.load.AUTO``, whose loader it uses."""
+    """As in ``taskedge.backbone.loading.AUTO``, whose loader it uses."""
     reads: ClassVar[tuple[tuple[str, ...], ...]]
     """Sets of columns that hold its data, each with the input first; the first set that a file has is read."""
     max_length: ClassVar[int | None]

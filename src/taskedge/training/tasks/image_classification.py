@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from taskedge.backbone.load import Base
+from taskedge.backbone.loading import Base
 from taskedge.errors import InputError
 from taskedge.training.classification import Classification
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.images import decode, image_paths, place, read_folder, read_image_table
-from taskedge.training.table import Table
+from taskedge.training.data.image_data import decode, image_paths, place, read_folder, read_image_table
+from taskedge.training.data.table import Table
 from taskedge.training.tasks import Batch, Collate, Columns, Done, Row, Say, task
+from taskedge.training.trainer_config import FitSettings
 
 
 @task("image-classification")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar
 
-from taskedge.backbone.load import Base
+from taskedge.backbone.loading import Base
 from taskedge.training.classification import Classification
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.table import Table, read_table
+from taskedge.training.data.table import Table, read_table
+from taskedge.training.data.text_data import LONGEST, collator, encode
 from taskedge.training.tasks import Collate, Columns, Row, Say, task
-from taskedge.training.text import LONGEST, collator, encode
+from taskedge.training.trainer_config import FitSettings
 
 
 @task("text-classification")

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from taskedge.backbone.load import Base
+from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
+from taskedge.training.data.table import Table, read_table
 from taskedge.training.generation import IGNORED, generate, likelihood, pad
-from taskedge.training.table import Table, read_table
 from taskedge.training.tasks import Batch, Collate, Columns, Done, Measures, Row, Say, task
 
 PLAIN, LINE, CHAT = "plain text", "prompt, line break, response", "chat template"

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from taskedge.backbone.load import Base
+from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
-from taskedge.training.fit_settings import FitSettings
-from taskedge.training.table import COUNTED, Table, as_number, read_table
+from taskedge.training.data.table import COUNTED, Table, as_number, read_table
+from taskedge.training.data.text_data import LONGEST, collator, encode, outputs
 from taskedge.training.tasks import Batch, Collate, Columns, Done, Measures, Row, Say, task
-from taskedge.training.text import LONGEST, collator, encode, outputs
+from taskedge.training.trainer_config import FitSettings
 
 Numbers = npt.NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""How frozen weights lie in memory: resident, memory-mapped, or quantized to int8."""

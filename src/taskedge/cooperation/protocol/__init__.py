@@ -1,0 +1,1 @@
+"""What coordinator and devices send each other: messages, payloads, quantization, chunks, validation."""

@@ -1,0 +1,1 @@
+"""Who trains which blocks in a round: plans, rotation, traversal, freezing, cost calibration."""

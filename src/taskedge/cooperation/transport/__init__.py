@@ -1,0 +1,1 @@
+"""Links that carry messages: in memory, emulated, and over NATS."""

@@ -1,0 +1,1 @@
+"""Links over NATS with mutual TLS."""

@@ -1,0 +1,1 @@
+"""Exports to and imports from formats of other programs."""

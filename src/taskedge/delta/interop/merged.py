@@ -1,0 +1,30 @@
+"""Merged: a plain model folder that holds the delta's values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from taskedge.delta.interop.export import MODEL, Source, exports
+from taskedge.errors import InputError
+
+
+@exports("merged", makes=MODEL, loads="{auto}.from_pretrained({path!r})")
+def merged(source: Source, path: Path) -> dict[str, Any]:
+    """A plain model folder: `from_pretrained` loads it, without taskedge, and gives the same bits.
+
+    Raises:
+        InputError: the model is not one of Hugging Face's, which alone know how to write themselves.
+    """
+    from transformers import PreTrainedModel, logging
+
+    if not isinstance(source.model, PreTrainedModel):
+        raise InputError(
+            f"{type(source.model).__name__} is no Hugging Face model, so it has no folder form: apply the delta and "
+            "save its state_dict instead"
+        )
+    logging.disable_progress_bar()
+    source.model.save_pretrained(path)
+    if source.processor is not None:
+        source.processor.save_pretrained(path)
+    return {}

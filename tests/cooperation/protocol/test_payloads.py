@@ -1,0 +1,123 @@
+"""Supports and statistics cross the wire unchanged; what is unsound is refused."""
+
+import dataclasses
+
+import pytest
+import tiny_fleet
+import torch
+
+import taskedge as te
+from taskedge.backbone.linears import candidates
+from taskedge.cooperation.protocol.message import Message, MessageError
+from taskedge.cooperation.protocol.payloads import (
+    added,
+    read_statistics,
+    read_support,
+    statistics_message,
+    support_facts,
+)
+from taskedge.selection.statistics import measure
+
+
+def batches(seed, count=3):
+    made = tiny_fleet.rows(4 * count, seed)
+    return [tiny_fleet.collate(made[start : start + 4]) for start in range(0, len(made), 4)]
+
+
+def same(one, other):
+    assert one.linears.keys() == other.linears.keys()
+    assert dataclasses.replace(one, linears={}) == dataclasses.replace(other, linears={})
+    for name, linear in one.linears.items():
+        twin = other.linears[name]
+        assert (linear.shape, linear.reads) == (twin.shape, twin.reads)
+        assert torch.equal(linear.flat, twin.flat)
+        assert (linear.input_rms is None) == (twin.input_rms is None)
+        assert linear.input_rms is None or torch.equal(linear.input_rms, twin.input_rms)
+
+
+@pytest.mark.parametrize("given", [None, "batches"])
+def test_a_support_crosses_the_wire(given):
+    rule = "taskedge" if given else "magnitude"
+    support = te.select(tiny_fleet.model(), batches(0) if given else None, budget="3%", rule=rule)
+    facts, tensors = support_facts(support)
+    message = Message.unpack(Message("install", {"support": facts}, tensors).pack())
+    same(read_support(message.facts["support"], message.tensors), support)
+    if given:  # query, key and value read one tensor, whose norms are sent once
+        assert sum(name.startswith("rms/") for name in tensors) == 4 * len(support.linears) // 6
+
+
+def test_norms_that_are_not_shared_are_sent_apart():
+    support = te.select(tiny_fleet.model(), batches(0), per_neuron=1)
+    name = "bert.encoder.layer.1.attention.self.value"
+    other = dataclasses.replace(support.linears[name], input_rms=torch.rand(16))
+    support = dataclasses.replace(support, linears=support.linears | {name: other})
+    same(read_support(*support_facts(support)), support)
+
+
+def test_no_support_is_refused():
+    facts, tensors = support_facts(te.select(tiny_fleet.model(), rule="magnitude", per_neuron=1))
+    first = next(iter(tensors))
+    for wrong in (
+        ({}, tensors),
+        (facts, {}),
+        (facts | {"about": {"colour": 1}}, tensors),
+        (facts, tensors | {first: tensors[first].flip(0)}),
+        (facts, tensors | {first: tensors[first] + 10**6}),
+    ):
+        with pytest.raises(MessageError, match="without a sound support"):
+            read_support(*wrong)
+
+
+def statistics(seed):
+    model = tiny_fleet.model()
+    return measure(model, candidates(model), batches(seed))
+
+
+def shapes():
+    return {name: linear.shape for name, linear in candidates(tiny_fleet.model()).items()}
+
+
+def test_the_sum_of_devices_is_that_of_a_central_run_to_the_last_bit():
+    model = tiny_fleet.model()
+    central = measure(model, candidates(model), [*batches(0), *batches(1), *batches(2)])
+    for order in ((0, 1, 2), (2, 0, 1)):
+        parts = [
+            read_statistics(Message.unpack(statistics_message(statistics(seed)).pack()), shapes()) for seed in order
+        ]
+        together = added(parts)
+        assert list(together) == list(central)
+        for name, seen in together.items():
+            assert (seen.reads, seen.tokens) == (central[name].reads, central[name].tokens)
+            assert torch.equal(seen.input_squares, central[name].input_squares)
+
+
+def test_statistics_that_cannot_be_are_refused():
+    sound = statistics_message(statistics(0))
+    name = "bert.encoder.layer.0.attention.self.query"
+    tensor, linears = f"squares/{name}", sound.facts["linears"]
+
+    def wrong(facts=None, **tensors):
+        return Message("statistics", {"linears": linears | (facts or {})}, {**sound.tensors, **tensors})
+
+    for message, why in (
+        (Message("error", {"why": "no"}), "other linears"),
+        (wrong({"another": [name, 3]}), "other linears"),
+        (wrong({name: [name, 0]}), "over 0 tokens"),
+        (wrong({name: [name, 2**50]}), "tokens"),
+        (wrong({name: "nothing at all"}), "no statistics"),
+        (wrong({name: ["elsewhere", 3]}), "no statistics"),
+        (wrong(**{tensor: torch.zeros(3, dtype=torch.float64)}), r"float64 \[3\]"),
+        (wrong(**{tensor: torch.zeros(16)}), "float32"),
+        (wrong(**{tensor: torch.full((16,), torch.nan, dtype=torch.float64)}), "no sums of squares"),
+        (wrong(**{tensor: torch.full((16,), -1.0, dtype=torch.float64)}), "no sums of squares"),
+    ):
+        with pytest.raises(MessageError, match=why):
+            read_statistics(message, shapes())
+
+
+def test_devices_that_disagree_about_the_model_are_refused():
+    one, other = statistics(0), statistics(1)
+    name = "bert.encoder.layer.0.attention.self.key"
+    other[name] = dataclasses.replace(other[name], reads=name)
+    with pytest.raises(MessageError, match="disagree"):
+        added([one, other])

@@ -1,0 +1,259 @@
+"""What the real peft makes of an exported adapter: our logits, on any support."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import peft
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import taskedge as te
+from taskedge.delta.interop.peft_layouts import LAYOUTS
+from taskedge.errors import InputError, UnknownName
+
+BUDGETS = {
+    "one per neuron": {"per_neuron": 1},
+    "uneven 0.5 %": {"budget": "0.5%"},
+    "per_layer": {"budget": "0.5%", "allocation": "per_layer"},
+    "global": {"budget": "0.5%", "allocation": "global"},
+    "global 4 %": {"budget": "4%", "allocation": "global"},
+}
+
+
+def tuned(make, *, trainable=None, **options):
+    """A delta trained on the tiny model, and the logits it gives there."""
+    model = make()
+    support = te.select(model, [tiny.batch(model)], **options)
+    tiny.train(te.install(model, support, trainable=trainable))
+    return te.extract(model)
+
+
+def through_peft(make, adapter):
+    """The tiny base with the adapter, as peft loads it."""
+    return peft.PeftModel.from_pretrained(make(), adapter).eval()
+
+
+def assert_same_logits(make, delta, adapter):
+    ours, theirs = te.apply(make(), delta), through_peft(make, adapter)
+    for seed in range(3):
+        batch = tiny.batch(ours, seed=seed)
+        with torch.no_grad():
+            assert (tiny.logits(theirs, batch) - tiny.logits(ours, batch)).abs().max() <= 1e-5
+    untrained = tiny.logits(make(), tiny.batch(ours))
+    assert (tiny.logits(ours, tiny.batch(ours)) - untrained).abs().max() > 1e-3  # or the test says nothing
+
+
+@pytest.mark.parametrize("peft_type", ["supertuning", "shira", "lora"])
+@pytest.mark.parametrize("budget", list(BUDGETS.values()), ids=list(BUDGETS))
+@pytest.mark.parametrize("make", [tiny.bert, tiny.vit], ids=["bert", "vit"])
+def test_logits_through_peft_are_ours(make, budget, peft_type, tmp_path):
+    delta = tuned(make, **budget)
+    done = te.export(make(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
+    assert_same_logits(make, delta, tmp_path / "adapter")
+    assert done.facts["peft_type"] == peft_type
+    assert done.facts["entries"] == delta.entries
+    assert done.facts["modules_to_save"] == ["classifier"]
+
+
+@pytest.mark.parametrize("budget", list(BUDGETS.values()), ids=list(BUDGETS))
+def test_conv1d_goes_as_lora(budget, tmp_path):
+    delta = tuned(tiny.gpt2, **budget)
+    done = te.export(tiny.gpt2(), delta, tmp_path / "adapter", to="peft")
+    assert done.facts["peft_type"] == "lora"
+    assert_same_logits(tiny.gpt2, delta, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
+def test_conv1d_is_refused_by_the_sparse_forms(peft_type, tmp_path):
+    delta = tuned(tiny.gpt2, per_neuron=1)
+    with pytest.raises(InputError, match=r"takes nn.Linear only.*Conv1D.*peft_type='lora'"):
+        te.export(tiny.gpt2(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
+    assert not list(tmp_path.iterdir())
+
+
+def hybrid(make, products, scale=None, sparse=True):
+    """Entries in most linears, and a low-rank product in those whose names hold one of ``products``."""
+    model = make()
+    support = te.select(model, [tiny.batch(model)], per_neuron=1)
+    low_rank = {name: 1 + place for place, name in enumerate(support.linears) if any(part in name for part in products)}
+    left = {name: linear for name, linear in support.linears.items() if sparse and name not in low_rank}
+    te.install(model, dataclasses.replace(support, linears=left, low_rank=low_rank), alpha=scale)
+    return te.extract(tiny.train(model))
+
+
+@pytest.mark.parametrize("alpha", [None, 3.0])
+@pytest.mark.parametrize("sparse", [True, False])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2], ids=["bert", "gpt2"])
+def test_low_rank_products_go_as_lora(make, sparse, alpha, tmp_path):
+    delta = hybrid(make, ["query", "intermediate", "c_proj"], alpha, sparse)
+    assert len(delta.low_rank) >= 3
+    done = te.export(make(), delta, tmp_path / "adapter", to="peft")
+    assert done.facts["peft_type"] == "lora"
+    assert done.facts["low_rank"] == len(delta.low_rank)
+    assert_same_logits(make, delta, tmp_path / "adapter")
+
+
+def test_products_of_one_scale_keep_their_factors(tmp_path):
+    delta = hybrid(tiny.bert, ["query"], sparse=False)
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, product in delta.low_rank.items():
+        assert torch.equal(stored[f"base_model.model.{name}.lora_A.weight"], product.a)
+        assert torch.equal(stored[f"base_model.model.{name}.lora_B.weight"], product.b)
+
+
+@pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
+def test_low_rank_products_are_refused_by_the_sparse_forms(peft_type, tmp_path):
+    with pytest.raises(InputError, match="is changed by a low-rank product: export with peft_type='lora'"):
+        te.export(tiny.bert(), hybrid(tiny.bert, ["query"]), tmp_path / "adapter", to="peft", peft_type=peft_type)
+
+
+@pytest.mark.parametrize("peft_type", ["supertuning", "shira", "lora"])
+def test_merging_in_peft_gives_the_weights(peft_type, tmp_path):
+    delta = tuned(tiny.bert, budget="1%", allocation="global")
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
+    merged = through_peft(tiny.bert, tmp_path / "adapter").merge_and_unload()
+    expected = te.apply(tiny.bert(), delta).state_dict()
+    found = merged.state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=2e-7, atol=1e-8, msg=name)
+
+
+def test_nothing_but_safetensors_and_json(tmp_path):
+    delta = tuned(tiny.bert, per_neuron=1)
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft", base="a/base")
+    assert sorted(file.name for file in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "a/base"
+    assert config["task_type"] == "SEQ_CLS"
+    assert config["inference_mode"] is True
+
+
+def test_the_padding_is_what_is_told(tmp_path):
+    delta = tuned(tiny.bert, budget="0.5%", allocation="global")
+    for peft_type, values in (("supertuning", "supertuning_values"), ("shira", "shira_weight")):
+        done = te.export(tiny.bert(), delta, tmp_path / peft_type, to="peft", peft_type=peft_type)
+        stored = load_file(tmp_path / peft_type / "adapter_model.safetensors")
+        held = sum(tensor.numel() for name, tensor in stored.items() if name.endswith(values))
+        assert held == done.facts["entries"] + done.facts["padded"]
+        assert done.facts["padded"] > 0
+        for name, tensor in stored.items():
+            if name.endswith("indices"):
+                assert len(tensor.unique(dim=-1).t() if tensor.dim() == 2 else tensor.unique()) == tensor.shape[-1]
+
+
+def test_the_default_is_the_sparse_form_with_less_padding(tmp_path):
+    for budget in BUDGETS.values():
+        delta = tuned(tiny.bert, **budget)
+        padded = {}
+        for peft_type in ("supertuning", "shira"):
+            out = tmp_path / peft_type
+            padded[peft_type] = te.export(tiny.bert(), delta, out, to="peft", peft_type=peft_type, force=True).facts[
+                "padded"
+            ]
+        chosen = te.export(tiny.bert(), delta, tmp_path / "chosen", to="peft", force=True).facts
+        assert chosen["padded"] == min(padded.values()) == padded[chosen["peft_type"]]
+
+
+def test_whole_parameters_outside_the_head(tmp_path):
+    trainable = ["classifier", "*.LayerNorm.bias", "bert.pooler.dense.weight"]
+    delta = tuned(tiny.bert, per_neuron=1, trainable=trainable)
+    done = te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft")
+    assert "bert.pooler.dense" in done.facts["modules_to_save"]
+    assert_same_logits(tiny.bert, delta, tmp_path / "adapter")
+
+
+def test_the_head_goes_along_even_if_it_was_not_trained(tmp_path):
+    """peft saves the classifier of every SEQ_CLS adapter, and fails to load one without."""
+    delta = tuned(tiny.bert, per_neuron=1, trainable=[])
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft")
+    assert_same_logits(tiny.bert, delta, tmp_path / "adapter")
+
+
+def test_a_plain_module(tmp_path):
+    delta = tuned(tiny.mlp, per_neuron=2)
+    for peft_type in LAYOUTS:
+        te.export(tiny.mlp(), delta, tmp_path / peft_type, to="peft", peft_type=peft_type)
+        assert_same_logits(tiny.mlp, delta, tmp_path / peft_type)
+
+
+@pytest.mark.parametrize("peft_type", ["supertuning", "lora"])
+def test_bf16(peft_type, tmp_path):
+    """The base's own weights in bf16: within its rounding, since peft adds and does not replace."""
+
+    def make():
+        return tiny.bert().bfloat16()
+
+    model = make()
+    te.install(model, te.select(model, [tiny.batch(model)], per_neuron=1))
+    delta = te.extract(tiny.train(model))
+    te.export(make(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
+    ours, theirs = te.apply(make(), delta), through_peft(make, tmp_path / "adapter")
+    batch = tiny.batch(ours)
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.logits(theirs, batch), tiny.logits(ours, batch), rtol=0.05, atol=0.02)
+
+
+def test_what_peft_cannot_hold_is_refused(tmp_path):
+    out = tmp_path / "adapter"
+    model = tiny.bert()
+    support = te.select(model, [tiny.batch(model)], per_neuron=1)
+    te.install(model, support, trainable=["*.query.bias"])
+    with pytest.raises(InputError, match=r"query' carries entries too.*merge it or export a patch"):
+        te.export(tiny.bert(), te.extract(model), out, to="peft")
+    empty = te.Delta(linears={}, whole={"classifier.bias": torch.zeros(3)})
+    with pytest.raises(InputError, match="changes no linear"):
+        te.export(tiny.bert(), empty, out, to="peft")
+    with pytest.raises(UnknownName, match="did you mean 'shira'"):
+        te.export(tiny.bert(), tuned(tiny.bert, per_neuron=1), out, to="peft", peft_type="shirra")
+    assert not list(tmp_path.iterdir())
+
+
+class Odd(nn.Module):
+    """Names that end alike, and a parameter that belongs to no layer."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.a = nn.ModuleDict({"out": nn.Linear(8, 8)})
+        self.b = nn.ModuleDict({"a": nn.ModuleDict({"out": nn.Linear(8, 8)})})
+        self.out, self.scale = nn.Linear(8, 3), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.out(self.b["a"]["out"](torch.tanh(self.a["out"](x * self.scale))))
+
+
+def test_only_the_named_linears_are_touched(tmp_path):
+    """``a.out`` is also how ``b.a.out`` ends, which carries nothing here."""
+    model = Odd()
+    te.install(model, te.select(model, rule="random", per_neuron=1, linears=["a.out"]), trainable=[])
+    optimizer = torch.optim.AdamW(tiny.trained(model), lr=3e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(5, 8)).square().mean().backward()
+        optimizer.step()
+    delta = te.extract(model)
+    for peft_type in LAYOUTS:
+        te.export(Odd(), delta, tmp_path / peft_type, to="peft", peft_type=peft_type)
+        x = torch.randn(4, 8)
+        with torch.no_grad():
+            torch.testing.assert_close(
+                through_peft(Odd, tmp_path / peft_type)(x), te.apply(Odd(), delta)(x), rtol=0, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize(("whole", "told"), [("out.bias", "would take 'a.out'"), ("scale", "of the model itself")])
+def test_modules_that_peft_would_mistake(whole, told, tmp_path):
+    model = Odd()
+    te.install(model, te.select(model, rule="random", per_neuron=1, linears=["b.a.out"]), trainable=[whole])
+    with pytest.raises(InputError, match=told):
+        te.export(Odd(), te.extract(model), tmp_path / "adapter", to="peft")

@@ -1,0 +1,173 @@
+"""Models are converted whole and named right, or not at all. Offline but for the last tests."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from assets.real import real
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model
+
+from taskedge.demo import assets
+from taskedge.demo.assets import model_assets as models
+from taskedge.demo.assets.dinov2 import dinov2_state, write_dinov2
+from taskedge.demo.fetch import Member, Source
+from taskedge.errors import InputError
+
+CONFIG = Dinov2Config(
+    hidden_size=12, num_attention_heads=2, num_hidden_layers=2, image_size=12, patch_size=4, architectures=None
+)
+
+
+def exported(path, without=()):
+    """A tiny Dinov2 as torch's exporter leaves it: named biases, anonymous transposed linears, a table in two parts."""
+    onnx = pytest.importorskip("onnx")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Dinov2Model(CONFIG).eval()
+        for parameter in model.parameters():
+            parameter.data.normal_()
+        model.embeddings.mask_token.data.zero_()
+    model.save_pretrained(path.parent / "expected")
+    state = load_file(path.parent / "expected" / "model.safetensors")
+    initializers, nodes = [], []
+
+    def add(name, tensor, node, kind="Add"):
+        initializers.append(onnx.numpy_helper.from_array(tensor.contiguous().numpy(), name))
+        nodes.append(onnx.helper.make_node(kind, ["x", name], [f"y{len(nodes)}"], name=node))
+
+    for count, (name, tensor) in enumerate(state.items()):
+        if name in without or name.endswith("mask_token"):
+            continue
+        module = "/backbone/" + name.rpartition(".")[0].replace(".", "/").replace("layer/", "layer.")
+        if name.endswith("position_embeddings"):
+            add("onnx::Concat_1", tensor[:, :1], "/backbone/embeddings/Concat_6", "Concat")
+            add("onnx::Reshape_2", tensor[:, 1:], "/backbone/embeddings/Reshape_1", "Reshape")
+        elif name.endswith("weight") and tensor.dim() == 2:
+            add(f"onnx::MatMul_{count}", tensor.t(), f"{module}/MatMul", "MatMul")
+        else:
+            add(f"backbone.{name}", tensor, f"{module}/Add")
+    add("decoder.final_conv.weight", torch.ones(1, 3, 1, 1), "/decoder/final_conv/Conv", "Conv")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "tiny", [], [], initializers)), path)
+    return model
+
+
+def test_every_weight_of_an_exported_dinov2_is_found(tmp_path):
+    model = exported(tmp_path / "tiny.onnx")
+    expected = load_file(tmp_path / "expected" / "model.safetensors")
+    state = dinov2_state(tmp_path / "tiny.onnx")
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    (tmp_path / "made").mkdir()
+    write_dinov2(tmp_path / "tiny.onnx", CONFIG, tmp_path / "made")
+    picture = torch.randn(1, 3, 8, 12)
+    with torch.no_grad():
+        again = AutoModel.from_pretrained(tmp_path / "made")(picture).last_hidden_state
+        assert torch.equal(again, model(picture).last_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("without", "message"),
+    [("encoder.layer.1.norm2.bias", r"missing_keys.*norm2.bias"), ("embeddings.position_embeddings", "position table")],
+)
+def test_an_export_that_lacks_a_weight_is_refused(tmp_path, without, message):
+    exported(tmp_path / "tiny.onnx", without={without})
+    with pytest.raises(InputError, match=message):
+        write_dinov2(tmp_path / "tiny.onnx", CONFIG, tmp_path)
+
+
+def wheel_of(member, content):
+    def download(requirement, folder, say):
+        with zipfile.ZipFile(folder / "tiny-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"tiny/{member}", content)
+        return folder / "tiny-1.0-py3-none-any.whl"
+
+    source = Source("tiny==1.0", 1, "tiny", (Member(member, len(content), hashlib.sha256(content).hexdigest()),))
+    return source, download
+
+
+def everything_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_model_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
+    """The tiny export is not the vision transformer that the package should hold."""
+    monkeypatch.setenv("TASKEDGE_CACHE", str(tmp_path / "cache"))
+    exported(tmp_path / "tiny.onnx")
+    source, download = wheel_of("vit.onnx", (tmp_path / "tiny.onnx").read_bytes())
+    monkeypatch.setattr(models, "VIT_SMALL", source)
+    with pytest.raises(InputError, match="does not hold the vision transformer"):
+        assets.vit_small(print, download)
+    assert everything_in(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize(("get", "module"), [(assets.vit_small, "onnx"), (assets.smollm2, "gguf")])
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, get, module):
+    monkeypatch.setenv("TASKEDGE_CACHE", str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(InputError, match=rf"needs the package {module}: pip install 'taskedge\[assets\]'"):
+        get(print)
+
+
+# --- the real ones ----------------------------------------------------------------------------------------------------
+
+
+def test_real_encoder():
+    folder = real(assets.minilm)
+    for member in models.MINILM.members:
+        assert hashlib.sha256((folder / member.name).read_bytes()).hexdigest() == member.sha256
+    assert AutoModel.from_pretrained(folder).num_parameters() == 22_713_216
+    assert AutoTokenizer.from_pretrained(folder)("The Rock")["input_ids"] == [101, 1996, 2600, 102]
+
+
+def cached(get, name):
+    """Only what is in the cache already: making it takes too long for a test."""
+    if not (models.cache_folder() / name).is_dir():
+        pytest.skip(f"{name} is not in the cache")
+    return get(print)
+
+
+def test_real_vision_transformer():
+    folder = cached(assets.vit_small, "vit-small-1")
+    model = AutoModel.from_pretrained(folder)
+    assert type(model) is Dinov2Model
+    assert model.num_parameters() == 22_056_576
+    Image = pytest.importorskip("PIL.Image")
+    picture = AutoImageProcessor.from_pretrained(folder)(Image.new("RGB", (40, 30), "red"), return_tensors="pt")
+    assert picture["pixel_values"].shape == (1, 3, 112, 112)
+    with torch.no_grad():
+        assert model(**picture).last_hidden_state.shape == (1, 65, 384)
+
+
+def test_the_vision_transformer_computes_what_onnxruntime_does():
+    """Needs onnxruntime, and the package's ONNX file beside the tests' cache: made by hand, so mostly skipped."""
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    folder = cached(assets.vit_small, "vit-small-1")
+    file = models.cache_folder() / models.VIT_SMALL.folder / models.VIT_SMALL.members[0].name
+    if not file.is_file():
+        pytest.skip(f"{file} is not there: fetch(VIT_SMALL, print, None) puts it there")
+    graph = onnx.load(file)
+    output = [node.output[0] for node in graph.graph.node if node.name.startswith("/backbone/layernorm/")][-1]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, None))
+    session = runtime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    picture = torch.randn(1, 3, 224, 224)
+    (expected,) = session.run([output], {"input_image": picture.numpy()})
+    with torch.no_grad():
+        found = AutoModel.from_pretrained(folder)(picture).last_hidden_state
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=0, atol=1e-4)
+
+
+def test_real_language_model():
+    folder = cached(assets.smollm2, "smollm2-135m-1")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = [{"role": "user", "content": "What is the capital of France?"}]
+    text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    assert text.endswith("<|im_start|>assistant\n")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.num_parameters() == 134_515_008
+    with torch.no_grad():
+        answer = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(answer[0])
+    assert Path(folder, "chat_template.jinja").is_file()

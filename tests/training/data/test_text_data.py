@@ -1,0 +1,91 @@
+"""Texts become padded batches, predictions come back in their order, and quality is counted by hand."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from taskedge.training.data.text_data import Prediction, collator, encode, predict, quality
+
+
+class Tokenizer:
+    """Every letter is a token; pads with 0."""
+
+    def __call__(self, texts, truncation, max_length):
+        assert truncation
+        ids = [[1 + ord(letter) % 30 for letter in text][:max_length] for text in texts]
+        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+
+    def pad(self, rows, **options):
+        longest = max(len(row["input_ids"]) for row in rows)
+        batch = {
+            key: torch.tensor([row[key] + [0] * (longest - len(row[key])) for row in rows])
+            for key in ("input_ids", "attention_mask")
+        }
+        if "labels" in rows[0]:
+            batch["labels"] = torch.tensor([row["labels"] for row in rows])
+        return batch
+
+
+TEXTS = ["a long text of words", "b", "middling", "xyz", "another one", "qq"]
+
+
+def collate(rows):
+    return Tokenizer().pad(rows)
+
+
+def test_rows_are_cut_and_carry_their_label():
+    rows = encode(Tokenizer(), ["abcdef", "g"], [2, 0], max_length=4)
+    assert [len(row["input_ids"]) for row in rows] == [4, 1]
+    assert [row["labels"] for row in rows] == [2, 0]
+    assert "labels" not in encode(Tokenizer(), ["a"], None, 4)[0]
+    with pytest.raises(ValueError, match="zip"):
+        encode(Tokenizer(), ["a", "b"], [1], 4)
+
+
+def test_a_batch_is_padded_to_its_longest():
+    tokenizer = Tokenizer()
+    tokenizer.padding_side = "right"
+    batch = collator(tokenizer)(encode(tokenizer, ["abc", "d"], [0, 1], 8))
+    assert batch["input_ids"].shape == (2, 3)
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_predictions_are_in_the_order_of_the_rows(bert, batch_size):
+    rows = encode(Tokenizer(), TEXTS, [0] * 6, 20)
+    done = []
+    found = predict(bert, rows, collate, batch_size, done.append)
+    assert sum(done) == len(TEXTS)
+    assert found.probabilities.dtype == np.float32
+    for row, mine in zip(rows, found.probabilities, strict=True):
+        with torch.no_grad():
+            direct = bert(input_ids=torch.tensor([row["input_ids"]])).logits.softmax(-1)[0]
+        torch.testing.assert_close(torch.from_numpy(mine), direct, rtol=1e-4, atol=1e-6)
+    assert found.classes.tolist() == found.probabilities.argmax(1).tolist()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_in_its_mode_even_after_an_exception(training):
+    model = tiny.bert(dropout=0.5).train(training)
+    rows = encode(Tokenizer(), TEXTS, None, 20)
+    one, other = (predict(model, rows, collate).probabilities for _ in range(2))
+    assert (one == other).all()
+    assert model.training is training
+    with pytest.raises(IndexError):
+        predict(model, [{"input_ids": [10**6], "attention_mask": [1]}], collate)
+    assert model.training is training
+
+
+def test_quality_by_hand():
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1]], dtype=np.float32)
+    found = quality(Prediction(probabilities), [0, 1, 1, 1])
+    assert found.rows == 4
+    assert found.accuracy == 0.75
+    assert found.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 2)  # class 2 neither occurs nor is predicted
+    assert found.loss == pytest.approx(-np.log([0.8, 0.6, 0.4, 0.7]).mean(), rel=1e-6)
+
+
+def test_a_certain_mistake_has_a_finite_loss():
+    assert np.isfinite(quality(Prediction(np.array([[1.0, 0.0]], dtype=np.float32)), [1]).loss)

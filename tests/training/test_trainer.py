@@ -1,0 +1,192 @@
+"""Training stops, goes on and ends with the very same bits, and touches nothing but what it trains."""
+
+import dataclasses
+import json
+
+import pytest
+import tiny
+import torch
+from transformers import TrainerCallback
+
+import taskedge as te
+from taskedge.errors import InputError, TrainingDiverged
+from taskedge.forms.kernels import _forced
+from taskedge.forms.sparse import sparse_layers
+from taskedge.training.checkpoint import STATE, latest
+from taskedge.training.trainer import fit
+from taskedge.training.trainer_config import FitSettings
+
+SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2)
+
+
+def rows(count=26, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "input_ids": torch.randint(1, tiny.VOCABULARY, (3 + place % 6,), generator=draw).tolist(),
+            "labels": place % tiny.LABELS,
+        }
+        for place in range(count)
+    ]
+
+
+def collate(examples):
+    longest = max(len(row["input_ids"]) for row in examples)
+    ids = torch.tensor([row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in examples])
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).long(),
+        "labels": torch.tensor([row["labels"] for row in examples]),
+    }
+
+
+def model():
+    """With dropout, so that the random state matters."""
+    made = tiny.bert(dropout=0.2)
+    return te.install(made, te.select(made, rule="magnitude", per_neuron=1))
+
+
+def run(folder, made=None, settings=SETTINGS, **options):
+    made = made or model()
+    torch.manual_seed(0)
+    return made, fit(made, rows(), collate, settings, folder, progress=False, **options)
+
+
+class StopAt(TrainerCallback):
+    """Ends the run the hard way, as a kill would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_it_trains_the_entries_and_the_head_and_nothing_else(tmp_path):
+    before = tiny.state(tiny.bert())
+    made, result = run(tmp_path)
+    assert result.steps == 12  # 7 batches, of which two make a step: 4 an epoch
+    assert result.loss > 0
+    assert result.log
+    after = made.state_dict()
+    layers = sparse_layers(made)
+    for name, old in before.items():
+        new = after[name]
+        if name.removesuffix(".weight") in layers:
+            entries = layers[name.removesuffix(".weight")].entries
+            chosen = torch.zeros(old.shape, dtype=torch.bool)
+            chosen[entries.rows, entries.columns] = True
+            assert torch.equal(tiny.bits(old[~chosen]), tiny.bits(new[~chosen]))
+            assert not torch.equal(old[chosen], new[chosen])
+        elif not name.startswith("classifier."):
+            assert torch.equal(tiny.bits(old), tiny.bits(new)), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    torch.set_num_threads(1)
+    return tiny.state(run(tmp_path_factory.mktemp("whole"))[0])
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [5], [8], [11], [3, 6, 9]])
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, stops):
+    for step in stops:
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, resume=True, callbacks=[StopAt(step)])
+        torch.rand(7)  # another process would have drawn other numbers
+    made, result = run(tmp_path, resume=True)
+    assert result.steps == 12
+    assert tiny.same_bits(made.state_dict(), uninterrupted)
+
+
+def test_a_run_that_was_not_interrupted_has_nothing_left_to_do(tmp_path, uninterrupted):
+    run(tmp_path)
+    made, result = run(tmp_path, resume=True)
+    assert result.steps == 12
+    assert tiny.same_bits(made.state_dict(), uninterrupted)
+
+
+def test_without_resume_a_run_starts_anew(tmp_path, uninterrupted):
+    run(tmp_path)
+    assert tiny.same_bits(run(tmp_path)[0].state_dict(), uninterrupted)
+
+
+def test_another_seed_gives_another_result(tmp_path, uninterrupted):
+    made, _ = run(tmp_path, settings=dataclasses.replace(SETTINGS, seed=6))
+    assert not tiny.same_bits(made.state_dict(), uninterrupted)
+
+
+class Poison(TrainerCallback):
+    """Makes the loss NaN in one step, and keeps what the parameters were before it."""
+
+    def __init__(self, step):
+        self.step, self.before = step, None
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step + 1 == self.step:
+            self.before = tiny.state(model)
+            model.classifier.register_forward_hook(lambda module, given, output: output * torch.nan)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    poison, made = Poison(6), model()
+    with pytest.raises(TrainingDiverged, match=r"the loss is nan at step 6 \(learning rate 0\.00\d+\).*checkpoint-4"):
+        run(tmp_path, made, callbacks=[poison])
+    assert latest(tmp_path).name == "checkpoint-4"
+    assert tiny.same_bits(made.state_dict(), poison.before)
+
+
+def test_a_loss_that_is_no_number_before_any_checkpoint(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"at step 1 .*try a lower learning rate$"):
+        run(tmp_path, callbacks=[Poison(1)])
+
+
+def test_checkpoints_are_small_whole_and_readable(tmp_path):
+    made, _ = run(tmp_path)
+    newest = latest(tmp_path)
+    assert newest.name == "checkpoint-12"
+    assert len(list(tmp_path.glob("*checkpoint-*"))) == 2
+    assert json.loads((newest / "trainer_state.json").read_text())["global_step"] == 12
+    trained = sum(parameter.numel() for parameter in tiny.trained(made))
+    names = 3 * len(tiny.trained(made)) * 200
+    assert (newest / STATE).stat().st_size < 3 * 4 * trained + 30_000 + names
+
+
+def test_no_checkpoints_where_none_are_asked_for(tmp_path):
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, checkpoint_every=0, epochs=1))
+    assert latest(tmp_path) is None
+
+
+def test_resuming_from_a_damaged_checkpoint_says_so(tmp_path):
+    run(tmp_path)
+    state = latest(tmp_path) / STATE
+    state.write_bytes(state.read_bytes()[:-10])
+    with pytest.raises(InputError, match="the checkpoint is damaged"):
+        run(tmp_path, resume=True)
+
+
+def test_resuming_with_a_damaged_position_says_so(tmp_path):
+    run(tmp_path)
+    (latest(tmp_path) / "trainer_state.json").write_text("{")
+    with pytest.raises(InputError, match="the checkpoint is damaged"):
+        run(tmp_path, resume=True)
+
+
+def test_autocast_trains(tmp_path):
+    made, result = run(tmp_path, settings=dataclasses.replace(SETTINGS, bf16=True, epochs=1, checkpoint_every=0))
+    assert result.steps == 4
+    assert {parameter.dtype for parameter in tiny.trained(made)} == {torch.float32}
+
+
+@pytest.mark.parametrize("rung", [{}, {"recompute": "blocks"}, {"micro_batch": 2}, {"rotate": 1}])
+def test_sparing_memory_does_without_the_compiler(tmp_path, rung):
+    seen = set()
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            seen.add(_forced.get())
+
+    run(tmp_path, settings=dataclasses.replace(SETTINGS, epochs=1, **rung), callbacks=[Watch()])
+    assert seen == ({"gather"} if rung else {None})
+    assert _forced.get() is None
