@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import comparison
 import numpy as np
 import pytest
-from comparison import Chosen, choose, difference
 from scipy import stats
+
+from benchmarks.accuracy import comparison
+from benchmarks.accuracy.comparison import Chosen, choose, difference
 
 
 def run(method: str, lr: float, seed: int, validation: float, test: float, **more: Any) -> dict[str, Any]:

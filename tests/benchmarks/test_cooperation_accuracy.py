@@ -9,10 +9,9 @@ import pytest
 import tiny_fleet
 
 pytest.importorskip("peft")  # of the benchmarks that it shares code with
-import cooperation_accuracy as sweep
-from cooperation_runs import Ran, patient
-
-from taskedge.cooperation.scheduling.freezing import ReviveSettings
+from benchmarks.cooperation import cooperation_accuracy as sweep
+from benchmarks.cooperation.cooperation_runs import Ran, patient
+from taskedge.cooperation.scheduling.freezing import FreezingConfig
 
 
 def test_runs_on_file_are_known_by_variant_change_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,7 +30,7 @@ def test_changes_are_settings() -> None:
 def test_a_cooperative_run_takes_as_many_rows_and_steps_as_tune() -> None:
     settings = patient(**sweep.SETTINGS)
     assert settings.rounds * settings.devices * settings.rows_per_round == sweep.STEPS * sweep.ROWS
-    assert not settings.follow_pace
+    assert not settings.calibrate
 
 
 @pytest.mark.parametrize("share", [1.0, 0.25])
@@ -40,12 +39,12 @@ def test_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: f
     monkeypatch.setattr(sweep, "LENGTH", 24)
     monkeypatch.setattr(sweep, "DEVICES", 2)
     how = tiny_fleet.settings(devices=2, rounds=6, mode="fedavg", active_share=share)
-    revive = ReviveSettings(share, stage=1, window=2, every=99)
+    freezing = FreezingConfig(share, stage=1, window=2, every=99)
     trainings = {f"d{place}": tiny_fleet.training(place) for place in range(2)}
-    head, _, events = tiny_fleet.run(tmp_path / "run", how, trainings, revive=revive)
+    head, _, events = tiny_fleet.run(tmp_path / "run", how, trainings, freezing=freezing)
     ran = Ran(head._model, events)
     active = [line["active"] for line in ran.of("round")]
-    sizes = {b: sum(head.state.values[n].numel() for n in head.state.blocks.of([b])) for b in range(5)}
+    sizes = {b: sum(head.state.values[n].numel() for n in head.state.blocks.names_in([b])) for b in range(5)}
     sent = sum(sizes[0] + line["active_values"] for line in ran.of("round"))
     found = sweep.saved(ran, how)
     assert found["upload_saved"] == pytest.approx(1 - sent / (6 * sum(sizes.values())))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("peft")  # of the benchmarks that it shares code with
-import kinds
+from benchmarks.tasks import kinds
 
 
 def test_runs_on_file_are_not_wanted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
-import report_accuracy
+
+from benchmarks.report import report_accuracy
+from benchmarks.report import tables as report
 
 DOCUMENT = (
     "# Title\n\n<!-- table:cost -->\n<!-- end -->\n\nbetween\n\n<!-- table:accuracy -->\nold\n<!-- end -->\n"
@@ -40,27 +41,34 @@ RUNS = [
     run("head only", 0.01, 0, 0.60, 0.65, entries=0),
     run("taskedge, scaled step", 0.03, 0, 0.80, 0.72),
     run("taskedge, scaled step", 0.03, 1, 0.80, 0.74),
+    run("LoRA r=8", 0.003, 0, 0.90, 0.98),
+    run("full", 0.0003, 0, 0.90, 0.98),
 ]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A project with one cost result, one accuracy result and a README."""
-    results = tmp_path / "benchmarks" / "results"
-    (results / "accuracy").mkdir(parents=True)
+    results = tmp_path / "benchmarks"
+    (results / "accuracy" / "results" / "sweep").mkdir(parents=True)
+    (results / "cost" / "results").mkdir(parents=True)
     figures = [
         line("step: ours / frozen", 1.05, bar=1.06, met=True, dropout=0.1),
         line("step: ours / frozen", 1.09, bar=1.06, met=False, dropout=0.0),
         line("step: theirs / frozen", 1.3, dropout=0.1),
         line("start", 0.14, unit="s", bar=0.3, met=True),
     ]
-    (results / "step_cost.json").write_text(
+    (results / "cost" / "results" / "step_cost.json").write_text(
         json.dumps({"command": "python it", "machine": RUNS[0]["machine"], "figures": figures})
     )
-    (results / "accuracy" / "movie-reviews.jsonl").write_text("\n".join(map(json.dumps, RUNS)) + "\n")
+    (results / "accuracy" / "results" / "sweep" / "movie-reviews.jsonl").write_text(
+        "\n".join(map(json.dumps, RUNS)) + "\n"
+    )
     cost = {"saved_bytes_per_token": 6000, "step": line("step", 1.06)}
     costs = {"method": "taskedge, scaled step", "file_bytes": 150_000, "entries": 20736, "dropout 0": cost}
-    (results / "method_costs.jsonl").write_text(json.dumps(costs | {"machine": RUNS[0]["machine"]}) + "\n")
+    (results / "cost" / "results" / "method_costs.jsonl").write_text(
+        json.dumps(costs | {"machine": RUNS[0]["machine"]}) + "\n"
+    )
     (tmp_path / "README.md").write_text(DOCUMENT)
     return tmp_path
 
@@ -82,6 +90,13 @@ def test_tables_are_written_between_their_marks_and_the_rest_is_kept(root: Path)
     assert "| head only | - | - | 0.01 | 0.650 (one seed) | - | - |" in text
 
 
+def test_methods_whose_head_trained_at_the_rate_of_the_body_are_left_out(root: Path) -> None:
+    report.main(["--root", str(root)])
+    text = (root / "README.md").read_text()
+    assert "LoRA" not in text
+    assert "| full |" not in text
+
+
 def test_figures_without_a_bar_have_a_table_of_their_own(root: Path) -> None:
     (root / "README.md").write_text("<!-- table:cost-more -->\n<!-- end -->\n<!-- table:machine -->\n<!-- end -->\n")
     report.main(["--root", str(root)])
@@ -99,7 +114,7 @@ def test_check_notices_a_stale_table_and_changes_nothing(root: Path, capsys: pyt
 
 
 def test_a_table_without_results_is_left_as_it_is(root: Path) -> None:
-    (root / "benchmarks" / "results" / "accuracy" / "movie-reviews.jsonl").unlink()
+    (root / "benchmarks" / "accuracy" / "results" / "sweep" / "movie-reviews.jsonl").unlink()
     report.main(["--root", str(root)])
     assert "<!-- table:accuracy -->\nold\n<!-- end -->" in (root / "README.md").read_text()
 
@@ -112,7 +127,7 @@ def test_an_unknown_table_is_named(root: Path) -> None:
 
 def test_the_figures_are_drawn_the_same_each_time(root: Path) -> None:
     pytest.importorskip("matplotlib")
-    results = report.Results(root / "benchmarks" / "results")
+    results = report.Results(root / "benchmarks")
     for folder in ("one", "two"):
         report_accuracy.save(report_accuracy.figures(results.accuracy, results.methods), root / folder)
     for name in ("accuracy.svg", "learning-rate.svg", "trade-off.svg"):

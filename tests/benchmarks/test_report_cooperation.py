@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import report_cooperation
+from benchmarks.report import report_cooperation
 
 
 def run(variant: str, seed: int, test: float, change: str = "", **more: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import report_kinds
+from benchmarks.report import report_kinds
 
 
 def run(workload: str, variant: str, test: dict[str, Any] | None, seed: int = 0, **more: Any) -> dict[str, Any]:

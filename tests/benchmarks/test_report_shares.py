@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import report_shares
+from benchmarks.report import report_shares
 
 
 def run(method: str, seed: int, test: float) -> dict[str, Any]:

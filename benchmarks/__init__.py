@@ -1,0 +1,1 @@
+"""Benchmarks, a folder a question; ``python -m benchmarks`` lists them (benchmarks/README.md)."""

@@ -1,0 +1,1 @@
+"""How well methods, supports and defaults learn."""

@@ -1,0 +1,116 @@
+"""What the accuracy benchmark compares: every method makes a model ready to train and says what that takes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+from torch import nn
+
+import taskedge as te
+from benchmarks.cost.workload import LINEARS
+from taskedge.backbone.candidates import head_parameters
+
+Facts = dict[str, Any]
+Prepare = Callable[[nn.Module, list[Any], int], tuple[nn.Module, Facts]]
+SCALED = ", scaled step"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a model is made ready, and the two learning rates that the search begins with."""
+
+    prepare: Prepare
+    rates: tuple[float, float]
+    fit: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the training loop that are this method's own."""
+
+
+def sparse(rule: str, step: str = "activation", form: str = "sparse", **options: Any) -> Prepare:
+    """Entries chosen by ``rule``; one per neuron unless ``options`` say otherwise."""
+    chosen: dict[str, Any] = options if "budget" in options else {"per_neuron": 1, **options}
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        support = te.select(model, batches, rule=rule, seed=seed, **chosen)
+        columns = [len(linear.distinct_columns) for linear in support.linears.values()]
+        facts = {
+            "entries": support.parameters,
+            "columns_mean": sum(columns) / len(columns),
+            "columns_range": [min(columns), max(columns)],
+            "stored_columns": support.stored_columns,
+        }
+        return te.install(model, support, step=step, form=form, seed=seed), facts
+
+    return prepare
+
+
+def whole(*kinds: str) -> Prepare:
+    """Trains the head and the parameters of these kinds, as they are."""
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        head = set(head_parameters(model))
+        entries = 0
+        for name, parameter in model.named_parameters():
+            chosen = name not in head and any(name.endswith(kind) for kind in kinds)
+            parameter.requires_grad_(chosen or name in head)
+            entries += parameter.numel() if chosen else 0
+        return model, {"entries": entries}
+
+    return prepare
+
+
+def adapter(kind: type[peft.PeftConfig], **options: Any) -> Prepare:
+    """An adapter of PEFT's on all encoder linears."""
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        seeded = {"random_seed": seed} if kind is peft.ShiraConfig else {}
+        config = kind(target_modules=LINEARS, task_type="SEQ_CLS", **options, **seeded)
+        with warnings.catch_warnings(action="ignore"):
+            adapted = peft.get_peft_model(model, config)
+        head = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "modules_to_save" in n)
+        return adapted, {"entries": sum(p.numel() for p in adapted.parameters() if p.requires_grad) - head}
+
+    return prepare
+
+
+RULES = (
+    "taskedge", "random", "magnitude", "gradient", "fisher", "activation", "mean_activation", "magnitude_bottom",
+)  # fmt: skip
+_OURS_AS_SHARE = 20_736 / 10_616_832  # entries over the weights of the encoder linears
+
+METHODS: dict[str, Method] = {
+    "taskedge": Method(sparse("taskedge", "plain"), (3e-3, 1e-2)),
+    "random": Method(sparse("random", "plain"), (3e-3, 1e-2)),
+    "magnitude": Method(sparse("magnitude", "plain"), (3e-3, 1e-2)),
+    "gradient": Method(sparse("gradient", "plain"), (3e-3, 1e-2)),
+    "head only": Method(whole(), (1e-2, 3e-2)),
+    "BitFit": Method(whole(".bias"), (3e-3, 1e-2)),
+    "LoRA r=8": Method(adapter(peft.LoraConfig, r=8), (1e-3, 3e-3)),
+    "LoRA r=1": Method(adapter(peft.LoraConfig, r=1), (1e-3, 3e-3)),
+    "SHiRA r=1": Method(adapter(peft.ShiraConfig, r=1), (1e-2, 3e-2)),
+    "Super-Tuning": Method(adapter(peft.SupertuningConfig, sparsity=1 - _OURS_AS_SHARE), (1e-2, 3e-2)),
+    "full": Method(whole(""), (1e-4, 3e-4)),
+    "taskedge, global": Method(sparse("taskedge", allocation="global"), (1e-2, 3e-2)),
+    "taskedge, per layer": Method(sparse("taskedge", allocation="per_layer"), (1e-2, 3e-2)),
+    "random, 64 columns": Method(sparse("random", max_columns=64), (1e-2, 3e-2)),
+    "taskedge, batches of 16": Method(sparse("taskedge"), (1e-2, 3e-2), {"batch_size": 16}),
+    "random, 26 columns": Method(sparse("random", max_columns=26), (1e-2, 3e-2)),
+    "taskedge, 32 columns": Method(sparse("taskedge", max_columns=32), (1e-2, 3e-2)),
+    "SPT": Method(sparse("spt", budget="0.0913%"), (3e-3, 1e-2)),
+    "sparse LoRA": Method(sparse("taskedge", form="sparse_lora"), (1e-2, 3e-2)),
+    "regrown": Method(sparse("taskedge"), (1e-2, 3e-2), {"regrow": 20}),
+} | {rule + SCALED: Method(sparse(rule), (1e-2, 3e-2)) for rule in RULES}  # fmt: skip
+
+
+SHARES = ("0.01%", "0.03%", "0.1%", "0.3%", "1%")
+"""Of the model's parameters."""
+SWEPT = ("taskedge", "random", "magnitude", "gradient")
+"""The rules that are compared at every share."""
+
+
+def at_share(rule: str, share: str) -> Method:
+    """The rule with scaled steps and another budget; it takes the rate the rule had at one entry per neuron."""
+    return Method(sparse(rule, budget=share), METHODS[rule + SCALED].rates)

@@ -1,0 +1,1 @@
+"""What several devices that train one model cost, send and survive."""

@@ -1,0 +1,1 @@
+"""What a step, a selection and a delta cost."""

@@ -1,0 +1,1 @@
+"""Training within less memory, and its prediction."""
