@@ -45,9 +45,9 @@ for step, batch in enumerate(batches(train)):
     optimizer.step()
     optimizer.zero_grad()
     print(f"step {step}: loss {loss.item():.3f}")
-te.extract(model).save(given.out)
+te.save(te.extract(model), given.out)
 
 model.eval()
 with torch.no_grad():
     hits = torch.cat([model(**batch).logits.argmax(-1) == batch["labels"] for batch in batches(test)])
-print(f"accuracy with {support.entries:,} entries of {support.model_parameters:,}: {hits.float().mean():.3f}")
+print(f"accuracy with {support.num_entries:,} entries of {support.model_parameters:,}: {hits.float().mean():.3f}")

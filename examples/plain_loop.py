@@ -52,8 +52,8 @@ for batch in batches("train"):
     model(**batch).loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-te.extract(model).save(given.out)
+te.save(te.extract(model), given.out)
 
 print(f"accuracy of the base with a new head: {accuracy(base):.3f}")
 with te.applied(base, te.load(given.out)):
-    print(f"with {given.out}, {support.entries:,} entries: {accuracy(base):.3f}")
+    print(f"with {given.out}, {support.num_entries:,} entries: {accuracy(base):.3f}")

