@@ -1,4 +1,4 @@
-"""Names lead to things, a wrong name to the nearest right one."""
+"""Registries find objects by name, and suggest the nearest one for a wrong name."""
 
 import sys
 import threading
@@ -12,7 +12,7 @@ from taskedge.selection.allocations import ALLOCATIONS
 from taskedge.selection.rules import RULES
 
 
-def test_what_is_built_in_is_found_without_importing_it():
+def test_built_in_objects_are_found_without_imports_by_the_caller():
     assert list(RULES) == [
         "activation",
         "fisher",
@@ -29,7 +29,7 @@ def test_what_is_built_in_is_found_without_importing_it():
     assert list(KERNELS) == ["gather", "numba", "thin"]
 
 
-def test_an_unknown_name_says_what_is_known():
+def test_an_unknown_name_lists_the_registered_names():
     with pytest.raises(UnknownName, match=r"unknown rule 'magnitud'; did you mean 'magnitude'\? \(known: activation, "):
         RULES["magnitud"]
     with pytest.raises(InputError, match=r"unknown rule 'zzz' \(known"):
@@ -69,11 +69,24 @@ def test_the_decorator_leaves_the_thing_as_it_is():
     assert double(2) == things["double"](2) == 4
 
 
-def test_every_rule_says_what_it_does_in_one_line():
+def test_a_registry_is_filled_by_a_module_or_by_a_package(tmp_path, monkeypatch):
+    (tmp_path / "module_of_things.py").write_text("import test_things\ntest_things.THINGS.add('one', 1)\n")
+    (tmp_path / "test_things.py").write_text("THINGS = None\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import test_things
+
+    test_things.THINGS = things = Registry("thing", "module_of_things")
+    assert "module_of_things" not in sys.modules
+    assert list(things) == ["one"]
+    for name in ("module_of_things", "test_things"):
+        del sys.modules[name]
+
+
+def test_every_rule_has_a_summary():
     assert all(RULES[name].summary for name in RULES)
 
 
-def test_threads_that_ask_at_once_all_find_what_is_there(tmp_path, monkeypatch):
+def test_threads_that_look_up_names_at_once_find_all_objects(tmp_path, monkeypatch):
     """The second asks while the first still imports."""
     package = tmp_path / "slow_things"
     package.mkdir()

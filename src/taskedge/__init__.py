@@ -1,13 +1,13 @@
-"""Adapt large pretrained models where the data is.
+"""Adapt large pretrained models on the devices that have the data.
 
 >>> import taskedge as te
->>> support = te.select(model, batches, budget="0.1%")        # which of the model's own weights to train
->>> te.install(model, support)                                # they train in place, all else is frozen
->>> ...                                                       # any training loop
->>> te.extract(model).save("task.safetensors")                # the task as a small file
->>> te.apply(fresh_model, te.load("task.safetensors"))        # and back, reversibly
+>>> support = te.select(model, batches, budget="0.1%")      # choose which of the model's own weights to train
+>>> te.install(model, support)                              # make them trainable in place, freeze all others
+>>> ...                                                     # any training loop
+>>> te.save(te.extract(model), "task.safetensors")          # write the trained change to a small file
+>>> te.apply(fresh_model, te.load("task.safetensors"))      # apply it to the base; te.revert undoes that
 
-Names are imported when they are first used, so that ``import taskedge`` and ``taskedge --help`` are instant.
+Names are imported when they are first used, so ``import taskedge`` and ``taskedge --help`` are fast.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from taskedge.delta.delta import Delta as Delta
     from taskedge.delta.extract import extract as extract
     from taskedge.delta.file import load as load
+    from taskedge.delta.file import save as save
     from taskedge.delta.interop.export import export as export
     from taskedge.forms.install import fuse as fuse
     from taskedge.forms.install import install as install
@@ -41,6 +42,7 @@ _HOME = {
     "recomputing": "taskedge.forms.recompute",
     "extract": "taskedge.delta.extract",
     "Delta": "taskedge.delta.delta",
+    "save": "taskedge.delta.file",
     "load": "taskedge.delta.file",
     "apply": "taskedge.delta.apply",
     "revert": "taskedge.delta.apply",

@@ -1,7 +1,6 @@
-"""The errors a user can meet, and the exit code each one ends the command line with.
+"""Exceptions of the library, with the exit code of the command line for each (docs/exit-codes.md).
 
 Every message says what is wrong, where (name, shape, path, row), and what to do next.
-The codes are documented in docs/exit-codes.md.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from collections.abc import Iterable
 
 
 class TaskEdgeError(Exception):
-    """Base of every error that taskedge raises on purpose."""
+    """Base class of all errors that taskedge raises on purpose."""
 
     exit_code = 2
 
 
 class InputError(TaskEdgeError):
-    """Something the user gave cannot be used: a file, a column, a setting, a model."""
+    """Unusable input: a file, a column, a setting, a model."""
 
 
 class BudgetError(InputError):
@@ -25,7 +24,11 @@ class BudgetError(InputError):
 
 
 class DoesNotFit(TaskEdgeError):
-    """No way to train stays within the memory budget. ``needed``: bytes, the least budget that does."""
+    """No training configuration stays within the memory budget.
+
+    Attributes:
+        needed: the smallest sufficient budget, in bytes.
+    """
 
     exit_code = 3
 
@@ -35,33 +38,33 @@ class DoesNotFit(TaskEdgeError):
 
 
 class DeltaError(TaskEdgeError):
-    """A delta file is broken, or does not describe itself truthfully."""
+    """A delta file that is damaged or contradicts itself."""
 
 
 class BaseMismatch(DeltaError):
-    """A delta was made on another base than the model it should be applied to."""
+    """A delta that was trained on another base than the model."""
 
 
 class TrainingDiverged(TaskEdgeError):
-    """The loss stopped being a finite number."""
+    """A training loss that is not a finite number."""
 
 
 class Interrupted(TaskEdgeError):
-    """The user stopped it; the message says how to go on."""
+    """The user stopped the program; the message says how to resume."""
 
     exit_code = 130
 
 
 class UnknownName(InputError):
-    """A name that is not registered; the message gives the nearest known one."""
+    """A name that is not registered; the message suggests the nearest one."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        known = sorted(known)
-        self.kind, self.name, self.known = kind, name, known
-        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {', '.join(known)})")
+    def __init__(self, kind: str, name: str, names: Iterable[str]) -> None:
+        names = sorted(names)
+        self.kind, self.name, self.names = kind, name, names
+        super().__init__(f"unknown {kind} {name!r}{did_you_mean(name, names)} (known: {', '.join(names)})")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the nearest of ``known``, or an empty string where nothing is near."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of ``names``, or an empty text if none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,7 +1,7 @@
-"""Things found by name: selection rules, allocations, kernels, solvers.
+"""Registries: selection rules, allocations, kernels, solvers and exports by name.
 
-A registered thing is one file in one folder and one decorator. The folder is read the first time
-a name is asked for, so adding a thing touches no other file.
+A registered object is one function or class and one decorator. A registry knows the module or package that has the
+built-in objects and imports it when a name is first looked up, so adding an object touches no other file.
 """
 
 from __future__ import annotations
@@ -18,37 +18,48 @@ Thing = TypeVar("Thing")
 
 
 class Registry(Generic[Thing]):
-    """A mapping from names to things of one kind, filled by the modules of one package."""
+    """A mapping from names to objects of one kind.
 
-    def __init__(self, kind: str, package: str) -> None:
+    Args:
+        kind: noun for messages, such as ``"rule"``.
+        module: module that registers the built-in objects when it is imported; of a package, all its modules.
+    """
+
+    def __init__(self, kind: str, module: str) -> None:
         self.kind = kind
-        self._package = package
+        self._module = module
         self._things: dict[str, Thing] = {}
         self._families: dict[str, Callable[[str], Thing | None]] = {}
-        self._read = self._reading = False
+        self._filled = self._filling = False
         self._lock = threading.RLock()
 
     def add(self, name: str, thing: Thing) -> Thing:
-        """Registers ``thing``; a name can be taken once."""
+        """Register ``thing`` and return it.
+
+        Raises:
+            ValueError: the name is taken.
+        """
         if name in self._things:
             raise ValueError(f"the {self.kind} {name!r} is registered twice")
         self._things[name] = thing
         return thing
 
     def register(self, name: str) -> Callable[[Thing], Thing]:
-        """Decorator form of :meth:`add`."""
+        """Return a decorator that registers under ``name``."""
         return lambda thing: self.add(name, thing)
 
     def add_family(self, title: str, member: Callable[[str], Thing | None]) -> None:
-        """Registers things whose names follow a pattern: ``member`` makes the one of a name, or None for other names.
+        """Register all objects whose names follow a pattern.
 
-        ``title`` stands for all their names where names are listed, such as ``"N:M"``.
+        Args:
+            title: stands for the names in lists, such as ``"N:M"``.
+            member: returns the object of a name, or None for names outside the pattern.
         """
         self._families[title] = member
 
     @property
     def titles(self) -> list[str]:
-        """The names, and the titles of the families after them: all there is to tell a reader."""
+        """All names, then the titles of the families."""
         return [*self, *sorted(self._families)]
 
     def __getitem__(self, name: str) -> Thing:
@@ -69,16 +80,21 @@ class Registry(Generic[Thing]):
         return name in self._things
 
     def _fill(self) -> None:
-        if self._read:
+        """Import the module, or all modules of the package, once.
+
+        Other threads wait until the registry is complete. Modules that are being imported may look up names, and see
+        what has been registered so far.
+        """
+        if self._filled:
             return
-        with self._lock:  # other threads wait until all is there; what is imported may ask, and gets what there is
-            if self._read or self._reading:
+        with self._lock:
+            if self._filled or self._filling:
                 return
-            self._reading = True
+            self._filling = True
             try:
-                package = importlib.import_module(self._package)
-                for module in pkgutil.iter_modules(package.__path__):
-                    importlib.import_module(f"{self._package}.{module.name}")
-                self._read = True
+                module = importlib.import_module(self._module)
+                for submodule in pkgutil.iter_modules(getattr(module, "__path__", ())):
+                    importlib.import_module(f"{self._module}.{submodule.name}")
+                self._filled = True
             finally:
-                self._reading = False
+                self._filling = False

@@ -1,4 +1,4 @@
-"""On it goes and off it comes, bit for bit; and what does not fit leaves no trace."""
+"""Apply and revert are exact to the bit; a delta that does not fit leaves the model unchanged."""
 
 import copy
 import dataclasses
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import taskedge as te
-from taskedge.backbone.linears import linears
-from taskedge.delta.apply import applied_to
+from taskedge.backbone.layers import linears
+from taskedge.delta.apply import applied_to, base_difference, force_apply
 from taskedge.errors import BaseMismatch, InputError
 
 
@@ -23,14 +23,14 @@ def tuned(make, lr=3e-2, dtype=torch.float32, **options):
 
 @pytest.mark.parametrize("make", list(tiny.MODELS.values()), ids=list(tiny.MODELS))
 @pytest.mark.parametrize("allocation", ["per_neuron", "global"])
-def test_the_whole_way(make, allocation, tmp_path):
+def test_from_select_to_revert(make, allocation, tmp_path):
     """select, install, a plain loop, extract, save, load, apply on a fresh model, revert, fuse."""
     model = make()
     support = te.select(model, [tiny.batch(model)], budget="2%", allocation=allocation)
     tiny.train(te.install(model, support))
     given = tiny.batch(model, seed=9)
     expected = tiny.logits(model, given)
-    te.extract(model).save(tmp_path / "task.safetensors")
+    te.save(te.extract(model), tmp_path / "task.safetensors")
 
     fresh = make()
     before = tiny.state(fresh)
@@ -57,7 +57,7 @@ def test_applying_twice_is_harmless_and_needs_one_revert(mlp, tmp_path):
     te.apply(mlp, delta)
     once = tiny.state(mlp)
     te.apply(mlp, delta)
-    te.apply(mlp, te.load(delta.save(tmp_path / "x")))
+    te.apply(mlp, te.load(te.save(delta, tmp_path / "x")))
     assert tiny.same_bits(mlp.state_dict(), once)
     te.revert(mlp)
     assert tiny.same_bits(mlp.state_dict(), before)
@@ -79,7 +79,7 @@ def test_revert_gives_back_every_bit_of_odd_values(dtype):
     assert tiny.same_bits(model.state_dict(), before)
 
 
-def test_a_narrow_base_gets_what_the_trained_model_held():
+def test_a_half_precision_base_gets_the_values_of_the_trained_model():
     trained = tuned(tiny.mlp, dtype=torch.bfloat16)
     for module in (trained.first, trained.second):
         if "entries" in module._modules:
@@ -165,7 +165,7 @@ def head_dtype(model):
     model.head.to(torch.float16)
 
 
-def test_what_is_suggested_for_a_missing_linear_is_a_linear(mlp):
+def test_only_linears_are_suggested_for_a_missing_linear(mlp):
     delta = te.extract(tuned(tiny.mlp, per_neuron=1, budget=None))
     del mlp.second
     mlp.seconds = torch.nn.LayerNorm(8)
@@ -185,7 +185,7 @@ def test_what_is_suggested_for_a_missing_linear_is_a_linear(mlp):
         (head_dtype, "parameter 'head.weight' is float16, the delta holds float32"),
     ],
 )
-def test_a_wrong_base_is_refused_with_what_differs(mlp, change, message):
+def test_a_wrong_base_is_refused_with_the_difference(mlp, change, message):
     delta = te.extract(tuned(tiny.mlp, per_neuron=1, budget=None)).with_provenance(base="tiny/mlp")
     change(mlp)
     before = tiny.state(mlp)
@@ -208,7 +208,7 @@ def test_a_wrong_base_of_the_right_shape_can_be_forced_and_reverted(mlp, change)
 
 
 @pytest.mark.parametrize("change", [without, narrower, other_head])
-def test_what_does_not_fit_cannot_be_forced(mlp, change):
+def test_wrong_names_and_shapes_cannot_be_forced(mlp, change):
     delta = te.extract(tuned(tiny.mlp, per_neuron=1, budget=None))
     change(mlp)
     before = tiny.state(mlp)
@@ -234,3 +234,41 @@ def test_a_model_without_taskedge_layers_is_left_plain(mlp):
     types = [type(module) for module in mlp.modules()]
     te.apply(mlp, delta)
     assert [type(module) for module in mlp.modules()] == types
+
+
+class TestBaseDifference:
+    """What ``force`` overrules, in numbers."""
+
+    @pytest.fixture
+    def delta(self):
+        model = tiny.bert()
+        te.install(model, te.select(model, [tiny.batch(model)], per_neuron=1))
+        return te.extract(tiny.train(model))
+
+    def test_the_base(self, bert, delta):
+        assert base_difference(bert, delta) == ""
+        te.apply(bert, delta, force=True)
+        assert applied_to(bert).forced == ""
+
+    def test_other_values(self, bert, delta):
+        name = next(iter(delta.linears))
+        with torch.no_grad():
+            bert.get_submodule(name).weight[0, 0] += 1
+            bert.get_submodule(name).weight[:, :] += 1
+        difference = f"1 of {len(delta.linears)} linears hold other values than the delta's base"
+        assert base_difference(bert, delta) == difference
+        force_apply(bert, delta)
+        assert applied_to(bert).forced == difference
+        force_apply(bert, delta)  # it is applied already
+        assert applied_to(bert).forced == difference
+
+    def test_another_dtype(self, bert, delta):
+        count = len(delta.linears)
+        assert base_difference(bert.bfloat16(), delta) == (
+            f"{count} of {count} linears have another dtype than the delta's base (bfloat16, not float32); "
+            "2 of 2 parameters in full have another dtype (bfloat16, not float32)"
+        )
+
+    def test_another_architecture(self, mlp, delta):
+        with pytest.raises(BaseMismatch, match="has no linear"):
+            base_difference(mlp, delta)

@@ -1,4 +1,4 @@
-"""A delta that exists is sound in itself."""
+"""A delta is validated when it is created."""
 
 import pytest
 import torch
@@ -18,12 +18,12 @@ def linear(rows=(0, 1), columns=(1, 0), values=(0.5, -0.5), shape=(2, 3)):
     )
 
 
-def test_what_it_counts():
+def test_counts():
     delta = Delta({"a": linear(), "b": linear((1,), (2,), (1.0,))}, {"head": torch.zeros(2, 4)})
-    assert delta.entries == 3
-    assert delta.whole_parameters == 8
+    assert delta.num_entries == 3
+    assert delta.num_full_parameters == 8
     assert len(delta.linears["b"]) == 1
-    assert Delta({}).entries == 0
+    assert Delta({}).num_entries == 0
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_what_it_counts():
         ((0, 1), (0, 3), (1.0, 1.0), r"a column index is outside 0\.\.2"),
         ((0, 1), (-1, 0), (1.0, 1.0), "a column index is outside"),
         ((1, 0), (0, 0), (1.0, 1.0), "not sorted"),
-        ((0, 0), (1, 1), (1.0, 1.0), "there twice"),
+        ((0, 0), (1, 1), (1.0, 1.0), "occurs twice"),
         ((0, 1), (0, 0), (1.0, torch.nan), "not a finite number"),
         ((0, 1), (0, 0), (-torch.inf, 1.0), "not a finite number"),
     ],
@@ -56,7 +56,7 @@ def test_entries_that_contradict_themselves(rows, columns, values, message):
         (torch.tensor([1.0]).to(torch.float8_e4m3fn), r"torch\.float8_e4m3fn"),
     ],
 )
-def test_whole_parameters_are_finite_numbers_of_a_dtype_that_trains(tensor, message):
+def test_full_parameters_are_finite_numbers_of_a_dtype_that_trains(tensor, message):
     with pytest.raises(DeltaError, match=f"parameter 'head.bias'.*{message}"):
         Delta({}, {"head.bias": tensor})
 

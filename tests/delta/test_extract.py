@@ -1,4 +1,4 @@
-"""What is extracted is what was trained, and where, and on what."""
+"""The extracted delta has the trained values, their positions and the digests of the base."""
 
 import pytest
 import tiny
@@ -6,7 +6,7 @@ import torch
 
 import taskedge as te
 from taskedge.backbone.fingerprint import digest
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.errors import DeltaError
 
 
@@ -20,7 +20,7 @@ def test_entries_values_head_and_provenance(model):
     model, support = tuned(model)
     delta = te.extract(model)
     state = tiny.state(model)
-    assert delta.entries == support.entries
+    assert delta.num_entries == support.num_entries
     for name, linear in delta.linears.items():
         rows, columns = support.linears[name].rows, support.linears[name].columns
         assert torch.equal(linear.rows, rows)
@@ -29,8 +29,8 @@ def test_entries_values_head_and_provenance(model):
         assert not torch.equal(linear.values, base[name][rows, columns])
         assert linear.base_digest == digest(base[name][rows, columns])
         assert (linear.base_dtype, linear.shape) == ("float32", linears(model)[name].shape)
-    assert delta.whole
-    assert all(torch.equal(tensor, state[name]) for name, tensor in delta.whole.items())
+    assert delta.full_parameters
+    assert all(torch.equal(tensor, state[name]) for name, tensor in delta.full_parameters.items())
     about = delta.provenance
     assert (about.rule, about.allocation, about.budget) == ("taskedge", "per_neuron", "2%")
     assert about.base_parameters == support.model_parameters
@@ -40,19 +40,19 @@ def test_it_is_a_copy_and_the_model_trains_on(mlp):
     tuned(mlp)
     delta = te.extract(mlp)
     before = {name: linear.values.clone() for name, linear in delta.linears.items()}
-    head = delta.whole["head.weight"].clone()
+    head = delta.full_parameters["head.weight"].clone()
     tiny.train(mlp)
     assert all(torch.equal(delta.linears[name].values, values) for name, values in before.items())
-    assert torch.equal(delta.whole["head.weight"], head)
+    assert torch.equal(delta.full_parameters["head.weight"], head)
     assert any(not torch.equal(te.extract(mlp).linears[name].values, values) for name, values in before.items())
 
 
-def test_what_was_trained_whole_goes_in_and_nothing_else(bert):
+def test_full_parameters_are_extracted_and_no_others(bert):
     te.install(bert, te.select(bert, rule="magnitude", budget="1%"), trainable=["*.LayerNorm.bias"])
-    assert all(name.endswith("LayerNorm.bias") for name in te.extract(bert).whole)
+    assert all(name.endswith("LayerNorm.bias") for name in te.extract(bert).full_parameters)
     te.fuse(bert)
     te.install(bert, te.select(bert, rule="magnitude", budget="1%"), trainable=[])
-    assert te.extract(bert).whole == {}
+    assert te.extract(bert).full_parameters == {}
 
 
 def test_a_narrow_base_gives_fp32_values_bound_to_its_own_digest():

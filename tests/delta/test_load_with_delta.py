@@ -1,38 +1,43 @@
-"""A delta put to use on the base that it names, or on another that is given."""
+"""A delta is loaded together with its base, or with another one that the caller names."""
 
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny_task
 import torch
 
-from taskedge.backbone.storage.frozen_layer import HeldLayer
-from taskedge.delta.file import load
-from taskedge.delta.load_with_delta import load_applied
+from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer
+from taskedge.delta.apply import applied_to
+from taskedge.delta.file import load, save
+from taskedge.delta.load_with_delta import load_with_delta
 from taskedge.errors import BaseMismatch, DeltaError, InputError
-from taskedge.training.config_file import settle
+from taskedge.training.config import load_config
 from taskedge.training.tune import tune
+from taskedge.training.tune_config import TuneConfig
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with models, data and a delta, which names its base by its whole path."""
+    """Return a folder with models, data and a delta that names its base by an absolute path."""
     folder = tiny_task.folder_of_a_task(tmp_path_factory.mktemp("use"))
     flags = {"model": str(folder / "base"), "train": folder / "train.csv", "text": ["text"], "label": "label"}
-    settings = settle({**flags, "budget": "2%", "epochs": 1, "batch_size": 8, "out": folder / "task.safetensors"})
-    tune(settings, progress=False, say=str)
+    settings = load_config(
+        TuneConfig, {**flags, "budget": "2%", "epochs": 1, "batch_size": 8, "out": folder / "task.safetensors"}
+    )
+    tune(settings, progress=False, log=str)
     return folder
 
 
 def test_the_base_holds_the_values_of_the_delta(made):
-    base, delta = load_applied(made / "task.safetensors")
+    base, delta = load_with_delta(made / "task.safetensors")
     assert delta.provenance.base == str(made / "base")
     for name, linear in delta.linears.items():
         weight = base.model.get_submodule(name).weight
         assert torch.equal(weight[linear.rows, linear.columns], linear.values)
-    for name, tensor in delta.whole.items():
+    for name, tensor in delta.full_parameters.items():
         assert torch.equal(dict(base.model.named_parameters())[name], tensor)
     assert base.model.config.id2label == {0: "neg", 1: "pos"}
 
@@ -40,23 +45,55 @@ def test_the_base_holds_the_values_of_the_delta(made):
 def test_a_base_that_moved(made, tmp_path):
     moved = shutil.copytree(made / "base", tmp_path / "moved")
     path = tmp_path / "o"
-    load(made / "task.safetensors").with_provenance(base=str(tmp_path / "gone")).save(path)
-    with pytest.raises(InputError, match=r"no such folder.*names it as its base: say where that is with --model"):
-        load_applied(path)
-    load_applied(path, str(moved))
+    save(load(made / "task.safetensors").with_provenance(base=str(tmp_path / "gone")), path)
+    with pytest.raises(InputError, match=r"no such folder.*names it as its base: give its location with --model"):
+        load_with_delta(path)
+    load_with_delta(path, str(moved))
     with pytest.raises(InputError) as caught:
-        load_applied(path, str(tmp_path / "nowhere"))
+        load_with_delta(path, str(tmp_path / "nowhere"))
     assert "as its base" not in str(caught.value)
+
+
+def test_a_relative_base_is_found_from_any_folder(made, tmp_path, monkeypatch):
+    """The path is looked up from the current folder, then from the delta's; it is never a hub id."""
+    shutil.copytree(made / "base", tmp_path / "project" / "models" / "bert")
+    path = tmp_path / "project" / "task.safetensors"
+    save(load(made / "task.safetensors").with_provenance(base="models/bert"), path)
+    for folder, name in ((tmp_path / "project", path.name), (tmp_path, "project/task.safetensors")):
+        monkeypatch.chdir(folder)
+        base, delta = load_with_delta(Path(name))
+        assert base.model.config.num_labels == 2
+        assert delta.provenance.base == "models/bert"
+    save(load(path).with_provenance(base="models/gone"), path)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", None)  # nobody calls it
+    for folder in (tmp_path / "project", tmp_path):
+        monkeypatch.chdir(folder)
+        with pytest.raises(InputError, match=r"models/gone: no such folder, neither from .* nor from .*project; "):
+            load_with_delta(path)
+
+
+def test_what_force_overrules_is_logged_with_numbers(made):
+    lines = []
+    base, delta = load_with_delta(made / "task.safetensors", str(made / "other"), force=True, log=lines.append)
+    difference = f"{len(delta.linears)} of {len(delta.linears)} linears hold other values than the delta's base"
+    assert lines == [f"forced: {difference}"]
+    assert applied_to(base.model).forced == difference
+    lines.clear()
+    base, _ = load_with_delta(made / "task.safetensors", force=True, log=lines.append)
+    assert lines == []
+    assert applied_to(base.model).forced == ""
+    load_with_delta(made / "task.safetensors", str(made / "other"), weight_storage="int8", force=True, log=lines.append)
+    assert f"forced: {difference}" in lines
 
 
 def test_a_wrong_base_is_refused_unless_forced(made):
     with pytest.raises(BaseMismatch, match="wrong base"):
-        load_applied(made / "task.safetensors", str(made / "other"))
-    base, delta = load_applied(made / "task.safetensors", str(made / "other"), force=True)
-    assert set(delta.whole) == {"classifier.weight", "classifier.bias"}
-    assert torch.equal(base.model.classifier.bias, delta.whole["classifier.bias"])
+        load_with_delta(made / "task.safetensors", str(made / "other"))
+    base, delta = load_with_delta(made / "task.safetensors", str(made / "other"), force=True)
+    assert set(delta.full_parameters) == {"classifier.weight", "classifier.bias"}
+    assert torch.equal(base.model.classifier.bias, delta.full_parameters["classifier.bias"])
     with pytest.raises(BaseMismatch, match="no linear"):
-        load_applied(made / "task.safetensors", str(made / "gpt2"), force=True)
+        load_with_delta(made / "task.safetensors", str(made / "gpt2"), force=True)
 
 
 @pytest.mark.parametrize(
@@ -64,44 +101,47 @@ def test_a_wrong_base_is_refused_unless_forced(made):
     [
         ({"labels": ()}, "names no labels"),
         ({"base": ""}, "does not name its base: give it with"),
-        ({"task": ""}, "names no task that is known"),
+        ({"task": ""}, "does not name a known task"),
     ],
 )
-def test_a_delta_that_says_too_little(made, tmp_path, changes, told):
-    load(made / "task.safetensors").with_provenance(**changes).save(tmp_path / "o")
+def test_a_delta_without_task_labels_or_base(made, tmp_path, changes, told):
+    save(load(made / "task.safetensors").with_provenance(**changes), tmp_path / "o")
     with pytest.raises(InputError, match=told):
-        load_applied(tmp_path / "o")
+        load_with_delta(tmp_path / "o")
 
 
 def test_no_delta(made):
     with pytest.raises(DeltaError):
-        load_applied(made / "train.csv")
+        load_with_delta(made / "train.csv")
     with pytest.raises(DeltaError, match="not a delta"):
-        load_applied(made / "base" / "model.safetensors")
+        load_with_delta(made / "base" / "model.safetensors")
     with pytest.raises(InputError, match="cannot be read"):
-        load_applied(made / "nothere")
+        load_with_delta(made / "nothere")
 
 
-def test_a_base_that_is_held(made):
-    """Checked as it was trained on, then held; an explicit way wins over that of the training."""
+def test_int8_weight_storage(made):
+    """The base is checked before it is quantized; an explicit storage overrides the storage of the training."""
     path = made / "task.safetensors"
-    base, delta = load_applied(path, held="int8")
+    base, delta = load_with_delta(path, weight_storage="int8")
     name, linear = next(iter(delta.linears.items()))
     layer = base.model.get_submodule(name)
-    assert isinstance(layer, HeldLayer)
+    assert isinstance(layer, FrozenWeightLayer)
     assert torch.equal(layer.weight[linear.rows, linear.columns], linear.values)
-    assert not isinstance(load_applied(path)[0].model.get_submodule(name), HeldLayer)
+    assert not isinstance(load_with_delta(path)[0].model.get_submodule(name), FrozenWeightLayer)
     with pytest.raises(BaseMismatch, match="wrong base"):
-        load_applied(path, str(made / "other"), held="int8")
-    load_applied(path, str(made / "other"), held="int8", force=True)
+        load_with_delta(path, str(made / "other"), weight_storage="int8")
+    load_with_delta(path, str(made / "other"), weight_storage="int8", force=True)
 
 
 def test_a_delta_is_used_as_it_was_trained(made, tmp_path):
     flags = {"model": str(made / "base"), "train": made / "train.csv", "text": ["text"], "label": "label"}
-    settings = settle({**flags, "budget": "2%", "epochs": 1, "base": "int8", "out": tmp_path / "task.safetensors"})
-    tune(settings, progress=False, say=str)
-    for held, expected in ((None, True), ("loaded", False)):
-        base, delta = load_applied(tmp_path / "task.safetensors", held=held)
-        assert {isinstance(base.model.get_submodule(name), HeldLayer) for name in delta.linears} == {expected}
+    settings = load_config(
+        TuneConfig,
+        {**flags, "budget": "2%", "epochs": 1, "weight_storage": "int8", "out": tmp_path / "task.safetensors"},
+    )
+    tune(settings, progress=False, log=str)
+    for held, expected in ((None, True), ("resident", False)):
+        base, delta = load_with_delta(tmp_path / "task.safetensors", weight_storage=held)
+        assert {isinstance(base.model.get_submodule(name), FrozenWeightLayer) for name in delta.linears} == {expected}
     with pytest.raises(BaseMismatch, match="wrong base"):
-        load_applied(tmp_path / "task.safetensors", str(made / "other"))
+        load_with_delta(tmp_path / "task.safetensors", str(made / "other"))

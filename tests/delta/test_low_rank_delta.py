@@ -1,4 +1,4 @@
-"""Low-rank products in a delta: in the file, onto a base and off again, and refused whatever is wrong with them."""
+"""Low-rank products of a delta: in the file, applied and reverted, and refused if anything is wrong with them."""
 
 import dataclasses
 import hashlib
@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskedge as te
+from taskedge.backbone.candidates import candidates
 from taskedge.backbone.fingerprint import digest
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.layers import linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.delta import Delta, LowRankDelta, Provenance
 from taskedge.delta.file import section_bytes
@@ -29,7 +30,7 @@ def product(out, inputs, rank=2, scale=1.5, seed=0):
 
 
 def hybrid(model, dtype=torch.float32):
-    """Entries in the first linear, products in the others, and the head."""
+    """Train entries in the first linear, products in the others, and the head."""
     model.to(dtype)
     names = list(candidates(model))
     chosen = te.select(model, rule="random", per_neuron=1, linears=names[:1])
@@ -48,11 +49,11 @@ def make(request):
     return tiny.MODELS[request.param]
 
 
-def test_the_whole_way(make, tmp_path):
+def test_from_install_to_revert(make, tmp_path):
     model = hybrid(make())
     inputs = tiny.batch(model, seed=9)
     unfused = tiny.logits(model, inputs)
-    path = te.extract(model).save(tmp_path / "x")
+    path = te.save(te.extract(model), tmp_path / "x")
     te.fuse(model)
     expected = tiny.logits(model, inputs)
     torch.testing.assert_close(unfused, expected, rtol=1e-4, atol=1e-5)
@@ -72,7 +73,7 @@ def test_the_whole_way(make, tmp_path):
     assert tiny.same_bits(fresh.state_dict(), before)
 
 
-def test_what_is_extracted_is_what_was_trained(bert):
+def test_the_trained_factors_are_extracted(bert):
     base = {name: own.weight.clone() for name, own in linears(bert).items()}
     delta = te.extract(hybrid(bert))
     assert delta.low_rank
@@ -83,14 +84,14 @@ def test_what_is_extracted_is_what_was_trained(bert):
         assert own.b.any()
         assert (own.scale, own.rank, own.shape) == (1.5, 2, linears(bert)[name].shape)
         assert (own.base_dtype, own.base_digest) == ("float32", digest(base[name]))
-    assert delta.low_rank_parameters == sum(own.a.numel() + own.b.numel() for own in delta.low_rank.values())
+    assert delta.num_low_rank_parameters == sum(own.a.numel() + own.b.numel() for own in delta.low_rank.values())
     before = {name: own.b.clone() for name, own in delta.low_rank.items()}
     tiny.train(bert)
     assert all(torch.equal(own.b, before[name]) for name, own in delta.low_rank.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_base_gets_what_the_fused_model_holds(dtype):
+def test_a_half_precision_base_gets_the_values_of_the_fused_model(dtype):
     trained = hybrid(tiny.mlp(), dtype)
     delta = te.extract(trained)
     fresh = tiny.mlp().to(dtype)
@@ -187,38 +188,42 @@ def assert_all_same(one, other, values=torch.float32):
         assert torch.equal(mine.b.to(values).float(), theirs.b)
 
 
+@pytest.mark.slow
 @given(delta=deltas(), values=st.sampled_from(["fp32", "bf16"]))
 def test_it_goes_round(tmp_path, delta, values):
-    path = delta.save(tmp_path / "x", values=values)
+    path = te.save(delta, tmp_path / "x", values=values)
     assert_all_same(delta, te.load(path), {"fp32": torch.float32, "bf16": torch.bfloat16}[values])
     before = path.read_bytes()
-    assert te.load(path).save(path, values=values).read_bytes() == before
+    assert te.save(te.load(path), path, values=values).read_bytes() == before
     sizes = section_bytes(path)
     width = 4 if values == "fp32" else 2
-    assert sum(size for name, size in sizes.items() if name.startswith("low_rank")) == width * delta.low_rank_parameters
+    assert (
+        sum(size for name, size in sizes.items() if name.startswith("low_rank"))
+        == width * delta.num_low_rank_parameters
+    )
 
 
 def test_a_delta_without_products_has_the_bytes_it_always_had(tmp_path):
-    """What version 0.1 wrote: readers of that version read it."""
+    """A file without products has the bytes that version 0.1 wrote."""
     one, two = linear((2, 300), [5, 301]), linear((3, 4), [0, 1, 11])
     for each in (one, two):
         each.values.copy_(torch.arange(len(each)) / 8)
     linears = {"a.b": dataclasses.replace(one, base_digest=f"{7:024x}")}
     linears["c"] = dataclasses.replace(two, base_digest=f"{7:024x}")
     made = Provenance(base="b", labels=("x", "é"), training={"lr": 0.5})
-    content = Delta(linears, {"head.weight": torch.arange(6.0).view(2, 3)}, made).save(tmp_path / "x").read_bytes()
+    content = te.save(Delta(linears, {"head.weight": torch.arange(6.0).view(2, 3)}, made), tmp_path / "x").read_bytes()
     assert hashlib.blake2b(content, digest_size=16).hexdigest() == "c769219b082b1b03ca18c6a9efefc724"
 
 
-def test_readers_that_know_no_products_are_told_by_the_form(tmp_path):
-    path = Delta({}, low_rank={"a": product(2, 3)}).save(tmp_path / "x")
+def test_the_form_tells_readers_without_support_for_products(tmp_path):
+    path = te.save(Delta({}, low_rank={"a": product(2, 3)}), tmp_path / "x")
     manifest = json.loads(header(path.read_bytes())["__metadata__"]["taskedge"])
     assert (manifest["format"], manifest["form"]) == ("taskedge-delta/1", "sparse+low_rank")
 
 
 @pytest.fixture
 def good(tmp_path):
-    return te.extract(hybrid(tiny.mlp())).save(tmp_path / "good")
+    return te.save(te.extract(hybrid(tiny.mlp())), tmp_path / "good")
 
 
 class Strict(Refusals):
@@ -234,6 +239,7 @@ def refusals(tmp_path, good):
     return Strict(tmp_path, good)
 
 
+@pytest.mark.slow
 def test_every_flipped_byte_and_every_truncation_is_refused(good, refusals):
     content = good.read_bytes()
     draw = random.Random(0)
@@ -285,7 +291,7 @@ def test_bad_factors_under_a_right_digest_are_refused(good, refusals, what):
 
 
 def entry(**changes):
-    """Changes fields of the low-rank linear's row in the manifest."""
+    """Return a function that changes fields of the low-rank linear's row in the manifest."""
     places = ("name", "out", "inputs", "rank", "scale", "dtype", "digest")
 
     def change(manifest):
@@ -332,7 +338,7 @@ def test_a_bad_manifest_under_a_right_digest_is_refused(good, refusals, what):
     refusals.check_model()
 
 
-def test_a_whole_number_for_a_scale_is_one(good, tmp_path):
+def test_an_integer_scale_is_read_as_a_float(good, tmp_path):
     path = tmp_path / "x"
     path.write_bytes(signed(good.read_bytes(), entry(scale=2)))
     assert te.load(path).low_rank["second"].scale == 2.0

@@ -1,4 +1,4 @@
-"""Whatever the budget, an allocation spends exactly that, as evenly as it says, on the best scores."""
+"""An allocation spends exactly the budget, as evenly as documented, on the best scores."""
 
 import pytest
 import torch
@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskedge.errors import BudgetError, InputError, UnknownName
-from taskedge.selection.allocations import ALLOCATIONS, allocate, best
+from taskedge.selection.allocations import ALLOCATIONS, allocate, top_indices
 
 every_allocation = pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 
 
 @st.composite
 def problems(draw):
-    """(shapes, scores, entries): some linears, where perhaps only some columns may be chosen, and ties."""
+    """Draw (shapes, scores, entries): linears with ties, some with columns that may not be chosen."""
     widths = draw(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7)), min_size=1, max_size=4))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     with_ties = draw(st.booleans())
@@ -52,7 +52,7 @@ def test_ties_fall_the_same_way_each_time(allocation, problem):
 
 
 def per_row(shapes, scores, chosen):
-    """Pairs of (entries of a row, the most it can have) over all rows of all linears."""
+    """Return (entries of a row, its maximum) for all rows of all linears."""
     for name, (rows, columns) in shapes.items():
         flat = chosen.get(name, torch.empty(0, dtype=torch.int64))
         for count in torch.bincount(flat // scores[name].shape[1], minlength=rows).tolist():
@@ -131,7 +131,7 @@ def test_n_of_m_keeps_the_n_best_of_every_group_at_any_width(sizes, m, n, seed):
     shapes = {str(place): shape for place, shape in enumerate(sizes)}
     scores = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     pattern = ALLOCATIONS[f"{n}:{m}"]
-    entries = pattern.entries(shapes)
+    entries = pattern.num_entries(shapes)
     chosen = allocate(f"{n}:{m}", shapes, scores.__getitem__, entries)
     assert sum(len(flat) for flat in chosen.values()) == entries
     for name, (rows, width) in shapes.items():
@@ -178,5 +178,5 @@ def test_an_unknown_allocation_gets_the_nearest():
 
 
 def test_best_breaks_ties_by_the_lower_index():
-    assert best(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
+    assert top_indices(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
     assert "per_neuron" in ALLOCATIONS

@@ -1,4 +1,4 @@
-"""Entries in the blocks nearest the output only: which, how many, and that backpropagation ends above the others."""
+"""With a depth, entries are in the blocks nearest the output only, and backpropagation ends there."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MODELS = [tiny.bert, tiny.gpt2, tiny.vit]
 
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("rule", ["taskedge", "gradient", "magnitude"])
-def test_only_linears_of_these_blocks_take_part_and_the_budget_is_of_the_whole_model(make, rule):
+def test_only_linears_of_these_blocks_are_chosen_and_the_budget_is_a_share_of_the_whole_model(make, rule):
     model = make()
     support = te.select(model, [tiny.batch(model)], budget="2%", rule=rule, depth=1)
     (last,) = blocks_within(model, 1)
     assert support.linears
     assert all(name.startswith(f"{last.name}.") for name in support.linears)
-    assert support.entries == round(0.02 * sum(p.numel() for p in model.parameters()))
+    assert support.num_entries == round(0.02 * sum(p.numel() for p in model.parameters()))
     assert support.settings["depth"] == 1
     everything = te.select(model, [tiny.batch(model)], budget="2%", rule=rule)
     deep = te.select(model, [tiny.batch(model)], budget="2%", rule=rule, depth=2)
@@ -37,8 +37,8 @@ def test_spt_takes_no_norm_below():
     model = tiny.bert()
     support = te.select(model, [tiny.batch(model)], budget="5%", rule="spt", depth=1, rank=1)
     last = blocks(model)[-1].name
-    assert {*support.linears, *support.low_rank, *support.whole}
-    assert all(name.startswith(last) for name in {*support.linears, *support.low_rank, *support.whole})
+    assert {*support.linears, *support.low_rank, *support.full_parameters}
+    assert all(name.startswith(last) for name in {*support.linears, *support.low_rank, *support.full_parameters})
 
 
 @pytest.mark.parametrize("make", MODELS)
@@ -64,8 +64,8 @@ def test_no_gradient_is_computed_below_and_above_they_are_those_of_the_full_run(
 
     twin(**given).loss.backward()
     for name, layer in sparse_layers(model).items():
-        dense = te.backbone.linears.linears(twin)[name]
-        gradient = dense.kind.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
+        dense = te.backbone.layers.linears(twin)[name]
+        gradient = dense.adapter.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
         torch.testing.assert_close(layer.entries.offsets.grad.double(), gradient, rtol=1e-6, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Sums of gradients are those of dense autograd, and one dense gradient at a time makes them."""
+"""Sums of gradients equal dense autograd, with one dense gradient in memory at a time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
-from taskedge.selection.disk_accumulator import Spill
+from taskedge.selection.disk_accumulator import DiskAccumulator
 from taskedge.selection.gradient_sums import GradientSums
 from taskedge.selection.select import select
 from taskedge.selection.statistics import GRADIENTS, INPUTS, SQUARED_GRADIENTS, measure
 
 
 def albert():
-    """All three layers are one."""
+    """A model that runs one linear three times."""
     torch.manual_seed(0)
     config = AlbertConfig(
         vocab_size=tiny.VOCABULARY,
@@ -39,7 +40,7 @@ def albert():
 
 
 def dense(model, batches):
-    """``[(name, gradient)]`` per batch by plain autograd, weights as [out, in]."""
+    """Return ``[(name, gradient)]`` for each batch by plain autograd, weights as [out, in]."""
     twin = copy.deepcopy(model).eval().requires_grad_(True)
     found = []
     for batch in batches:
@@ -47,7 +48,7 @@ def dense(model, batches):
         twin(**batch).loss.backward()
         gradients = {name: parameter.grad.clone() for name, parameter in twin.named_parameters()}
         for name, linear in linears(twin).items():
-            gradients[f"{name}.weight"] = linear.kind.matrix(gradients[f"{name}.weight"])
+            gradients[f"{name}.weight"] = linear.adapter.matrix(gradients[f"{name}.weight"])
         found.append(gradients)
     return found
 
@@ -115,7 +116,7 @@ def test_one_dense_gradient_lives_at_a_time(make, rule, allocation, monkeypatch)
         add(self, name, gradient)
 
     monkeypatch.setattr(GradientSums, "_add", watched)
-    read, sums = Spill.read, []
+    read, sums = DiskAccumulator.read, []
 
     def watched_read(self, key):
         sums[:] = [reference for reference in sums if reference() is not None]
@@ -124,7 +125,7 @@ def test_one_dense_gradient_lives_at_a_time(make, rule, allocation, monkeypatch)
         sums.append(weakref.ref(matrix))
         return matrix
 
-    monkeypatch.setattr(Spill, "read", watched_read)
+    monkeypatch.setattr(DiskAccumulator, "read", watched_read)
     budget = None if allocation == "2:4" and rule != "spt" else "5%"
     batches = [tiny.batch(model, seed=seed) for seed in range(2)]
     select(model, batches, budget=budget, rule=rule, allocation=None if rule == "spt" else allocation)
@@ -134,7 +135,7 @@ def test_one_dense_gradient_lives_at_a_time(make, rule, allocation, monkeypatch)
 
 @pytest.fixture
 def files(monkeypatch):
-    """Every temporary file that is made."""
+    """Return a list of all temporary files that are opened."""
     made, make = [], tempfile.TemporaryFile
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: made.append(make(**options)) or made[-1])
     return made
@@ -170,7 +171,7 @@ def test_a_full_disk_in_the_middle_of_a_backward_pass_is_one_clear_error(bert, m
     def full(self, start, chunk):
         raise self._failed(OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(Spill, "_write", full)
+    monkeypatch.setattr(DiskAccumulator, "_write", full)
     before = tiny.state(bert)
     with pytest.raises(InputError, match=r"No space left on device.*TMPDIR"):
         select(bert, [tiny.batch(bert)], budget="5%", rule="gradient")

@@ -1,4 +1,4 @@
-"""N:M patterns: read, held and found."""
+"""N:M patterns: parse, match and find."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from taskedge.errors import BudgetError
 from taskedge.selection.patterns import Pattern, find_pattern, read_pattern
-from taskedge.selection.support import LinearSupport
+from taskedge.selection.support import LayerSupport
 
 
 def support(mask):
-    return LinearSupport.from_flat(tuple(mask.shape), mask.flatten().nonzero()[:, 0], "x")
+    return LayerSupport.from_flat(tuple(mask.shape), mask.flatten().nonzero()[:, 0], "x")
 
 
 def random_mask(rows, width, pattern, generator):
@@ -26,7 +26,7 @@ def random_mask(rows, width, pattern, generator):
 
 
 def holds(mask, n, m):
-    """Counted group by group."""
+    """Check a pattern group by group."""
     return all(
         int(row[start : start + m].sum()) == min(n, mask.shape[1] - start)
         for row in mask
@@ -50,8 +50,8 @@ def test_reading():
 
 
 @pytest.mark.parametrize("name", ["2:", ":4", "a:b", "2:4:8", "-1:4", "1.5:4", "2:4x", ":"])
-def test_what_is_no_pattern(name):
-    with pytest.raises(BudgetError, match="is no N:M pattern: write two whole numbers, such as '2:4'"):
+def test_texts_that_are_not_patterns(name):
+    with pytest.raises(BudgetError, match="is not an N:M pattern: write two whole numbers, such as '2:4'"):
         read_pattern(name)
 
 
@@ -71,22 +71,22 @@ def test_patterns_that_keep_nothing_or_all(name):
 def test_the_pattern_found_is_the_smallest_that_brute_force_finds(sizes, m, n, flips, seed):
     pattern, generator = Pattern(min(n, m - 1), m), torch.Generator().manual_seed(seed)
     masks = [random_mask(rows, width, pattern, generator) for rows, width in sizes]
-    assert all(pattern.holds(support(mask)) for mask in masks)
+    assert all(pattern.matches(support(mask)) for mask in masks)
     for rows, width in sizes:
         assert pattern.per_row(width) * rows == int(random_mask(rows, width, pattern, generator).sum())
     for _ in range(flips):
         mask = masks[0].view(-1)
         place = int(torch.randint(len(mask), (1,), generator=generator))
         mask[place] = ~mask[place]
-        assert not pattern.holds(support(masks[0]))
+        assert not pattern.matches(support(masks[0]))
     assert find_pattern(map(support, masks)) == by_brute_force(masks)
 
 
 def test_a_moved_entry_breaks_the_pattern_though_the_counts_stay():
     mask = torch.tensor([[1, 1, 0, 0, 1, 0, 1, 0]], dtype=torch.bool)
-    assert Pattern(2, 4).holds(support(mask))
+    assert Pattern(2, 4).matches(support(mask))
     mask = torch.tensor([[1, 1, 1, 0, 1, 0, 0, 0]], dtype=torch.bool)
-    assert not Pattern(2, 4).holds(support(mask))
+    assert not Pattern(2, 4).matches(support(mask))
     assert find_pattern([support(mask)]) == Pattern(4, 8)
 
 

@@ -1,4 +1,4 @@
-"""Each rule's score against its formula written out."""
+"""Each rule computes its formula."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""From a budget to a support: exact, printable, and refused with a reason."""
+"""A budget gives a support that meets it exactly, or an error with a reason."""
 
 import math
 
@@ -7,14 +7,15 @@ import tiny
 import torch
 
 import taskedge as te
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import linears
 from taskedge.errors import BudgetError, InputError, UnknownName
 from taskedge.selection.allocations import ALLOCATIONS
 from taskedge.selection.patterns import Pattern, find_pattern
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import parse_share, select
 
-ONE_BY_ONE = [name for name in RULES if RULES[name].chooses is None]
+ONE_BY_ONE = [name for name in RULES if RULES[name].choose is None]
 every_rule = pytest.mark.parametrize("rule", ONE_BY_ONE)
 every_allocation = pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 
@@ -49,7 +50,7 @@ def test_a_share_is_read(budget, share):
         "1,5%",
     ],
 )
-def test_what_is_no_share_is_refused_with_an_example(budget):
+def test_a_text_that_is_not_a_share_is_refused_with_an_example(budget):
     with pytest.raises(BudgetError, match=r"write '0\.1%' or 0\.001"):
         parse_share(budget)
 
@@ -58,7 +59,7 @@ def test_what_is_no_share_is_refused_with_an_example(budget):
 @every_allocation
 def test_the_budget_is_a_share_of_all_parameters_and_met_exactly(bert, rule, allocation):
     support = select(bert, [tiny.batch(bert)], budget="5%", rule=rule, allocation=allocation)
-    assert support.entries == round(0.05 * 5859)
+    assert support.num_entries == round(0.05 * 5859)
     assert support.model_parameters == 5859
     assert (support.rule, support.allocation, support.budget) == (rule, allocation, "5%")
     assert set(support.linears) <= set(candidates(bert))
@@ -107,7 +108,7 @@ def test_the_model_is_not_changed(model, rule):
 def test_no_linear_uses_more_than_max_columns(bert, rule, allocation, max_columns):
     options = {"rule": rule, "allocation": allocation, "max_columns": max_columns}
     support = select(bert, [tiny.batch(bert)], budget="2%", **options)
-    assert support.entries == round(0.02 * 5859)
+    assert support.num_entries == round(0.02 * 5859)
     assert all(len(linear.distinct_columns) <= max_columns for linear in support.linears.values())
     assert support.settings["max_columns"] == max_columns
 
@@ -123,14 +124,14 @@ def test_the_columns_kept_have_the_largest_sums_of_scores(mlp):
 def test_a_pattern_holds_in_every_group_of_every_linear(bert, rule, pattern):
     support = select(bert, [tiny.batch(bert)], rule=rule, allocation=str(pattern))
     assert set(support.linears) == set(candidates(bert))
-    assert all(pattern.holds(linear) for linear in support.linears.values())
+    assert all(pattern.matches(linear) for linear in support.linears.values())
     assert (support.allocation, support.budget) == (str(pattern), str(pattern))
     found = find_pattern(support.linears.values())
     assert found == pattern if pattern.m < 32 else found == Pattern(1, 32)  # no row is longer than 32
 
 
 def test_scores_asked_for_twice_are_the_same(mlp):
-    """``global_per_neuron`` asks twice: even random scores must not change in between."""
+    """``global_per_neuron`` computes scores twice: even random scores must be equal."""
     support = select(mlp, rule="random", budget="10%", allocation="global_per_neuron")
     top = select(mlp, rule="random", budget="10%", allocation="global")
     assert {name: len(linear) for name, linear in support.linears.items()} == {
@@ -153,12 +154,12 @@ def test_named_linears_alone(bert):
 def test_input_norms_and_readers_are_kept_where_data_was_seen(bert):
     support = select(bert, [tiny.batch(bert)], rule="random", budget="5%")
     key = support.linears["bert.encoder.layer.1.attention.self.key"]
-    assert key.reads == "bert.encoder.layer.1.attention.self.query"
+    assert key.shared_input == "bert.encoder.layer.1.attention.self.query"
     assert key.input_rms.shape == (16,)
     assert key.input_rms.square().mean().item() == pytest.approx(1.0, abs=0.05)  # after a fresh LayerNorm
     blind = select(bert, rule="random", budget="5%").linears["bert.encoder.layer.1.attention.self.key"]
     assert blind.input_rms is None
-    assert blind.reads == "bert.encoder.layer.1.attention.self.key"
+    assert blind.shared_input == "bert.encoder.layer.1.attention.self.key"
 
 
 def test_a_new_rule_is_one_function_and_one_registration(mlp, monkeypatch):

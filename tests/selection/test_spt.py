@@ -1,4 +1,4 @@
-"""SPT's choice against brute force over every τ."""
+"""SPT's selection equals brute force over every τ."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import taskedge as te
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import linears
 from taskedge.errors import BudgetError, InputError
-from taskedge.selection.spt import Chosen, hybrid, vectors_beside
+from taskedge.selection.spt import SelectedParameters, select_hybrid, trainable_vectors
 
 
 def trained(chosen, shapes, vectors):
-    """How many numbers train."""
+    """Return the number of trained parameters."""
     modules = sum(rank * sum(shapes[name]) for name, rank in chosen.low_rank.items())
-    return sum(map(len, chosen.entries.values())) + modules + sum(vectors[name].numel() for name in chosen.whole)
+    return (
+        sum(map(len, chosen.entries.values())) + modules + sum(vectors[name].numel() for name in chosen.full_parameters)
+    )
 
 
 def at(tau, shapes, scores, vectors, rank):
-    """What SPT trains for the global top τ: counted out, in the words of the paper."""
+    """Return the selection of SPT for the global top τ, by the definition in the paper."""
     tensors = {name: scores[name].flatten() for name in shapes} | vectors
     owner = torch.cat([torch.full((len(tensor),), place) for place, tensor in enumerate(tensors.values())])
     index = torch.cat([torch.arange(len(tensor)) for tensor in tensors.values()])
     top = torch.sort(torch.cat(list(tensors.values())), descending=True, stable=True).indices[:tau]
-    chosen = Chosen({}, {}, ())
+    chosen = SelectedParameters({}, {}, ())
     for place, (name, tensor) in enumerate(tensors.items()):
         mine = index[top[owner[top] == place]].sort().values
         if name in vectors:
             if 5 * len(mine) >= len(tensor):
-                chosen = Chosen(chosen.entries, chosen.low_rank, (*chosen.whole, name))
+                chosen = SelectedParameters(chosen.entries, chosen.low_rank, (*chosen.full_parameters, name))
             continue
         out, inputs = shapes[name]
         structured = rank * (out + inputs)
@@ -44,7 +47,7 @@ def at(tau, shapes, scores, vectors, rank):
 
 @st.composite
 def problems(draw):
-    """(shapes, scores, vectors, rank), with ties and zeros among the scores."""
+    """Draw (shapes, scores, vectors, rank) with ties and zeros among the scores."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     levels = draw(st.sampled_from([3, 20, 10**6]))
     scale = draw(st.lists(st.floats(0.01, 1.0), min_size=7, max_size=7))
@@ -60,6 +63,7 @@ def problems(draw):
     return shapes, scores, vectors, draw(st.integers(1, 3))
 
 
+@pytest.mark.slow
 @given(problem=problems(), share=st.floats(0.001, 1.0))
 def test_it_is_the_largest_tau_whose_trained_parameters_stay_within_the_budget(problem, share):
     shapes, scores, vectors, rank = problem
@@ -70,16 +74,16 @@ def test_it_is_the_largest_tau_whose_trained_parameters_stay_within_the_budget(p
     budget = max(1, round(share * counts[-1]))
     best = max(tau for tau in range(size + 1) if counts[tau] <= budget)
     if not counts[best]:
-        with pytest.raises(BudgetError, match="does not reach for the most sensitive part"):
-            hybrid(shapes, scores.__getitem__, vectors, budget, rank)
+        with pytest.raises(BudgetError, match="is below the cost of the most sensitive part"):
+            select_hybrid(shapes, scores.__getitem__, vectors, budget, rank)
         return
-    found = hybrid(shapes, scores.__getitem__, vectors, budget, rank)
-    assert (found.low_rank, found.whole) == (every[best].low_rank, every[best].whole)
+    found = select_hybrid(shapes, scores.__getitem__, vectors, budget, rank)
+    assert (found.low_rank, found.full_parameters) == (every[best].low_rank, every[best].full_parameters)
     assert found.entries.keys() == every[best].entries.keys()
     assert all(torch.equal(found.entries[name], flat) for name, flat in every[best].entries.items())
     assert trained(found, shapes, vectors) == counts[best] <= budget
     with pytest.raises(BudgetError, match=f"is more than the {counts[-1]:,} that can be trained in this way"):
-        hybrid(shapes, scores.__getitem__, vectors, counts[-1] + 1, rank)
+        select_hybrid(shapes, scores.__getitem__, vectors, counts[-1] + 1, rank)
 
 
 def test_by_hand():
@@ -87,14 +91,16 @@ def test_by_hand():
     matrix[0, 0], matrix[3, 5], matrix[7, 7] = 9, 7, 5
     vector = torch.tensor([8.0, 6.0, 0, 0, 0, 0])  # a fifth of six is two
     shapes, scores = {"m": (8, 8)}, {"m": matrix}.__getitem__
-    chosen = hybrid(shapes, scores, {"v": vector}, 7, rank=1)  # the second of the matrix's brings its module of 16
-    assert (chosen.entries["m"].tolist(), chosen.low_rank, chosen.whole) == ([0], {}, ())
-    chosen = hybrid(shapes, scores, {"v": vector}, 16, rank=1)
-    assert (chosen.entries, chosen.low_rank, chosen.whole) == ({}, {"m": 1}, ())
-    chosen = hybrid(shapes, scores, {"v": vector}, 22, rank=1)
-    assert (chosen.entries, chosen.low_rank, chosen.whole) == ({}, {"m": 1}, ("v",))
-    chosen = hybrid(shapes, scores, {"v": vector}, 8, rank=4)  # 64: no smaller than the matrix, so entries
-    assert (chosen.entries["m"].tolist(), chosen.low_rank, chosen.whole) == ([0, 29], {}, ("v",))
+    chosen = select_hybrid(
+        shapes, scores, {"v": vector}, 7, rank=1
+    )  # the second of the matrix's brings its module of 16
+    assert (chosen.entries["m"].tolist(), chosen.low_rank, chosen.full_parameters) == ([0], {}, ())
+    chosen = select_hybrid(shapes, scores, {"v": vector}, 16, rank=1)
+    assert (chosen.entries, chosen.low_rank, chosen.full_parameters) == ({}, {"m": 1}, ())
+    chosen = select_hybrid(shapes, scores, {"v": vector}, 22, rank=1)
+    assert (chosen.entries, chosen.low_rank, chosen.full_parameters) == ({}, {"m": 1}, ("v",))
+    chosen = select_hybrid(shapes, scores, {"v": vector}, 8, rank=4)  # 64: no smaller than the matrix, so entries
+    assert (chosen.entries["m"].tolist(), chosen.low_rank, chosen.full_parameters) == ([0, 29], {}, ("v",))
 
 
 @pytest.mark.parametrize("where", ["matrix", "vector"])
@@ -102,23 +108,23 @@ def test_a_sensitivity_that_is_not_a_number_is_refused(where):
     scores, vector = torch.rand(4, 4), torch.rand(3)
     (scores if where == "matrix" else vector).view(-1)[-1] = torch.nan
     with pytest.raises(InputError, match="not numbers"):
-        hybrid({"m": (4, 4)}, {"m": scores}.__getitem__, {"v": vector}, 3, 1)
+        select_hybrid({"m": (4, 4)}, {"m": scores}.__getitem__, {"v": vector}, 3, 1)
 
 
 def test_vectors_are_biases_of_the_linears_and_the_norms_of_the_blocks(bert):
-    found = list(vectors_beside(bert, candidates(bert)))
+    found = list(trainable_vectors(bert, candidates(bert)))
     assert len(found) == 2 * (6 + 4)  # six biases, two norms of two
     assert all(name.startswith("bert.encoder.layer.") for name in found)
     assert {"bert.encoder.layer.0.output.LayerNorm.bias", "bert.encoder.layer.1.attention.self.key.bias"} <= set(found)
-    alone = vectors_beside(bert, candidates(bert, ["*.0.*.query"]), all_norms=False)
+    alone = trainable_vectors(bert, candidates(bert, ["*.0.*.query"]), all_norms=False)
     assert list(alone) == ["bert.encoder.layer.0.attention.self.query.bias"]
-    part = vectors_beside(bert, candidates(bert, ["*.0.*.query"]))
+    part = trainable_vectors(bert, candidates(bert, ["*.0.*.query"]))
     assert len(part) == 1 + 2 * 4
 
 
 def test_vectors_of_a_model_without_blocks_are_all_but_the_heads(mlp):
     mlp.norm = torch.nn.LayerNorm(4)
-    assert list(vectors_beside(mlp, candidates(mlp))) == ["first.bias", "second.bias", "norm.weight", "norm.bias"]
+    assert list(trainable_vectors(mlp, candidates(mlp))) == ["first.bias", "second.bias", "norm.weight", "norm.bias"]
 
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, tiny.vit])
@@ -136,8 +142,8 @@ def test_select_end_to_end_is_brute_force_on_dense_gradients(make, budget):
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             squares[name] = squares.get(name, 0) + gradient.square()
     shapes = {name: layers[name].shape for name in names}
-    scores = {name: layers[name].kind.matrix(squares[f"{name}.weight"]) for name in names}
-    vectors = {name: squares[name] for name in vectors_beside(model, candidates(model))}
+    scores = {name: layers[name].adapter.matrix(squares[f"{name}.weight"]) for name in names}
+    vectors = {name: squares[name] for name in trainable_vectors(model, candidates(model))}
     total = sum(parameter.numel() for parameter in model.parameters())
     allowed = round(float(budget.rstrip("%")) / 100 * total)
     size = sum(score.numel() for score in scores.values()) + sum(vector.numel() for vector in vectors.values())
@@ -150,9 +156,9 @@ def test_select_end_to_end_is_brute_force_on_dense_gradients(make, budget):
     assert {name: linear.flat.tolist() for name, linear in support.linears.items()} == {
         name: flat.tolist() for name, flat in expected.entries.items()
     }
-    assert (support.low_rank, support.whole) == (expected.low_rank, expected.whole)
-    assert support.low_rank_parameters == sum(sum(shapes[name]) for name in support.low_rank)
-    assert support.whole_parameters == sum(vectors[name].numel() for name in support.whole)
+    assert (support.low_rank, support.full_parameters) == (expected.low_rank, expected.full_parameters)
+    assert support.num_low_rank_parameters == sum(sum(shapes[name]) for name in support.low_rank)
+    assert support.num_full_parameters == sum(vectors[name].numel() for name in support.full_parameters)
     assert support.parameters == trained(expected, shapes, vectors) <= allowed
     assert support.share == support.parameters / total
     assert (support.rule, support.allocation, support.settings) == ("spt", "spt", {"seed": 0, "rank": 1})
@@ -160,12 +166,13 @@ def test_select_end_to_end_is_brute_force_on_dense_gradients(make, budget):
 
 def test_all_three_kinds_are_chosen_somewhere(bert):
     support = te.select(bert, [tiny.batch(bert)], budget="4%", rule="spt", rank=1)
-    assert support.entries
+    assert support.num_entries
     assert support.low_rank
-    assert support.whole
+    assert support.full_parameters
     assert str(support).startswith(
-        f"{support.entries:,} entries + {support.low_rank_parameters:,} in {len(support.low_rank)} low-rank modules + "
-        f"{support.whole_parameters:,} in {len(support.whole)} whole vectors ({support.share:.4%} of 5,859 parameters)"
+        f"{support.num_entries:,} entries + {support.num_low_rank_parameters:,} in {len(support.low_rank)} low-rank "
+        f"modules + {support.num_full_parameters:,} in {len(support.full_parameters)} biases and norms "
+        f"({support.share:.4%} of 5,859 parameters)"
     )
 
 
@@ -178,9 +185,9 @@ def test_all_three_kinds_are_chosen_somewhere(bert):
             r"leave out max_columns=3 and allocation='global'$",
         ),
         ({}, "give either budget"),
-        ({"budget": 0.1, "rank": 0}, "rank=0 makes no low-rank module"),
+        ({"budget": 0.1, "rank": 0}, "rank=0 is not a rank of a low-rank module"),
         ({"budget": 0.1, "batches": None}, "'spt' looks at data"),
-        ({"budget": 1e-9}, "a budget of 0 parameters does not reach"),
+        ({"budget": 1e-9}, "a budget of 0 parameters is below the cost"),
     ],
 )
 def test_settings_that_leave_it_nothing_to_do(bert, options, told):

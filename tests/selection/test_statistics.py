@@ -1,4 +1,4 @@
-"""Statistics against a direct computation, and a model that is left as it was."""
+"""Statistics equal a direct computation, and the model is not changed."""
 
 import copy
 
@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
 from taskedge.selection.statistics import ABSOLUTE_INPUTS, GRADIENTS, INPUTS, measure
 
 
 def seen_inputs(model, name, batches):
-    """What the linear reads, [tokens, in] in fp64, and which token is no padding."""
+    """Return the input of the linear, [tokens, in] in fp64, and which tokens are not padding."""
     inputs, kept = [], []
     handle = model.get_submodule(name).register_forward_pre_hook(
         lambda _, given: inputs.append(given[0].detach().double().flatten(0, -2))
@@ -98,18 +99,19 @@ def test_more_tokens_than_one_chunk_are_summed_in_fp64():
     assert float((found - direct).abs().max()) < 5.0  # fp32 all the way misses all 50 of the small ones
 
 
-def test_who_reads_the_same_input():
+def test_linears_with_a_shared_input():
     bert = tiny.bert()
-    reads = {name: one.reads for name, one in measure(bert, candidates(bert), [tiny.batch(bert)], ()).items()}
+    measured = measure(bert, candidates(bert), [tiny.batch(bert)], ())
+    first_reader = {name: linear.shared_input for name, linear in measured.items()}
     prefix = "bert.encoder.layer.0."
     for part in ("query", "key", "value"):
-        assert reads[f"{prefix}attention.self.{part}"] == f"{prefix}attention.self.query"
+        assert first_reader[f"{prefix}attention.self.{part}"] == f"{prefix}attention.self.query"
     for part in ("attention.output.dense", "intermediate.dense", "output.dense"):
-        assert reads[prefix + part] == prefix + part
+        assert first_reader[prefix + part] == prefix + part
 
 
 class Twice(nn.Module):
-    """Two linears that read a vector of inputs one after the other, and one that reads a changed input."""
+    """Two linears that read the same input, and one that reads it after a change in place."""
 
     def __init__(self):
         super().__init__()
@@ -123,7 +125,7 @@ class Twice(nn.Module):
         return sum((*first, *second)) + kept + self.late(a.mul_(2))
 
 
-def test_inputs_are_told_apart_where_a_linear_runs_twice_or_an_input_is_changed_in_place():
+def test_a_second_run_or_a_change_in_place_makes_another_input():
     model = Twice()
     a, b = torch.randn(4, 3), torch.randn(4, 3)
     found = measure(model, linears(model), [(a, b)])
@@ -145,7 +147,7 @@ def test_gradients_are_those_of_dense_autograd(model):
     for name, linear in linears(twin).items():
         if name in layers:
             dense = linear.module.weight.grad
-            dense = linear.kind.matrix(dense)
+            dense = linear.adapter.matrix(dense)
             torch.testing.assert_close(found[name].gradient, dense, rtol=1e-4, atol=1e-7)
             assert found[name].input_squares is None
 
@@ -269,17 +271,17 @@ def test_a_linear_that_never_runs_is_named():
 
 
 def test_gradients_need_a_finite_loss(bert, mlp):
-    with pytest.raises(InputError, match="put labels in the batches"):
+    with pytest.raises(InputError, match="put labels into the batches"):
         measure(mlp, candidates(mlp), [tiny.batch(mlp)], {GRADIENTS})
     unlabelled = {key: value for key, value in tiny.batch(bert).items() if key != "labels"}
-    with pytest.raises(InputError, match="put labels in the batches"):
+    with pytest.raises(InputError, match="put labels into the batches"):
         measure(bert, candidates(bert), [unlabelled], {GRADIENTS})
     bert.classifier.bias.data.fill_(torch.nan)
     with pytest.raises(InputError, match="loss of calibration batch 1 is nan"):
         measure(bert, candidates(bert), [tiny.batch(bert)], {GRADIENTS})
 
 
-def test_progress_is_told(mlp):
+def test_progress_is_reported(mlp):
     told = []
     measure(mlp, candidates(mlp), [tiny.batch(mlp)] * 3, on_batch=told.append)
     assert told == [1, 2, 3]

@@ -1,1 +1,1 @@
-"""The trained change as a file: extract, save, load, apply, revert."""
+"""The trained change of a model: extract, save, load, apply, revert, export."""

@@ -1,21 +1,20 @@
-"""``apply`` and ``revert``: a delta goes onto a base and comes off again, bit for bit.
+"""``apply`` and ``revert``: write a delta into a base and restore the base bit for bit.
 
-Everything is checked before anything is written; on any failure the model is as it was.
+All checks are done before the first write, so an error leaves the model unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.fingerprint import digest
-from taskedge.backbone.layer_adapters import Features
-from taskedge.backbone.linears import Linear, as_linear, linears
-from taskedge.backbone.storage.frozen_layer import INT8, HeldLayer, plain_dtype, rounded_to_int8
+from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, linears
+from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
@@ -24,31 +23,39 @@ from taskedge.forms.low_rank import with_product
 
 @dataclass(frozen=True)
 class Applied:
-    """What a model held before a delta was applied; kept on the model."""
+    """The values of the base before a delta was applied; stored on the model.
+
+    Attributes:
+        delta: the applied delta.
+        entries: values at the delta's entries, by linear.
+        full_parameters: values of the parameters that the delta replaces.
+        low_rank: weights [out, in] to which products were added; subtracting a product would not restore every bit.
+        forced: how the model differs from the delta's base, if :func:`force_apply` applied it nevertheless.
+    """
 
     delta: Delta
     entries: dict[str, Tensor]
-    whole: dict[str, Tensor]
+    full_parameters: dict[str, Tensor]
     low_rank: dict[str, Tensor]
-    """The weights [out, in] to which products were added: subtracting would not give back every bit."""
+    forced: str = ""
 
 
 def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
-    """Writes the delta's values and products into a copy of its base, in place. Applying it again changes nothing.
+    """Write the delta's values and products into its base, in place. Applying a delta again changes nothing.
 
     Args:
-        model: the base, fresh (or with this very delta applied already).
+        model: the base, or the base with this delta applied.
         delta: from :func:`taskedge.load` or :func:`taskedge.extract`.
-        force: apply even where the base's values or dtype differ from those that the delta was trained on. Names
-            and shapes must fit in any case.
+        force: also apply to a base with other values or another dtype than the delta was trained on. Names and shapes
+            must match in any case.
 
     Returns:
         The same model.
 
     Raises:
-        BaseMismatch: this is not the delta's base; the message says what differs. The model is unchanged.
-        InputError: another delta is applied, or a support is installed; a low-rank product is to go into a weight that
-            is held (:mod:`taskedge.backbone.storage.frozen_layer`). The model is unchanged.
+        BaseMismatch: the model is not the delta's base; the message says what differs. The model is unchanged.
+        InputError: another delta is applied, a support is installed, or a weight that gets a low-rank product is
+            read-only (:mod:`taskedge.backbone.storage.frozen_layer`). The model is unchanged.
     """
     if installation(model) is not None:
         raise InputError("the model trains a support: fuse it before a delta is applied")
@@ -60,37 +67,96 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     products = _originals(layers, delta) if before is None else before.low_rank
     _check_values(layers, parameters, delta, products)
     if before is None:
-        originals = _entries(layers, delta)
+        originals = _values_at_entries(layers, delta)
         if not force:
             _check_base(layers, parameters, delta, originals | products)
-        whole = {name: parameters[name].detach().clone() for name in delta.whole}
-        before = Applied(delta, originals, whole, {name: weight.clone() for name, weight in products.items()})
+        before = Applied(
+            delta,
+            entries=originals,
+            full_parameters={name: parameters[name].detach().clone() for name in delta.full_parameters},
+            low_rank={name: weight.clone() for name, weight in products.items()},
+        )
     for name, product in delta.low_rank.items():
-        layers[name].weight.copy_(_sum(before.low_rank[name], product))
+        layers[name].overwrite(_sum(before.low_rank[name], product))
     for name, linear in delta.linears.items():
         layers[name].write(linear.rows, linear.columns, linear.values)
     with torch.no_grad():
-        for name, tensor in delta.whole.items():
+        for name, tensor in delta.full_parameters.items():
             parameters[name].copy_(tensor)
     model.__dict__["_taskedge_applied"] = before
     return model
 
 
+def force_apply(model: nn.Module, delta: Delta, difference: str | None = None) -> nn.Module:
+    """Apply a delta to a base that may hold other values, and record how the base differs in :class:`Applied`.
+
+    Args:
+        model: see :func:`apply`.
+        delta: see :func:`apply`.
+        difference: result of :func:`base_difference` on the model as it was in training, if the weights are stored in
+            another form now; by default it is computed here.
+
+    Raises:
+        BaseMismatch, InputError: see :func:`apply`; names and shapes must match.
+    """
+    is_applied = applied_to(model) is not None
+    if difference is None and not is_applied:
+        difference = base_difference(model, delta)
+    apply(model, delta, force=True)
+    if not is_applied:
+        model.__dict__["_taskedge_applied"] = replace(model.__dict__["_taskedge_applied"], forced=difference)
+    return model
+
+
 def check_base(model: nn.Module, delta: Delta) -> None:
-    """Raises BaseMismatch where the model, on which nothing is applied, is not the delta's base; changes nothing."""
+    """Raise BaseMismatch if a model without an applied delta is not the delta's base. The model is not changed."""
     layers = _layers(model, delta)
-    _check_base(layers, _parameters(model, delta), delta, _entries(layers, delta) | _originals(layers, delta))
+    _check_base(layers, _parameters(model, delta), delta, _values_at_entries(layers, delta) | _originals(layers, delta))
+
+
+def base_difference(model: nn.Module, delta: Delta) -> str:
+    """Return how a model without an applied delta differs from the delta's base, in numbers; empty if it does not.
+
+    Raises:
+        BaseMismatch: names or shapes differ, so the delta cannot be applied at all.
+    """
+    layers, parameters = _layers(model, delta), _parameters(model, delta)
+    originals = _values_at_entries(layers, delta) | _originals(layers, delta)
+    changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
+    other_dtype = [name for name, linear in changed.items() if _dtype_mismatch(layers[name], linear) is not None]
+    comparable = [name for name in changed if name not in other_dtype]
+    other_values = _with_other_values(layers, delta, originals, comparable)
+    other_parameters = _with_other_dtype(parameters, delta)
+    texts = []
+    if other_values:
+        texts.append(f"{len(other_values)} of {len(changed)} linears hold other values than the delta's base")
+    if other_dtype:
+        first = other_dtype[0]
+        texts.append(
+            f"{len(other_dtype)} of {len(changed)} linears have another dtype than the delta's base "
+            f"({layers[first].storage_dtype}, not {changed[first].base_dtype})"
+        )
+    if other_parameters:
+        texts.append(
+            f"{len(other_parameters)} of {len(delta.full_parameters)} parameters in full have another dtype "
+            f"({_plain(parameters[other_parameters[0]].dtype)}, not "
+            f"{_plain(delta.full_parameters[other_parameters[0]].dtype)})"
+        )
+    return "; ".join(texts)
 
 
 def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
-    """Puts back what the model held before the delta was applied, bit for bit.
+    """Restore the values of the model before the delta was applied, bit for bit.
 
     Args:
         model: a model on which :func:`apply` was called.
-        delta: the delta to take off; None: the one that is applied.
+        delta: the delta to revert; None for the applied one.
+
+    Returns:
+        The same model.
 
     Raises:
-        InputError: none, or another, is applied.
+        InputError: no delta, or another one, is applied.
     """
     before = applied_to(model)
     if before is None:
@@ -101,9 +167,9 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
     for name, linear in before.delta.linears.items():
         layers[name].write(linear.rows, linear.columns, before.entries[name])
     for name, weight in before.low_rank.items():
-        layers[name].weight.copy_(weight)
+        layers[name].overwrite(weight)
     with torch.no_grad():
-        for name, tensor in before.whole.items():
+        for name, tensor in before.full_parameters.items():
             parameters[name].copy_(tensor)
     del model.__dict__["_taskedge_applied"]
     return model
@@ -111,9 +177,18 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
 
 @contextmanager
 def applied(model: nn.Module, delta: Delta, *, force: bool = False) -> Iterator[nn.Module]:
-    """The model with the delta applied inside the block, and as it was after it."""
+    """Apply the delta inside the block and revert it on exit, unless it was applied before.
+
+    Args:
+        model: see :func:`apply`.
+        delta: see :func:`apply`.
+        force: apply even to a base with other values, and record how it differs (:func:`force_apply`).
+    """
     before = applied_to(model)
-    apply(model, delta, force=force)
+    if force:
+        force_apply(model, delta)
+    else:
+        apply(model, delta)
     try:
         yield model
     finally:
@@ -122,17 +197,17 @@ def applied(model: nn.Module, delta: Delta, *, force: bool = False) -> Iterator[
 
 
 def applied_to(model: nn.Module) -> Applied | None:
-    """What was applied to the model and is still on it, or None."""
+    """Return the record of the delta that is applied to the model, or None."""
     return model.__dict__.get("_taskedge_applied")
 
 
-def _entries(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
-    """What the model holds at the delta's entries."""
+def _values_at_entries(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
+    """Return the model's values at the delta's entries, by linear."""
     return {name: layers[name].read(linear.rows, linear.columns) for name, linear in delta.linears.items()}
 
 
 def _originals(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
-    """The weights [out, in] that products go onto, as they stand in the model."""
+    """Return the weights [out, in] to which products are added, by linear."""
     return {name: layers[name].weight for name in delta.low_rank}
 
 
@@ -153,10 +228,10 @@ def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
             raise BaseMismatch(
                 f"wrong base: linear {name!r} is {list(layer.shape)}, the delta was made for {list(linear.shape)}"
             )
-        if name in delta.low_rank and isinstance(layer.module, HeldLayer):
+        if name in delta.low_rank and layer.is_read_only:
             raise InputError(
-                f"the weight of linear {name!r} is held and only read, so the delta's product cannot go into it: load "
-                "the base with base='loaded'"
+                f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so the delta's product "
+                "cannot go into it: load the base with weight_storage='resident'"
             )
         layers[name] = layer
     return layers
@@ -164,7 +239,7 @@ def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
 
 def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
     parameters = dict(model.named_parameters())
-    for name, tensor in delta.whole.items():
+    for name, tensor in delta.full_parameters.items():
         if name not in parameters:
             raise BaseMismatch(
                 f"wrong base: the model ({type(model).__name__}) has no parameter {name!r}"
@@ -181,17 +256,17 @@ def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
 def _check_values(
     layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, products: dict[str, Tensor]
 ) -> None:
-    """A value that is finite in the delta must be so in the model too."""
+    """Raise BaseMismatch if a value that is finite in the delta overflows in the dtype of the model."""
     written = [(name, layers[name].stored.dtype, linear.values) for name, linear in delta.linears.items()]
-    written += [(name, parameters[name].dtype, tensor) for name, tensor in delta.whole.items()]
+    written += [(name, parameters[name].dtype, tensor) for name, tensor in delta.full_parameters.items()]
     for name, dtype, values in written:
         if dtype != values.dtype and not bool(torch.isfinite(values.to(dtype)).all()):
             raise BaseMismatch(
                 f"{name!r} cannot hold the delta's values as {_plain(dtype)}: load the base in the delta's own dtype"
             )
     for name, product in delta.low_rank.items():
-        added = _sum(products[name], product).isfinite()
-        if not bool((added | ~products[name].isfinite()).all()):
+        finite = _sum(products[name], product).isfinite()
+        if not bool((finite | ~products[name].isfinite()).all()):
             raise BaseMismatch(
                 f"{name!r} cannot hold its weight plus the delta's product as {_plain(products[name].dtype)}: "
                 "load the base in the delta's own dtype"
@@ -203,28 +278,15 @@ def _check_base(
 ) -> None:
     changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
     for name, linear in changed.items():
-        dtype = plain_dtype(layers[name].module)
-        if dtype != linear.base_dtype and INT8 in (dtype, linear.base_dtype):
-            if dtype == INT8 or not isinstance(layers[name].kind, Features):
-                raise BaseMismatch(
-                    f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}, and "
-                    "whether it was the same cannot be told: load the base as it was in training, or force it"
-                )
-        elif dtype != linear.base_dtype:
-            raise BaseMismatch(
-                f"wrong base: linear {name!r} is {dtype}, the delta was trained on {linear.base_dtype}: "
-                f"load the base with dtype={linear.base_dtype}, or force it"
-            )
-    dtypes = {linear.base_dtype for linear in delta.linears.values()}
-    for name, tensor in delta.whole.items():
-        rounded = tensor.dtype == torch.float32 and not dtypes.isdisjoint({_plain(parameters[name].dtype), INT8})
-        if parameters[name].dtype != tensor.dtype and not rounded:
-            raise BaseMismatch(
-                f"wrong base: parameter {name!r} is {_plain(parameters[name].dtype)}, the delta holds "
-                f"{_plain(tensor.dtype)}: load the base with that dtype, or force it"
-            )
-    found = {name: digest(_as_trained_on(layers[name], delta, originals[name])) for name in changed}
-    other = [name for name, linear in changed.items() if found[name] != linear.base_digest]
+        mismatch = _dtype_mismatch(layers[name], linear)
+        if mismatch is not None:
+            raise BaseMismatch(f"wrong base: {mismatch}, or force it")
+    for name in _with_other_dtype(parameters, delta):
+        raise BaseMismatch(
+            f"wrong base: parameter {name!r} is {_plain(parameters[name].dtype)}, the delta holds "
+            f"{_plain(delta.full_parameters[name].dtype)}: load the base with that dtype, or force it"
+        )
+    other = _with_other_values(layers, delta, originals, list(changed))
     if other:
         hint = f" (made on {delta.provenance.base!r})" if delta.provenance.base else ""
         raise BaseMismatch(
@@ -233,32 +295,70 @@ def _check_base(
         )
 
 
+def _dtype_mismatch(layer: Linear, linear: LinearDelta | LowRankDelta) -> str | None:
+    """Return how the storage of a weight differs from the storage in training, with the remedy; None if it fits."""
+    dtype = layer.storage_dtype
+    if dtype == linear.base_dtype:
+        return None
+    if INT8 not in (dtype, linear.base_dtype):
+        return (
+            f"linear {layer.name!r} is {dtype}, the delta was trained on {linear.base_dtype}: load the base with "
+            f"dtype={linear.base_dtype}"
+        )
+    if dtype == INT8 or not isinstance(layer.adapter, LinearAdapter):
+        return (
+            f"linear {layer.name!r} is {dtype}, the delta was trained on {linear.base_dtype}, and their values cannot "
+            "be compared: load the base as it was in training"
+        )
+    return None
+
+
+def _with_other_dtype(parameters: dict[str, nn.Parameter], delta: Delta) -> list[str]:
+    """Return the parameters that the delta replaces and that have a dtype other than in training."""
+    dtypes = {linear.base_dtype for linear in delta.linears.values()}
+    names = []
+    for name, tensor in delta.full_parameters.items():
+        rounded = tensor.dtype == torch.float32 and not dtypes.isdisjoint({_plain(parameters[name].dtype), INT8})
+        if parameters[name].dtype != tensor.dtype and not rounded:
+            names.append(name)
+    return names
+
+
+def _with_other_values(
+    layers: dict[str, Linear], delta: Delta, originals: dict[str, Tensor], names: list[str]
+) -> list[str]:
+    """Return those of the linears ``names`` whose values are not the values in training."""
+    changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
+    digests = {name: digest(_as_trained_on(layers[name], delta, originals[name])) for name in names}
+    return [name for name in names if digests[name] != changed[name].base_digest]
+
+
 def _as_trained_on(layer: Linear, delta: Delta, original: Tensor) -> Tensor:
-    """The base's values at the entries as the training saw them: of a weight that was int8 then, those of its codes."""
+    """Return the base's values as they were in training: rounded to int8 if the base was stored as int8."""
     linear = delta.linears.get(layer.name)
-    if linear is None or linear.base_dtype != INT8 or plain_dtype(layer.module) == INT8:
+    if linear is None or linear.base_dtype != INT8 or layer.storage_dtype == INT8:
         return original
-    place = layer.kind.place(linear.rows, linear.columns)
-    return rounded_to_int8(layer.module)[tuple(index.to(layer.stored.device) for index in place)]
+    return weight_rounded_to_int8(layer)[linear.rows.to(layer.device), linear.columns.to(layer.device)]
 
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _same(one: Delta, other: Delta) -> bool:
-    """Whether two deltas would write the same values to the same places."""
-    return (
-        one.linears.keys() == other.linears.keys()
-        and one.low_rank.keys() == other.low_rank.keys()
-        and one.whole.keys() == other.whole.keys()
-        and all(
-            torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns) and torch.equal(a.values, b.values)
-            for a, b in ((one.linears[name], other.linears[name]) for name in one.linears)
-        )
-        and all(
-            a.scale == b.scale and torch.equal(a.a, b.a) and torch.equal(a.b, b.b)
-            for a, b in ((one.low_rank[name], other.low_rank[name]) for name in one.low_rank)
-        )
-        and all(torch.equal(one.whole[name], other.whole[name]) for name in one.whole)
-    )
+def _same(first: Delta, second: Delta) -> bool:
+    """Return whether two deltas write the same values to the same positions."""
+    if (
+        first.linears.keys() != second.linears.keys()
+        or first.low_rank.keys() != second.low_rank.keys()
+        or first.full_parameters.keys() != second.full_parameters.keys()
+    ):
+        return False
+    for name, a in first.linears.items():
+        b = second.linears[name]
+        if not (torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns) and torch.equal(a.values, b.values)):
+            return False
+    for name, product in first.low_rank.items():
+        other = second.low_rank[name]
+        if product.scale != other.scale or not (torch.equal(product.a, other.a) and torch.equal(product.b, other.b)):
+            return False
+    return all(torch.equal(tensor, second.full_parameters[name]) for name, tensor in first.full_parameters.items())

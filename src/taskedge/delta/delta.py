@@ -1,20 +1,19 @@
-"""The delta: a trained change, bound to the base that it was trained on."""
+"""The delta: a trained change of a model, bound to the base that it was trained on. Plain, validated data."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from taskedge.errors import DeltaError
 
-WHOLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""What a parameter that was trained whole can be."""
+FULL_PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Dtypes of parameters that are trained in full."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class LinearDelta:
     Attributes:
         shape: (out, in) of the weight.
         rows, columns: int64 [n], sorted by row and then column.
-        values: float32 [n], absolute: they replace the base's.
-        base_dtype: of the weight it was trained on, such as ``"float32"``.
+        values: float32 [n], absolute: they replace the values of the base.
+        base_dtype: dtype of the base's weight, such as ``"float32"``.
         base_digest: digest of the base's values at the entries (:func:`taskedge.backbone.fingerprint.digest`).
     """
 
@@ -37,7 +36,7 @@ class LinearDelta:
     base_digest: str
 
     def check(self, name: str) -> None:
-        """Raises DeltaError where the entries contradict themselves; ``name`` is for the message."""
+        """Raise DeltaError if the entries contradict themselves; ``name`` is the linear's, for the message."""
         out, inputs = self.shape
         if not len(self.rows) == len(self.columns) == len(self.values):
             raise DeltaError(
@@ -50,7 +49,7 @@ class LinearDelta:
         if int(self.columns.min()) < 0 or int(self.columns.max()) >= inputs:
             raise DeltaError(f"linear {name!r}: a column index is outside 0..{inputs - 1}")
         if bool(((self.rows * inputs + self.columns).diff() <= 0).any()):
-            raise DeltaError(f"linear {name!r}: entries are not sorted, or one is there twice")
+            raise DeltaError(f"linear {name!r}: entries are not sorted, or one occurs twice")
         if not bool(torch.isfinite(self.values).all()):
             raise DeltaError(f"linear {name!r}: a value is not a finite number")
 
@@ -65,9 +64,9 @@ class LowRankDelta:
     Attributes:
         a: float32 [rank, in].
         b: float32 [out, rank].
-        scale: what the product is multiplied by: alpha/r in LoRA.
-        base_dtype: of the weight it was trained on, such as ``"float32"``.
-        base_digest: digest of that whole weight, row by row (:func:`taskedge.backbone.fingerprint.digest`).
+        scale: factor of the product: alpha/r in LoRA.
+        base_dtype: dtype of the base's weight, such as ``"float32"``.
+        base_digest: digest of that weight, row by row (:func:`taskedge.backbone.fingerprint.digest`).
     """
 
     a: Tensor
@@ -83,20 +82,20 @@ class LowRankDelta:
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """Rank of the product: rows of A."""
         return len(self.a)
 
     @property
-    def numbers(self) -> int:
-        """How many numbers the two factors hold."""
+    def num_parameters(self) -> int:
+        """Numbers in both factors."""
         return self.a.numel() + self.b.numel()
 
     def check(self, name: str) -> None:
-        """Raises DeltaError where the factors contradict themselves; ``name`` is for the message."""
+        """Raise DeltaError if the factors contradict themselves; ``name`` is the linear's, for the message."""
         sizes = *self.a.shape, *self.b.shape
         if len(self.a.shape) != 2 or len(sizes) != 4 or min(sizes) < 1 or sizes[0] != sizes[3]:
             raise DeltaError(
-                f"linear {name!r}: factors of {list(self.a.shape)} and {list(self.b.shape)}, where [rank, in] and "
+                f"linear {name!r}: factors of shape {list(self.a.shape)} and {list(self.b.shape)}; [rank, in] and "
                 "[out, rank] were expected"
             )
         if not math.isfinite(self.scale):
@@ -110,30 +109,40 @@ class LowRankDelta:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a delta came to be: what a person or a program must know to use it again."""
+    """How a delta was made, and what a program needs to use it.
+
+    Attributes:
+        rule, allocation, budget: how the entries were selected.
+        base: hub id or folder name of the base. A hint: the digests bind a delta to its base.
+        base_parameters: number of parameters of the base.
+        task: kind of task, such as ``"text-classification"``; empty if unknown.
+        labels: classes in the order of the head's outputs.
+        training: settings of the training run, JSON-able.
+    """
 
     rule: str = "given"
     allocation: str = "given"
     budget: str = ""
     base: str = ""
-    """Hub id or folder name of the base, as a hint: what binds is the digest."""
     base_parameters: int = 0
     task: str = ""
-    """Such as ``"text-classification"``; empty where taskedge does not know."""
     labels: tuple[str, ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
-    """Settings of the training run."""
 
 
 @dataclass(frozen=True)
 class Delta:
-    """Support, trained values, low-rank products, and the parameters that were trained whole (the head).
+    """A trained change. It is validated when it is created, so an existing delta is consistent.
 
-    Checked when it is made: a delta that exists is sound in itself.
+    Attributes:
+        linears: trained entries, by linear.
+        full_parameters: parameters that were trained in full (the head), by name.
+        provenance: how the delta was made.
+        low_rank: low-rank products, by linear; no linear has both entries and a product.
     """
 
     linears: dict[str, LinearDelta]
-    whole: dict[str, Tensor] = field(default_factory=dict)
+    full_parameters: dict[str, Tensor] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     low_rank: dict[str, LowRankDelta] = field(default_factory=dict)
 
@@ -142,41 +151,29 @@ class Delta:
             linear.check(name)
         for name, product in self.low_rank.items():
             product.check(name)
-            if name in self.linears or f"{name}.weight".removeprefix(".") in self.whole:
-                raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product, and otherwise")
-        for name, tensor in self.whole.items():
-            if tensor.dtype not in WHOLE:
+            if name in self.linears or f"{name}.weight".removeprefix(".") in self.full_parameters:
+                raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product and by other values")
+        for name, tensor in self.full_parameters.items():
+            if tensor.dtype not in FULL_PARAMETER_DTYPES:
                 raise DeltaError(f"parameter {name!r} is {tensor.dtype}, not floating point of 16, 32 or 64 bits")
             if not bool(torch.isfinite(tensor).all()):
                 raise DeltaError(f"parameter {name!r}: a value is not a finite number")
 
     @cached_property
-    def entries(self) -> int:
-        """How many of the base's weights are replaced."""
+    def num_entries(self) -> int:
+        """Number of the base's weights that are replaced."""
         return sum(len(linear) for linear in self.linears.values())
 
     @property
-    def low_rank_parameters(self) -> int:
-        """How many numbers the low-rank products hold: counted apart from the entries."""
-        return sum(product.numbers for product in self.low_rank.values())
+    def num_low_rank_parameters(self) -> int:
+        """Numbers in the low-rank products."""
+        return sum(product.num_parameters for product in self.low_rank.values())
 
     @property
-    def whole_parameters(self) -> int:
-        """How many numbers were trained whole, the head's: counted apart from the entries."""
-        return sum(tensor.numel() for tensor in self.whole.values())
+    def num_full_parameters(self) -> int:
+        """Numbers in the parameters that were trained in full."""
+        return sum(tensor.numel() for tensor in self.full_parameters.values())
 
     def with_provenance(self, **changes: Any) -> Delta:
-        """The same delta with some of its provenance replaced."""
+        """Return the delta with some attributes of its provenance replaced."""
         return replace(self, provenance=replace(self.provenance, **changes))
-
-    def save(self, path: str | Path, *, values: Literal["fp32", "bf16"] = "fp32", head: bool = True) -> Path:
-        """Writes the delta as one safetensors file (docs/delta-format.md); written aside, then renamed.
-
-        Args:
-            path: where to; a file that is there is replaced.
-            values: how entries and low-rank factors are stored. ``"bf16"`` halves them and rounds.
-            head: whether the whole parameters go in too.
-        """
-        from taskedge.delta.file import save
-
-        return save(self, Path(path), values=values, head=head)

@@ -1,4 +1,4 @@
-"""``extract``: the trained change of a model, as a delta."""
+"""``extract``: copy the trained change out of a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import cast
 from torch import nn
 
 from taskedge.backbone.fingerprint import digest
-from taskedge.backbone.linears import Linear, as_linear
-from taskedge.backbone.storage.frozen_layer import plain_dtype
+from taskedge.backbone.layers import Linear, as_linear
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.forms.install import require_installation
 from taskedge.forms.low_rank import LowRankLayer, low_rank_layers
@@ -16,17 +15,17 @@ from taskedge.forms.sparse import sparse_layers
 
 
 def extract(model: nn.Module) -> Delta:
-    """What a model learnt on which a support is installed: entries, low-rank products and whole parameters.
+    """Return the trained entries, low-rank products and full parameters of a model with an installed support.
 
-    The delta is a copy on the CPU; the model stays as it is and may go on training.
+    The delta is a copy on the CPU. The model is not changed and can be trained further.
 
     Raises:
-        InputError: nothing is installed on the model.
+        InputError: no support is installed on the model.
         DeltaError: a trained value is not finite.
     """
-    done = require_installation(model)
+    installed = require_installation(model)
     parameters = dict(model.named_parameters())
-    support = done.support
+    support = installed.support
     return Delta(
         linears={
             name: LinearDelta(
@@ -34,12 +33,12 @@ def extract(model: nn.Module) -> Delta:
                 rows=support.linears[name].rows,
                 columns=support.linears[name].columns,
                 values=layer.entries.values.cpu(),
-                base_dtype=plain_dtype(layer),
+                base_dtype=cast(Linear, as_linear(name, layer)).storage_dtype,
                 base_digest=digest(layer.entries.base),
             )
             for name, layer in sparse_layers(model).items()
         },
-        whole={name: parameters[name].detach().cpu().clone() for name in done.whole},
+        full_parameters={name: parameters[name].detach().cpu().clone() for name in installed.full_parameters},
         provenance=Provenance(
             rule=support.rule,
             allocation=support.allocation,

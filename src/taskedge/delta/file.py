@@ -1,173 +1,208 @@
-"""The delta file: one safetensors file that says all about itself (docs/delta-format.md).
+"""The delta file: one self-describing container file (docs/delta-format.md).
 
 Tensors:
-    columns   u8, u16 or u32 [n]   column of each entry, the linears one after the other, rows ascending
+    columns   u8, u16 or u32 [n]   column of each entry, one linear after the other, rows ascending
     values    fp32 or bf16 [n]     absolute value of each entry
-    counts    u8, u16 or u32 [r]   entries of each row; absent where every row of every linear has equally many
-    low_rank_a/X  fp32 or bf16 [rank, in]    of the product that is added to the weight of linear X
+    counts    u8, u16 or u32 [r]   entries of each row; absent if every row of every linear has equally many
+    low_rank_a/X  fp32 or bf16 [rank, in]    factors of the product that is added to the weight of linear X
     low_rank_b/X  fp32 or bf16 [out, rank]
-    whole/X   [...]                a parameter that was trained whole
+    whole/X   [...]                a parameter that was trained in full
 Metadata:
-    taskedge  JSON: format, the linears (name, shape, entries, dtype and digest of the base), the low-rank ones
+    taskedge  the manifest, JSON: format, linears (name, shape, entries, dtype and digest of the base), low-rank linears
               (name, shape, rank, scale, dtype and digest), provenance
-    digest    over that JSON and all tensors, so that no flipped bit goes unseen
+    digest    over the manifest and all tensors, so that every flipped bit is detected
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
-from taskedge.delta.manifest import FORMAT, LowRankEntry, Manifest, manifest_of
 from taskedge.errors import DeltaError, InputError
-from taskedge.io.atomic import write_aside
+from taskedge.io.atomic import write_atomic
+from taskedge.io.container import ContainerKind
 
-LARGEST = 2**32
-"""Bytes: no delta is near it; a file above it is refused unread."""
+FORMAT = "taskedge-delta/1"
+DELTA = ContainerKind(
+    name="delta",
+    key="taskedge",
+    error=DeltaError,
+    max_bytes=2**32,
+    format=FORMAT,
+    remedy="fetch the file again",
+)
 
-_INDEX = {torch.uint8: 2**8, torch.uint16: 2**16, torch.uint32: 2**32}
-_VALUES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_WHOLE, _A, _B = "whole/", "low_rank_a/", "low_rank_b/"
+_INDEX_DTYPES = {torch.uint8: 2**8, torch.uint16: 2**16, torch.uint32: 2**32}
+"""Dtypes of indices and counts, and the first number that each cannot hold."""
+_VALUE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_FULL, _A, _B = "whole/", "low_rank_a/", "low_rank_b/"
+
+_Size = Annotated[int, Field(ge=1, lt=2**31)]  # so that row * inputs + column fits 64 bits
 
 
-def save(delta: Delta, path: Path, *, values: Literal["fp32", "bf16"] = "fp32", head: bool = True) -> Path:
-    """Writes ``delta`` to ``path``: aside first, then renamed, so that a file under its name is always whole.
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class LinearEntry(NamedTuple):
+    """One linear in the manifest; a bare row, because keys would take more bytes than the values."""
+
+    name: str
+    out: _Size
+    inputs: _Size
+    entries: Annotated[int, Field(ge=0)]
+    dtype: str
+    digest: str
+
+
+class LowRankEntry(NamedTuple):
+    """One low-rank linear in the manifest."""
+
+    name: str
+    out: _Size
+    inputs: _Size
+    rank: _Size
+    scale: Annotated[float, Field(allow_inf_nan=False)]
+    dtype: str
+    digest: str
+
+
+class _Provenance(_Strict):
+    rule: str
+    allocation: str
+    budget: str
+    base: str
+    base_parameters: int
+    task: str
+    labels: tuple[str, ...] = Field(strict=False)
+    training: dict[str, Any]
+
+
+class Manifest(_Strict):
+    """The header of a delta file."""
+
+    format: Literal["taskedge-delta/1"]
+    form: Literal["sparse", "sparse+low_rank"]
+    linears: list[LinearEntry] = Field(strict=False)
+    low_rank: list[LowRankEntry] = Field(default=[], strict=False, min_length=1)
+    provenance: _Provenance
+
+    @model_validator(mode="after")
+    def _form_fits_content(self) -> Self:
+        """Check ``form``: readers without support for low-rank products refuse a file by its form."""
+        if bool(self.low_rank) != (self.form == "sparse+low_rank"):
+            raise ValueError(f"form {self.form!r} does not fit its low-rank linears")
+        return self
+
+
+def save(delta: Delta, path: str | Path, *, values: Literal["fp32", "bf16"] = "fp32", head: bool = True) -> Path:
+    """Write a delta to one file (docs/delta-format.md), atomically.
+
+    Args:
+        delta: from :func:`taskedge.extract`.
+        path: file to write; an existing file is replaced.
+        values: dtype of stored entries and low-rank factors. ``"bf16"`` halves their size and rounds them.
+        head: whether to store the parameters that were trained in full.
+
+    Returns:
+        ``path``.
 
     Raises:
-        InputError: unknown ``values``, settings that are no JSON, or the file cannot be written (no such folder, no
-            space left).
+        InputError: ``values`` is unknown, the training settings are not JSON-able, or the file cannot be written.
     """
-    if values not in _VALUES:
+    path = Path(path)
+    if values not in _VALUE_DTYPES:
         raise InputError(f"values={values!r} is unknown: 'fp32' or 'bf16'")
-    from safetensors.torch import save as serialise
-
-    tensors = _tensors(delta, _VALUES[values], head)
+    tensors = _tensors_of(delta, _VALUE_DTYPES[values], head)
     try:
-        manifest = json.dumps(manifest_of(delta), separators=(",", ":"))
+        content = DELTA.pack(_header_of(delta), tensors)
     except TypeError as error:
         raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
-    content = serialise(tensors, {"taskedge": manifest, "digest": content_digest(manifest, tensors)})
-    write_aside(path, _in_order(content))
+    write_atomic(path, content)
     return path
 
 
 def load(path: str | Path) -> Delta:
-    """Reads a delta file; whatever it returns is sound.
+    """Read a delta file and validate it in full.
 
     Raises:
         InputError: the file is missing or cannot be read.
-        DeltaError: it is no delta, is damaged, or contradicts itself; the message says where.
+        DeltaError: the file is not a delta, is damaged, or contradicts itself; the message names the part.
     """
     path = Path(path)
+    container = DELTA.read(path)
     try:
-        size = path.stat().st_size
-        if size > LARGEST:
-            raise DeltaError(f"{path}: {size:,} bytes is more than any delta holds")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+        manifest = Manifest.model_validate_json(container.text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "form"
+        raise DeltaError(f"{path}: its manifest is not of format {FORMAT}: {key}: {first['msg']}") from None
+    tensors = container.tensors
     try:
-        return _parse(content)
+        _check_names(manifest, tensors)
+        return Delta(
+            linears=_linears(manifest, tensors),
+            full_parameters={
+                name.removeprefix(_FULL): tensor for name, tensor in tensors.items() if name.startswith(_FULL)
+            },
+            provenance=Provenance(**manifest.provenance.model_dump()),
+            low_rank=_low_rank(manifest.low_rank, tensors),
+        )
     except DeltaError as error:
         raise DeltaError(f"{path}: {error}") from None
 
 
 def section_bytes(path: str | Path) -> dict[str, int]:
-    """Bytes of each tensor in a delta file, and of its ``header``; what ``taskedge info`` prints."""
-    from safetensors import safe_open
-
+    """Return the bytes of a delta file's ``header`` and of each tensor, by name."""
     path = Path(path)
-    sizes = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            sizes[name] = tensor.numel() * tensor.element_size()
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in DELTA.read(path).tensors.items()}
     return {"header": path.stat().st_size - sum(sizes.values())} | sizes
 
 
-def _tensors(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Tensor]:
+def _header_of(delta: Delta) -> dict[str, Any]:
+    """Return the manifest of a delta without its format."""
+    header: dict[str, Any] = {
+        "form": "sparse+low_rank" if delta.low_rank else "sparse",
+        "linears": [
+            LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
+            for name, linear in delta.linears.items()
+        ],
+    }
+    if delta.low_rank:
+        header["low_rank"] = [
+            LowRankEntry(name, *product.shape, product.rank, product.scale, product.base_dtype, product.base_digest)
+            for name, product in delta.low_rank.items()
+        ]
+    return header | {"provenance": asdict(delta.provenance)}
+
+
+def _tensors_of(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Tensor]:
     linears = list(delta.linears.values())
+    no_indices = torch.empty(0, dtype=torch.int64)
+    columns = torch.cat([no_indices, *(linear.columns for linear in linears)])
+    values = torch.cat([torch.empty(0), *(linear.values for linear in linears)])
+    counts = torch.cat([no_indices, *(torch.bincount(linear.rows, minlength=linear.shape[0]) for linear in linears)])
     widest = max((linear.shape[1] for linear in linears), default=1)
-    columns = torch.cat([linear.columns for linear in linears]) if linears else torch.empty(0, dtype=torch.int64)
-    values = torch.cat([linear.values for linear in linears]) if linears else torch.empty(0)
-    counts = [torch.bincount(linear.rows, minlength=linear.shape[0]) for linear in linears]
-    every = torch.cat(counts) if counts else torch.empty(0, dtype=torch.int64)
-    tensors = {"columns": columns.to(_narrowest(widest - 1)), "values": values.to(value_dtype)}
-    if len(every) and int(every.min()) != int(every.max()):
-        tensors["counts"] = every.to(_narrowest(int(every.max())))
+    tensors = {"columns": columns.to(_narrowest_dtype(widest - 1)), "values": values.to(value_dtype)}
+    if len(counts) and int(counts.min()) != int(counts.max()):
+        tensors["counts"] = counts.to(_narrowest_dtype(int(counts.max())))
     for name, product in delta.low_rank.items():
-        tensors |= {
-            factor + name: tensor.to(value_dtype).contiguous() for factor, tensor in ((_A, product.a), (_B, product.b))
-        }
+        tensors[_A + name] = product.a.to(value_dtype)
+        tensors[_B + name] = product.b.to(value_dtype)
     if head:
-        tensors |= {_WHOLE + name: tensor.contiguous() for name, tensor in delta.whole.items()}
+        tensors |= {_FULL + name: tensor for name, tensor in delta.full_parameters.items()}
     return tensors
 
 
-def _in_order(content: bytes) -> bytes:
-    """The same file with its metadata sorted: safetensors writes them in an order that differs from run to run."""
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
-    text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors are aligned
-    return len(text).to_bytes(8, "little") + text + content[end:]
-
-
-def _narrowest(largest: int) -> torch.dtype:
-    return next(dtype for dtype, end in _INDEX.items() if largest < end)
-
-
-def content_digest(manifest: str, tensors: Mapping[str, Tensor]) -> str:
-    """Hex BLAKE2b (128 bit) over a text and tensors on the CPU: names, dtypes, shapes and bytes."""
-    total = hashlib.blake2b(manifest.encode(), digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        total.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
-
-
-def _parse(content: bytes) -> Delta:
-    metadata, tensors = _open(content)
-    if "taskedge" not in metadata or "digest" not in metadata:
-        raise DeltaError("a safetensors file, but not a delta: it carries no taskedge manifest")
-    if content_digest(metadata["taskedge"], tensors) != metadata["digest"]:
-        raise DeltaError("damaged: its content does not match its digest; fetch the file again")
-    try:
-        manifest = Manifest.model_validate_json(metadata["taskedge"])
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "form"
-        raise DeltaError(f"its manifest is not of format {FORMAT}: {place}: {first['msg']}") from None
-    _check_names(manifest, tensors)
-    return Delta(
-        linears=_linears(manifest, tensors),
-        whole={name.removeprefix(_WHOLE): tensor for name, tensor in tensors.items() if name.startswith(_WHOLE)},
-        provenance=Provenance(**manifest.provenance.model_dump()),
-        low_rank=_low_rank(manifest.low_rank, tensors),
-    )
-
-
-def _open(content: bytes) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file in memory."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load as deserialise
-
-    try:
-        tensors = deserialise(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-        raise DeltaError(f"not a whole safetensors file ({error})") from None
-    return header.get("__metadata__") or {}, tensors
+def _narrowest_dtype(largest: int) -> torch.dtype:
+    return next(dtype for dtype, end in _INDEX_DTYPES.items() if largest < end)
 
 
 def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -175,17 +210,17 @@ def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     for names in ([entry.name for entry in manifest.linears], products):
         if len(set(names)) != len(names):
             raise DeltaError("a linear is named twice")
-    known = {"columns", "values", "counts", *(factor + name for name in products for factor in (_A, _B))}
+    expected = {"columns", "values", "counts", *(factor + name for name in products for factor in (_A, _B))}
     for name in tensors:
-        if name not in known and not name.startswith(_WHOLE):
-            raise DeltaError(f"tensor {name!r} is no part of a delta")
+        if name not in expected and not name.startswith(_FULL):
+            raise DeltaError(f"tensor {name!r} is not part of a delta")
 
 
 def _low_rank(entries: Iterable[LowRankEntry], tensors: Mapping[str, Tensor]) -> dict[str, LowRankDelta]:
     return {
         entry.name: LowRankDelta(
-            a=_take(tensors, _A + entry.name, (entry.rank, entry.inputs), _VALUES.values()).float(),
-            b=_take(tensors, _B + entry.name, (entry.out, entry.rank), _VALUES.values()).float(),
+            a=_tensor(tensors, _A + entry.name, (entry.rank, entry.inputs), _VALUE_DTYPES.values()).float(),
+            b=_tensor(tensors, _B + entry.name, (entry.out, entry.rank), _VALUE_DTYPES.values()).float(),
             scale=float(entry.scale),
             base_dtype=entry.dtype,
             base_digest=entry.digest,
@@ -195,44 +230,51 @@ def _low_rank(entries: Iterable[LowRankEntry], tensors: Mapping[str, Tensor]) ->
 
 
 def _linears(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, LinearDelta]:
-    total = sum(entry.entries for entry in manifest.linears)
-    rows_in_all = sum(entry.out for entry in manifest.linears)
-    columns = _take(tensors, "columns", (total,), _INDEX).long()
-    values = _take(tensors, "values", (total,), _VALUES.values()).float()
-    counts = _take(tensors, "counts", (rows_in_all,), _INDEX).long() if "counts" in tensors else None
-    each, odd = divmod(total, rows_in_all) if rows_in_all else (0, 0)
-    if counts is None and odd:
-        raise DeltaError(f"{total} entries over {rows_in_all} rows are not equally many each, but 'counts' is missing")
+    num_entries = sum(entry.entries for entry in manifest.linears)
+    num_rows = sum(entry.out for entry in manifest.linears)
+    columns = _tensor(tensors, "columns", (num_entries,), _INDEX_DTYPES).long()
+    values = _tensor(tensors, "values", (num_entries,), _VALUE_DTYPES.values()).float()
+    counts = _tensor(tensors, "counts", (num_rows,), _INDEX_DTYPES).long() if "counts" in tensors else None
+    entries_per_row, remainder = divmod(num_entries, num_rows) if num_rows else (0, 0)
+    if counts is None and remainder:
+        raise DeltaError(f"{num_entries} entries do not divide evenly over {num_rows} rows, and 'counts' is missing")
 
-    linears, row, entry_start = {}, 0, 0
+    linears = {}
+    row = first = 0
     for entry in manifest.linears:
-        per_row = None if counts is None else counts[row : row + entry.out]
-        held = each * entry.out if per_row is None else int(per_row.sum())
-        if held != entry.entries:
-            raise DeltaError(f"linear {entry.name!r}: its rows hold {held} entries, not {entry.entries}")
-        here = slice(entry_start, entry_start + entry.entries)
+        per_row = entries_per_row if counts is None else counts[row : row + entry.out]
+        total = per_row * entry.out if isinstance(per_row, int) else int(per_row.sum())
+        if total != entry.entries:
+            raise DeltaError(f"linear {entry.name!r}: its rows hold {total} entries, not {entry.entries}")
         linears[entry.name] = LinearDelta(
             shape=(entry.out, entry.inputs),
-            rows=_rows(held, each if per_row is None else per_row),
-            columns=columns[here],
-            values=values[here],
+            rows=_rows(total, per_row),
+            columns=columns[first : first + total],
+            values=values[first : first + total],
             base_dtype=entry.dtype,
             base_digest=entry.digest,
         )
-        row, entry_start = row + entry.out, here.stop
+        row += entry.out
+        first += total
     return linears
 
 
-def _rows(entries: int, per_row: int | Tensor) -> Tensor:
-    """int64 [entries]: the row of each; makes nothing of the size of a row count that no entry bears out."""
-    if not entries:
+def _rows(num_entries: int, per_row: int | Tensor) -> Tensor:
+    """Return the row index of each entry, int64 [num_entries].
+
+    It allocates memory for entries, never for empty rows, so a forged row count cannot exhaust memory.
+    """
+    if not num_entries:
         return torch.empty(0, dtype=torch.int64)
     if isinstance(per_row, int):
-        return torch.arange(entries) // per_row
+        return torch.arange(num_entries) // per_row
     return torch.repeat_interleave(torch.arange(len(per_row)), per_row)
 
 
-def _take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtypes: Any) -> Tensor:
+def _tensor(
+    tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtypes: Collection[torch.dtype]
+) -> Tensor:
+    """Return the tensor of a name after checking its shape and dtype."""
     if name not in tensors:
         raise DeltaError(f"tensor {name!r} is missing")
     tensor = tensors[name]

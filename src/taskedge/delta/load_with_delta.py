@@ -1,58 +1,98 @@
-"""A delta put to use: its base with the delta applied, ready for the task that it was trained for."""
+"""Load the base of a delta and apply the delta to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from taskedge.backbone.loading import AUTO, Base, load_base
-from taskedge.backbone.storage.frozen_layer import INT8
-from taskedge.backbone.storage.set_storage import hold
-from taskedge.delta.apply import apply, check_base
-from taskedge.delta.delta import Delta
+from taskedge.backbone.loading import TASK_AUTO_CLASSES, Base, load_base, locate_base
+from taskedge.backbone.storage import current_name
+from taskedge.backbone.storage.int8 import INT8
+from taskedge.backbone.storage.set_storage import set_weight_storage
+from taskedge.delta.apply import apply, base_difference, check_base, force_apply
+from taskedge.delta.delta import Delta, Provenance
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 
 
-def load_applied(
+def load_with_delta(
     path: Path,
     model: str | None = None,
     *,
-    held: str | None = None,
+    weight_storage: str | None = None,
     force: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> tuple[Base, Delta]:
-    """The delta at ``path`` applied to a freshly loaded base: the one it names, or ``model``, in the same dtype.
+    """Load a delta and its base, and apply the delta.
 
-    ``held`` is one of :data:`taskedge.backbone.HOLDS`; None: as in the training. A delta is checked against the
-    base as it was trained on, before that is made smaller.
+    Args:
+        path: the delta file.
+        model: local folder or hub id of the base; by default the base that the delta names.
+        weight_storage: one of :data:`taskedge.backbone.storage.WEIGHT_STORAGE`; by default the storage of the training.
+        force: apply even to a base with other values. How it differs is logged, and recorded in the model's
+            :class:`taskedge.delta.apply.Applied`.
+        log: receives progress lines.
+
+    Returns:
+        The base with the delta applied, in the dtype of the training, and the delta. The delta is checked against the
+        base as it was in training, before weights are quantized.
 
     Raises:
-        DeltaError, BaseMismatch, InputError: see :func:`taskedge.load`, :func:`taskedge.backbone.loading.load_base` and
-            :func:`taskedge.apply` and :func:`taskedge.backbone.storage.set_storage.hold`; a delta
-            that does not say what it is for.
+        DeltaError, BaseMismatch, InputError: see :func:`taskedge.load`, :func:`taskedge.apply`,
+            :func:`taskedge.backbone.loading.load_base` and
+            :func:`taskedge.backbone.storage.set_storage.set_weight_storage`; the delta does not name its task or base.
     """
     delta = load(path)
-    made = delta.provenance
-    if made.task not in AUTO:
-        raise InputError(f"{path}: the delta names no task that is known ({', '.join(AUTO)}), so no base can be loaded")
-    if made.task.endswith("classification") and not made.labels:
-        raise InputError(f"{path}: the delta names no labels, so it is not one of a classifier made by 'taskedge tune'")
-    if not (model or made.base):
+    provenance = delta.provenance
+    if provenance.task not in TASK_AUTO_CLASSES:
+        raise InputError(
+            f"{path}: the delta does not name a known task ({', '.join(TASK_AUTO_CLASSES)}), so no base can be loaded"
+        )
+    if provenance.task.endswith("classification") and not provenance.labels:
+        raise InputError(f"{path}: the delta names no labels, so it was not made by 'taskedge tune' for a classifier")
+    if not (model or provenance.base):
         raise InputError(f"{path}: the delta does not name its base: give it with --model")
+    dtype = str(provenance.training.get("dtype", "auto"))
+    name = model or base_location(path, provenance)
     try:
-        dtype = str(made.training.get("dtype", "auto"))
-        base = load_base(made.task, model or made.base, made.labels, dtype=dtype, say=say)
+        base = load_base(provenance.task, name, provenance.labels, dtype=dtype, log=log)
     except InputError as error:
         if model:
             raise
-        raise InputError(f"{error}; {path} names it as its base: say where that is with --model") from None
-    held = str(made.training.get("base", "loaded")) if held is None else held
-    if held == "int8" and not force and not _trained_on_int8(delta):
+        raise _named_by_delta(error, path) from None
+    if weight_storage is None:
+        training = provenance.training
+        weight_storage = current_name(str(training.get("weight_storage", training.get("base", "resident"))))
+    difference = base_difference(base.model, delta) if force else ""
+    if difference:
+        log(f"forced: {difference}")
+    incomparable = weight_storage == "int8" and not _trained_on_int8(delta)
+    if incomparable and not force:
         check_base(base.model, delta)
-        force = True
-    apply(hold(base.model, held, say), delta, force=force)
+    stored = set_weight_storage(base.model, weight_storage, log)
+    if force or incomparable:
+        force_apply(stored, delta, difference)
+    else:
+        apply(stored, delta)
     return base, delta
+
+
+def base_location(path: Path, provenance: Provenance) -> str:
+    """Return the folder or hub id of the base that a delta file names; empty if it names none.
+
+    A relative path is looked up from the current folder, then from the folder of the delta.
+
+    Raises:
+        InputError: the delta names a folder that does not exist.
+    """
+    try:
+        return locate_base(provenance.base, path.parent)
+    except InputError as error:
+        raise _named_by_delta(error, path) from None
+
+
+def _named_by_delta(error: InputError, path: Path) -> InputError:
+    return InputError(f"{error}; {path} names it as its base: give its location with --model")
 
 
 def _trained_on_int8(delta: Delta) -> bool:

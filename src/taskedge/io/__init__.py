@@ -1,1 +1,1 @@
-"""Files: the atomic write, and the container that every file format stands on."""
+"""Files: atomic writes, and the container that all file formats share."""

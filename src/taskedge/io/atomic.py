@@ -1,7 +1,15 @@
-"""Writing files and folders so that one under its name is always whole."""
+"""Atomic writes: a file or folder under its final name is always complete, also after a crash.
+
+Content is written under a temporary name in the same folder, flushed to the disk with fsync, and renamed. Then the
+folder that holds the name is flushed too, so that the rename itself survives a power failure.
+
+The same rules hold for files and folders: the parent folder must exist, a symbolic link stays one and its target is
+replaced, and the modes are those of the umask, whichever library wrote the content (safetensors makes private files).
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -12,81 +20,164 @@ from pathlib import Path
 from taskedge.errors import InputError
 
 
-def write_aside(path: Path, content: bytes, *, private: bool = False) -> None:
-    """Writes a file under another name in the same folder, and renames it when it is whole and on the disk.
+class WriteError(InputError):
+    """A file or folder that cannot be written. ``reason`` holds the message of the operating system."""
+
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{path}: cannot be written ({reason}){advice}")
+
+
+def write_atomic(path: Path, content: bytes, *, private: bool = False) -> None:
+    """Write a file atomically; an existing file is replaced.
 
     Args:
-        private: for the owner only (0600); never readable by others, not even while it is written.
+        path: file to write, in an existing folder.
+        content: all bytes of the file.
+        private: restrict the file to its owner (0600), also while it is written.
 
     Raises:
-        InputError: it cannot be written (no such folder, no space left); nothing is left behind.
+        WriteError: the folder does not exist, or the disk is full; an existing file is untouched.
     """
-    with file_aside(path, private=private) as aside:
-        aside.write_bytes(content)
+    with atomic_file(path, private=private) as tmp:
+        tmp.write_bytes(content)
 
 
 @contextmanager
-def file_aside(path: Path, *, private: bool = False) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it is renamed to ``path`` at the end, once it is on the disk.
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary file to write to; it becomes ``path`` when the block ends without an error.
 
     Args:
-        private: see :func:`write_aside`.
+        path: file to write, in an existing folder.
+        private: restrict the file to its owner (0600), also while it is written.
 
     Raises:
-        InputError: it cannot be written (no such folder, no space left); nothing is left behind.
+        WriteError: the folder does not exist, or the disk is full; an existing file is untouched.
     """
+    target = link_target(path)
+    _require_parent(path, target)
+    with _write_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    tmp = Path(name)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}): name a folder that exists") from None
-    aside = Path(name)
-    try:
-        with _told(path):
-            yield aside
-            with aside.open("rb+") as file:
-                os.fsync(file.fileno())
-            if not private:  # else it stays as mkstemp makes it
-                aside.chmod(0o666 & ~_umask())
-            aside.replace(path)
+        with _write_errors(path):
+            yield tmp
+            _flush(tmp)
+            if not private:  # mkstemp makes private files
+                tmp.chmod(0o666 & ~_umask())
+            tmp.replace(target)
+            _flush(target.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:
-    """A folder beside ``folder``, not there yet, to write to; at the end it takes the place of ``folder``.
+def atomic_folder(path: Path, *, private: bool = False, replace: bool = True, flush: bool = True) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; it becomes ``path`` when the block ends without an error.
+
+    A folder cannot be replaced in one step: the old one is renamed first, and restored if the second rename fails.
+    Files in it get the read and write permissions of the umask; an executable file stays executable.
+
+    Args:
+        path: folder to write, in an existing folder.
+        private: restrict the folder to its owner (0700), also while it is filled.
+        replace: whether to replace a folder at ``path``. If False, a folder that another process has put there in the
+            meantime is kept, and the new content is dropped.
+        flush: whether to flush every file to the disk. False suits a cache, which can be filled again.
 
     Raises:
-        InputError: it cannot be written; what was there is as it was, and nothing else is left behind.
+        WriteError: the parent folder does not exist, or the content cannot be written; a folder at ``path`` is
+            untouched.
     """
-    home = folder.resolve()
-    aside, before = home.with_name(f".{home.name}.part"), home.with_name(f".{home.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
+    target = path.resolve()
+    _require_parent(path, target)
+    with _write_errors(path):
+        tmp = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    old = tmp.with_name(f"{tmp.name}.old")
     try:
-        with _told(folder):
-            yield aside
-            if home.exists():
-                shutil.rmtree(before, ignore_errors=True)
-                home.rename(before)
-            aside.rename(home)
+        with _write_errors(path):
+            if not private:  # mkdtemp makes private folders
+                tmp.chmod(0o777 & ~_umask())
+            yield tmp
+            for file in [*tmp.rglob("*"), tmp]:
+                if file.is_symlink():
+                    continue
+                if not private and file.is_file():
+                    file.chmod(file.stat().st_mode & 0o777 | 0o666 & ~_umask())
+                if flush:
+                    _flush(file)
+            if replace and target.exists():
+                target.rename(old)
+            try:
+                tmp.rename(target)
+            except OSError:
+                if replace or not target.is_dir():
+                    raise
+            _flush(target.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if before.exists() and not home.exists():
-            before.rename(home)
-        shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def move_atomic(source: Path, path: Path) -> None:
+    """Give a complete file the name ``path``; if that is a symbolic link, its target is replaced.
+
+    Args:
+        source: the file, flushed to the disk; afterwards it is gone.
+        path: new name, in an existing folder.
+
+    Raises:
+        WriteError: it cannot be moved; an existing file is untouched.
+    """
+    target = link_target(path)
+    _require_parent(path, target)
+    with _write_errors(path):
+        try:
+            source.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:  # the link leads to another file system
+                raise
+            with atomic_file(target) as tmp:
+                shutil.copyfile(source, tmp)
+            source.unlink()
+        _flush(target.parent)
+
+
+def link_target(path: Path) -> Path:
+    """Return the file or folder that a symbolic link leads to, whether or not it exists; any other path unchanged."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _require_parent(path: Path, target: Path) -> None:
+    """Raise WriteError if the folder of ``target``, the destination of ``path``, does not exist."""
+    if not target.parent.exists():
+        raise WriteError(path, f"there is no folder {target.parent}", ": make it, or name a folder that exists")
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turns what the system, or safetensors, says of a failed write into one message."""
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the operating system and of safetensors into a ``WriteError``."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be written ({why})") from None
+        raise WriteError(path, str(getattr(error, "strerror", None) or error)) from None
+
+
+def _flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk; some network file systems cannot flush folders."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

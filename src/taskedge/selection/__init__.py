@@ -1,4 +1,4 @@
-"""Which of a model's own weights to train: statistics, scores, allocation, support."""
+"""Choice of the weights to train: statistics, scores, allocation, support."""
 
-RANK = 8
-"""Of two thin factors, where no one says another."""
+DEFAULT_RANK = 8
+"""Rank of low-rank modules, where none is given."""

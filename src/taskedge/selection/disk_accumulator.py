@@ -1,6 +1,6 @@
-"""Sums of matrices kept in a temporary file instead of memory: what gradient rules add up over batches.
+"""Sums of matrices in a temporary file instead of memory, for rules that add up gradients over batches.
 
-Plain reads and writes of a few rows at a time, and no memory map, so that nothing of it counts as resident.
+A few rows are read and written at a time, without a memory map, so that the file never counts as resident memory.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 from taskedge.errors import InputError
 
 _CHUNK = 2**14
-"""Numbers that are held at a time, 64 KiB of fp32; a row that is longer is held whole."""
-_FLOAT = 4
+"""Numbers in memory at a time, 64 KiB of fp32; a longer row is held completely."""
+_FLOAT_BYTES = 4
 
 
-class Spill:
-    """Running sums, float32, one of a fixed shape for every key; 0 where nothing was added.
+class DiskAccumulator:
+    """Running sums in float32, one matrix of a fixed shape for each key, initially 0.
 
-    The file lies where Python's ``tempfile`` puts its own: in ``TMPDIR``, else ``/tmp``. It has no name there, so it
-    goes when it is closed, when the spill is forgotten, and when the process dies, however it dies.
+    The file is in the folder of Python's ``tempfile``: ``TMPDIR``, else ``/tmp``. It has no name, so the system removes
+    it when it is closed, when the accumulator is garbage collected, and when the process dies for any reason.
 
     Args:
         shapes: (rows, columns) by key; the file grows to 4 bytes for each number in them.
 
     Raises:
-        InputError: the folder cannot be written; in ``add`` and ``read``: it is full or fails.
+        InputError: the folder is not writable; in ``add`` and ``read``: it is full or fails.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, int]]) -> None:
@@ -36,18 +36,25 @@ class Spill:
         self._starts: dict[str, int] = {}
         end = 0
         for key, (rows, columns) in self._shapes.items():
-            self._starts[key], end = end, end + rows * columns * _FLOAT
+            self._starts[key] = end
+            end += rows * columns * _FLOAT_BYTES
         self._bytes = end
         self._added: set[str] = set()
         try:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as the spill is
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as the accumulator
         except OSError as error:
             raise self._failed(error) from None
 
     def add(self, key: str, matrix: Tensor, *, squared: bool = False) -> None:
-        """Adds ``matrix`` [rows, columns] of any float dtype, or its squares, to the sum of that key.
+        """Add a matrix, or its squares, to the sum of a key.
 
-        Sums are taken in fp32 in the order of the calls; the first call stores, as ``0 + x`` loses the sign of -0.
+        Sums are computed in fp32 in the order of the calls. The first call stores the matrix, because ``0 + x`` loses
+        the sign of -0.
+
+        Args:
+            key: one of the keys of ``shapes``.
+            matrix: [rows, columns] of any float dtype, on any device.
+            squared: whether to add the squares.
         """
         for start, rows in self._chunks(key):
             chunk = matrix[rows].to(device="cpu", dtype=torch.float32).contiguous()
@@ -59,21 +66,21 @@ class Spill:
         self._added.add(key)
 
     def read(self, key: str) -> Tensor:
-        """The sum of that key, float32 [rows, columns] on the CPU, read anew each time."""
+        """Return a new tensor with the sum of a key, float32 [rows, columns] on the CPU."""
         if key not in self._added:
             return torch.zeros(self._shapes[key])
         return self._read(self._starts[key], torch.empty(self._shapes[key]))
 
     def close(self) -> None:
-        """Removes the file; sums cannot be read any more."""
+        """Remove the file; sums can no longer be read."""
         self._file.close()
 
     def _chunks(self, key: str) -> Iterator[tuple[int, slice]]:
-        """(place in the file, rows) for a few rows at a time."""
+        """Yield (offset in the file, rows) for a few rows at a time."""
         rows, columns = self._shapes[key]
         step = max(1, _CHUNK // columns)
         for first in range(0, rows, step):
-            yield self._starts[key] + first * columns * _FLOAT, slice(first, min(first + step, rows))
+            yield self._starts[key] + first * columns * _FLOAT_BYTES, slice(first, min(first + step, rows))
 
     def _read(self, start: int, into: Tensor) -> Tensor:
         memory = into.numpy().data.cast("B")

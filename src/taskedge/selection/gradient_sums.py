@@ -1,4 +1,4 @@
-"""Gradients of many weights summed over batches, of which one dense gradient is held at a time."""
+"""Sums over batches of the gradients of many weights, with one dense gradient in memory at a time."""
 
 from __future__ import annotations
 
@@ -9,54 +9,58 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear
-from taskedge.backbone.storage.frozen_layer import HeldLayer
+from taskedge.backbone.layers import Linear
 from taskedge.errors import InputError
-from taskedge.selection.disk_accumulator import Spill
+from taskedge.selection.disk_accumulator import DiskAccumulator
 
 GRADIENTS = "gradients"
 SQUARED_GRADIENTS = "squared gradients"
 
 
 class GradientSums:
-    """Adds each weight's gradient, or its square, to a sum on the disk as autograd finishes it, and frees it.
+    """Adds each weight's gradient, or its square, to a sum on the disk once autograd has finished it, and frees it.
 
     Args:
-        linears: whose weights to watch, by name.
-        vectors: further parameters, small ones, whose squared gradients are summed in memory.
+        linears: linears whose weights are watched, by name.
+        vectors: further small parameters, whose squared gradients are summed in memory.
         needs: GRADIENTS for ``Σ_batches g``, SQUARED_GRADIENTS for ``Σ_batches g²``.
 
+    Attributes:
+        vectors: ``Σ_batches g²`` of the vectors by name, float32 on the CPU.
+
     Raises:
-        InputError: a linear whose weight is held (:mod:`taskedge.backbone.storage.frozen_layer`).
+        InputError: a linear has a read-only weight (:mod:`taskedge.backbone.storage.frozen_layer`).
     """
 
     def __init__(self, linears: Mapping[str, Linear], vectors: Mapping[str, nn.Parameter], needs: Collection[str]):
         for name, linear in linears.items():
-            if isinstance(linear.module, HeldLayer):
+            if linear.is_read_only:
                 raise InputError(
-                    f"the weight of linear {name!r} is held and only read, so it has no gradient: choose a rule that "
-                    "looks at inputs only, leave regrow out, or load the base with base='loaded'"
+                    f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so it has no gradient: "
+                    "choose a rule that looks at inputs only, leave regrow out, or load the base with "
+                    "weight_storage='resident'"
                 )
         self._linears, self._vectors = linears, vectors
         self._kinds = [kind for kind in (GRADIENTS, SQUARED_GRADIENTS) if kind in needs]
-        self._spill = Spill({_key(kind, name): linears[name].shape for kind in self._kinds for name in linears})
+        self._sums = DiskAccumulator(
+            {_key(kind, name): linears[name].shape for kind in self._kinds for name in linears}
+        )
         self.vectors = {name: torch.zeros(vector.shape) for name, vector in vectors.items()}
-        """float32 on the CPU, ``Σ_batches g²`` by name."""
 
     def reader(self, kind: str, name: str) -> Callable[[], Tensor] | None:
-        """What reads the sum of that kind of a linear, [out, in], on the linear's device; None if it was not asked."""
+        """Return a function that reads a linear's sum, [out, in] on its device; None for a kind that is not summed."""
         if kind not in self._kinds:
             return None
         device = self._linears[name].weight.device
-        return lambda: self._spill.read(_key(kind, name)).to(device)
+        return lambda: self._sums.read(_key(kind, name)).to(device)
 
     def close(self) -> None:
-        """Removes the file."""
-        self._spill.close()
+        """Remove the file."""
+        self._sums.close()
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Within, backward passes through the model are added up; its own gradients and settings come back after."""
+        """Add up backward passes through the model inside the block; restore its gradients and settings afterwards."""
         with ExitStack() as stack:
             stack.enter_context(_only_these_require_grad(model, self._parameters()))
             for name, linear in self._linears.items():
@@ -68,10 +72,9 @@ class GradientSums:
             yield
 
     def _add(self, name: str, gradient: Tensor) -> None:
-        """``gradient`` as the model stores the weight."""
-        gradient = self._linears[name].kind.matrix(gradient)
+        gradient = self._linears[name].adapter.matrix(gradient)  # from the layout that the model stores
         for kind in self._kinds:
-            self._spill.add(_key(kind, name), gradient, squared=kind == SQUARED_GRADIENTS)
+            self._sums.add(_key(kind, name), gradient, squared=kind == SQUARED_GRADIENTS)
 
     def _add_vector(self, name: str, gradient: Tensor) -> None:
         self.vectors[name] += gradient.float().square().cpu()
@@ -85,10 +88,11 @@ def _key(kind: str, name: str) -> str:
 
 
 def _on_gradient(parameter: Tensor, add: Callable[[Tensor], None]) -> Callable[[], None]:
-    """Has ``add`` called with each finished gradient of the parameter, which then lets go of it; returns the undo."""
+    """Call ``add`` with each finished gradient of the parameter, and free it; return a function that ends this."""
 
     def take(finished: Tensor) -> None:
-        gradient, finished.grad = finished.grad, None
+        gradient = finished.grad
+        finished.grad = None
         assert gradient is not None
         add(gradient.detach())
 

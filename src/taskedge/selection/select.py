@@ -1,4 +1,4 @@
-"""``select``: from a model, a few batches and a budget to a support."""
+"""``select``: choose the weights to train, given a model, a few batches and a budget."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear, candidates, candidates_within
+from taskedge.backbone.candidates import candidates, candidates_within
+from taskedge.backbone.layers import Linear
 from taskedge.errors import BudgetError, InputError
-from taskedge.selection import RANK
-from taskedge.selection import statistics as calibration
-from taskedge.selection.allocations import ALLOCATIONS, DEFAULT, Scores, Shapes, allocate
-from taskedge.selection.allocations.n_of_m import NOfM
+from taskedge.selection import DEFAULT_RANK
+from taskedge.selection.allocations import (
+    ALLOCATIONS,
+    DEFAULT_ALLOCATION,
+    PatternAllocation,
+    Scores,
+    Shapes,
+    allocate,
+)
 from taskedge.selection.rules import RULES, Rule
-from taskedge.selection.spt import Chosen, vectors_beside
-from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics
-from taskedge.selection.support import LinearSupport, Support
+from taskedge.selection.spt import SelectedParameters, trainable_vectors
+from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics, measure
+from taskedge.selection.support import LayerSupport, Support
 
 
 def select(
@@ -31,92 +37,102 @@ def select(
     linears: Sequence[str] | None = None,
     depth: int | None = None,
     max_columns: int | None = None,
-    rank: int = RANK,
+    rank: int = DEFAULT_RANK,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
-    measured: Mapping[str, LinearStatistics] | None = None,
+    statistics: Mapping[str, LinearStatistics] | None = None,
 ) -> Support:
-    """Chooses which of the model's own weights to train; the model is not changed.
+    """Choose which of the model's own weights to train. The model is not changed.
 
     Args:
         model: any module with ``nn.Linear`` (or Hugging Face ``Conv1D``) layers, or convolutions in repeated blocks.
-        batches: calibration data, any iterable of what the model takes (:func:`taskedge.selection.statistics.measure`).
-            A few batches do. May be left out for rules that look at no data.
+        batches: calibration data, any iterable of model inputs (:func:`taskedge.selection.statistics.measure`). A few
+            batches suffice. Not needed for rules that read no data.
         budget: a share of all the model's parameters, ``"0.1%"`` or ``0.001``; met exactly.
-        per_neuron: instead of ``budget``: whole entries per neuron, K.
-        rule: what ranks the entries (``taskedge.selection.rules``). ``"spt"`` also spreads them, and stays within the
+        per_neuron: whole entries per neuron, K, instead of ``budget``.
+        rule: how entries are scored (``taskedge.selection.rules``). ``"spt"`` also spreads them, and stays within the
             budget with entries, low-rank modules, biases and norms (:mod:`taskedge.selection.spt`).
-        allocation: how they are spread (``taskedge.selection.allocations``); by default ``"per_neuron"``. A pattern
-            such as ``"2:4"`` is the budget as well.
-        linears: names or glob patterns of the layers that take part; by default the linears and ``nn.Conv2d`` of the
-            repeated blocks. Only named ones (``["*embed*"]``) are convolutions elsewhere and ``nn.Embedding``.
-        depth: only linears in so many of the blocks nearest the output take part, so that backpropagation ends there
-            (:mod:`taskedge.backbone.blocks`). A budget is a share of the whole model all the same.
-        max_columns: at most so many distinct columns per linear, the ones with the largest sum of scores: fewer
-            columns mean less to store for the backward pass (ours).
-        rank: of the low-rank modules of ``"spt"``.
-        seed: of the rule ``random``.
-        on_batch: called with the number of calibration batches done.
-        measured: instead of ``batches``: statistics of these linears that were taken before, or elsewhere and added.
+        allocation: how entries are spread (``taskedge.selection.allocations``); by default ``"per_neuron"``. A pattern
+            such as ``"2:4"`` is also the budget.
+        linears: names or glob patterns of the layers to choose from; by default the linears and ``nn.Conv2d`` of the
+            repeated blocks. Other convolutions and ``nn.Embedding`` must be named (``["*embed*"]``).
+        depth: choose only from linears in this many blocks nearest the output, so that backpropagation ends there
+            (:mod:`taskedge.backbone.blocks`). A budget is still a share of the whole model.
+        max_columns: at most this many distinct columns per linear, the ones with the largest sums of scores: fewer
+            columns mean less to store for the backward pass. Source: this project.
+        rank: rank of the low-rank modules of ``"spt"``.
+        seed: seed of the rule ``random``.
+        on_batch: progress callback; receives the number of finished calibration batches.
+        statistics: statistics of these linears, measured earlier or on other machines, instead of ``batches``.
 
     Returns:
         The support, on the CPU.
 
     Raises:
-        BudgetError: a budget that is no share, selects nothing, is more than the linears can carry, or is given beside
-            a rule or allocation that leaves it no say.
-        InputError: an unknown name, a model without linears, batches that are missing or cannot be used.
+        BudgetError: the budget is not a share, selects nothing, exceeds what the linears can carry, or is given beside
+            a rule or allocation that sets it.
+        InputError: a name is unknown, the model has no linears, or batches are missing or unusable.
     """
-    chosen_rule = RULES[rule]
+    score_rule = RULES[rule]
     layers = candidates(model, linears) if depth is None else candidates_within(model, depth, linears)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    shapes = {name: (layer.shape[0], _usable(layer.shape[1], max_columns)) for name, layer in layers.items()}
+    model_parameters = sum(parameter.numel() for parameter in model.parameters())
+    shapes = {name: (layer.shape[0], _usable_columns(layer.shape[1], max_columns)) for name, layer in layers.items()}
     refuse_clashes(rule, allocation, budget=budget, per_neuron=per_neuron, max_columns=max_columns)
     if rank < 1:
-        raise InputError(f"rank={rank} makes no low-rank module: give 1 or more")
-    entries, stated = _entries(allocation or DEFAULT, budget, per_neuron, total, shapes)
-    vectors = vectors_beside(model, layers, all_norms=linears is None, depth=depth) if chosen_rule.chooses else {}
+        raise InputError(f"rank={rank} is not a rank of a low-rank module: give 1 or more")
+    if allocation is None:
+        allocation = DEFAULT_ALLOCATION
+    num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes)
+    vectors = trainable_vectors(model, layers, all_norms=linears is None, depth=depth) if score_rule.choose else {}
 
-    taken = (
-        _measure(model, layers, batches, chosen_rule, on_batch, vectors) if measured is None else Statistics(measured)
-    )
-    with taken as seen:
-        scores = _scores(chosen_rule, layers, seen, seed, max_columns)
-        if chosen_rule.chooses is None:
-            chosen = Chosen(allocate(allocation or DEFAULT, shapes, scores, entries))
+    if statistics is not None:
+        measured = Statistics(statistics)
+    else:
+        measured = _measure(model, layers, batches, score_rule, on_batch, vectors)
+    with measured:
+        scores = _scores(score_rule, layers, measured, seed, max_columns)
+        if score_rule.choose is None:
+            selected = SelectedParameters(allocate(allocation, shapes, scores, num_entries))
         else:
-            chosen = chosen_rule.chooses(shapes, scores, seen.vectors, entries, rank)
+            selected = score_rule.choose(shapes, scores, measured.vectors, num_entries, rank)
+
+    settings = {"seed": seed}
+    if depth is not None:
+        settings["depth"] = depth
+    if max_columns is not None:
+        settings["max_columns"] = max_columns
+    if score_rule.choose is not None:
+        settings["rank"] = rank
     return Support(
         linears={
-            name: LinearSupport.from_flat(layers[name].shape, index, seen[name].reads, _rms(seen[name]))
-            for name, index in chosen.entries.items()
-            if len(index)
+            name: LayerSupport.from_flat(
+                layers[name].shape, flat, measured[name].shared_input, _input_rms(measured[name])
+            )
+            for name, flat in selected.entries.items()
+            if len(flat)
         },
-        model_parameters=total,
-        low_rank=chosen.low_rank,
-        low_rank_parameters=sum(width * sum(layers[name].shape) for name, width in chosen.low_rank.items()),
-        whole=chosen.whole,
-        whole_parameters=sum(vectors[name].numel() for name in chosen.whole),
+        model_parameters=model_parameters,
+        low_rank=selected.low_rank,
+        num_low_rank_parameters=sum(r * sum(layers[name].shape) for name, r in selected.low_rank.items()),
+        full_parameters=selected.full_parameters,
+        num_full_parameters=sum(vectors[name].numel() for name in selected.full_parameters),
         rule=rule,
-        allocation=rule if chosen_rule.chooses else allocation or DEFAULT,
-        budget=stated,
-        settings={"seed": seed}
-        | ({"depth": depth} if depth is not None else {})
-        | ({"max_columns": max_columns} if max_columns is not None else {})
-        | ({"rank": rank} if chosen_rule.chooses else {}),
+        allocation=rule if score_rule.choose else allocation,
+        budget=budget_text,
+        settings=settings,
     )
 
 
 def parse_share(budget: str | float) -> float:
-    """``"0.1%"`` or ``0.001`` as a share in (0, 1].
+    """Return ``"0.1%"`` or ``0.001`` as a share in (0, 1].
 
     Raises:
-        BudgetError: it is no number, or not in that range.
+        BudgetError: the budget is not a number, or outside that range.
     """
     try:
         share = float(budget.rstrip("% ")) / 100 if isinstance(budget, str) and "%" in budget else float(budget)
     except (TypeError, ValueError):
-        raise BudgetError(f"budget {budget!r} is no share: write '0.1%' or 0.001") from None
+        raise BudgetError(f"budget {budget!r} is not a share: write '0.1%' or 0.001") from None
     if not 0 < share <= 1:
         raise BudgetError(
             f"budget {budget!r} is not above 0 (which trains nothing) and at most 100%: write '0.1%' or 0.001"
@@ -124,32 +140,34 @@ def parse_share(budget: str | float) -> float:
     return share
 
 
-def refuse_clashes(rule: str, allocation: str | None, **given: object) -> None:
-    """Raises BudgetError where a rule or an allocation leaves no say to a setting that is given (not None)."""
-    if RULES[rule].chooses is not None:
-        who, barred = f"the rule {rule!r} spreads its budget itself", ("per_neuron", "max_columns", "allocation")
-        given = given | {"allocation": allocation}
-    elif isinstance(ALLOCATIONS[allocation or DEFAULT], NOfM):
-        who, barred = f"the allocation {allocation!r} is itself the budget", ("budget", "per_neuron", "max_columns")
+def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> None:
+    """Raise BudgetError if a setting is given (not None) that the rule or the allocation determines itself."""
+    if RULES[rule].choose is not None:
+        owner = f"the rule {rule!r} spreads its budget itself"
+        determined = ("per_neuron", "max_columns", "allocation")
+        settings = settings | {"allocation": allocation}
+    elif isinstance(ALLOCATIONS[allocation or DEFAULT_ALLOCATION], PatternAllocation):
+        owner = f"the allocation {allocation!r} is itself the budget"
+        determined = ("budget", "per_neuron", "max_columns")
     else:
         return
-    clashes = [f"{name}={given[name]!r}" for name in barred if given.get(name) is not None]
+    clashes = [f"{name}={settings[name]!r}" for name in determined if settings.get(name) is not None]
     if clashes:
-        raise BudgetError(f"{who}: leave out {' and '.join(clashes)}")
+        raise BudgetError(f"{owner}: leave out {' and '.join(clashes)}")
 
 
-def _entries(
-    allocation: str, budget: str | float | None, per_neuron: int | None, total: int, shapes: Shapes
+def _entries_of_budget(
+    allocation: str, budget: str | float | None, per_neuron: int | None, model_parameters: int, shapes: Shapes
 ) -> tuple[int, str]:
-    """(entries, how the budget was stated)."""
-    spread = ALLOCATIONS[allocation]
-    if isinstance(spread, NOfM):
-        return spread.entries(shapes), allocation
+    """Return (number of entries, the budget as text)."""
+    pattern = ALLOCATIONS[allocation]
+    if isinstance(pattern, PatternAllocation):
+        return pattern.num_entries(shapes), allocation
     if (budget is None) == (per_neuron is None):
         raise BudgetError("give either budget (a share such as '0.1%') or per_neuron (whole entries per neuron)")
     if budget is not None:
         share = parse_share(budget)
-        return round(share * total), budget if isinstance(budget, str) else f"{share:.6g}"
+        return round(share * model_parameters), budget if isinstance(budget, str) else f"{share:.6g}"
     assert per_neuron is not None
     if per_neuron < 1:
         raise BudgetError(f"per_neuron={per_neuron} trains nothing: give 1 or more")
@@ -168,31 +186,32 @@ def _measure(
     vectors: dict[str, nn.Parameter],
 ) -> Statistics:
     if batches is not None:
-        return calibration.measure(model, layers, batches, {*rule.needs, INPUTS}, on_batch, vectors)
+        return measure(model, layers, batches, {*rule.needs, INPUTS}, on_batch, vectors)
     if rule.needs:
         raise InputError(f"the rule {rule.name!r} looks at data: give a few calibration batches")
-    return Statistics({name: LinearStatistics(reads=name) for name in layers})
+    return Statistics({name: LinearStatistics(shared_input=name) for name in layers})
 
 
 def _scores(rule: Rule, layers: dict[str, Linear], measured: Statistics, seed: int, max_columns: int | None) -> Scores:
+    """Return a function that computes the scores of one linear, equal at every call."""
     generator = torch.Generator().manual_seed(seed)
-    drawn: dict[str, Tensor] = {}  # where the generator stood for a linear, so that asking again gives the same
+    states: dict[str, Tensor] = {}  # state of the generator at the first call for each linear
 
     def scores(name: str) -> Tensor:
-        generator.set_state(drawn.setdefault(name, generator.get_state()))
+        generator.set_state(states.setdefault(name, generator.get_state()))
         score = rule.score(layers[name].weight, measured[name], generator)
-        return score if max_columns is None else _only_best_columns(score, max_columns)
+        return score if max_columns is None else _best_columns_only(score, max_columns)
 
     return scores
 
 
-def _rms(measured: LinearStatistics) -> Tensor | None:
+def _input_rms(measured: LinearStatistics) -> Tensor | None:
     if measured.input_squares is None:
         return None
     return (measured.input_squares / max(measured.tokens, 1)).sqrt().float().cpu()
 
 
-def _usable(columns: int, max_columns: int | None) -> int:
+def _usable_columns(columns: int, max_columns: int | None) -> int:
     if max_columns is None:
         return columns
     if max_columns < 1:
@@ -200,8 +219,8 @@ def _usable(columns: int, max_columns: int | None) -> int:
     return min(columns, max_columns)
 
 
-def _only_best_columns(score: Tensor, max_columns: int) -> Tensor:
-    """The scores with all but the ``max_columns`` columns of the largest sum set to -inf."""
+def _best_columns_only(score: Tensor, max_columns: int) -> Tensor:
+    """Return the scores with all but the ``max_columns`` columns of the largest sums set to -inf."""
     keep = score.sum(0).topk(min(max_columns, score.shape[1])).indices
     masked = torch.full_like(score, -torch.inf)
     masked[:, keep] = score[:, keep]

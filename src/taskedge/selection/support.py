@@ -1,108 +1,146 @@
-"""The support: the chosen entries of every linear, as a plain thing that can be printed, counted and stored."""
+"""The support: the chosen entries of every linear, and how it is stored in a file.
+
+The file (format ``taskedge-support/2``) is a container with the tensors ``flat/NAME``, int64 [n], the entries of a
+linear as ascending ``row * in + column``, and ``rms/NAME``, float32 [in], the root mean squares of its inputs. The
+header has the shapes of the linears and the other attributes of :class:`Support`. Files of format 1 state no format and
+have no digest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from taskedge.errors import InputError
+from taskedge.io.container import ContainerKind
+
+SUPPORT = ContainerKind(
+    name="support",
+    key="support",
+    error=InputError,
+    format="taskedge-support/2",
+    older_formats=("",),
+    without_digest=("",),
+    remedy="start the run anew with --force",
+)
+
+_ATTRIBUTES = {
+    "model_parameters": "model_parameters",
+    "rule": "rule",
+    "allocation": "allocation",
+    "budget": "budget",
+    "settings": "settings",
+    "low_rank": "low_rank",
+    "low_rank_parameters": "num_low_rank_parameters",
+    "whole": "full_parameters",
+    "whole_parameters": "num_full_parameters",
+}
+"""Key in files and messages -> attribute of ``Support``."""
 
 
 @dataclass(frozen=True)
-class LinearSupport:
+class LayerSupport:
     """The chosen entries of one linear's weight W [out, in].
 
     Attributes:
         shape: (out, in).
         rows, columns: int64 [n], sorted by row and then column, no entry twice.
-        reads: the linear that reads the same input tensor first (itself where none does), so that what training
-            must keep of that input is kept once.
-        input_rms: float32 [in], the root mean square of each input feature over the calibration tokens, where the
-            selection measured it; used to scale step sizes.
+        shared_input: the first linear that reads the same input tensor (this one, if it is the first). Training stores
+            columns of a shared input once.
+        input_rms: root mean square of each input feature over the calibration tokens, float32 [in], or None if the
+            selection did not measure it; used to scale step sizes.
     """
 
     shape: tuple[int, int]
     rows: Tensor
     columns: Tensor
-    reads: str
+    shared_input: str
     input_rms: Tensor | None = None
 
     @classmethod
     def from_flat(
-        cls, shape: tuple[int, int], flat: Tensor, reads: str, input_rms: Tensor | None = None
-    ) -> LinearSupport:
-        """From ascending ``row * in + column``."""
-        return cls(shape, flat // shape[1], flat % shape[1], reads, input_rms)
+        cls, shape: tuple[int, int], flat: Tensor, shared_input: str, input_rms: Tensor | None = None
+    ) -> LayerSupport:
+        """Return the support of entries given as ascending ``row * in + column``, int64 [n]."""
+        return cls(shape, flat // shape[1], flat % shape[1], shared_input, input_rms)
 
     def __post_init__(self) -> None:
         out, inputs = self.shape
         if len(self.rows) != len(self.columns):
-            raise InputError(f"a support of {len(self.rows)} rows and {len(self.columns)} columns")
+            raise InputError(f"the support has {len(self.rows)} rows and {len(self.columns)} columns")
         if not len(self.rows):
             return
         if self.rows.min() < 0 or self.rows.max() >= out or self.columns.min() < 0 or self.columns.max() >= inputs:
-            raise InputError(f"a support that reaches outside its [{out}, {inputs}] weight")
+            raise InputError(f"the support has an entry outside its [{out}, {inputs}] weight")
         if bool((self.flat.diff() <= 0).any()):
-            raise InputError("a support whose entries are not sorted, or that names an entry twice")
+            raise InputError("the entries of the support are not sorted, or one occurs twice")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def flat(self) -> Tensor:
-        """int64 [n]: ``row * in + column``, ascending."""
+        """Entries as ``row * in + column``, int64 [n], ascending."""
         return self.rows * self.shape[1] + self.columns
 
     @property
     def distinct_columns(self) -> Tensor:
-        """int64, ascending: the inputs that some entry uses. Training stores these columns of X and no others."""
+        """Inputs that some entry uses, int64, ascending: the columns of X that training stores."""
         distinct: Tensor = self.columns.unique()  # type: ignore[no-untyped-call]
         return distinct
 
 
 @dataclass(frozen=True)
 class Support:
-    """What of a whole model trains beside its head, and how it was chosen: entries, and with some rules more."""
+    """The parameters of a model that are trained beside its head, and how they were selected.
 
-    linears: dict[str, LinearSupport]
+    Attributes:
+        linears: chosen entries, by linear.
+        model_parameters: number of parameters of the model, the denominator of ``share``.
+        rule, allocation, budget, settings: how they were selected.
+        low_rank: rank of the low-rank product, by linear; such linears have no entries.
+        num_low_rank_parameters: numbers in these products, the sum of ``rank·(in + out)``.
+        full_parameters: names of biases and norms that are trained in full.
+        num_full_parameters: numbers in these.
+    """
+
+    linears: dict[str, LayerSupport]
     model_parameters: int
-    """All parameters of the model: what the share is a share of."""
     rule: str = "given"
     allocation: str = "given"
     budget: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     low_rank: dict[str, int] = field(default_factory=dict)
-    """Linears that train a low-rank product instead of entries, with its rank; none of them is in ``linears``."""
-    low_rank_parameters: int = 0
-    """Of these modules: the sum of ``rank·(in + out)``."""
-    whole: tuple[str, ...] = ()
-    """Names of parameters that train whole, beside the head: biases and norms."""
-    whole_parameters: int = 0
-    """How many numbers these are."""
+    num_low_rank_parameters: int = 0
+    full_parameters: tuple[str, ...] = ()
+    num_full_parameters: int = 0
 
     @property
-    def entries(self) -> int:
-        """How many weights are chosen."""
+    def num_entries(self) -> int:
+        """Number of chosen entries."""
         return sum(len(linear) for linear in self.linears.values())
 
     @property
     def stored_columns(self) -> int:
-        """Input columns that training keeps for the entries, an input that several linears read counted once."""
+        """Number of input columns that training stores; a column of a shared input counts once."""
         stored: dict[str, set[int]] = {}
         for linear in self.linears.values():
-            stored.setdefault(linear.reads, set()).update(linear.columns.tolist())
+            stored.setdefault(linear.shared_input, set()).update(linear.columns.tolist())
         return sum(map(len, stored.values()))
 
     @property
     def parameters(self) -> int:
-        """How many numbers train, all but the head's: entries, low-rank modules and whole parameters."""
-        return self.entries + self.low_rank_parameters + self.whole_parameters
+        """Number of trained parameters without the head: entries, low-rank products, biases and norms."""
+        return self.num_entries + self.num_low_rank_parameters + self.num_full_parameters
 
     @property
     def share(self) -> float:
-        """What trains, all but the head, over all the model's parameters."""
+        """Trained parameters without the head over all parameters of the model."""
         return self.parameters / self.model_parameters
 
     def __str__(self) -> str:
@@ -110,11 +148,68 @@ class Support:
         used = f"{min(columns)}-{max(columns)}" if columns else "0"
         more = ""
         if self.low_rank:
-            more += f" + {self.low_rank_parameters:,} in {len(self.low_rank)} low-rank modules"
-        if self.whole:
-            more += f" + {self.whole_parameters:,} in {len(self.whole)} whole vectors"
+            more += f" + {self.num_low_rank_parameters:,} in {len(self.low_rank)} low-rank modules"
+        if self.full_parameters:
+            more += f" + {self.num_full_parameters:,} in {len(self.full_parameters)} biases and norms"
         return (
-            f"{self.entries:,} entries{more} ({self.share:.4%} of {self.model_parameters:,} parameters) in "
+            f"{self.num_entries:,} entries{more} ({self.share:.4%} of {self.model_parameters:,} parameters) in "
             f"{len(self.linears)} linears, {used} distinct columns each, by rule {self.rule!r} "
             f"and allocation {self.allocation!r}"
         )
+
+
+def support_content(support: Support) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a support as a JSON-able header and tensors; see the module docstring."""
+    tensors = {}
+    for name, linear in support.linears.items():
+        tensors[f"flat/{name}"] = linear.flat
+        if linear.input_rms is not None:
+            tensors[f"rms/{name}"] = linear.input_rms
+    about = {key: getattr(support, attribute) for key, attribute in _ATTRIBUTES.items()}
+    shapes = {name: [*linear.shape, linear.shared_input] for name, linear in support.linears.items()}
+    return {"about": about, "shapes": shapes}, tensors
+
+
+def support_from_content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Support:
+    """Return the support that a header and tensors describe.
+
+    A shape may have a fourth item: the linear under whose name the root mean squares are stored, or None.
+
+    Raises:
+        InputError: the content is incomplete, or the entries contradict themselves.
+    """
+    try:
+        linears = {}
+        for name, (out, inputs, shared_input, *rms_name) in header["shapes"].items():
+            rms = tensors.get(f"rms/{name}") if not rms_name else None
+            if rms_name and rms_name[0] is not None:
+                rms = tensors[f"rms/{rms_name[0]}"]
+            flat = tensors[f"flat/{name}"].to(torch.int64)
+            linears[name] = LayerSupport.from_flat((int(out), int(inputs)), flat, str(shared_input), rms)
+        attributes = {_ATTRIBUTES[key]: value for key, value in header["about"].items()}
+        attributes["full_parameters"] = tuple(attributes.get("full_parameters", ()))
+        return Support(linears=linears, **attributes)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as error:
+        raise InputError(f"not a whole support ({type(error).__name__}: {error})") from None
+
+
+def save_support(support: Support, path: Path) -> None:
+    """Write a support to one file, atomically, so that an interrupted run can resume with the same entries.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    SUPPORT.write(path, *support_content(support))
+
+
+def load_support(path: Path) -> Support:
+    """Read a support file of format 1 or 2 and validate it.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds no sound support.
+    """
+    container = SUPPORT.read(path)
+    try:
+        return support_from_content(container.header, container.tensors)
+    except InputError as error:
+        raise SUPPORT.damaged(error, path) from None

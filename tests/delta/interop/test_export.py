@@ -1,4 +1,4 @@
-"""What all exports have in common: whole or not there, the base checked, and nothing of the user's lost."""
+"""All exports are atomic, check the base, and never overwrite a user's files."""
 
 from __future__ import annotations
 
@@ -43,15 +43,18 @@ class TestEveryExport:
         with pytest.raises(InputError, match=r"out exists: name another (file|folder) with --out, or replace it"):
             te.export(bert, delta, tmp_path / "out", to=to)
         assert snapshot(tmp_path) == before
-        te.export(bert, delta, tmp_path / "out", to=to, force=True)
+        with pytest.raises(InputError, match=r"or replace it with --replace \(--force skips the check of the base only"):
+            te.export(bert, delta, tmp_path / "out", to=to, force=True)
+        assert snapshot(tmp_path) == before
+        te.export(bert, delta, tmp_path / "out", to=to, replace=True)
         assert snapshot(tmp_path) == before
 
-    def test_force_replaces_only_its_own_kind(self, to, bert, delta, tmp_path):
+    def test_replaces_only_its_own_kind(self, to, bert, delta, tmp_path):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("precious")
         before = snapshot(tmp_path)
-        with pytest.raises(InputError, match="so --force leaves it alone"):
-            te.export(bert, delta, tmp_path / "mine", to=to, force=True)
+        with pytest.raises(InputError, match="so --replace keeps it"):
+            te.export(bert, delta, tmp_path / "mine", to=to, replace=True)
         assert snapshot(tmp_path) == before
 
     def test_another_base(self, to, delta, tmp_path):
@@ -62,7 +65,9 @@ class TestEveryExport:
         with pytest.raises(BaseMismatch, match="wrong base"):
             te.export(other, delta, tmp_path / "out", to=to)
         assert snapshot(tmp_path) == {}
-        te.export(other, delta, tmp_path / "out", to=to, force=True)
+        done = te.export(other, delta, tmp_path / "out", to=to, force=True)
+        assert done.forced == "12 of 12 linears hold other values than the delta's base"
+        assert applied_to(other) is None
 
     def test_no_space_left(self, to, bert, delta, tmp_path, monkeypatch):
         te.export(bert, delta, tmp_path / "out", to=to)
@@ -74,7 +79,7 @@ class TestEveryExport:
 
         monkeypatch.setitem(EXPORTS._things, to, type(EXPORTS[to])(full, EXPORTS[to].makes, EXPORTS[to].loads))
         with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
-            te.export(bert, delta, tmp_path / "out", to=to, force=True)
+            te.export(bert, delta, tmp_path / "out", to=to, replace=True)
         assert snapshot(tmp_path) == before
         assert applied_to(bert) is None
 
@@ -91,19 +96,18 @@ def test_a_form_is_one_registration(bert, delta, tmp_path, monkeypatch):
 
     @exports("count", makes=MODEL, loads="{auto}: {path!r}")
     def count(source, path):
-        path.mkdir()
-        (path / "config.json").write_text(str(source.delta.entries))
+        (path / "config.json").write_text(str(source.delta.num_entries))
         return {"base": source.base}
 
     done = te.export(bert, delta, tmp_path / "out", to="count", base="a/base")
-    assert (tmp_path / "out" / "config.json").read_text() == str(delta.entries)
-    assert done.facts == {"base": "a/base"}
-    assert done.bytes == len(str(delta.entries))
+    assert (tmp_path / "out" / "config.json").read_text() == str(delta.num_entries)
+    assert done.details == {"base": "a/base"}
+    assert done.bytes == len(str(delta.num_entries))
     assert done.loads == f"AutoModelForSequenceClassification: {str(tmp_path / 'out')!r}"
 
 
 @pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, tiny.vit], ids=["bert", "gpt2", "vit"])
-def test_merged_loads_with_what_is_told(make, tmp_path):
+def test_the_returned_line_of_python_loads_a_merged_model(make, tmp_path):
     model = make()
     te.install(model, te.select(model, [tiny.batch(model)], per_neuron=1))
     trained = te.extract(tiny.train(model))
@@ -115,6 +119,6 @@ def test_merged_loads_with_what_is_told(make, tmp_path):
 
 def test_a_plain_module_has_no_folder_form(mlp, tmp_path):
     te.install(mlp, te.select(mlp, [tiny.batch(mlp)], per_neuron=1))
-    with pytest.raises(InputError, match="Mlp is no Hugging Face model"):
+    with pytest.raises(InputError, match="Mlp is not a Hugging Face model"):
         te.export(tiny.mlp(), te.extract(mlp), tmp_path / "out", to="merged")
     assert snapshot(tmp_path) == {}

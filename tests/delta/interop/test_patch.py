@@ -1,4 +1,4 @@
-"""The patch, put into the base's checkpoint with nothing but safetensors and torch, is the merged checkpoint."""
+"""A patch, written into the base's checkpoint with safetensors and torch only, gives the merged checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tuned(make, **options):
 
 
 def put_in(patch, state):
-    """What a reader does that knows no taskedge: index_put of absolute values."""
+    """Apply a patch as a reader without taskedge does: index_put of absolute values."""
     for name in {name.rpartition(".")[0] for name in patch}:
         flat, values = state[name].view(-1), patch[f"{name}.values"]
         if f"{name}.indices" in patch:
@@ -54,15 +54,15 @@ def test_the_base_checkpoint_and_the_patch_are_the_merged_checkpoint(make, optio
     assert tiny.same_bits(found, expected)
     assert not tiny.same_bits(load_file(tmp_path / "base" / "model.safetensors"), expected)
     held = sum(tensor.numel() for name, tensor in patch.items() if name.endswith(".values"))
-    assert held == delta.entries + delta.whole_parameters
-    assert done.facts == {
+    assert held == delta.num_entries + delta.num_full_parameters
+    assert done.details == {
         "tensors": len([name for name in patch if name.endswith(".values")]),
-        "entries": delta.entries,
-        "whole_parameters": delta.whole_parameters,
+        "entries": delta.num_entries,
+        "whole_parameters": delta.num_full_parameters,
     }
 
 
-def test_a_low_rank_product_replaces_its_whole_weight(tmp_path):
+def test_a_low_rank_product_replaces_all_values_of_its_weight(tmp_path):
     model = tiny.gpt2()
     support = te.select(model, [tiny.batch(model)], per_neuron=1)
     name, *_ = support.linears
@@ -72,14 +72,14 @@ def test_a_low_rank_product_replaces_its_whole_weight(tmp_path):
     done = te.export(tiny.gpt2(), delta, tmp_path / "patch", to="patch")
     patch = load_file(tmp_path / "patch")
     assert f"{name}.weight.indices" not in patch
-    assert done.facts["whole_parameters"] == delta.whole_parameters + len(patch[f"{name}.weight.values"])
+    assert done.details["whole_parameters"] == delta.num_full_parameters + len(patch[f"{name}.weight.values"])
     found = put_in(patch, tiny.gpt2().state_dict())
     assert tiny.same_bits(found, te.apply(tiny.gpt2(), delta).state_dict())
 
 
 @pytest.mark.parametrize("make", [*MAKES.values(), tiny.mlp], ids=[*MAKES, "mlp"])
 def test_the_state_dict_takes_it_too(make, tmp_path):
-    """Models made from a config store what they hold, under the same names."""
+    """Models made from a config store their tensors under the same names."""
     delta = tuned(make, budget=None, per_neuron=1)
     te.export(make(), delta, tmp_path / "patch", to="patch")
     found = make()
@@ -104,7 +104,7 @@ def test_values_are_in_the_dtype_of_the_base(dtype, tmp_path):
     assert tiny.same_bits(put_in(patch, state), te.apply(make(), delta).state_dict())
 
 
-def test_what_the_server_asks_for(tmp_path):
+def test_the_requirements_of_the_server_are_met(tmp_path):
     """vLLM's CheckpointWeightPatch: one dimension, int32, in range, none twice, no NaN, and the full shape."""
     delta = tuned(tiny.gpt2)
     te.export(tiny.gpt2(), delta, tmp_path / "patch", to="patch", base="a/base")
@@ -130,7 +130,7 @@ def test_what_the_server_asks_for(tmp_path):
 
 
 def test_names_are_those_of_the_checkpoint(tmp_path):
-    """A classifier on a checkpoint of the bare encoder: the file's names carry no ``bert.``."""
+    """A classifier on a checkpoint of the bare encoder: names in the file have no ``bert.``."""
     bare = tiny.bert().bert
     bare.save_pretrained(tmp_path / "base")
     base = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
@@ -144,7 +144,7 @@ def test_a_tensor_that_is_stored_otherwise_is_refused(monkeypatch, tmp_path):
         return {name: tensor.t().contiguous() if "query" in name else tensor for name, tensor in state.items()}
 
     monkeypatch.setattr(transformers.core_model_loading, "revert_weight_conversion", regrouped)
-    with pytest.raises(InputError, match=r"stores '.*query.weight' in another form"):
+    with pytest.raises(InputError, match=r"stores '.*query.weight' in another layout"):
         te.export(tiny.bert(), tuned(tiny.bert, budget=None, per_neuron=1), tmp_path / "patch", to="patch")
     assert not list(tmp_path.iterdir())
 

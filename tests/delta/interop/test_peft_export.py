@@ -1,4 +1,4 @@
-"""What the real peft makes of an exported adapter: our logits, on any support."""
+"""The real peft computes the same logits from an exported adapter, for any support."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BUDGETS = {
 
 
 def tuned(make, *, trainable=None, **options):
-    """A delta trained on the tiny model, and the logits it gives there."""
+    """Return a delta trained on the tiny model, and the logits of that model."""
     model = make()
     support = te.select(model, [tiny.batch(model)], **options)
     tiny.train(te.install(model, support, trainable=trainable))
@@ -34,7 +34,7 @@ def tuned(make, *, trainable=None, **options):
 
 
 def through_peft(make, adapter):
-    """The tiny base with the adapter, as peft loads it."""
+    """Return the tiny base with the adapter, loaded by peft."""
     return peft.PeftModel.from_pretrained(make(), adapter).eval()
 
 
@@ -51,33 +51,33 @@ def assert_same_logits(make, delta, adapter):
 @pytest.mark.parametrize("peft_type", ["supertuning", "shira", "lora"])
 @pytest.mark.parametrize("budget", list(BUDGETS.values()), ids=list(BUDGETS))
 @pytest.mark.parametrize("make", [tiny.bert, tiny.vit], ids=["bert", "vit"])
-def test_logits_through_peft_are_ours(make, budget, peft_type, tmp_path):
+def test_peft_computes_the_same_logits(make, budget, peft_type, tmp_path):
     delta = tuned(make, **budget)
     done = te.export(make(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
     assert_same_logits(make, delta, tmp_path / "adapter")
-    assert done.facts["peft_type"] == peft_type
-    assert done.facts["entries"] == delta.entries
-    assert done.facts["modules_to_save"] == ["classifier"]
+    assert done.details["peft_type"] == peft_type
+    assert done.details["entries"] == delta.num_entries
+    assert done.details["modules_to_save"] == ["classifier"]
 
 
 @pytest.mark.parametrize("budget", list(BUDGETS.values()), ids=list(BUDGETS))
 def test_conv1d_goes_as_lora(budget, tmp_path):
     delta = tuned(tiny.gpt2, **budget)
     done = te.export(tiny.gpt2(), delta, tmp_path / "adapter", to="peft")
-    assert done.facts["peft_type"] == "lora"
+    assert done.details["peft_type"] == "lora"
     assert_same_logits(tiny.gpt2, delta, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
 def test_conv1d_is_refused_by_the_sparse_forms(peft_type, tmp_path):
     delta = tuned(tiny.gpt2, per_neuron=1)
-    with pytest.raises(InputError, match=r"takes nn.Linear only.*Conv1D.*peft_type='lora'"):
+    with pytest.raises(InputError, match=r"supports nn.Linear only.*Conv1D.*peft_type='lora'"):
         te.export(tiny.gpt2(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
     assert not list(tmp_path.iterdir())
 
 
 def hybrid(make, products, scale=None, sparse=True):
-    """Entries in most linears, and a low-rank product in those whose names hold one of ``products``."""
+    """Return a delta with low-rank products in linears whose names contain one of ``products``, else entries."""
     model = make()
     support = te.select(model, [tiny.batch(model)], per_neuron=1)
     low_rank = {name: 1 + place for place, name in enumerate(support.linears) if any(part in name for part in products)}
@@ -93,8 +93,8 @@ def test_low_rank_products_go_as_lora(make, sparse, alpha, tmp_path):
     delta = hybrid(make, ["query", "intermediate", "c_proj"], alpha, sparse)
     assert len(delta.low_rank) >= 3
     done = te.export(make(), delta, tmp_path / "adapter", to="peft")
-    assert done.facts["peft_type"] == "lora"
-    assert done.facts["low_rank"] == len(delta.low_rank)
+    assert done.details["peft_type"] == "lora"
+    assert done.details["low_rank"] == len(delta.low_rank)
     assert_same_logits(make, delta, tmp_path / "adapter")
 
 
@@ -103,8 +103,34 @@ def test_products_of_one_scale_keep_their_factors(tmp_path):
     te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, product in delta.low_rank.items():
-        assert torch.equal(stored[f"base_model.model.{name}.lora_A.weight"], product.a)
-        assert torch.equal(stored[f"base_model.model.{name}.lora_B.weight"], product.b)
+        a = stored[f"base_model.model.{name}.lora_A.weight"]
+        b = stored[f"base_model.model.{name}.lora_B.weight"]
+        assert torch.equal(a[: product.rank], product.a)
+        assert torch.equal(b[:, : product.rank], product.b)
+        assert not a[product.rank :].any()  # all linears have the rank of the largest
+        assert not b[:, product.rank :].any()
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [lambda config, a: config["lora_alpha"] / config["r"], lambda config, a: config["lora_alpha"] / a.shape[0]],
+    ids=["one scale, as vLLM", "alpha over the tensor's rank, as llama.cpp"],
+)
+@pytest.mark.parametrize("make_delta", ["random", "taskedge", "hybrid"])
+def test_lora_is_right_for_readers_without_patterns(make_delta, scale, tmp_path):
+    """The weights of the model that such a reader computes are the weights with the delta applied."""
+    delta = hybrid(tiny.bert, ["query"]) if make_delta == "hybrid" else tuned(tiny.bert, budget="1%", rule=make_delta)
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft", peft_type="lora")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    expected = te.apply(tiny.bert(), delta).state_dict()
+    read = tiny.bert().state_dict()
+    changed = [name for name in read if f"base_model.model.{name[:-7]}.lora_A.weight" in stored]
+    assert len(changed) == len(delta.linears) + len(delta.low_rank)
+    for name in changed:
+        a = stored[f"base_model.model.{name[:-7]}.lora_A.weight"]
+        b = stored[f"base_model.model.{name[:-7]}.lora_B.weight"]
+        torch.testing.assert_close(read[name] + scale(config, a) * (b @ a), expected[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
@@ -138,14 +164,14 @@ def test_nothing_but_safetensors_and_json(tmp_path):
     assert config["inference_mode"] is True
 
 
-def test_the_padding_is_what_is_told(tmp_path):
+def test_the_padding_is_reported(tmp_path):
     delta = tuned(tiny.bert, budget="0.5%", allocation="global")
     for peft_type, values in (("supertuning", "supertuning_values"), ("shira", "shira_weight")):
         done = te.export(tiny.bert(), delta, tmp_path / peft_type, to="peft", peft_type=peft_type)
         stored = load_file(tmp_path / peft_type / "adapter_model.safetensors")
         held = sum(tensor.numel() for name, tensor in stored.items() if name.endswith(values))
-        assert held == done.facts["entries"] + done.facts["padded"]
-        assert done.facts["padded"] > 0
+        assert held == done.details["entries"] + done.details["padded"]
+        assert done.details["padded"] > 0
         for name, tensor in stored.items():
             if name.endswith("indices"):
                 assert len(tensor.unique(dim=-1).t() if tensor.dim() == 2 else tensor.unique()) == tensor.shape[-1]
@@ -157,18 +183,18 @@ def test_the_default_is_the_sparse_form_with_less_padding(tmp_path):
         padded = {}
         for peft_type in ("supertuning", "shira"):
             out = tmp_path / peft_type
-            padded[peft_type] = te.export(tiny.bert(), delta, out, to="peft", peft_type=peft_type, force=True).facts[
+            padded[peft_type] = te.export(tiny.bert(), delta, out, to="peft", peft_type=peft_type, replace=True).details[
                 "padded"
             ]
-        chosen = te.export(tiny.bert(), delta, tmp_path / "chosen", to="peft", force=True).facts
+        chosen = te.export(tiny.bert(), delta, tmp_path / "chosen", to="peft", replace=True).details
         assert chosen["padded"] == min(padded.values()) == padded[chosen["peft_type"]]
 
 
-def test_whole_parameters_outside_the_head(tmp_path):
+def test_full_parameters_outside_the_head(tmp_path):
     trainable = ["classifier", "*.LayerNorm.bias", "bert.pooler.dense.weight"]
     delta = tuned(tiny.bert, per_neuron=1, trainable=trainable)
     done = te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft")
-    assert "bert.pooler.dense" in done.facts["modules_to_save"]
+    assert "bert.pooler.dense" in done.details["modules_to_save"]
     assert_same_logits(tiny.bert, delta, tmp_path / "adapter")
 
 
@@ -188,7 +214,7 @@ def test_a_plain_module(tmp_path):
 
 @pytest.mark.parametrize("peft_type", ["supertuning", "lora"])
 def test_bf16(peft_type, tmp_path):
-    """The base's own weights in bf16: within its rounding, since peft adds and does not replace."""
+    """With weights in bf16 logits agree within its rounding, because peft adds and does not replace."""
 
     def make():
         return tiny.bert().bfloat16()
@@ -203,14 +229,14 @@ def test_bf16(peft_type, tmp_path):
         torch.testing.assert_close(tiny.logits(theirs, batch), tiny.logits(ours, batch), rtol=0.05, atol=0.02)
 
 
-def test_what_peft_cannot_hold_is_refused(tmp_path):
+def test_deltas_that_peft_cannot_represent_are_refused(tmp_path):
     out = tmp_path / "adapter"
     model = tiny.bert()
     support = te.select(model, [tiny.batch(model)], per_neuron=1)
     te.install(model, support, trainable=["*.query.bias"])
-    with pytest.raises(InputError, match=r"query' carries entries too.*merge it or export a patch"):
+    with pytest.raises(InputError, match=r"query' also has entries.*merge it or export a patch"):
         te.export(tiny.bert(), te.extract(model), out, to="peft")
-    empty = te.Delta(linears={}, whole={"classifier.bias": torch.zeros(3)})
+    empty = te.Delta(linears={}, full_parameters={"classifier.bias": torch.zeros(3)})
     with pytest.raises(InputError, match="changes no linear"):
         te.export(tiny.bert(), empty, out, to="peft")
     with pytest.raises(UnknownName, match="did you mean 'shira'"):
@@ -219,7 +245,7 @@ def test_what_peft_cannot_hold_is_refused(tmp_path):
 
 
 class Odd(nn.Module):
-    """Names that end alike, and a parameter that belongs to no layer."""
+    """Modules whose names have the same end, and a parameter outside any layer."""
 
     def __init__(self):
         super().__init__()
@@ -233,7 +259,7 @@ class Odd(nn.Module):
 
 
 def test_only_the_named_linears_are_touched(tmp_path):
-    """``a.out`` is also how ``b.a.out`` ends, which carries nothing here."""
+    """``b.a.out`` also ends in ``a.out``, and has no entries."""
     model = Odd()
     te.install(model, te.select(model, rule="random", per_neuron=1, linears=["a.out"]), trainable=[])
     optimizer = torch.optim.AdamW(tiny.trained(model), lr=3e-2)
@@ -252,7 +278,7 @@ def test_only_the_named_linears_are_touched(tmp_path):
 
 
 @pytest.mark.parametrize(("whole", "told"), [("out.bias", "would take 'a.out'"), ("scale", "of the model itself")])
-def test_modules_that_peft_would_mistake(whole, told, tmp_path):
+def test_modules_that_peft_would_confuse_are_refused(whole, told, tmp_path):
     model = Odd()
     te.install(model, te.select(model, rule="random", per_neuron=1, linears=["b.a.out"]), trainable=[whole])
     with pytest.raises(InputError, match=told):

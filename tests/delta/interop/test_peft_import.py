@@ -1,4 +1,4 @@
-"""What real PEFT saves comes in with its logits; what a delta cannot hold is refused with the reason."""
+"""Adapters saved by the real PEFT keep their logits; those that a delta cannot represent are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import taskedge as te
 from taskedge.delta.interop.peft_import import CONFIG, WEIGHTS, import_peft
-from taskedge.delta.load_with_delta import load_applied
+from taskedge.delta.load_with_delta import load_with_delta
 from taskedge.errors import DeltaError, InputError
 
 TEXTS = ["the film was good", "bad", "never so long a night"]
@@ -32,7 +32,7 @@ def logits(model, tokenizer):
 
 
 def adapter(base, folder, classes=2, kind="SEQ_CLS", stir=True, **options):
-    """An adapter that real PEFT made of random factors, saved; gives its own logits."""
+    """Save an adapter with random factors made by the real PEFT; return its logits."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=classes)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -69,10 +69,10 @@ KINDS = {
 @pytest.mark.parametrize("what", KINDS)
 def test_logits_are_those_of_peft(task, tmp_path, what):
     expected = adapter(task / "base", tmp_path / "a", **KINDS[what])
-    import_peft(tmp_path / "a", labels=["neg", "pos"]).save(tmp_path / "d")
-    base, delta = load_applied(tmp_path / "d")
+    te.save(import_peft(tmp_path / "a", labels=["neg", "pos"]), tmp_path / "d")
+    base, delta = load_with_delta(tmp_path / "d")
     assert (logits(base.model, base.tokenizer) - expected).abs().max() <= 1e-5
-    assert {"classifier.weight", "classifier.bias"} <= set(delta.whole)
+    assert {"classifier.weight", "classifier.bias"} <= set(delta.full_parameters)
     assert delta.provenance.labels == ("neg", "pos")
     assert delta.provenance.base == str(task / "base")
     assert expected.abs().max() > 0.1
@@ -82,22 +82,22 @@ def test_logits_are_those_of_peft(task, tmp_path, what):
 def test_conv1d(task, tmp_path, said):
     options = {"fan_in_fan_out": said, "target_modules": ["c_attn", "c_proj", "c_fc"]}
     expected = adapter(task / "gpt2", tmp_path / "a", **options)
-    import_peft(tmp_path / "a").save(tmp_path / "d")
-    base, delta = load_applied(tmp_path / "d")
+    te.save(import_peft(tmp_path / "a"), tmp_path / "d")
+    base, delta = load_with_delta(tmp_path / "d")
     assert (logits(base.model, base.tokenizer) - expected).abs().max() <= 1e-5
     assert delta.low_rank["transformer.h.0.attn.c_attn"].shape == (48, 16)
 
 
 def test_a_base_with_a_head_of_its_own(task, tmp_path):
-    """Nothing saved whole: the head is the base's, and its config names the classes."""
+    """Without modules_to_save the head is from the base, and its config names the classes."""
     expected = adapter(task / "own", tmp_path / "a", kind=None)
     delta = import_peft(tmp_path / "a")
-    assert not delta.whole
+    assert not delta.full_parameters
     assert delta.provenance.labels == ("LABEL_0", "LABEL_1")
-    delta.save(tmp_path / "d")
-    base, _ = load_applied(tmp_path / "d")
+    te.save(delta, tmp_path / "d")
+    base, _ = load_with_delta(tmp_path / "d")
     assert (logits(base.model, base.tokenizer) - expected).abs().max() <= 1e-5
-    with pytest.raises(InputError, match=r"neither the adapter nor .* holds 'classifier"):
+    with pytest.raises(InputError, match=r"neither the adapter nor .* has 'classifier"):
         import_peft(tmp_path / "a", str(task / "base"))
 
 
@@ -110,16 +110,16 @@ def test_a_narrow_adapter(task, tmp_path, dtype):
     expected = logits(
         peft.PeftModel.from_pretrained(model, tmp_path / "a"), transformers.AutoTokenizer.from_pretrained(task / "base")
     )
-    import_peft(tmp_path / "a").save(tmp_path / "d")
-    base, _ = load_applied(tmp_path / "d")
+    te.save(import_peft(tmp_path / "a"), tmp_path / "d")
+    base, _ = load_with_delta(tmp_path / "d")
     assert (logits(base.model, base.tokenizer) - expected).abs().max() <= 1e-5
 
 
 def test_it_binds_to_the_base_it_was_imported_with(task, tmp_path):
     adapter(task / "base", tmp_path / "a")
-    import_peft(tmp_path / "a").save(tmp_path / "d")
+    te.save(import_peft(tmp_path / "a"), tmp_path / "d")
     with pytest.raises(DeltaError, match="wrong base"):
-        load_applied(tmp_path / "d", str(task / "other"))
+        load_with_delta(tmp_path / "d", str(task / "other"))
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def refused(folder, message, **options):
         ({"target_modules": ["query"], "trainable_token_indices": [1]}, "uses trainable_token_indices="),
     ],
 )
-def test_what_real_peft_saves_and_a_delta_cannot_hold(task, tmp_path, options, message):
+def test_peft_adapters_that_a_delta_cannot_represent(task, tmp_path, options, message):
     adapter(task / "base", tmp_path / "a", stir=False, **options)
     refused(tmp_path / "a", message)
 
@@ -165,14 +165,14 @@ def test_what_real_peft_saves_and_a_delta_cannot_hold(task, tmp_path, options, m
         ({"base_model_name_or_path": None}, "does not name its base"),
         ({"alora_invocation_tokens": [1, 2]}, r"uses alora_invocation_tokens=\[1, 2\]"),
         ({"layer_replication": [[0, 2]]}, "uses layer_replication"),
-        ({"use_something_new": True}, "uses use_something_new=True, which a delta cannot hold"),
+        ({"use_something_new": True}, "uses use_something_new=True, which a delta cannot represent"),
         ({"r": 4}, r"the factors of '.*' are \[8, 16\] and \[16, 8\]; by its config and the base they must be \[4, 16"),
         ({"r": 0}, "r: Input should be greater"),
         ({"r": "much"}, "r: Input should be"),
         ({"lora_alpha": None}, "lora_alpha: Input should be"),
         ({"lora_alpha": float("nan")}, "lora_alpha: Input should be a finite"),
-        ({"rank_pattern": {"(": 8}}, "'\\(' is no pattern"),
-        ({"modules_to_save": []}, "'classifier.bias' is neither a LoRA factor nor of a module in modules_to_save"),
+        ({"rank_pattern": {"(": 8}}, "'\\(' is not a regular expression"),
+        ({"modules_to_save": []}, "'classifier.bias' is neither a LoRA factor nor in a module of modules_to_save"),
     ],
 )
 def test_a_config_that_cannot_be_used(plain, tmp_path, changes, message):
@@ -193,15 +193,15 @@ def without(part):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (renamed("query", "qurey"), "LoRA on '.*qurey', which in the base is not there; did you mean '.*query'"),
+        (renamed("query", "qurey"), "LoRA on '.*qurey', which in the base does not exist; did you mean '.*query'"),
         (renamed("attention.self.query", "attention.self"), "which in the base is a BertSelfAttention"),
         (without("layer.0.attention.self.query.lora_A"), r"the factors of '.*' are None and \[16, 8\]"),
         (without("lora_"), "holds no LoRA factors"),
-        (renamed("lora_A", "lora_C"), "is neither a LoRA factor nor of a module in modules_to_save"),
+        (renamed("lora_A", "lora_C"), "is neither a LoRA factor nor in a module of modules_to_save"),
         (lambda tensors: {name: tensor.int() for name, tensor in tensors.items()}, "not floating point"),
     ],
 )
-def test_weights_that_fit_no_place(plain, tmp_path, change, message):
+def test_weights_that_do_not_fit_the_base(plain, tmp_path, change, message):
     folder = shutil.copytree(plain, tmp_path / "a")
     save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS)
     refused(folder, message)
@@ -216,11 +216,9 @@ def test_values_that_are_not_finite(plain, tmp_path):
 
 def test_classes_that_do_not_fit(task, tmp_path):
     expected = adapter(task / "base", tmp_path / "a", classes=3)
-    refused(
-        tmp_path / "a", r"'classifier\.\w+' is \[2(, 16)?\] in the base, the adapter holds \[3(, 16)?\]: .* --labels"
-    )
-    import_peft(tmp_path / "a", labels=["a", "b", "c"]).save(tmp_path / "d")
-    base, _ = load_applied(tmp_path / "d")
+    refused(tmp_path / "a", r"'classifier\.\w+' is \[2(, 16)?\] in the base, the adapter has \[3(, 16)?\]: .* --labels")
+    te.save(import_peft(tmp_path / "a", labels=["a", "b", "c"]), tmp_path / "d")
+    base, _ = load_with_delta(tmp_path / "d")
     assert (logits(base.model, base.tokenizer) - expected).abs().max() <= 1e-5
 
 
@@ -230,12 +228,12 @@ def test_a_tied_weight(plain, tmp_path, task):
     model = transformers.AutoModelForSequenceClassification.from_pretrained(task / "base")
     layers = model.bert.encoder.layer
     layers[0].attention.self.query.weight = layers[1].attention.self.query.weight
-    with pytest.raises(InputError, match="query' cannot be held: its weight is tied"):
+    with pytest.raises(InputError, match="query' is not supported: its weight is tied"):
         to_delta(read_adapter(plain), model)
 
 
 def test_folders_that_are_no_adapter(plain, tmp_path):
-    refused(tmp_path, "no PEFT adapter: it has no adapter_config.json")
+    refused(tmp_path, "not a PEFT adapter: it has no adapter_config.json")
     folder = shutil.copytree(plain, tmp_path / "a")
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
     refused(folder, "adapter_model.bin is a pickle, which can run code: save the adapter as safetensors")

@@ -1,6 +1,6 @@
-"""Exports: the forms in which a delta goes to other programs, one file and one registration each.
+"""Exports: a delta in formats of other programs, one function and one registration each.
 
-An export is a function ``(source, path, **options) -> facts`` that writes ``path``, registered with what it makes::
+An export is a function ``(source, path, **options) -> details`` that writes ``path``, registered with its output kind::
 
     @exports("merged", makes=MODEL, loads="{auto}.from_pretrained({path!r})")
     def merged(source, path):
@@ -8,36 +8,38 @@ An export is a function ``(source, path, **options) -> facts`` that writes ``pat
         source.model.save_pretrained(path)
         return {}
 
-It is handed a path aside; what it wrote is renamed to where the caller wants it once it is whole.
+``path`` is an empty temporary file or folder. It is renamed to the caller's path once the function has returned.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from taskedge.backbone.loading import AUTO
-from taskedge.delta.apply import applied
+from taskedge.backbone.loading import TASK_AUTO_CLASSES
+from taskedge.delta.apply import applied, applied_to
 from taskedge.delta.delta import Delta
 from taskedge.errors import InputError
-from taskedge.io.atomic import file_aside, folder_aside
+from taskedge.io.atomic import atomic_file, atomic_folder, link_target
 from taskedge.registry import Registry
 
 
 @dataclass(frozen=True)
 class Source:
-    """What an export reads.
+    """The input of an export.
 
     Attributes:
-        model: the base *with the delta applied*; what it held before is in :func:`taskedge.delta.apply.applied_to`.
+        model: the base *with the delta applied*; :func:`taskedge.delta.apply.applied_to` has the values before.
         delta: the delta.
-        base: folder or hub id of the base, as others will have to name it; empty where it is not known.
-        processor: what goes into a model folder beside the weights (a tokenizer, an image processor), or None.
+        base: folder or hub id of the base; empty if unknown.
+        processor: tokenizer or image processor to save in a model folder, or None.
     """
 
     model: nn.Module
@@ -50,35 +52,62 @@ Write = Callable[..., dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What kind of thing an export makes: ``marker`` is the file by which a folder of it is known; None: a file."""
+class OutputKind:
+    """Kind of an export's output.
+
+    Attributes:
+        name: noun with article for messages, such as ``"a file"``.
+        marker: JSON file that a folder of this kind has; None for a single file.
+        marker_key: key that the marker has.
+        files: patterns of the paths in a folder of this kind. A folder with any other file is never replaced.
+    """
 
     name: str
-    marker: str | None
+    marker: str | None = None
+    marker_key: str = ""
+    files: tuple[str, ...] = ()
 
 
-MODEL = Made("model folder", "config.json")
-ADAPTER = Made("adapter folder", "adapter_config.json")
-FILE = Made("file", None)
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm", "bpe.codes", "emoji.json"),
+    *("vocab-src.json", "vocab-tgt.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
+)
+_WEIGHT_FILES = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
+
+MODEL = OutputKind(
+    "a model folder",
+    "config.json",
+    "model_type",
+    ("config.json", "generation_config.json", "preprocessor_config.json", *_WEIGHT_FILES, *_TOKENIZER_FILES),
+)
+ADAPTER = OutputKind(
+    "an adapter folder", "adapter_config.json", "peft_type", ("adapter_config.json", "adapter_model.safetensors")
+)
+FILE = OutputKind("a file")
 
 
 @dataclass(frozen=True)
 class Export:
-    """A function that writes, what it makes, and how that is loaded.
+    """A registered export.
 
-    In ``loads``, ``{path!r}`` stands for where it is, and ``{auto}`` for transformers' class for such models.
+    Attributes:
+        write: the function.
+        makes: kind of its output.
+        loads: how to load the output, as a line of Python in which ``{path!r}`` is its path and ``{auto}`` the class of
+            transformers for the model.
     """
 
     write: Write
-    makes: Made
+    makes: OutputKind
     loads: str
 
 
 EXPORTS: Registry[Export] = Registry("export", "taskedge.delta.interop")
 
 
-def exports(name: str, *, makes: Made, loads: str) -> Callable[[Write], Write]:
-    """Registers a function that writes a delta for other programs."""
+def exports(name: str, *, makes: OutputKind, loads: str) -> Callable[[Write], Write]:
+    """Register a function that writes a delta in another format; see :class:`Export`."""
 
     def register(write: Write) -> Write:
         EXPORTS.add(name, Export(write, makes, loads))
@@ -88,15 +117,22 @@ def exports(name: str, *, makes: Made, loads: str) -> Callable[[Write], Write]:
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written."""
+class ExportResult:
+    """The result of :func:`export`.
+
+    Attributes:
+        out: the written file or folder.
+        bytes: its size.
+        loads: how to load it, as a line of Python.
+        details: counts and choices of the export, JSON-able.
+        forced: how the base differs from the delta's base, if ``force`` applied it nevertheless; else empty.
+    """
 
     out: Path
     bytes: int
     loads: str
-    """How to load it, as a line of Python."""
-    facts: dict[str, Any]
-    """What the export has to say of it: counts, the layout chosen."""
+    details: dict[str, Any]
+    forced: str = ""
 
 
 def export(
@@ -107,62 +143,115 @@ def export(
     to: str,
     base: str = "",
     processor: Any = None,
+    replace: bool = False,
     force: bool = False,
     **options: Any,
-) -> Exported:
-    """Writes a delta in a form that other programs read; aside first, then renamed, so that it is whole or not there.
+) -> ExportResult:
+    """Write a delta in the format of another program, atomically.
 
     Args:
-        model: the delta's base, fresh or with the delta applied; it is left as it was.
+        model: the delta's base, with or without the delta applied; it is restored afterwards.
         delta: from :func:`taskedge.load` or :func:`taskedge.extract`.
-        out: the folder or file to make.
+        out: folder or file to write.
         to: ``"merged"``, ``"peft"`` or ``"patch"`` (docs/interoperability.md).
-        base: folder or hub id of the base; the one that the delta names where it is empty.
-        processor: the tokenizer or image processor, saved into a model folder, if given.
-        force: replace what is there, and apply even to a base with other values.
-        options: of the export, such as ``peft_type="shira"``.
+        base: folder or hub id of the base; by default the base that the delta names.
+        processor: tokenizer or image processor to save in a model folder.
+        replace: replace existing output of the same kind.
+        force: apply even to a base with other values.
+        options: options of the export, such as ``peft_type="shira"``.
 
     Raises:
-        UnknownName: no export is called ``to``.
-        InputError: ``out`` is taken or cannot be written, or the form cannot hold this delta; nothing is written.
+        UnknownName: ``to`` is not a registered export.
+        InputError: ``out`` exists or cannot be written (:func:`check_output`), or the format cannot represent this
+            delta; nothing is written.
         BaseMismatch: the model is not the delta's base.
     """
     out, chosen = Path(out), EXPORTS[to]
-    refuse_taken(out, to=to, force=force)
+    base = base or delta.provenance.base
+    check_output(out, to=to, base=base, replace=replace, force=force)
     with applied(model, delta, force=force):
-        source = Source(model, delta, base or delta.provenance.base, processor)
-        aside = file_aside if chosen.makes.marker is None else folder_aside
-        with aside(out) as place:
-            facts = chosen.write(source, place, **options)
+        record = applied_to(model)
+        assert record is not None
+        source = Source(model, delta, base, processor)
+        atomic = atomic_file if chosen.makes.marker is None else atomic_folder
+        with atomic(out) as tmp:
+            details = chosen.write(source, tmp, **options)
     files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    return Exported(out, size, chosen.loads.format(path=str(out), auto=_auto(model, delta)), facts)
+    loads = chosen.loads.format(path=str(out), auto=_auto_class(model, delta))
+    return ExportResult(out, size, loads, details, record.forced)
 
 
-def refuse_taken(out: Path, *, to: str, force: bool) -> None:
-    """Raises InputError where ``out`` is there and may not be replaced; ``force`` replaces only what is of its kind."""
-    made = EXPORTS[to].makes
+def check_output(out: Path, *, to: str, base: str = "", replace: bool = False, force: bool = False) -> None:
+    """Check that an export may write ``out``, before any work.
+
+    Args:
+        out: folder or file to write.
+        to: the export.
+        base: folder of the base, or a hub id.
+        replace: replace existing output of the same kind, provided that nothing but such output is lost.
+        force: affects the message only: ``force`` replaces nothing.
+
+    Raises:
+        InputError: ``out`` exists and ``replace`` is not given; it is of another kind, holds other files, or is (part
+            of) the base; its parent folder does not exist.
+    """
+    kind = EXPORTS[to].makes
+    noun = "file" if kind.marker is None else "folder"
+    if not link_target(out).parent.is_dir():
+        raise InputError(f"{out}: there is no folder {link_target(out).parent}: make it, or name another with --out")
     if not out.exists():
         return
-    if not force:
-        raise InputError(f"{out} exists: name another {_plain(made)} with --out, or replace it with --force")
-    ours = out.is_file() if made.marker is None else out.is_dir() and _replaceable(out, made.marker)
-    if not ours:
-        raise InputError(f"{out} is there and is no {made.name}, so --force leaves it alone: name another with --out")
+    if Path(base).is_dir() and base and any(path.samefile(base) for path in (out, *out.resolve().parents)):
+        raise InputError(f"{out} is the base itself or a part of it, which is never replaced: name another {noun}")
+    if not replace:
+        difference = " (--force skips the check of the base only)" if force else ""
+        raise InputError(
+            f"{out} exists: name another {noun} with --out, or replace it with --replace{difference}"
+        )
+    if not (out.is_file() if kind.marker is None else _is_of_kind(out, kind)):
+        raise InputError(f"{out} exists and is not {kind.name}, so --replace keeps it: name another path with --out")
+    foreign = _foreign_files(out, kind)
+    if foreign:
+        raise InputError(
+            f"{out} holds {len(foreign)} files that are not of {kind.name} and would be lost ({_some(foreign)}): move "
+            "them, or name another folder with --out"
+        )
 
 
-def _replaceable(folder: Path, marker: str) -> bool:
-    return (folder / marker).exists() or not any(folder.iterdir())
+def _is_of_kind(folder: Path, kind: OutputKind) -> bool:
+    """Return whether a folder is empty or has the marker of its kind."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        return kind.marker_key in json.loads((folder / (kind.marker or "")).read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
-def _auto(model: nn.Module, delta: Delta) -> str:
-    """transformers' class for the task, or ``AutoModelForTokenClassification`` for a ``BertForTokenClassification``."""
-    if delta.provenance.task in AUTO:
-        return AUTO[delta.provenance.task]
+def _foreign_files(folder: Path, kind: OutputKind) -> list[str]:
+    """Return the paths in a folder, relative to it, that an export of this kind does not write; for a file, none."""
+    paths = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir() or not any(path.iterdir())]
+    relative = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return [path for path in relative if not any(_matches(path, pattern) for pattern in kind.files)]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    """Return whether a relative path has the form of the pattern; ``*`` does not match a slash."""
+    return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
+
+
+def _some(names: Sequence[str], count: int = 5) -> str:
+    shown = ", ".join(names[:count])
+    return f"{shown} and {len(names) - count} more" if len(names) > count else shown
+
+
+def _auto_class(model: nn.Module, delta: Delta) -> str:
+    """Return the auto class of the task, or of the model's class name (``BertForTokenClassification``)."""
+    if delta.provenance.task in TASK_AUTO_CLASSES:
+        return TASK_AUTO_CLASSES[delta.provenance.task]
     name = type(model).__name__
     purpose = re.search("For[A-Z].*$", name)
     return f"AutoModel{purpose.group()}" if purpose else name
-
-
-def _plain(made: Made) -> str:
-    return "file" if made.marker is None else "folder"

@@ -1,4 +1,4 @@
-"""Merged: a plain model folder that holds the delta's values."""
+"""The export ``merged``: a plain model folder with the delta's values."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def merged(source: Source, path: Path) -> dict[str, Any]:
     """A plain model folder: `from_pretrained` loads it, without taskedge, and gives the same bits.
 
     Raises:
-        InputError: the model is not one of Hugging Face's, which alone know how to write themselves.
+        InputError: the model is not a Hugging Face model, so it has no folder format.
     """
     from transformers import PreTrainedModel, logging
 
     if not isinstance(source.model, PreTrainedModel):
         raise InputError(
-            f"{type(source.model).__name__} is no Hugging Face model, so it has no folder form: apply the delta and "
-            "save its state_dict instead"
+            f"{type(source.model).__name__} is not a Hugging Face model, so it has no folder format: apply the delta "
+            "and save its state_dict instead"
         )
     logging.disable_progress_bar()
     source.model.save_pretrained(path)

@@ -1,12 +1,11 @@
-"""Patch: the changed numbers of each tensor of the base's checkpoint, for servers that update weights in place.
+"""The export ``patch``: the changed numbers of each checkpoint tensor, for servers that update weights in place.
 
-This is the data of vLLM's ``CheckpointWeightPatch`` (checkpoint name, full shape, dtype, flat indices, absolute
-values), as one safetensors file; the layout of that file is ours (docs/interoperability.md).
+The file has the data of vLLM's ``CheckpointWeightPatch`` (checkpoint name, full shape, dtype, flat indices, absolute
+values) in one safetensors file. Source of its layout: this project (docs/interoperability.md).
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,43 +14,44 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.delta.interop.export import FILE, Source, exports
 from taskedge.errors import InputError
+from taskedge.io.container import ContainerKind
 
 FORMAT = "taskedge-patch/1"
+PATCH = ContainerKind(name="patch", key="taskedge", error=InputError, format=FORMAT, without_digest=(FORMAT,))
 
 
 @exports("patch", makes=FILE, loads="safetensors.safe_open({path!r}, framework='pt')")
 def patch(source: Source, path: Path) -> dict[str, Any]:
     """A sparse weight patch: per tensor of the checkpoint, flat indices and absolute values.
 
-    Tensors ``NAME.indices`` (int32, int64 for tensors of 2³¹ numbers and more; ascending, none twice) and
-    ``NAME.values`` (in the tensor's dtype), both [n]. A parameter that was trained whole, or that a low-rank product
-    was added to, has ``NAME.values`` only, [numel]. The metadata ``taskedge`` is JSON: format, base, and the full shape
-    of every NAME.
+    Tensors ``NAME.indices`` (int32, int64 for tensors of 2³¹ numbers and more; strictly ascending) and ``NAME.values``
+    (in the tensor's dtype), both [n]. A parameter that was trained in full, or to which a low-rank product was added,
+    has only ``NAME.values`` [numel]. The metadata ``taskedge`` is JSON: format, base, and the full shape of every NAME.
 
     Raises:
-        InputError: a tensor is stored in another form than the model holds it in, so that it has no positions there.
+        InputError: the checkpoint stores a tensor in another layout than the model, so entries have no position in it.
     """
     state = source.model.state_dict()
     names = checkpoint_names(source.model, state)
     layers = linears(source.model)
     products = [f"{name}.weight" for name in source.delta.low_rank]
-    places: dict[str, Tensor | None] = dict.fromkeys([*source.delta.whole, *products])
+    positions: dict[str, Tensor | None] = dict.fromkeys([*source.delta.full_parameters, *products])
     for name, linear in source.delta.linears.items():
         if not len(linear):
             continue
-        at = layers[name].kind.place(linear.rows, linear.columns)
-        numbers = np.ravel_multi_index([index.numpy() for index in at], tuple(layers[name].stored.shape))
-        places[f"{name}.weight"] = torch.from_numpy(numbers).sort().values
+        indices = layers[name].adapter.weight_index(linear.rows, linear.columns)
+        flat_indices = np.ravel_multi_index([index.numpy() for index in indices], tuple(layers[name].stored.shape))
+        positions[f"{name}.weight"] = torch.from_numpy(flat_indices).sort().values
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
-    for parameter, flat in places.items():
+    for parameter, flat in positions.items():
         if parameter not in names:
             raise InputError(
-                f"the checkpoint stores {parameter!r} in another form than the model holds it, so a patch cannot name "
-                "its positions: merge the delta instead"
+                f"the checkpoint stores {parameter!r} in another layout than the model, so a patch cannot name its "
+                "positions: merge the delta instead"
             )
         stored, values = names[parameter], state[parameter].detach().reshape(-1)
         shapes[stored] = list(state[parameter].shape)
@@ -59,19 +59,16 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
             values = values[flat.to(values.device)]
             tensors[f"{stored}.indices"] = flat.to(_index_dtype(shapes[stored]))
         tensors[f"{stored}.values"] = values.cpu().clone()
-    from safetensors.torch import save_file
-
-    manifest = {"format": FORMAT, "base": source.base, "shapes": dict(sorted(shapes.items()))}
-    save_file(tensors, path, {"taskedge": json.dumps(manifest, separators=(",", ":"))})
-    whole = sum(state[parameter].numel() for parameter, flat in places.items() if flat is None)
-    return {"tensors": len(shapes), "entries": source.delta.entries, "whole_parameters": whole}
+    path.write_bytes(PATCH.pack({"base": source.base, "shapes": dict(sorted(shapes.items()))}, tensors))
+    num_full_parameters = sum(state[parameter].numel() for parameter, flat in positions.items() if flat is None)
+    return {"tensors": len(shapes), "entries": source.delta.num_entries, "whole_parameters": num_full_parameters}
 
 
 def checkpoint_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
-    """The names that the model's own checkpoint has for the tensors of its state, where it stores them as they are.
+    """Return the names in the model's checkpoint of the tensors of its state that it stores unchanged.
 
-    transformers renames, and for some models regroups, tensors between the file and the module; ``save_pretrained``
-    undoes it, and so does this.
+    transformers renames, and for some models regroups, tensors between file and module. This reverts it, as
+    ``save_pretrained`` does.
     """
     from transformers import PreTrainedModel
     from transformers.core_model_loading import revert_weight_conversion
@@ -84,7 +81,7 @@ def checkpoint_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, st
 
 
 def _identity(tensor: Tensor) -> tuple[int, torch.Size, tuple[int, ...]]:
-    """Equal for two views of the same numbers in the same order."""
+    """Return a key that is equal for two views of the same numbers in the same order."""
     return tensor.data_ptr(), tensor.shape, tensor.stride()
 
 

@@ -1,4 +1,4 @@
-"""PEFT: an adapter folder that Hugging Face's peft loads onto the base (peft_layouts has its forms)."""
+"""The export ``peft``: an adapter folder for Hugging Face's peft."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.interop.export import ADAPTER, Source, exports
 from taskedge.delta.interop.peft_layouts import LAYOUTS, Change, Layout, lora, shira, supertuning
 from taskedge.errors import InputError, UnknownName
 
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
-"""The modules that peft saves whole for a task type, asked or not: matched by the end of their names."""
+"""Modules that peft always saves completely for a task type, by the end of their names."""
 
 
 @exports("peft", makes=ADAPTER, loads="peft.PeftModel.from_pretrained(base_model, {path!r})")
 def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[str, Any]:
-    """A PEFT adapter folder; `--peft-type` is by default the sparse form that needs less padding.
+    """A PEFT adapter folder; `--peft-type` is by default the sparse type that needs less padding.
 
     Raises:
-        InputError: the delta has no entries; the chosen form cannot hold them, or a parameter that was trained whole.
-        UnknownName: a type that is none of :data:`LAYOUTS`.
+        InputError: the delta has no entries, or the type cannot represent them or a parameter that was trained in full.
+        UnknownName: the type is not in :data:`LAYOUTS`.
     """
     changes = _changes(source)
     chosen, layout = _choose(changes, peft_type)
     task_type = _task_type(source.model)
-    whole = _modules_to_save(source, changes, task_type)
+    saved_modules = _modules_to_save(source, changes, task_type)
     state = source.model.state_dict()
     tensors = dict(layout.tensors)
-    for module in whole:
+    for module in saved_modules:
         tensors |= {name: tensor for name, tensor in state.items() if name.startswith(f"{module}.")}
     config = {
         "peft_type": chosen.upper(),
@@ -44,27 +44,26 @@ def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[st
         "base_model_name_or_path": source.base or None,
         "inference_mode": True,
         "target_modules": "|".join(re.escape(name) for name in changes),
-        "modules_to_save": whole or None,
+        "modules_to_save": saved_modules or None,
         **layout.config,
     }
     from safetensors.torch import save_file
 
-    path.mkdir(parents=True)
     stored = {f"base_model.model.{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(stored, path / "adapter_model.safetensors", {"format": "pt"})
     (path / ADAPTER.marker).write_text(json.dumps(config, indent=2) + "\n")  # type: ignore[operator]
     products = len(source.delta.low_rank)
     return {
         "peft_type": chosen,
-        "entries": source.delta.entries,
+        "entries": source.delta.num_entries,
         **({"low_rank": products} if products else {}),
         "padded": layout.padded,
-        "modules_to_save": whole,
+        "modules_to_save": saved_modules,
     }
 
 
 def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Layout]:
-    """The layout asked for; else LoRA where no sparse form will do, else the sparse one with less padding."""
+    """Return the requested layout; by default the sparse one with less padding, or LoRA if none is possible."""
     if peft_type is not None:
         if peft_type not in LAYOUTS:
             raise UnknownName("PEFT type", peft_type, LAYOUTS)
@@ -72,7 +71,7 @@ def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Lay
     if not all(change.plain and change.product is None for change in changes.values()):
         return "lora", lora(changes)
     layouts = {"supertuning": supertuning(changes)}
-    with suppress(InputError):  # it may have no room for its padding somewhere; the other one always has
+    with suppress(InputError):  # a linear may be too small for its padding; supertuning always fits
         layouts["shira"] = shira(changes)
     name = min(layouts, key=lambda name: layouts[name].padded)
     return name, layouts[name]
@@ -100,7 +99,7 @@ def _changes(source: Source) -> dict[str, Change]:
 
 
 def _task_type(model: nn.Module) -> str | None:
-    """peft's word for what the model is for; it decides which heads peft saves whole."""
+    """Return peft's task type of the model, which decides which heads peft saves."""
     name = type(model).__name__
     kinds = {
         "ForSequenceClassification": "SEQ_CLS",
@@ -113,32 +112,32 @@ def _task_type(model: nn.Module) -> str | None:
 
 
 def _auto_mapping(model: nn.Module) -> dict[str, str]:
-    """Where peft's ``AutoPeftModel`` finds the class of a base that no task type stands for."""
+    """Return where peft's ``AutoPeftModel`` finds the class of a base without a task type."""
     return {"base_model_class": type(model).__name__, "parent_library": type(model).__module__}
 
 
 def _modules_to_save(source: Source, changes: dict[str, Change], task_type: str | None) -> list[str]:
-    """Names of the modules that hold the parameters which were trained whole, and the heads peft adds by itself.
+    """Return the modules of the parameters that were trained in full, and the heads that peft adds itself.
 
     Raises:
-        InputError: peft cannot save one of them, as it saves whole modules only.
+        InputError: peft cannot save one of them, because it saves complete modules only.
     """
     modules = [name for name, _ in source.model.named_modules() if name]
     heads = [name for name in modules if name.endswith(HEADS.get(task_type or "", ()))]
-    found = dict.fromkeys(heads)
-    for parameter in source.delta.whole:
+    result = dict.fromkeys(heads)
+    for parameter in source.delta.full_parameters:
         owner = parameter.rpartition(".")[0]
         if not any(owner == head or owner.startswith(f"{head}.") for head in heads):
-            found[owner] = None
-    for name in found:
+            result[owner] = None
+    for name in result:
         inside = [linear for linear in changes if linear == name or linear.startswith(f"{name}.")]
         if not name or inside:
             raise InputError(
-                "peft saves whole modules, and "
-                + (f"{name!r} carries entries too ({inside[0]!r})" if name else "a parameter of the model itself")
-                + ": this delta has no PEFT form, merge it or export a patch"
+                "peft saves complete modules, and "
+                + (f"{name!r} also has entries ({inside[0]!r})" if name else "a parameter is of the model itself")
+                + ": PEFT cannot represent this delta, merge it or export a patch"
             )
-        also = [other for other in modules if other.endswith(name) and other not in found]
+        also = [other for other in modules if other.endswith(name) and other not in result]
         if also:
-            raise InputError(f"peft finds modules by the end of their names, and would take {also[0]!r} for {name!r}")
-    return list(found)
+            raise InputError(f"peft matches modules by the end of their names, and would take {also[0]!r} for {name!r}")
+    return list(result)

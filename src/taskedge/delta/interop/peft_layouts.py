@@ -1,27 +1,27 @@
-"""The forms of peft's that can hold a delta's change: tensors and config keys for each.
+"""Layouts of PEFT adapters that can represent a delta: tensors and config keys.
 
-No form of peft's holds any support as it is, so each of the three below says what it costs:
+No PEFT type stores an arbitrary support directly. The three types below add numbers to it:
 
-    supertuning   flat positions and *relative* values; every linear carries the same share of its entries, so linears
-                  with a smaller share are padded with zeros at unused positions
-    shira         the same, where every linear carries r·(in + out) entries
-    lora          B·A with one column of B per distinct input that the linear's entries read (or one row of A per
-                  distinct neuron, where these are fewer): exact and unpadded, but dense; the only one that takes Conv1D
-                  and the low-rank products of a delta, which go in as they are
+    supertuning   flat positions and *relative* values; every linear has the same share of its weights as entries, so
+                  linears with a smaller share are padded with zeros at unused positions
+    shira         the same, with r·(in + out) entries in every linear
+    lora          B·A with one column of B for each distinct input of the linear's entries (or one row of A for each
+                  distinct neuron, if these are fewer): exact, but dense, and padded with zeros to one rank for all
+                  linears; the only type for Conv1D and for the low-rank products of a delta
 
-Sources: peft 0.21's ``tuners/supertuning`` (arXiv 2607.09287), ``tuners/shira`` (arXiv 2406.13175) and ``tuners/lora``;
-the padding, and the exact factorisation of a sparse change, are ours.
+Source: peft 0.21, ``tuners/supertuning`` (arXiv 2607.09287), ``tuners/shira`` (arXiv 2406.13175) and ``tuners/lora``.
+Source of the padding and of the exact factorization of a sparse change: this project.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from taskedge.delta.delta import LowRankDelta
@@ -30,14 +30,14 @@ from taskedge.errors import InputError
 
 @dataclass(frozen=True)
 class Change:
-    """What the delta changes in one linear, relative to the base: entries, or a product.
+    """The change of one linear relative to the base: entries, or a product.
 
     Attributes:
         shape: (out, in).
         rows, columns: int64 [n], sorted by row and then column.
-        relative: float32 [n], the applied weight less the base's.
-        plain: whether the layer is an ``nn.Linear``, which alone the sparse forms take.
-        product: what is added to the whole weight; there are no entries then.
+        relative: float32 [n], the applied weight minus the weight of the base.
+        plain: whether the layer is an ``nn.Linear``; the sparse types support no other layer.
+        product: the product that is added to the weight; a change with a product has no entries.
     """
 
     shape: tuple[int, int]
@@ -49,12 +49,13 @@ class Change:
 
     @property
     def size(self) -> int:
+        """Numbers in the weight."""
         return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One form of adapter: its config keys, tensors by name, and how many numbers beyond the entries it holds."""
+    """An adapter: config keys, tensors by name, and how many numbers it stores beyond those of the delta."""
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
@@ -62,16 +63,16 @@ class Layout:
 
 
 def supertuning(changes: dict[str, Change]) -> Layout:
-    """Flat positions and relative values, as many in every linear as its size times one share.
+    """Store flat positions and relative values, the same share of every linear.
 
     Raises:
-        InputError: a linear is no ``nn.Linear``, or is changed by a low-rank product.
+        InputError: a linear is not an ``nn.Linear``, or is changed by a low-rank product.
     """
     _only_entries(changes, "supertuning")
     sparsity = 1 - max(len(change.rows) / change.size for change in changes.values())
 
     def count(change: Change) -> int:
-        return int(change.size * (1 - sparsity))  # as peft counts, rounding and all
+        return int(change.size * (1 - sparsity))  # with the rounding of peft
 
     while any(count(change) < len(change.rows) for change in changes.values()):
         sparsity = math.nextafter(sparsity, -1.0)
@@ -80,52 +81,56 @@ def supertuning(changes: dict[str, Change]) -> Layout:
 
 
 def shira(changes: dict[str, Change]) -> Layout:
-    """Rows, columns and relative values, ``r·(in + out)`` of them in every linear.
+    """Store rows, columns and relative values, ``r·(in + out)`` in every linear.
 
     Raises:
-        InputError: as for supertuning; or a linear is too small to hold as many entries as another needs.
+        InputError: as in :func:`supertuning`; or a linear is too small for the r that another one needs.
     """
     _only_entries(changes, "shira")
     r = max(math.ceil(len(change.rows) / sum(change.shape)) for change in changes.values())
     for name, change in changes.items():
         if r * sum(change.shape) > change.size:
             raise InputError(
-                f"SHiRA holds r·(in + out) entries in every linear, and with the r={r} that this delta needs that is "
-                f"more than linear {name!r} has ({list(change.shape)}): export with peft_type='supertuning'"
+                f"SHiRA stores r·(in + out) entries in every linear. This delta needs r={r}, and linear {name!r} "
+                f"({list(change.shape)}) is too small for that: export with peft_type='supertuning'"
             )
     config = {"r": r, "mask_type": "random"}  # the mask is replaced by the indices when the adapter is loaded
     return _padded(changes, lambda change: r * sum(change.shape), config, "shira_weight", "shira_indices", _pairs)
 
 
 def lora(changes: dict[str, Change]) -> Layout:
-    """Low-rank products as they are, and entries as exact ones of rank min(distinct columns, distinct rows).
+    """Store low-rank products, and entries as exact products of rank min(distinct columns, distinct rows).
 
-    The scale alpha/r is the same for all, since some servers know one only: where products differ in it, or stand
-    beside entries, it goes into B.
+    All linears get the same rank, the highest that one of them needs: the factors of the others are padded with zeros,
+    which add nothing to the product. The config then holds one ``r`` and one ``lora_alpha``. With a rank and an alpha
+    for each linear (``rank_pattern``, ``alpha_pattern``) the change would be right in peft only: vLLM scales every
+    linear by one alpha/r, and llama.cpp scales each by the one alpha over the linear's own rank.
+
+    If products differ in scale, or stand beside entries, the scale is multiplied into B.
     """
     scales = {change.product.scale if change.product else 1.0 for change in changes.values()}
     scale = scales.pop() if len(scales) == 1 else 1.0
+    factors = {name: _factors(change) for name, change in changes.items()}
+    rank = max(a.shape[0] for _, a in factors.values())
     tensors: dict[str, Tensor] = {}
-    ranks: dict[str, int] = {}
-    held = 0
+    padded = 0
     for name, change in changes.items():
-        b, a = _factors(change)
+        b, a = factors[name]
+        stored = len(change.rows) if change.product is None else a.numel() + b.numel()
         if change.product is not None and change.product.scale != scale:
             b = b * (change.product.scale / scale)
+        missing = rank - a.shape[0]
+        a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))  # rows of A, columns of B
         tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
-        ranks[f"^{re.escape(name)}$"] = a.shape[0]
-        held += 0 if change.product else a.numel() + b.numel() - len(change.rows)
-    highest = max(ranks.values())
+        padded += a.numel() + b.numel() - stored
     config = {
-        "r": highest,
-        "rank_pattern": ranks,
-        "lora_alpha": scale * highest,
-        "alpha_pattern": {name: scale * rank for name, rank in ranks.items()},
+        "r": rank,
+        "lora_alpha": scale * rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": not any(change.plain for change in changes.values()),
     }
-    return Layout(config, tensors, held)
+    return Layout(config, tensors, padded)
 
 
 LAYOUTS: dict[str, Callable[[dict[str, Change]], Layout]] = {"supertuning": supertuning, "shira": shira, "lora": lora}
@@ -133,51 +138,54 @@ LAYOUTS: dict[str, Callable[[dict[str, Change]], Layout]] = {"supertuning": supe
 
 def _only_entries(changes: dict[str, Change], kind: str) -> None:
     for name, change in changes.items():
-        why = None if change.plain else "peft takes nn.Linear only there, and this is none (a Conv1D, as in GPT-2)"
-        why = why if change.product is None else "it is changed by a low-rank product"
-        if why is not None:
-            raise InputError(f"{kind} cannot hold linear {name!r}: {why}: export with peft_type='lora'")
+        reason = None
+        if change.product is not None:
+            reason = "it is changed by a low-rank product"
+        elif not change.plain:
+            reason = "this type supports nn.Linear only, and the layer is another one (Conv1D, as in GPT-2)"
+        if reason is not None:
+            raise InputError(f"{kind} cannot represent linear {name!r}: {reason}: export with peft_type='lora'")
 
 
 def _padded(
     changes: dict[str, Change],
     count: Callable[[Change], int],
     config: dict[str, Any],
-    values: str,
-    places: str,
-    form: Callable[[Change, Tensor], Tensor],
+    values_name: str,
+    positions_name: str,
+    encode: Callable[[Change, Tensor], Tensor],
 ) -> Layout:
-    """Values and positions of every linear, filled up to its count with zeros at the first unused positions."""
+    """Store values and positions of every linear, padded to its count with zeros at the first unused positions."""
     tensors: dict[str, Tensor] = {}
     padded = 0
     for name, change in changes.items():
-        taken = change.rows * change.shape[1] + change.columns
-        more = count(change) - len(taken)
-        free = torch.ones(change.size, dtype=torch.bool)
-        free[taken] = False
-        flat = torch.cat([taken, free.nonzero()[:more, 0]])
-        tensors[f"{name}.{values}"] = torch.cat([change.relative, torch.zeros(more)])
-        tensors[f"{name}.{places}"] = form(change, flat)
-        padded += more
+        used = change.rows * change.shape[1] + change.columns
+        num_zeros = count(change) - len(used)
+        unused = torch.ones(change.size, dtype=torch.bool)
+        unused[used] = False
+        flat = torch.cat([used, unused.nonzero()[:num_zeros, 0]])
+        tensors[f"{name}.{values_name}"] = torch.cat([change.relative, torch.zeros(num_zeros)])
+        tensors[f"{name}.{positions_name}"] = encode(change, flat)
+        padded += num_zeros
     return Layout(config, tensors, padded)
 
 
 def _flat(change: Change, flat: Tensor) -> Tensor:
-    """int32 [n]: as peft stores them."""
+    """Return flat positions as peft stores them, int32 [n]."""
     if change.size > 2**31:
-        raise InputError(f"peft counts positions in 32 bits, and a linear of {list(change.shape)} has more")
+        raise InputError(f"peft stores positions in 32 bits, and a linear of {list(change.shape)} has more")
     return flat.int()
 
 
 def _pairs(change: Change, flat: Tensor) -> Tensor:
-    """int32 [2, n]: rows and columns."""
+    """Return rows and columns, int32 [2, n]."""
     return torch.stack([flat // change.shape[1], flat % change.shape[1]]).int()
 
 
 def _factors(change: Change) -> tuple[Tensor, Tensor]:
-    """B [out, rank] and A [rank, in], fp32, whose product is the change, but for a product's own scale.
+    """Return B [out, rank] and A [rank, in], fp32, whose product is the change without a product's scale.
 
-    Every entry is one number times one, so nothing is rounded.
+    Every entry is a number times 1, so nothing is rounded.
     """
     if change.product is not None:
         return change.product.b, change.product.a

@@ -1,0 +1,195 @@
+"""Allocations: functions that spread a number of entries over linears and their neurons, given scores.
+
+An allocation is a function ``(shapes, scores, num_entries) -> {name: flat indices}``. It reads the scores of one linear
+at a time and keeps only entries that can still be chosen, so it never holds a second copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskedge.errors import BudgetError, InputError
+from taskedge.registry import Registry
+from taskedge.selection.patterns import Pattern, read_pattern
+
+Shapes = Mapping[str, tuple[int, int]]
+"""(rows, columns that may be chosen in a row) by linear."""
+Scores = Callable[[str], Tensor]
+"""Scores of one linear, float32 [out, in], equal at every call; columns that may not be chosen are -inf."""
+Allocation = Callable[[Shapes, Scores, int], dict[str, Tensor]]
+"""Returns ``row * in + column`` by linear, int64 [n], ascending, on the CPU; linears without entries may be absent."""
+
+DEFAULT_ALLOCATION = "per_neuron"
+
+ALLOCATIONS: Registry[Allocation] = Registry("allocation", __name__)
+
+
+def allocate(allocation: str, shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+    """Choose exactly ``num_entries`` entries by the allocation of a name.
+
+    Raises:
+        BudgetError: ``num_entries`` is below 1 or above what the linears can carry.
+        InputError: a score is not a number.
+    """
+    capacity = sum(rows * columns for rows, columns in shapes.values())
+    if num_entries < 1:
+        raise BudgetError(f"a budget of {num_entries} entries trains nothing: give a larger share, or per_neuron=1")
+    if num_entries > capacity:
+        raise BudgetError(
+            f"a budget of {num_entries:,} entries is more than the {capacity:,} that {len(shapes)} linears can carry: "
+            "lower the budget, or let more linears or columns take part"
+        )
+    return ALLOCATIONS[allocation](shapes, scores, num_entries)
+
+
+def top_indices(values: Tensor, count: int) -> Tensor:
+    """Return the indices of the ``count`` largest of ``values`` [n], best first, ties to the lower index."""
+    return torch.sort(values, descending=True, stable=True).indices[:count]
+
+
+def refuse_nan(name: str, top_scores: Tensor) -> None:
+    """Raise InputError if a chosen score is NaN; NaN sorts above every number, so it is always among the chosen."""
+    if top_scores.isnan().any():
+        raise InputError(f"the scores of linear {name!r} are not numbers: does the model hold NaN weights?")
+
+
+@ALLOCATIONS.register("per_neuron")
+def per_neuron(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+    """Evenly: every neuron gets its K best inputs, and the rest goes to the neurons with the highest next score.
+
+    K is the largest whole number within the budget; a row shorter than K is chosen completely. Source: TaskEdge (arXiv
+    2504.03718). How the rest is spent, so that a budget is met exactly, is this project's.
+    """
+    per_row = _entries_per_row(shapes, num_entries)
+    num_left = num_entries - sum(rows * min(per_row, columns) for rows, columns in shapes.values())
+
+    chosen: dict[str, list[Tensor]] = {}
+    next_scores, next_entries, owners = [], [], []
+    for index, (name, (rows, columns)) in enumerate(shapes.items()):
+        score = scores(name)
+        width = score.shape[1]
+        top, column = score.topk(min(per_row + 1, columns), dim=1)  # [rows, depth], best first
+        del score  # before the next is computed
+        refuse_nan(name, top)
+        flat = column + torch.arange(rows, device=column.device)[:, None] * width
+        chosen[name] = [flat[:, :per_row].flatten().cpu()]
+        if columns > per_row:
+            next_scores.append(top[:, per_row].cpu())
+            next_entries.append(flat[:, per_row].cpu())
+            owners.append(torch.full((rows,), index))
+    if num_left:
+        winners = top_indices(torch.cat(next_scores), num_left)
+        winner, owner = torch.cat(next_entries)[winners], torch.cat(owners)[winners]
+        for index, name in enumerate(shapes):
+            chosen[name].append(winner[owner == index])
+    return {name: torch.cat(parts).sort().values for name, parts in chosen.items()}
+
+
+def _entries_per_row(shapes: Shapes, num_entries: int) -> int:
+    """Return the largest K with ``Σ rows·min(K, columns) ≤ num_entries``."""
+    low, high = 0, max(columns for _, columns in shapes.values())
+    while low < high:
+        middle = (low + high + 1) // 2
+        if sum(rows * min(middle, columns) for rows, columns in shapes.values()) <= num_entries:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@ALLOCATIONS.register("per_layer")
+def per_layer(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+    """An equal share of every linear, met exactly by largest remainders; within a linear, the best entries anywhere."""
+    chosen = {}
+    for name, count in _proportional_counts(shapes, num_entries).items():
+        if count:
+            top, flat = scores(name).flatten().topk(count)
+            refuse_nan(name, top)
+            chosen[name] = flat.sort().values.cpu()
+    return chosen
+
+
+def _proportional_counts(shapes: Shapes, num_entries: int) -> dict[str, int]:
+    """Return whole numbers that sum to ``num_entries``, in proportion to the sizes of the linears."""
+    sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
+    total = sum(sizes.values())
+    counts = {name: num_entries * size // total for name, size in sizes.items()}
+    by_remainder = sorted(sizes, key=lambda name: -(num_entries * sizes[name] % total))  # stable: ties in model order
+    for name in by_remainder[: num_entries - sum(counts.values())]:
+        counts[name] += 1
+    return counts
+
+
+@ALLOCATIONS.register("global")
+def global_(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+    """The best entries of the model, in any linear: the uneven control."""
+    values, flats, owners = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    for index, (name, (rows, columns)) in enumerate(shapes.items()):
+        top, flat = scores(name).flatten().topk(min(num_entries, rows * columns))
+        refuse_nan(name, top)
+        values = torch.cat([values, top.cpu()])
+        flats = torch.cat([flats, flat.cpu()])
+        owners = torch.cat([owners, torch.full((len(flat),), index)])
+        keep = top_indices(values, num_entries)  # an entry dropped here can never be chosen
+        values, flats, owners = values[keep], flats[keep], owners[keep]
+    chosen = {name: flats[owners == index].sort().values for index, name in enumerate(shapes)}
+    return {name: flat for name, flat in chosen.items() if len(flat)}
+
+
+@ALLOCATIONS.register("global_per_neuron")
+def global_per_neuron(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+    """As many entries of each linear as ``global`` chooses, spread over its neurons as ``per_neuron`` does.
+
+    Source: TR-PTS (arXiv 2507.22872): the global top share sets each layer's budget, then rows choose.
+    """
+    counts = {name: len(flat) for name, flat in global_(shapes, scores, num_entries).items()}
+    # one linear at a time, so that entries beyond K per neuron stay in their linear
+    return {name: per_neuron({name: shapes[name]}, scores, count)[name] for name, count in counts.items()}
+
+
+@dataclass(frozen=True)
+class PatternAllocation:
+    """The allocation ``N:M``: in each row, the N best of every group of M consecutive inputs.
+
+    A last, shorter group of r inputs gets its min(N, r) best. The pattern is the budget, so ``num_entries`` is ignored.
+    Source: TaskEdge (arXiv 2504.03718), for sparse tensor cores; the shorter group is this project's.
+    """
+
+    pattern: Pattern
+
+    def num_entries(self, shapes: Shapes) -> int:
+        """Return how many entries the pattern chooses."""
+        return sum(rows * self.pattern.per_row(columns) for rows, columns in shapes.values())
+
+    def __call__(self, shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+        """Choose the entries; see :data:`Allocation`."""
+        return {name: self._choose(name, scores(name)) for name in shapes}
+
+    def _choose(self, name: str, score: Tensor) -> Tensor:
+        """Return the flat indices of one linear, ascending."""
+        n, m = self.pattern.n, self.pattern.m
+        rows, width = score.shape
+        grouped = width // m * m  # columns in full groups
+        parts = []
+        if grouped:
+            top, offset = score[:, :grouped].reshape(rows, -1, m).topk(n, dim=2)  # [rows, groups, n]
+            refuse_nan(name, top)
+            parts.append((offset + torch.arange(0, grouped, m, device=score.device)[:, None]).flatten(1))
+        if width > grouped:
+            top, offset = score[:, grouped:].topk(min(n, width - grouped), dim=1)
+            refuse_nan(name, top)
+            parts.append(offset + grouped)
+        columns = torch.cat(parts, dim=1).sort(dim=1).values
+        return (columns + torch.arange(rows, device=score.device)[:, None] * width).flatten().cpu()
+
+
+def _pattern_allocation(name: str) -> PatternAllocation | None:
+    pattern = read_pattern(name)
+    return None if pattern is None else PatternAllocation(pattern)
+
+
+ALLOCATIONS.add_family("N:M", _pattern_allocation)
