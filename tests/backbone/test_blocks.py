@@ -1,4 +1,4 @@
-"""Blocks are found by shape: the members of an outermost list of like modules."""
+"""Blocks are found by structure: the members of an outermost list of modules of one class."""
 
 import tiny
 from torch import nn

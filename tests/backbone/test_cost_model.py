@@ -1,3 +1,5 @@
+"""Costs counted on models of any names, against formulas and against a model with weights."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taskedge.backbone.cost_model import block_table, dummy_inputs, first_float, shape_digest, skeleton, spread
+from taskedge.backbone.cost_model import (
+    block_table,
+    distribute_entries,
+    dummy_inputs,
+    first_float,
+    shape_digest,
+    skeleton,
+)
 from taskedge.errors import InputError
 
 TINY = {
@@ -27,7 +36,7 @@ def tiny(device: str = "cpu", **changes) -> nn.Module:
 
 
 class Stack(nn.Module):
-    """Layers of one linear and one ReLU each, under names of no known model."""
+    """Layers of one linear and one ReLU each, under unusual names."""
 
     class Layer(nn.Module):
         def __init__(self, width: int, inner: int) -> None:
@@ -164,7 +173,7 @@ def test_first_float() -> None:
 
 @given(st.integers(0, 10_000), st.lists(st.integers(0, 500), min_size=1, max_size=12))
 def test_spread_is_exact_and_even(entries, rows) -> None:
-    got = spread(entries, np.array(rows))
+    got = distribute_entries(entries, np.array(rows))
     if not sum(rows):
         assert not got.any()
         return

@@ -1,4 +1,4 @@
-"""A base comes with a head for the task, or with a message that says what is wrong with it."""
+"""A base loads with a head for the task, or an error says what is wrong with it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tiny_task
 import torch
 import transformers
 
-from taskedge.backbone.loading import load_base, load_classifier
+from taskedge.backbone.loading import load_base, load_classifier, locate_base
 from taskedge.errors import InputError, UnknownName
 
 LABELS = ["neg", "pos"]
@@ -31,10 +31,10 @@ def test_a_fresh_head_is_told_and_comes_from_the_generator(base, capfd):
     one = load_classifier(base, LABELS)
     torch.manual_seed(3)
     other = load_classifier(base, LABELS)
-    assert one.fresh == ("classifier.weight", "classifier.bias")
+    assert one.new_parameters == ("classifier.weight", "classifier.bias")
     assert torch.equal(one.model.classifier.weight, other.model.classifier.weight)
     assert one.model.config.id2label == {0: "neg", 1: "pos"}
-    assert one.longest == 64
+    assert one.max_positions == 64
     assert capfd.readouterr() == ("", "")
 
 
@@ -43,17 +43,17 @@ def test_its_own_head_is_used_where_it_fits(tmp_path, capfd):
     capfd.readouterr()
     stored = transformers.BertForSequenceClassification.from_pretrained(own)
     loaded = load_classifier(own, LABELS)
-    assert loaded.fresh == ()
+    assert loaded.new_parameters == ()
     assert torch.equal(loaded.model.classifier.weight, stored.classifier.weight)
-    assert load_classifier(own, ["a", "b", "c"]).fresh == ("classifier.weight", "classifier.bias")
+    assert load_classifier(own, ["a", "b", "c"]).new_parameters == ("classifier.weight", "classifier.bias")
     assert "classifier" not in capfd.readouterr().err  # no load report of Hugging Face's
 
 
 def test_padding_where_there_is_none(tmp_path):
     loaded = load_classifier(tiny_task.gpt2(tmp_path / "gpt2"), LABELS)
     assert loaded.tokenizer.pad_token_id == loaded.model.config.pad_token_id == 3
-    assert loaded.fresh == ("score.weight",)
-    assert loaded.longest == 64
+    assert loaded.new_parameters == ("score.weight",)
+    assert loaded.max_positions == 64
 
 
 def test_positions_that_are_counted_from_after_the_padding(tmp_path):
@@ -63,7 +63,7 @@ def test_positions_that_are_counted_from_after_the_padding(tmp_path):
     )  # fmt: skip
     folder = tiny_task._save(transformers.RobertaModel(config), tmp_path / "roberta")
     loaded = load_classifier(folder, LABELS)
-    assert loaded.longest == 18
+    assert loaded.max_positions == 18
     loaded.model(input_ids=torch.full((1, 18), 5))
     with pytest.raises((IndexError, RuntimeError)):
         loaded.model(input_ids=torch.full((1, 19), 5))
@@ -72,7 +72,7 @@ def test_positions_that_are_counted_from_after_the_padding(tmp_path):
 def test_no_positions_at_all(tmp_path):
     config = transformers.XLNetConfig(vocab_size=30, d_model=16, n_layer=1, n_head=2, d_inner=32)
     folder = tiny_task._save(transformers.XLNetModel(config), tmp_path / "xlnet")
-    assert load_classifier(folder, LABELS).longest is None
+    assert load_classifier(folder, LABELS).max_positions is None
 
 
 def broken(folder, how):
@@ -154,7 +154,7 @@ def test_pickled_weights_are_never_read(copy):
 def test_a_regression_has_one_output(base, tmp_path):
     loaded = load_base("text-regression", base)
     assert (loaded.model.config.num_labels, loaded.model.config.problem_type) == (1, "regression")
-    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    assert loaded.new_parameters == ("classifier.weight", "classifier.bias")
     assert load_base("text-regression", tiny_task.bert(tmp_path / "two", classes=2)).model.classifier.out_features == 1
     with pytest.raises(UnknownName, match="unknown task 'regression'; did you mean 'text-regression'"):
         load_base("regression", base)
@@ -170,12 +170,12 @@ def test_the_dtype_of_the_files_or_another(base, tmp_path, dtype, expected):
 
 @pytest.mark.parametrize("make", [tiny_task.gpt2_lm, tiny_task.llama])
 def test_a_language_model_brings_its_head(tmp_path, make):
-    from taskedge.backbone.linears import head_parameters
+    from taskedge.backbone.candidates import head_parameters
 
     folder = make(tmp_path / "lm")
     loaded = load_base("text-generation", folder)
     stored = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    assert loaded.fresh == ()
+    assert loaded.new_parameters == ()
     assert head_parameters(loaded.model) == []
     assert loaded.model.config.pad_token_id == stored.config.pad_token_id
     assert torch.equal(loaded.model.get_output_embeddings().weight, stored.get_output_embeddings().weight)
@@ -202,12 +202,12 @@ def test_what_cannot_generate(base, tmp_path):
 
 def test_a_model_of_images_brings_its_processor(tmp_path):
     said = []
-    loaded = load_base("image-classification", tiny_task.vit(tmp_path / "vit"), LABELS, say=said.append)
-    assert (loaded.tokenizer, loaded.longest, said) == (None, None, [])
-    assert list(loaded.images.image_mean) == [0.4, 0.5, 0.6]
-    assert loaded.fresh == ("classifier.weight", "classifier.bias")
+    loaded = load_base("image-classification", tiny_task.vit(tmp_path / "vit"), LABELS, log=said.append)
+    assert (loaded.tokenizer, loaded.max_positions, said) == (None, None, [])
+    assert list(loaded.image_processor.image_mean) == [0.4, 0.5, 0.6]
+    assert loaded.new_parameters == ("classifier.weight", "classifier.bias")
     plain = tiny_task.vit(tmp_path / "plain", processor=False)
-    loaded = load_base("image-classification", plain, LABELS, say=said.append)
+    loaded = load_base("image-classification", plain, LABELS, log=said.append)
     assert said == [f"{plain} has no preprocessor_config.json: images become 8 x 8, their values -1 to 1"]
     (plain / "preprocessor_config.json").write_text("{")
     with pytest.raises(InputError, match="cannot be loaded as a model with an image processor"):
@@ -226,3 +226,28 @@ def test_what_takes_no_images_or_no_text(base, tmp_path):
     (vit / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="for images of 1 channels; only those of 3 can be used"):
         load_base("image-classification", vit, LABELS)
+
+
+def test_a_base_is_located_from_here_then_from_the_file_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("here/base", "there/base", "there/only/bert"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    there = tmp_path / "there"
+    assert locate_base("base", there) == "base"
+    assert locate_base("only/bert", there) == str(there / "only" / "bert")
+    assert locate_base(str(there / "base"), tmp_path) == str(there / "base")
+    assert locate_base("", there) == ""
+    for hub_id in ("bert-base-uncased", "google/bert_uncased_L-2", "a.b/c-d"):
+        assert locate_base(hub_id, there) == hub_id
+
+
+@pytest.mark.parametrize("name", ["./base", "../base", "~/base", "/no/base", "a/b/c", "models/", "my models/bert", "x/y"])
+def test_a_path_that_does_not_exist_is_a_missing_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", None)  # nobody calls it
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"{name}: no such folder"):
+        locate_base(name, tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"{name}: no such folder"):
+        load_classifier(name, ["a", "b"])

@@ -1,4 +1,4 @@
-"""Models by their shape: the known ones have the sizes that they are known for, and weights are used where they are."""
+"""Known shapes have the published sizes, and weights are loaded where there are any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import tiny_task
 import torch
 
-from taskedge.backbone.shapes import AUTO, SHAPES, known_shape, shape_of
+from taskedge.backbone.shapes import KIND_AUTO_CLASSES, SHAPES, known_shape, shape_of
 from taskedge.errors import InputError, UnknownName
 
 PARAMETERS = {
@@ -19,7 +19,7 @@ PARAMETERS = {
 
 
 def test_there_is_one_of_each_kind():
-    assert {known_shape(name).kind for name in SHAPES} == set(AUTO)
+    assert {known_shape(name).kind for name in SHAPES} == set(KIND_AUTO_CLASSES)
     assert SHAPES.keys() == PARAMETERS.keys()
 
 
@@ -59,7 +59,7 @@ def test_random_ones_where_there_are_none(tmp_path):
     assert (own, len(said), next(model.parameters()).device.type) == (False, 1, "cpu")
 
 
-def test_mistakes(tmp_path):
+def test_unknown_names_and_unknown_architectures(tmp_path):
     with pytest.raises(InputError, match="has no config that can be used"):
         shape_of(str(tmp_path / "nothere"))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))

@@ -1,4 +1,4 @@
-"""What the CPU gives, a CUDA device gives: the choice, the training, the file, and 2:4 through sparse tensor cores."""
+"""A CUDA device selects, trains and writes the same as the CPU, and multiplies 2:4 on sparse tensor cores."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import taskedge as te
 from taskedge.forms import semi_structured
 from taskedge.forms.semi_structured import beside, has_sparse_tensor_cores
 from taskedge.training.data.text_data import outputs
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.trainer import train
+from taskedge.training.trainer_config import TrainerConfig
 
 CUDA = torch.device("cuda")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 
 def both(model, seeds=range(4)):
-    """The model here and there in fp64, and batches for either."""
+    """Return the model on the CPU and on the device in fp64, and batches for either."""
     given = [tiny.batch(model, seed=seed) for seed in seeds]
     given = [
         {key: value.double() if value.is_floating_point() else value for key, value in one.items()}
@@ -52,17 +52,17 @@ def test_training_and_the_file_are_those_of_the_cpu(model, form, tmp_path):
     support = te.select(here, given, per_neuron=1)
     for one in (here, moved):
         te.install(one, support, step="activation", form=form, seed=1)
-    optimisers = [torch.optim.SGD(tiny.trained(one), lr=0.1) for one in (here, moved)]
+    optimizers = [torch.optim.SGD(tiny.trained(one), lr=0.1) for one in (here, moved)]
     for batch in given:
-        for one, optimiser, held in zip((here, moved), optimisers, (batch, there(batch)), strict=True):
-            optimiser.zero_grad()
-            tiny.loss(one, held).backward()
-            optimiser.step()
+        for one, optimizer, device_batch in zip((here, moved), optimizers, (batch, there(batch)), strict=True):
+            optimizer.zero_grad()
+            tiny.loss(one, device_batch).backward()
+            optimizer.step()
     deltas = [te.extract(one) for one in (here, moved)]
     for name, linear in deltas[0].linears.items():
         torch.testing.assert_close(deltas[1].linears[name].values.cpu(), linear.values, rtol=1e-5, atol=1e-7)
 
-    read = te.load(deltas[1].save(tmp_path / "task.safetensors"))
+    read = te.load(te.save(deltas[1], tmp_path / "task.safetensors"))
     for name, linear in deltas[1].linears.items():
         assert torch.equal(read.linears[name].values, linear.values.cpu())
         assert torch.equal(read.linears[name].rows, linear.rows.cpu())
@@ -78,8 +78,8 @@ def test_a_delta_is_applied_and_reverted_bit_for_bit(bert):
         nn.init.normal_(parameter, std=0.1)
     delta = te.extract(twin)
     te.apply(there_model, delta)
-    held = there(tiny.batch(bert))
-    assert torch.equal(tiny.logits(there_model, held), tiny.logits(te.fuse(twin), held))
+    device_batch = there(tiny.batch(bert))
+    assert torch.equal(tiny.logits(there_model, device_batch), tiny.logits(te.fuse(twin), device_batch))
     te.revert(there_model, delta)
     assert tiny.same_bits(there_model.state_dict(), before)
 
@@ -92,7 +92,9 @@ def test_the_training_loop_stays_on_the_device(bert, tmp_path):
         return {key: torch.stack([torch.as_tensor(row[key]) for row in chosen]) for key in chosen[0]}
 
     te.install(model, te.select(model, [collate(rows[:4])], per_neuron=1))
-    done = fit(model, rows, collate, FitSettings(epochs=2, batch_size=4, lr=1e-2, regrow=2), tmp_path, progress=False)
+    done = train(
+        model, rows, collate, TrainerConfig(epochs=2, batch_size=4, lr=1e-2, regrow=2), tmp_path, progress=False
+    )
     assert done.steps == 6
     assert all(parameter.device.type == CUDA.type for parameter in model.parameters())
     assert outputs(model, rows, collate).shape == (12, tiny.LABELS)

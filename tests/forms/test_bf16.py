@@ -1,4 +1,4 @@
-"""bf16: offsets train in fp32, the weight holds what they come to, rounded once; nothing small is lost."""
+"""bf16: offsets train in fp32 and are rounded once, into the weight; small updates are not lost."""
 
 import copy
 
@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import taskedge as te
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.forms.sparse import sparse_layers
-from taskedge.selection.support import LinearSupport, Support
+from taskedge.selection.support import LayerSupport, Support
 
 
 def one_entry(weight=1.0):
     layer = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
     layer.weight.data.fill_(weight)
-    return te.install(layer, Support({"": LinearSupport.from_flat((1, 1), torch.tensor([0]), "")}, 1), trainable=[])
+    return te.install(layer, Support({"": LayerSupport.from_flat((1, 1), torch.tensor([0]), "")}, 1), trainable=[])
 
 
 @pytest.mark.parametrize("step", ["plain", "activation"])
@@ -36,17 +36,17 @@ def test_the_weight_holds_the_rounded_values_and_nothing_else_changed(make, step
         entries, linear = layer.entries, linears(model)[name]
         moved = entries.offsets if entries.step is None else entries.step * entries.offsets
         exact = entries.base.double() + moved.detach().double()
-        held = linear.read(entries.rows, entries.columns)
-        assert held.dtype == torch.bfloat16
-        assert torch.equal(held, exact.float().to(torch.bfloat16))
-        assert ((held.double() - exact).abs() <= exact.abs() * 2**-8).all()  # half a step of bf16
-        assert not torch.equal(exact.float(), held.float())  # the offsets know more than the weight
-        original = linear.kind.matrix(before[f"{name}.weight"]).clone()
-        original[entries.rows, entries.columns] = held
+        stored = linear.read(entries.rows, entries.columns)
+        assert stored.dtype == torch.bfloat16
+        assert torch.equal(stored, exact.float().to(torch.bfloat16))
+        assert ((stored.double() - exact).abs() <= exact.abs() * 2**-8).all()  # half a step of bf16
+        assert not torch.equal(exact.float(), stored.float())  # the offsets know more than the weight
+        original = linear.adapter.matrix(before[f"{name}.weight"]).clone()
+        original[entries.rows, entries.columns] = stored
         assert torch.equal(linear.weight, original)
 
 
-def test_small_updates_of_an_optimiser_add_up_where_a_bf16_weight_would_lose_them():
+def test_small_updates_of_an_optimizer_add_up_where_a_bf16_weight_would_lose_them():
     """200 steps of 1e-3 from 1.0: each is a quarter of the distance to the next bf16 number."""
     naive = nn.Parameter(torch.ones(1, 1, dtype=torch.bfloat16))
     layer = one_entry()
@@ -66,7 +66,7 @@ def test_small_updates_of_an_optimiser_add_up_where_a_bf16_weight_would_lose_the
 def test_a_delta_of_a_bf16_base_keeps_the_fp32_values_and_is_applied_rounded(tmp_path):
     layer = one_entry()
     layer.entries.offsets.data.fill_(1e-3)
-    delta = te.load(te.extract(layer).save(tmp_path / "bf16.delta"))
+    delta = te.load(te.save(te.extract(layer), tmp_path / "bf16.delta"))
     assert delta.linears[""].base_dtype == "bfloat16"
     assert delta.linears[""].values.item() == pytest.approx(1.001, rel=1e-6)
     base = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
@@ -106,7 +106,7 @@ def test_autocast_trains_fp32_offsets_on_weights_of_either_dtype(make, dtype):
         logits.float().square().mean().backward()
     for name, layer in sparse_layers(model).items():
         entries = layer.entries
-        dense = linears(twin)[name].kind.matrix(twin.get_submodule(name).weight.grad)[entries.rows, entries.columns]
+        dense = linears(twin)[name].adapter.matrix(twin.get_submodule(name).weight.grad)[entries.rows, entries.columns]
         assert entries.offsets.grad.dtype == torch.float32
         assert (entries.offsets.grad - dense.float()).norm() <= 2e-2 * dense.float().norm()
     entries = next(iter(sparse_layers(model).values())).entries
@@ -114,10 +114,10 @@ def test_autocast_trains_fp32_offsets_on_weights_of_either_dtype(make, dtype):
     with torch.autocast("cpu", torch.bfloat16):
         tiny.logits(model, given if dtype == torch.float32 else as_bf16(given))
     name = next(iter(sparse_layers(model)))
-    held = linears(model)[name].read(entries.rows, entries.columns)
-    assert torch.equal(held, entries.values.to(dtype))  # autocast never reaches the stored weight
+    stored = linears(model)[name].read(entries.rows, entries.columns)
+    assert torch.equal(stored, entries.values.to(dtype))  # autocast never reaches the stored weight
 
 
 def as_bf16(given):
-    """Pictures in bf16; token ids as they are."""
+    """Return images in bf16 and token ids unchanged."""
     return {key: value.bfloat16() if value.is_floating_point() else value for key, value in given.items()}

@@ -1,4 +1,4 @@
-"""``install`` freezes all but what is named, and refuses without a trace; ``fuse`` is its mirror image."""
+"""``install`` freezes all but the named parameters, an error leaves no trace, and ``fuse`` undoes it."""
 
 import copy
 
@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import taskedge as te
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
 from taskedge.forms.install import installation, require_installation
 from taskedge.forms.sparse import SparseLayer, sparse_layers
-from taskedge.selection.support import LinearSupport, Support
+from taskedge.selection.support import LayerSupport, Support
 
 
 def chosen(model, **options):
@@ -20,7 +20,7 @@ def chosen(model, **options):
 
 
 def snapshot(model):
-    """All that a refused install could have changed."""
+    """Return everything that a failed install could have changed."""
     return (
         {name: tiny.bits(tensor).tolist() for name, tensor in model.state_dict().items()},
         {name: (type(module), sorted(module.__dict__)) for name, module in model.named_modules()},
@@ -34,15 +34,15 @@ def test_only_the_entries_and_the_head_train(model):
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     heads = {name for name in names if not name.endswith(".entries.offsets")}
     assert names - heads == {f"{name}.entries.offsets" for name in support.linears}
-    assert heads == set(require_installation(model).whole)
+    assert heads == set(require_installation(model).full_parameters)
     assert heads
     assert sum(parameter.numel() for name, parameter in model.named_parameters() if name in names - heads) == (
-        support.entries
+        support.num_entries
     )
 
 
 @pytest.mark.parametrize(
-    ("trainable", "whole"),
+    ("trainable", "expected"),
     [
         ([], set()),
         (["classifier"], {"classifier.weight", "classifier.bias"}),
@@ -50,10 +50,10 @@ def test_only_the_entries_and_the_head_train(model):
         (["*.1.*LayerNorm.bias"], {f"bert.encoder.layer.1.{part}output.LayerNorm.bias" for part in ("", "attention.")}),
     ],
 )
-def test_what_trains_whole_can_be_named_or_matched(bert, trainable, whole):
+def test_full_parameters_can_be_named_or_matched(bert, trainable, expected):
     te.install(bert, chosen(bert), trainable=trainable)
     names = {name for name, parameter in bert.named_parameters() if parameter.requires_grad}
-    assert {name for name in names if "entries" not in name} == whole
+    assert {name for name in names if "entries" not in name} == expected
 
 
 def test_objects_names_and_hooks_stay(bert):
@@ -104,7 +104,7 @@ def test_fuse_leaves_plain_layers_with_the_trained_values(model):
             assert torch.equal(linear.weight[entries.rows, entries.columns], values[name])
     changed = sum(int((after[name] != before[name]).sum()) for name in before)
     heads = sum(after[name].numel() for name in after if name.startswith(("classifier", "score", "head")))
-    assert support.entries <= changed <= support.entries + heads
+    assert support.num_entries <= changed <= support.num_entries + heads
     assert installation(model) is None
     te.install(model, support)  # and again
 
@@ -123,29 +123,29 @@ def test_nothing_installed():
 
 
 def wrong_name(support):
-    return Support({"secnd": next(iter(support.linears.values()))}, support.model_parameters)
+    return Support({"secnnd": next(iter(support.linears.values()))}, support.model_parameters)
 
 
 def wrong_shape(support):
-    some = LinearSupport.from_flat((5, 5), torch.tensor([3]), "second")
+    some = LayerSupport.from_flat((5, 5), torch.tensor([3]), "second")
     return Support(support.linears | {"second": some}, support.model_parameters)
 
 
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (wrong_name, {}, r"no linear 'secnd'; did you mean 'second'\?"),
+        (wrong_name, {}, r"no linear 'secnnd'; did you mean 'second'\?"),
         (wrong_shape, {}, r"linear 'second' is \[8, 10\], but the support was made for \[5, 5\]"),
         (lambda support: Support({}, 1), {}, "the support is empty"),
         (lambda support: support, {"trainable": ["haed"]}, "no parameter is named 'haed'"),
         (lambda support: support, {"trainable": ["head", "*.wight"]}, "no parameter is named"),
-        (lambda support: support, {"step": "actvation"}, r"unknown step 'actvation'; did you mean 'activation'\?"),
+        (lambda support: support, {"step": "actvtion"}, r"unknown step 'actvtion'; did you mean 'activation'\?"),
         (lambda support: support, {"step": "activation"}, "needs the input norms of 'first'"),
         (lambda support: support, {"trainable": ["first"]}, r"'first\.weight' carries entries"),
         (lambda support: support, {"trainable": ["*"]}, "carries entries"),
     ],
 )
-def test_what_cannot_be_installed_leaves_the_model_as_it_was(mlp, change, options, message):
+def test_a_failed_install_leaves_the_model_unchanged(mlp, change, options, message):
     support = change(chosen(mlp))
     mlp.first.weight.requires_grad_(False)
     before = snapshot(mlp)
@@ -154,14 +154,14 @@ def test_what_cannot_be_installed_leaves_the_model_as_it_was(mlp, change, option
     assert snapshot(mlp) == before
 
 
-def test_a_head_with_entries_must_be_left_out_of_what_trains_whole(mlp):
+def test_a_head_with_entries_cannot_train_in_full(mlp):
     support = chosen(mlp, linears=["*"], budget="50%")
     with pytest.raises(InputError, match=r"'head\.weight' carries entries"):
         te.install(mlp, support)
     te.install(mlp, support, trainable=["head.bias"])
 
 
-def test_a_parameter_of_whole_numbers_cannot_train(mlp):
+def test_an_integer_parameter_cannot_train(mlp):
     mlp.codes = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
     support = chosen(mlp)
     before = snapshot(mlp)
@@ -198,7 +198,7 @@ def test_linears_that_cannot_carry_entries_are_refused():
 
     attention = nn.Module()
     attention.inner = nn.MultiheadAttention(4, 2)
-    given = Support({"inner.out_proj": LinearSupport.from_flat((4, 4), torch.tensor([1]), "inner.out_proj")}, 84)
+    given = Support({"inner.out_proj": LayerSupport.from_flat((4, 4), torch.tensor([1]), "inner.out_proj")}, 84)
     with pytest.raises(InputError, match="MultiheadAttention"):
         te.install(attention, given, trainable=[])
 

@@ -1,4 +1,4 @@
-"""A low-rank layer is its linear and ``scale·x AᵀBᵀ``: gradients of dense autograd in fp64, fused as it computed."""
+"""A low-rank layer adds ``scale·x AᵀBᵀ`` to its linear, with the gradients of dense autograd in fp64, and fuses."""
 
 import copy
 
@@ -11,10 +11,11 @@ from transformers import AlbertConfig, AlbertModel
 from transformers.pytorch_utils import Conv1D
 
 import taskedge as te
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
-from taskedge.forms.low_rank import Factors, from_base, fuse, low_rank_layers, with_product
-from taskedge.selection.support import LinearSupport, Support
+from taskedge.forms.low_rank import Factors, fuse_low_rank, low_rank_layers, make_low_rank, with_product
+from taskedge.selection.support import LayerSupport, Support
 
 
 def support_for(model, rank=3, names=None, **parts):
@@ -27,7 +28,7 @@ def installed(model, rank=3, trainable=(), names=None, **options):
 
 
 def stirred(model, dtype=torch.float64):
-    """The factors in fp64, B no longer 0, so that a comparison can be strict."""
+    """Convert the factors to fp64 and make B nonzero, so that a comparison can be strict."""
     draw = torch.Generator().manual_seed(3)
     for layer in low_rank_layers(model).values():
         product = layer.product
@@ -37,13 +38,13 @@ def stirred(model, dtype=torch.float64):
 
 
 def compare(plain, model, run):
-    """Outputs and the gradients of every A and B against a dense ``W + scale·BA``."""
+    """Compare outputs and the gradients of every A and B with a dense ``W + scale·BA``."""
     weights, factors = {}, {}
     for name, layer in low_rank_layers(model).items():
         a, b = (tensor.detach().clone().requires_grad_() for tensor in (layer.product.a, layer.product.b))
         linear = linears(plain)[name]
         weight = linear.weight + layer.product.scale * (b @ a)
-        weights[f"{name}.weight".removeprefix(".")] = linear.kind.matrix(weight)
+        weights[f"{name}.weight".removeprefix(".")] = linear.adapter.matrix(weight)
         factors[name] = a, b
     assert factors
     ours = run(model)
@@ -158,12 +159,14 @@ def test_several_ranks_share_one_alpha(mlp):
     assert [layer.product.scale for layer in low_rank_layers(mlp).values()] == [1.0, 1.0]
 
 
-def test_beside_entries_and_whole_parameters(bert):
-    """A hybrid: one linear by entries, one by a product, a bias whole, and the head."""
+def test_beside_entries_and_full_parameters(bert):
+    """A hybrid trains one linear by entries, one by a product, a bias in full, and the head."""
     names = list(candidates(bert))
     given = tiny.batch(bert)
     chosen = te.select(bert, [given], per_neuron=1, linears=names[:1])
-    support = Support(chosen.linears, 5859, low_rank={names[1]: 2}, whole=("bert.encoder.layer.1.output.dense.bias",))
+    support = Support(
+        chosen.linears, 5859, low_rank={names[1]: 2}, full_parameters=("bert.encoder.layer.1.output.dense.bias",)
+    )
     te.install(bert, support, step="activation")
     assert {name for name, parameter in bert.named_parameters() if parameter.requires_grad} == {
         f"{names[0]}.entries.offsets",
@@ -176,14 +179,18 @@ def test_beside_entries_and_whole_parameters(bert):
     tiny.train(bert)
     delta = te.extract(bert)
     assert (list(delta.linears), list(delta.low_rank)) == (names[:1], names[1:2])
-    assert set(delta.whole) == {"bert.encoder.layer.1.output.dense.bias", "classifier.weight", "classifier.bias"}
+    assert set(delta.full_parameters) == {
+        "bert.encoder.layer.1.output.dense.bias",
+        "classifier.weight",
+        "classifier.bias",
+    }
     fused = te.fuse(bert)
     fresh = te.apply(tiny.bert(), delta)
     assert tiny.same_bits(fresh.state_dict(), fused.state_dict())
 
 
-def test_whole_parameters_alone(bert):
-    te.install(bert, Support({}, 5859, whole=("bert.pooler.dense.bias",)), trainable=[])
+def test_full_parameters_alone(bert):
+    te.install(bert, Support({}, 5859, full_parameters=("bert.pooler.dense.bias",)), trainable=[])
     names = [name for name, parameter in bert.named_parameters() if parameter.requires_grad]
     assert names == ["bert.pooler.dense.bias"]
 
@@ -223,35 +230,41 @@ def test_copies_and_state(bert):
     assert not torch.equal(tiny.logits(twin, given), tiny.logits(bert, given))
 
 
-def test_from_base_and_fuse_mirror_each_other():
+def test_make_low_rank_and_fuse_low_rank_are_inverse():
     layer = Conv1D(4, 6)
     weight = layer.weight.detach().clone()
     linear = linears(layer)[""]
-    swapped = from_base(linear, 2, Factors(torch.Generator().manual_seed(0)))
+    swapped = make_low_rank(linear, 2, Factors(torch.Generator().manual_seed(0)))
     assert swapped is layer
     swapped.product.b.data.fill_(0.5)
     expected = with_product(weight.t(), swapped.product.a.detach(), swapped.product.b.detach(), 1.0)
-    assert type(fuse(swapped)) is Conv1D
+    assert type(fuse_low_rank(swapped)) is Conv1D
     assert torch.equal(layer.weight, expected.t())
 
 
 def entries(name, shape):
-    return {name: LinearSupport.from_flat(shape, torch.tensor([1]), name)}
+    return {name: LayerSupport.from_flat(shape, torch.tensor([1]), name)}
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"low_rank": {"secnd": 2}}, r"no linear 'secnd'; did you mean 'second'"),
+        ({"low_rank": {"secnnd": 2}}, r"no linear 'secnnd'; did you mean 'second'"),
         ({"low_rank": {"first": 0}}, "linear 'first' has a rank of 0"),
         ({"low_rank": {"first": "2"}}, "linear 'first' has a rank of '2'"),
         ({"linears": entries("first", (10, 12)), "low_rank": {"first": 2}}, "'first' is to train entries and a low-ra"),
-        ({"low_rank": {"first": 2}, "whole": ("first.weight",)}, r"'first\.weight' carries a low-rank product"),
-        ({"low_rank": {"first": 2}, "whole": ("frist.bias",)}, r"no parameter is named 'frist\.bias'; did you mean"),
+        (
+            {"low_rank": {"first": 2}, "full_parameters": ("first.weight",)},
+            r"'first\.weight' carries a low-rank product",
+        ),
+        (
+            {"low_rank": {"first": 2}, "full_parameters": ("frst.bias",)},
+            r"no parameter is named 'frst\.bias'; did you mean",
+        ),
         ({}, "the support is empty"),
     ],
 )
-def test_what_cannot_be_installed_leaves_the_model_as_it_was(mlp, parts, message):
+def test_a_failed_install_leaves_the_model_unchanged(mlp, parts, message):
     before = tiny.state(mlp)
     with pytest.raises(InputError, match=message):
         te.install(mlp, Support(**{"linears": {}, "model_parameters": 245} | parts))

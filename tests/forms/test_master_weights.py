@@ -1,4 +1,4 @@
-"""In a half-precision model what trains whole is kept in fp32; the model computes as a plain one in its dtype does."""
+"""Full parameters of a half-precision model train in fp32; the model computes as a plain one in its dtype."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import taskedge as te
-from taskedge.forms import master_weights as master
+from taskedge.forms.master_weights import FixedDtypeModule, add_master_weights, remove_master_weights
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -20,7 +20,7 @@ def selected(model):
 
 
 def trained(kind, dtype, **install):
-    """A model in ``dtype`` that was trained a few steps with entries and a head."""
+    """Return a model in ``dtype`` that was trained a few steps with entries and a head."""
     model = tiny.MODELS[kind]().to(dtype)
     given = tiny.batch(model)
     given = {key: value.to(dtype) if value.is_floating_point() else value for key, value in given.items()}
@@ -36,11 +36,13 @@ def trained(kind, dtype, **install):
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "vit"])
 def test_a_delta_on_a_fresh_base_computes_what_was_trained(kind, dtype, tmp_path):
-    """Without force, to the bit; and reverting leaves no bit changed."""
+    """The bits are the same without ``force``, and reverting restores every bit."""
     model, given = trained(kind, dtype)
-    delta = te.load(te.extract(model).save(tmp_path / "o"))
-    assert {tensor.dtype for tensor in delta.whole.values()} == {torch.float32}
-    assert any(not torch.equal(t, t.to(dtype).float()) for t in delta.whole.values())  # more than dtype can hold
+    delta = te.load(te.save(te.extract(model), tmp_path / "o"))
+    assert {tensor.dtype for tensor in delta.full_parameters.values()} == {torch.float32}
+    assert any(
+        not torch.equal(t, t.to(dtype).float()) for t in delta.full_parameters.values()
+    )  # more than dtype can hold
     fresh = tiny.MODELS[kind]().to(dtype)
     before = tiny.state(fresh)
     with torch.no_grad(), te.applied(fresh, delta):
@@ -77,24 +79,24 @@ def test_steps_below_a_rounding_step_add_up():
 
 
 def test_gradients_are_those_of_the_rounded_weights():
-    """Against autograd through an explicit rounding, in the same model."""
+    """The oracle is autograd through an explicit rounding in the same model."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 3)).to(torch.bfloat16)
-    held = copy.deepcopy(plain)
-    master.hold(held, ["1.bias", "2.weight"])
+    trained = copy.deepcopy(plain)
+    add_master_weights(trained, ["1.bias", "2.weight"])
     x = torch.randn(4, 6, dtype=torch.bfloat16)
-    for model in (plain, held):
+    for model in (plain, trained):
         model(x).float().square().sum().backward()
-    for name, parameter in held.named_parameters():
-        whole = name in ("1.bias", "2.weight")
-        assert parameter.dtype == (torch.float32 if whole else torch.bfloat16)
+    for name, parameter in trained.named_parameters():
+        is_full = name in ("1.bias", "2.weight")
+        assert parameter.dtype == (torch.float32 if is_full else torch.bfloat16)
         assert torch.equal(parameter.grad.to(torch.bfloat16), dict(plain.named_parameters())[name].grad)
 
 
 def test_biases_of_layers_with_entries_and_norms_in_the_middle():
     model, given = trained("bert", torch.bfloat16, trainable=["*.bias", "classifier.weight"])
     delta = te.extract(model)
-    assert len(delta.whole) == 20
+    assert len(delta.full_parameters) == 20
     with torch.no_grad():
         applied = te.apply(tiny.bert().to(torch.bfloat16), delta)(**given).logits
         assert torch.equal(tiny.bits(applied), tiny.bits(model(**given).logits))
@@ -105,18 +107,18 @@ def test_a_tied_parameter_stays_tied():
     model[1].weight = model[0].weight
     x = torch.randn(2, 4, dtype=torch.bfloat16)
     before = model(x)
-    master.hold(model, ["0.weight"])
+    add_master_weights(model, ["0.weight"])
     assert model[0].weight is model[1].weight
     assert model[0].weight.dtype == torch.float32
     assert torch.equal(model(x), before)
-    master.release(model)
+    remove_master_weights(model)
     assert model[1].weight.dtype == torch.bfloat16
     assert torch.equal(model(x), before)
 
 
 def test_a_forward_pass_that_fails_leaves_the_master_in_view():
     model = nn.Sequential(nn.Linear(4, 4)).to(torch.bfloat16)
-    master.hold(model, ["0.weight"])
+    add_master_weights(model, ["0.weight"])
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 3, dtype=torch.bfloat16))
     assert model[0].weight is dict(model.named_parameters())["0.weight"]
@@ -139,3 +141,29 @@ def test_a_copy_is_a_model_of_its_own():
 def test_full_precision_is_left_alone(bert):
     te.install(bert, selected(bert))
     assert not [module for module in bert.modules() if "_taskedge_masters" in vars(module)]
+
+
+class Offsets(FixedDtypeModule):
+    def __init__(self):
+        super().__init__()
+        self.offsets = nn.Parameter(torch.zeros(3))
+        self.register_buffer("rows", torch.arange(3))
+
+
+@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+def test_a_module_of_fixed_dtype_is_not_converted(convert):
+    model = nn.Sequential(nn.Linear(2, 2), Offsets())
+    assert convert(model) is model
+    assert model[0].weight.dtype != torch.float32
+    assert (model[1].offsets.dtype, model[1].rows.dtype) == (torch.float32, torch.int64)
+
+
+def test_a_module_of_fixed_dtype_moves():
+    module = Offsets()
+    assert module.to("meta") is module
+    assert (module.offsets.device.type, module.rows.device.type) == ("meta", "meta")
+
+
+def test_a_module_of_fixed_dtype_moves_and_is_not_converted():
+    module = Offsets().to("meta", torch.float16)
+    assert (module.offsets.device.type, module.offsets.dtype) == ("meta", torch.float32)

@@ -1,4 +1,4 @@
-"""Blocks that are recomputed: the same gradients, dropout drawn again, and nothing kept that can be computed."""
+"""Recomputed blocks have the same gradients, draw the same dropout, and keep their inputs only."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import taskedge as te
 from taskedge.backbone.blocks import blocks
 from taskedge.errors import InputError
-from taskedge.forms import sparse
-from taskedge.forms.recompute import WAYS, recomputing
-from taskedge.forms.sparse import SharedInput, sparse_layers
+from taskedge.forms.entries import SharedInput
+from taskedge.forms.recompute import RECOMPUTE_MODES, recomputing
+from taskedge.forms.sparse import sparse_layers
 from taskedge.training.lora import PeftLora
 
 HOWS = pytest.mark.parametrize("how", ["blocks", "inputs"])
@@ -62,7 +62,7 @@ def gradients(model, given, how="none", seed=3):
 
 
 def saved(model, given):
-    """Bytes that autograd keeps for the backward pass, the model's own tensors not counted."""
+    """Return the bytes that autograd saves for the backward pass, the model's own tensors not counted."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept = {}
 
@@ -139,18 +139,18 @@ def test_against_dense_autograd_in_double_precision(make, how):
 
 @HOWS
 def test_inputs_that_several_blocks_share(how):
-    """The decoder's blocks all read the encoder's output for their keys and values, and gather its columns once."""
+    """All blocks of the decoder read the encoder's output for keys and values, and gather its columns once."""
     model = t5(tie=False).double()
     twin = copy.deepcopy(model)
     te.install(model, random_support(model), trainable=[])
     with recomputing(model, how):
         agree(model, twin, t5_batch())
-    assert all(layer.entries.input._gathered is None for layer in sparse_layers(model).values())
+    assert all(layer.entries.shared_input._gathered is None for layer in sparse_layers(model).values())
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", RECOMPUTE_MODES)
 def test_no_gathered_columns_survive(monkeypatch, how):
-    """After a forward pass only those that the backward pass needs are alive, after the backward pass none."""
+    """Only columns that the backward pass needs survive a forward pass, and none survive the backward pass."""
     seen = []
     model, given = bert(), tiny.batch(bert())
     te.install(model, te.select(model, [given], per_neuron=2))
@@ -164,11 +164,11 @@ def test_no_gathered_columns_survive(monkeypatch, how):
     def alive():
         return len({id(columns()) for columns in seen if columns() is not None})
 
-    monkeypatch.setattr(sparse.SharedInput, "gather", watched)
+    monkeypatch.setattr(SharedInput, "gather", watched)
     model.train()
-    inputs = {id(layer.entries.input) for layer in sparse_layers(model).values()}
+    inputs = {id(layer.entries.shared_input) for layer in sparse_layers(model).values()}
     at_last_block = {
-        id(layer.entries.input)
+        id(layer.entries.shared_input)
         for name, layer in sparse_layers(model).items()
         if name.startswith(blocks(model)[-1].name)
     }
@@ -217,7 +217,7 @@ def test_autocast_recomputes_in_bfloat16():
 
 
 @HOWS
-def test_leaves_the_model_as_it_was(how):
+def test_the_model_is_restored(how):
     model, given = llama(), batch(llama())
     quiet = model.eval()(**given).logits
     own = blocks(model)[0].module
@@ -234,7 +234,7 @@ def test_leaves_the_model_as_it_was(how):
     assert torch.equal(model(**given).logits, quiet)
 
 
-def test_what_cannot_be_recomputed_is_refused():
+def test_models_without_blocks_and_unknown_modes_are_refused():
     for model in (albert(), tiny.mlp()):
         with pytest.raises(InputError, match="has no repeated blocks to recompute"), recomputing(model):
             pass

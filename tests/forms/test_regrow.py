@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import taskedge as te
-from taskedge.backbone.linears import as_linear
+from taskedge.backbone.layers import as_linear
 from taskedge.errors import InputError
 from taskedge.forms.install import installation
-from taskedge.forms.regrow import regrow, restore, standing
+from taskedge.forms.regrow import moved_positions, regrow, set_positions
 from taskedge.forms.sparse import sparse_layers
 
 LR, BETAS, EPS = 1e-2, (0.9, 0.99), 1e-8
 
 
 def doubled(make, step="plain", **options):
-    """A model in fp64 that trains offsets in fp64."""
+    """Return a model in fp64 that trains offsets in fp64."""
     model = make().double()
     options = options or {"per_neuron": 2}
     te.install(model, te.select(model, [double(tiny.batch(model))], **options), step=step)
@@ -40,16 +40,16 @@ def double(batch):
 
 
 def dense_gradient(model, batch, name):
-    """Of the loss with respect to one whole weight [out, in], by plain autograd on a fused copy."""
+    """Return the gradient of the loss for one dense weight [out, in], by plain autograd on a fused copy."""
     plain = te.fuse(copy.deepcopy(model))
     plain.requires_grad_(True)
     tiny.loss(plain, batch).backward()
     gradient = plain.get_submodule(name).weight.grad
-    return as_linear(name, plain.get_submodule(name)).kind.matrix(gradient)
+    return as_linear(name, plain.get_submodule(name)).adapter.matrix(gradient)
 
 
 class Reference:
-    """Dense offsets, dense moments and a mask for every linear; the head as it is. Adam written out."""
+    """Dense offsets, dense moments and a mask for every linear, and an unmasked head; Adam written out."""
 
     def __init__(self, model):
         done, self.layers = installation(model), sparse_layers(model)
@@ -63,7 +63,9 @@ class Reference:
             self.mask[name][support.rows, support.columns] = True
         self.base = {name: self.linear(name).weight.clone(memory_format=torch.contiguous_format) for name in self.mask}
         self.numbers = {name: torch.zeros_like(self.base[name]) for name in self.mask}
-        self.numbers |= {name: dict(self.plain.named_parameters())[name].detach().clone() for name in done.whole}
+        self.numbers |= {
+            name: dict(self.plain.named_parameters())[name].detach().clone() for name in done.full_parameters
+        }
         self.moments = {name: (torch.zeros_like(t), torch.zeros_like(t)) for name, t in self.numbers.items()}
 
     def linear(self, name):
@@ -74,7 +76,7 @@ class Reference:
         tiny.loss(self.plain, batch).backward()
         parameters = dict(self.plain.named_parameters())
         return {
-            name: (self.linear(name).kind.matrix(g) if name in self.mask else g)
+            name: (self.linear(name).adapter.matrix(g) if name in self.mask else g)
             for name in self.numbers
             for g in [parameters[f"{name}.weight" if name in self.mask else name].grad]
         }
@@ -158,17 +160,17 @@ def advance(model, optimizer, seeds):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_dropped_gets_the_base_back_bit_for_bit(dtype):
+def test_dropped_entries_get_the_base_back_bit_for_bit(dtype):
     model = tiny.bert().to(dtype)
     base = tiny.state(model)
     te.install(model, te.select(model, [tiny.batch(model)], per_neuron=2), trainable=[])
     optimizer = torch.optim.AdamW(tiny.trained(model), lr=LR)
     advance(model, optimizer, range(3))
-    before = standing(model) or {n: s.flat for n, s in installation(model).support.linears.items()}
+    before = moved_positions(model) or {n: s.flat for n, s in installation(model).support.linears.items()}
     assert regrow(model, optimizer, lambda n: dense_gradient(model, tiny.batch(model), n), 0.5) > 0
     for name, layer in sparse_layers(model).items():
         old, weight = base[f"{name}.weight"].flatten(), layer.weight.detach().flatten()
-        now = standing(model)[name]
+        now = moved_positions(model)[name]
         gone = before[name][~torch.isin(before[name], now)]
         new = now[~torch.isin(now, before[name])]
         assert len(gone) == len(new) == len(now) // 2
@@ -180,19 +182,19 @@ def test_what_is_dropped_gets_the_base_back_bit_for_bit(dtype):
         assert torch.equal(tiny.bits(layer.entries.base), tiny.bits(old[now]))
 
 
-def test_all_that_reads_the_support_sees_the_new_one(tmp_path):
+def test_extract_and_shared_inputs_use_the_new_support(tmp_path):
     model, optimizer = in_training()
     regrow(model, optimizer, lambda name: dense_gradient(model, tiny.batch(model), name), 0.3)
     advance(model, optimizer, range(5, 8))
     given = tiny.batch(model, seed=9)
     expected = tiny.logits(model, given)
     delta = te.extract(model)
-    delta.save(tmp_path / "task")
+    te.save(delta, tmp_path / "task")
     with te.applied(tiny.bert(), te.load(tmp_path / "task")) as fresh:  # digests of the base at the new places fit
         assert torch.equal(tiny.logits(fresh, given), expected)
-    shared = {id(layer.entries.input): layer.entries.input for layer in sparse_layers(model).values()}
+    shared = {id(layer.entries.shared_input): layer.entries.shared_input for layer in sparse_layers(model).values()}
     for input_ in shared.values():
-        readers = [layer for layer in sparse_layers(model).values() if layer.entries.input is input_]
+        readers = [layer for layer in sparse_layers(model).values() if layer.entries.shared_input is input_]
         used = torch.cat([layer.entries.columns for layer in readers]).unique()
         assert torch.equal(input_.columns, used)
     assert torch.equal(tiny.logits(copy.deepcopy(model), given), expected)
@@ -200,11 +202,11 @@ def test_all_that_reads_the_support_sees_the_new_one(tmp_path):
     assert torch.equal(tiny.logits(model, given), expected)
 
 
-def test_a_run_restored_elsewhere_goes_on_with_the_same_bits():
+def test_a_run_restored_elsewhere_continues_with_the_same_bits():
     first, optimizer = in_training()
     regrow(first, optimizer, lambda name: dense_gradient(first, tiny.batch(first), name), 0.3)
     second, other = in_training(steps=6)  # has gone on otherwise
-    restore(second, standing(first))
+    set_positions(second, moved_positions(first))
     for one, two in zip(tiny.trained(first), tiny.trained(second), strict=True):
         with torch.no_grad():
             two.copy_(one)
@@ -244,7 +246,7 @@ def test_the_smallest_go_and_the_largest_come(seed, share, per_neuron):
         assert layer.entries.offsets.tolist() == [expected.get(place, 0.0) for place in now.tolist()]
 
 
-def test_what_cannot_move_is_refused_and_left_alone():
+def test_models_whose_entries_cannot_move_are_refused_and_unchanged():
     model, optimizer = in_training()
     before = tiny.state(model)
     with pytest.raises(InputError, match=r"is \[2, 2\], not \["):
@@ -252,9 +254,9 @@ def test_what_cannot_move_is_refused_and_left_alone():
     with pytest.raises(InputError, match="is not finite"):
         regrow(model, optimizer, lambda name: dense_gradient(model, tiny.batch(model), name) * torch.nan, 0.3)
     with pytest.raises(InputError, match="entries are those of another run"):
-        restore(model, {"other": torch.arange(3)})
+        set_positions(model, {"other": torch.arange(3)})
     assert tiny.same_bits(model.state_dict(), before)
-    assert standing(model) == {}
+    assert moved_positions(model) == {}
     product = tiny.bert()
     te.install(product, te.select(product, rule="magnitude", per_neuron=1), form="sparse_lora")
     with pytest.raises(InputError, match="only in the form 'sparse'"):

@@ -1,4 +1,4 @@
-"""An unmerged 2:4 delta gives what the merged model gives, and leaves no trace."""
+"""A model with an unmerged 2:4 delta beside it computes what the merged model does, and is restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from taskedge.forms.semi_structured import beside, has_sparse_tensor_cores
 
 
 def trained_delta(model, pattern="2:4"):
-    """A 2:4 delta of the model, with values that differ from the base's by some 0.1."""
+    """Return a 2:4 delta of the model whose values differ from the base by about 0.1."""
     twin = copy.deepcopy(model)
     te.install(twin, te.select(twin, rule="magnitude", allocation=pattern), trainable=[])
     for parameter in tiny.trained(twin):
@@ -26,7 +26,7 @@ def trained_delta(model, pattern="2:4"):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
-def test_it_gives_what_the_merged_model_gives(model, dtype, tolerance):
+def test_the_output_is_that_of_the_merged_model(model, dtype, tolerance):
     model = model.to(dtype)
     delta = trained_delta(model)
     given = tiny.batch(model)
@@ -67,17 +67,17 @@ def test_widths_that_are_no_multiple_of_four_vectors_and_inputs_by_name():
         torch.testing.assert_close(model(x), merged(x), rtol=1e-12, atol=1e-12)
 
 
-def test_hooks_go_after_an_error_too(mlp):
+def test_hooks_are_removed_after_an_error(mlp):
     delta = trained_delta(mlp)
     with pytest.raises(ZeroDivisionError), beside(mlp, delta.linears):
         raise ZeroDivisionError
     assert not any(module._forward_hooks for module in mlp.modules())
 
 
-def test_what_cannot_be_used_is_refused(mlp):
+def test_deltas_that_are_not_2_of_4_or_do_not_fit_are_refused(mlp):
     delta = trained_delta(mlp)
     for changes, told in (
-        ({"frist": delta.linears["first"]}, "no linear 'frist'; did you mean 'first'"),
+        ({"frst": delta.linears["first"]}, "no linear 'frst'; did you mean 'first'"),
         ({"second": delta.linears["first"]}, r"'second' is \[8, 10\]; the delta was made for \[10, 12\]"),
         (trained_delta(mlp, "1:4").linears, "the entries of linear 'first' are not 2:4: apply the delta instead"),
     ):
@@ -87,7 +87,7 @@ def test_what_cannot_be_used_is_refused(mlp):
 
 
 class Sizes(nn.Module):
-    """One linear that sparse tensor cores take, and two of shapes that they do not."""
+    """One linear that sparse tensor cores support, and two of other shapes."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +99,7 @@ class Sizes(nn.Module):
 
 @pytest.mark.parametrize(("dtype", "sparse"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.float32, 0)])
 def test_sparse_tensor_cores_get_what_fits_them_through_the_same_path(monkeypatch, dtype, sparse):
-    """Their product is torch's; that it is handed the right matrices, and that the rest goes the dense way, is ours."""
+    """Torch computes their product; this checks that it gets the right matrices, and that others stay dense."""
     model = Sizes().to(dtype)
     delta, x = trained_delta(model), torch.randn(5, 64).to(dtype)
     with torch.no_grad(), beside(model, delta.linears):
@@ -114,7 +114,7 @@ def test_sparse_tensor_cores_get_what_fits_them_through_the_same_path(monkeypatc
         assert bool((matrix.view(32, 16, 4).count_nonzero(dim=2) <= 2).all())
 
 
-def test_who_has_sparse_tensor_cores(monkeypatch):
+def test_devices_with_sparse_tensor_cores(monkeypatch):
     assert not has_sparse_tensor_cores(torch.device("cpu"))
     for version, capability, has in (("12.8", (8, 0), True), ("12.8", (7, 5), False), (None, (9, 0), False)):
         monkeypatch.setattr(torch, "version", SimpleNamespace(cuda=version))

@@ -1,4 +1,4 @@
-"""Layers that run several times in a forward pass, weights that are tied, inputs given by name: right, or refused."""
+"""Layers that run several times in a forward pass, tied weights and inputs by name are trained correctly or refused."""
 
 import copy
 import gc
@@ -18,17 +18,19 @@ from transformers import (
 )
 
 import taskedge as te
+from taskedge.backbone.candidates import candidates
 from taskedge.backbone.cost_model import block_table
-from taskedge.backbone.linears import candidates, linears
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
-from taskedge.forms.sparse import SharedInput, sparse_layers
+from taskedge.forms.entries import SharedInput
+from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.statistics import GRADIENTS, INPUTS, measure
 
 LAYER = "albert.encoder.albert_layer_groups.0.albert_layers.0."
 
 
 def checkpointed(model, reentrant):
-    """The model with its layers recomputed in the backward pass; transformers offers that for all but ALBERT."""
+    """Make the model recompute its layers in the backward pass; transformers does it for all models but ALBERT."""
     if isinstance(model, AlbertForSequenceClassification):
         layer = model.get_submodule(LAYER[:-1])
         forward = layer.forward
@@ -39,7 +41,7 @@ def checkpointed(model, reentrant):
 
 
 def first_norm(model):
-    """Trained as well, so that gradients flow from the first layer on: reentrant checkpoints need that."""
+    """Return a parameter whose training makes gradients flow from the first layer on, as reentrant checkpoints need."""
     return next(name for name, _ in model.named_parameters() if name.endswith((".LayerNorm.bias", "wpe.weight")))
 
 
@@ -60,7 +62,7 @@ def test_gradients_with_and_without_checkpoints(make, checkpoints):
 
 
 def test_all_layers_of_albert():
-    """The embeddings, the layer between them and the blocks, and the head too."""
+    """Entries in the embeddings, in the layer between them and the blocks, and in the head."""
     model = albert().double()
     twin = copy.deepcopy(model)
     te.install(model, random_support(model, ["*"]), trainable=[])
@@ -99,15 +101,15 @@ def test_query_key_and_value_of_albert_share_their_input_at_every_use(monkeypatc
     te.install(model, te.select(model, [batch], per_neuron=1))
     names = [f"{LAYER}attention.{part}" for part in ("q_proj", "query")]
     query = next(name for name in names if name in sparse_layers(model))
-    shared = sparse_layers(model)[query].entries.input
+    shared = sparse_layers(model)[query].entries.shared_input
     gathered = []
-    gather = type(shared._kind).gather
-    monkeypatch.setattr(type(shared._kind), "gather", lambda *given: gathered.append(given[2]) or gather(*given))
+    gather = type(shared._adapter).gather
+    monkeypatch.setattr(type(shared._adapter), "gather", lambda *given: gathered.append(given[2]) or gather(*given))
     loss = model(**batch).loss
     assert sum(columns is shared.columns for columns in gathered) == 3  # not 9
     loss.backward()
     for layer in sparse_layers(model).values():
-        assert layer.entries.input._gathered is None
+        assert layer.entries.shared_input._gathered is None
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -133,14 +135,14 @@ def test_no_gathered_columns_outlive_a_step(make, checkpoints, monkeypatch):
     assert not [columns for columns in gathered if columns() is not None]
 
 
-def test_albert_goes_the_whole_round(tmp_path):
+def test_albert_from_selection_to_fuse(tmp_path):
     model = albert()
     batch = tiny.batch(model)
     base = copy.deepcopy(model)
     te.install(model, te.select(model, [batch], per_neuron=1))
     tiny.train(model)
     trained = tiny.logits(model, batch)
-    delta = te.load(te.extract(model).save(tmp_path / "albert.delta"))
+    delta = te.load(te.save(te.extract(model), tmp_path / "albert.delta"))
     other = te.apply(copy.deepcopy(base), delta)
     assert torch.equal(tiny.logits(other, batch), trained)
     assert torch.equal(tiny.logits(te.fuse(model), batch), trained)
@@ -165,7 +167,7 @@ def test_the_tied_embedding_of_a_language_model_is_refused_and_its_blocks_train(
 
 
 def test_the_shared_embedding_of_an_encoder_decoder():
-    """Tied to the head: refused. Tied to none: one layer that encoder and decoder both call."""
+    """An embedding tied to the head is refused; an untied one is one layer that encoder and decoder both call."""
     tied = t5()
     assert not {"shared", "encoder.embed_tokens", "decoder.embed_tokens", "lm_head"} & candidates(tied, ["*"]).keys()
     with pytest.raises(InputError, match="'shared' cannot carry entries: its weight is tied"):
@@ -199,7 +201,7 @@ def test_layers_that_are_one_module_under_several_names_train_once():
         one(*given).square().sum().backward()
     for name, layer in sparse_layers(model).items():
         dense = linears(twin)[name]
-        gradient = dense.kind.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
+        gradient = dense.adapter.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
         torch.testing.assert_close(layer.entries.offsets.grad, gradient.float(), rtol=1e-6, atol=1e-12)
 
 
@@ -233,7 +235,7 @@ def test_inputs_by_name_and_twice_with_different_ones():
     twin = copy.deepcopy(model)
     x = torch.randn(3, 5, 4, dtype=torch.float64)
     support = te.select(model, [x], per_neuron=2)
-    assert all(chosen.reads == name for name, chosen in support.linears.items())
+    assert all(chosen.shared_input == name for name, chosen in support.linears.items())
     te.install(model, support)
     for one in (model, twin):
         one(x).square().sum().backward()

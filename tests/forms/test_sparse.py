@@ -1,57 +1,34 @@
-"""A sparse layer is its untouched linear in every way but two: chosen entries train, and nothing else is kept."""
+"""A sparse layer computes what its linear does, trains the chosen entries, and keeps nothing else."""
 
 import copy
 
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
-from sparse_models import KERNELS, SHARED, Attention, Made, saved_bytes, stored_columns, support_of
+from sparse_models import (
+    KERNELS,
+    SHARED,
+    Attention,
+    Made,
+    backward,
+    compare,
+    dense_twin,
+    installed,
+    saved_bytes,
+    stored_columns,
+    support_of,
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import taskedge as te
-from taskedge.backbone.linears import linears
-from taskedge.errors import InputError
-from taskedge.forms.kernels import gather, using
+from taskedge.backbone.layers import linears
+from taskedge.forms.kernels import force_kernel
 from taskedge.forms.sparse import SparseLayer, sparse_layers
-from taskedge.selection.support import LinearSupport, Support
+from taskedge.selection.support import LayerSupport, Support
 
-
-@pytest.fixture(autouse=True)
-def gathered_however_few_the_columns(monkeypatch):
-    """Tiny layers have so few columns that the thin product would be taken instead."""
-    monkeypatch.setattr(gather, "CROSSOVER", 0)
-
-
-def installed(model, trainable=(), **options):
-    return te.install(model, support_of(model, **options), trainable=list(trainable))
-
-
-def dense_twin(model):
-    twin = copy.deepcopy(model)
-    twin.requires_grad_(True)
-    return twin
-
-
-def compare(model, twin, rtol=1e-5, atol=1e-6):
-    """The gradient of every entry is that of the twin's dense weight at its place."""
-    layers = sparse_layers(model)
-    assert layers
-    dense = linears(twin)
-    for name, layer in layers.items():
-        gradient = dense[name].module.weight.grad
-        gradient = dense[name].kind.matrix(gradient)
-        expected = gradient[layer.entries.rows, layer.entries.columns].float()
-        torch.testing.assert_close(
-            layer.entries.offsets.grad, expected, rtol=rtol, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
-def backward(model, twin, run):
-    for one in (model, twin):
-        run(one).square().sum().backward()
+pytestmark = pytest.mark.usefixtures("gather_on_tiny_layers")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -63,7 +40,7 @@ def test_gradients_are_those_of_dense_autograd(make, shape, kernel):
     installed(layer)
     x = torch.randn(shape)
     inputs = [x.clone().requires_grad_(), x.clone().requires_grad_()]
-    with using(kernel):
+    with force_kernel(kernel):
         for one, given in zip((layer, twin), inputs, strict=True):
             one(given).square().sum().backward()
     compare(layer, twin)
@@ -75,7 +52,7 @@ def test_a_whole_model_has_the_gradients_of_dense_autograd(model, kernel):
     twin = dense_twin(model)
     installed(model)
     given = tiny.batch(model)
-    with using(kernel):
+    with force_kernel(kernel):
         for one in (model, twin):
             tiny.loss(one, given).backward()
     compare(model, twin)
@@ -90,16 +67,6 @@ def test_the_forward_pass_is_bit_equal_to_the_untouched_model(model):
         assert torch.equal(tiny.logits(model, given), before)
 
 
-def test_readers_of_one_input_share_its_columns():
-    model = Attention()
-    twin = dense_twin(model)
-    installed(model, reads=SHARED)
-    x = torch.randn(3, 7, 6)
-    backward(model, twin, lambda one: one(x))
-    compare(model, twin)
-    assert model.query.entries.input is model.key.entries.input
-
-
 def test_a_layer_used_twice_in_a_forward_pass():
     model = nn.Linear(6, 6)
     twin = dense_twin(model)
@@ -107,40 +74,6 @@ def test_a_layer_used_twice_in_a_forward_pass():
     x = torch.randn(5, 6)
     backward(model, twin, lambda one: one(torch.tanh(one(x))) + one(x))
     compare(model, twin)
-
-
-def test_shared_readers_that_run_in_part_twice_or_on_other_inputs():
-    model = Attention()
-    twin = dense_twin(model)
-    installed(model, reads=SHARED)
-    x, other = torch.randn(4, 6), torch.randn(4, 6)
-    for run in (
-        lambda one: one(x),
-        lambda one: one.query(x) + one.key(x),
-        lambda one: one.value(other) + one.query(x) + one.key(other),
-        lambda one: one.query(x) + one.query(x) + one.key(x) + one.value(x) + one.value(x),
-        lambda one: one.query(x) + one.key(x.clone().mul_(2)),
-    ):
-        backward(model, twin, run)  # gradients add up
-        compare(model, twin)
-
-
-def test_an_input_changed_in_place_between_two_readers_is_gathered_again():
-    model = Attention()
-    twin = dense_twin(model)
-    installed(model, reads=SHARED)
-
-    def run(one):
-        x = torch.linspace(-1, 1, 24).reshape(4, 6).clone()
-        first = one.query(x).detach()  # whose own backward pass dense autograd would refuse
-        x.mul_(3)
-        return first + one.key(x) + one.value(x)
-
-    backward(model, twin, run)
-    for name in ("key", "value"):
-        gradient = getattr(twin, name).weight.grad
-        entries = getattr(model, name).entries
-        torch.testing.assert_close(entries.offsets.grad, gradient[entries.rows, entries.columns])
 
 
 def test_an_input_that_is_changed_in_place_after_the_layer_keeps_the_right_gradient():
@@ -152,7 +85,7 @@ def test_an_input_that_is_changed_in_place_after_the_layer_keeps_the_right_gradi
     twin(x).sum().backward()
     changed = x.clone()
     output = layer(changed)
-    changed.zero_()  # dense autograd would refuse; ours keeps its own columns
+    changed.zero_()  # dense autograd would refuse; the sparse layer keeps its own columns
     layer.entries.offsets.grad = None
     output.sum().backward()
     compare(layer, twin)
@@ -186,7 +119,7 @@ def test_the_bias_trains_at_the_same_time(bert):
             torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-5, atol=1e-6)
 
 
-def test_only_chosen_entries_move_and_they_move_as_the_optimiser_says(bert):
+def test_only_chosen_entries_move_and_they_move_as_the_optimizer_says(bert):
     before = tiny.state(bert)
     installed(bert)
     tiny.train(bert)
@@ -194,7 +127,7 @@ def test_only_chosen_entries_move_and_they_move_as_the_optimiser_says(bert):
     for name, layer in sparse_layers(bert).items():
         chosen = torch.zeros(linears(bert)[name].shape, dtype=torch.bool)
         chosen[layer.entries.rows, layer.entries.columns] = True
-        old, new = (linears(bert)[name].kind.matrix(state[f"{name}.weight"]) for state in (before, after))
+        old, new = (linears(bert)[name].adapter.matrix(state[f"{name}.weight"]) for state in (before, after))
         assert torch.equal(old[~chosen], new[~chosen])
         assert torch.equal(new[chosen], layer.entries.values)
         torch.testing.assert_close(new[chosen], old[chosen] + layer.entries.offsets.detach())
@@ -223,22 +156,6 @@ def test_training_equals_dense_training_with_a_masked_gradient():
         torch.testing.assert_close(model.get_submodule(name).weight, linears(twin)[name].module.weight)
 
 
-def test_a_step_scales_how_far_an_offset_moves_its_weight():
-    layer = nn.Linear(3, 2, bias=False)
-    twin = dense_twin(layer)
-    support = LinearSupport.from_flat((2, 3), torch.tensor([0, 4]), "", torch.tensor([1.0, 2.0, 4.0]))
-    te.install(layer, Support({"": support}, 6), step="activation", trainable=[])
-    x = torch.randn(5, 3)
-    layer(x).sum().backward()
-    twin(x).sum().backward()
-    step = (torch.tensor([1.0, 4.0, 16.0]).mean().sqrt() / torch.tensor([1.0, 2.0, 4.0]))[torch.tensor([0, 1])]
-    torch.testing.assert_close(layer.entries.step, step)
-    torch.testing.assert_close(layer.entries.offsets.grad, step * twin.weight.grad.flatten()[[0, 4]])
-    base = layer.entries.base.clone()
-    layer.entries.offsets.data.fill_(0.5)
-    torch.testing.assert_close(layer.weight.flatten()[[0, 4]], base + 0.5 * step)
-
-
 # -- what training keeps ------------------------------------------------------------------------------------------
 
 
@@ -246,12 +163,12 @@ def test_a_step_scales_how_far_an_offset_moves_its_weight():
 def test_only_the_used_columns_are_saved_once_for_each_distinct_input(bert, precision):
     lowest = "bert.embeddings.LayerNorm.bias"
     given = tiny.batch(bert, rows=4, tokens=6)
-    reads = {}
+    shared_inputs = {}
     for name in linears(bert):
         for reader in ("key", "value"):
             if name.endswith(f"self.{reader}"):
-                reads[name] = name.removesuffix(reader) + "query"
-    support = support_of(bert, reads=reads)
+                shared_inputs[name] = name.removesuffix(reader) + "query"
+    support = support_of(bert, shared_inputs=shared_inputs)
     inside = {name: linear for name, linear in support.linears.items() if ".encoder." in name}
 
     def run(one):
@@ -269,22 +186,15 @@ def test_only_the_used_columns_are_saved_once_for_each_distinct_input(bert, prec
     assert ours == limit + 4 * 6 * width * stored_columns(bert)
 
 
-def test_columns_are_not_kept_alive_after_all_readers_have_run():
-    model = Attention()
-    installed(model, reads=SHARED)
-    model(torch.randn(3, 6))
-    assert model.query.entries.input._gathered is None
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("make", [lambda: nn.Linear(37, 53), lambda: Conv1D(53, 37)])
 def test_no_copy_of_the_weight_and_no_dense_gradient_is_ever_made(make, kernel):
     layer = make()
-    support = LinearSupport.from_flat((53, 37), torch.arange(53) * 37 + 5, "")
+    support = LayerSupport.from_flat((53, 37), torch.arange(53) * 37 + 5, "")
     te.install(layer, Support({"": support}, 2000), trainable=[])
     optimizer = torch.optim.AdamW(tiny.trained(layer), lr=0.1)
     x = torch.randn(11, 37, requires_grad=True)
-    with using(kernel), Made(list(layer.parameters())) as watch:
+    with force_kernel(kernel), Made(list(layer.parameters())) as watch:
         for _ in range(2):
             layer(x).square().sum().backward()
             optimizer.step()
@@ -293,7 +203,7 @@ def test_no_copy_of_the_weight_and_no_dense_gradient_is_ever_made(make, kernel):
     assert layer._parameters["weight"].grad is None
 
 
-def test_the_optimiser_keeps_state_for_the_entries_alone(bert):
+def test_the_optimizer_keeps_state_for_the_entries_alone(bert):
     installed(bert, trainable=[])
     optimizer = torch.optim.AdamW(tiny.trained(bert), lr=0.1)
     tiny.loss(bert, tiny.batch(bert)).backward()
@@ -333,31 +243,6 @@ def test_a_model_of_another_dtype_trains_fp32_offsets(dtype):
     assert {layer.entries.offsets.dtype for layer in sparse_layers(model).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("convert", [lambda m: m.to(torch.bfloat16), lambda m: m.half(), lambda m: m.double()])
-def test_offsets_stay_fp32_when_the_model_is_converted(convert):
-    model = tiny.train(installed(tiny.mlp()))
-    values = {name: layer.entries.values for name, layer in sparse_layers(model).items()}
-    convert(model)
-    for name, layer in sparse_layers(model).items():
-        assert layer.entries.offsets.dtype == layer.entries.base.dtype == torch.float32
-        assert torch.equal(layer.entries.values, values[name])
-        stored = layer.weight[layer.entries.rows, layer.entries.columns]
-        assert stored.dtype == layer.bias.dtype != torch.float32
-        assert torch.equal(stored, values[name].to(stored.dtype))
-    dtype = model.first.bias.dtype
-    model(torch.randn(4, 12, dtype=dtype)).float().sum().backward()
-    assert model.first.entries.offsets.grad.dtype == torch.float32
-
-
-def test_small_steps_add_up_in_fp32_under_a_bfloat16_weight():
-    layer = nn.Linear(2, 1, bias=False).to(torch.bfloat16)
-    layer.weight.data.fill_(1.0)
-    installed(layer, entries=1)
-    for _ in range(64):
-        layer.entries.offsets.data += 1e-3  # each is far below half a bf16 step at 1
-    assert layer.weight.max().item() == torch.tensor(1.064).to(torch.bfloat16).item()
-
-
 def test_gradient_accumulation_and_clipping(bert):
     twin = dense_twin(bert)
     installed(bert)
@@ -376,8 +261,8 @@ def test_gradient_accumulation_and_clipping(bert):
 def test_activation_checkpointing(reentrant):
     model = nn.Sequential(Attention(), nn.Linear(5, 6), nn.ReLU(inplace=True), Attention())
     twin = dense_twin(model)
-    reads = {f"{part}.{name}": f"{part}.query" for part in (0, 3) for name in SHARED}
-    installed(model, reads=reads)
+    shared_inputs = {f"{part}.{name}": f"{part}.query" for part in (0, 3) for name in SHARED}
+    installed(model, shared_inputs=shared_inputs)
     x = torch.randn(3, 4, 6, requires_grad=True)
 
     def run(one):
@@ -427,17 +312,6 @@ def test_frozen_offsets_leave_a_plain_layer():
     assert not layer(torch.randn(2, 4)).requires_grad
 
 
-def test_changes_through_data_are_seen():
-    layer = installed(nn.Linear(6, 4))
-    x = torch.randn(3, 6)
-    before = layer(x)
-    layer.entries.offsets.data.add_(1.0)
-    assert not torch.equal(layer(x), before)
-    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
-    layer.entries.offsets.data = torch.zeros_like(layer.entries.offsets)
-    assert torch.equal(layer(x), before)
-
-
 def test_a_weight_that_is_not_contiguous():
     layer = nn.Linear(6, 6)
     layer.weight = nn.Parameter(torch.randn(12, 6).t()[:, ::2])
@@ -458,13 +332,13 @@ def test_a_weight_that_is_not_contiguous():
 
 
 def test_a_deep_copy_is_independent_and_both_train():
-    model = installed(Attention(), reads=SHARED)
+    model = installed(Attention(), shared_inputs=SHARED)
     x = torch.randn(4, 6)
     model(x).sum().backward()
     twin = copy.deepcopy(model)
     mine = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
     assert not mine & {tensor.untyped_storage().data_ptr() for tensor in twin.state_dict().values()}
-    assert twin.query.entries.input is twin.key.entries.input is not model.query.entries.input
+    assert twin.query.entries.shared_input is twin.key.entries.shared_input is not model.query.entries.shared_input
     before = model(x)
     optimizer = torch.optim.SGD(tiny.trained(twin), lr=0.5)
     for _ in range(2):
@@ -479,45 +353,6 @@ def test_a_deep_copy_is_independent_and_both_train():
     te.fuse(twin)
     assert isinstance(model.query, SparseLayer)
     assert type(twin.query) is nn.Linear
-
-
-@pytest.mark.parametrize("assign", [False, True])
-def test_state_goes_round(bert, assign):
-    tiny.train(installed(bert))
-    stored = {name: tensor.clone() for name, tensor in bert.state_dict().items()}
-    other = installed(tiny.bert())
-    given = tiny.batch(bert)
-    other.load_state_dict(stored, assign=assign)
-    assert torch.equal(tiny.logits(other, given), tiny.logits(bert, given))
-    assert tiny.same_bits(other.state_dict(), stored)
-    tiny.train(other)
-
-
-def test_state_is_up_to_date_right_after_a_step(mlp):
-    installed(mlp)
-    mlp.first.entries.offsets.data.fill_(1.0)
-    entries = mlp.first.entries
-    assert torch.equal(mlp.state_dict()["first.weight"][entries.rows, entries.columns], entries.values)
-
-
-def test_the_sign_of_a_zero_survives_even_if_it_comes_with_a_state():
-    layer, other = installed(nn.Linear(6, 4)), installed(nn.Linear(6, 4))
-    assert not layer.weight.signbit().all()
-    with torch.no_grad():
-        other._parameters["weight"].fill_(-0.0)
-        other.entries.base.fill_(-0.0)
-    layer.entries.offsets.data.fill_(1.0)
-    assert torch.equal(layer.entries.values, layer.entries.base + 1)
-    layer.load_state_dict(other.state_dict())
-    assert layer.entries.values.signbit().all()
-    assert layer.weight.signbit().all()
-
-
-def test_state_of_another_support_is_refused(mlp):
-    stored = tiny.state(installed(mlp))
-    for other in (installed(tiny.mlp(), seed=1), installed(tiny.mlp(), entries=8)):
-        with pytest.raises(InputError, match="another support"):
-            other.load_state_dict(stored)
 
 
 def test_a_pre_hook_that_changes_the_input():
@@ -546,7 +381,7 @@ def test_a_hook_that_changes_the_output_and_one_that_came_later():
 def test_full_backward_hooks():
     model = Attention()
     twin = dense_twin(model)
-    installed(model, reads=SHARED)
+    installed(model, shared_inputs=SHARED)
     seen = [[], []]
     for one, log in zip((model, twin), seen, strict=True):
         one.key.register_full_backward_hook(lambda _, given, received, log=log: log.append((*given, *received)))

@@ -1,4 +1,4 @@
-"""Sparse LoRA: the gradients are those of a dense ``W + M∘(BA)·alpha/r`` in fp64, and nothing dense is ever made."""
+"""Sparse LoRA has the gradients of a dense ``W + M∘(BA)·alpha/r`` in fp64, and never makes a dense product."""
 
 import copy
 
@@ -14,16 +14,16 @@ from transformers import AlbertConfig, AlbertModel
 from transformers.pytorch_utils import Conv1D
 
 import taskedge as te
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
 from taskedge.forms import sparse_lora
-from taskedge.forms.kernels import using
+from taskedge.forms.kernels import force_kernel
 from taskedge.forms.sparse import sparse_layers
-from taskedge.selection.support import LinearSupport, Support
+from taskedge.selection.support import LayerSupport, Support
 
 
 def in_double(model):
-    """The installed model's factors in fp64, B no longer 0, so that a comparison can be strict."""
+    """Convert the factors to fp64 and make B nonzero, so that a comparison can be strict."""
     draw = torch.Generator().manual_seed(3)
     for layer in sparse_layers(model).values():
         entries = layer.entries
@@ -35,7 +35,7 @@ def in_double(model):
 
 
 def dense(plain, model):
-    """The weights of ``plain`` with a full product under a mask, by name, and the factors [A, B] they depend on."""
+    """Return the weights of ``plain`` with a dense product under a mask, by name, and their factors [A, B]."""
     weights, factors = {}, {}
     for name, layer in sparse_layers(model).items():
         entries = layer.entries
@@ -44,7 +44,7 @@ def dense(plain, model):
         mask[entries.rows, entries.columns] = 1 if entries.step is None else entries.step
         linear = linears(plain)[name]
         weight = linear.weight + mask * (b @ a) * entries.scale
-        weights[f"{name}.weight".removeprefix(".")] = linear.kind.matrix(weight)
+        weights[f"{name}.weight".removeprefix(".")] = linear.adapter.matrix(weight)
         factors[name] = a, b
     return weights, factors
 
@@ -54,7 +54,7 @@ def assert_close(one, other):
 
 
 def compare(plain, model, run):
-    """Outputs and the gradients of every A and B, against dense autograd."""
+    """Compare outputs and the gradients of every A and B with dense autograd."""
     weights, factors = dense(plain, model)
     ours = run(model)
     theirs = run(lambda *given, **named: functional_call(plain, weights, given, named))
@@ -80,13 +80,13 @@ def test_a_linear_against_dense_autograd(make, shape, kernel):
     plain = copy.deepcopy(layer)
     in_double(installed(layer))
     x = torch.randn(shape, dtype=torch.float64)
-    with using(kernel):
+    with force_kernel(kernel):
         compare(plain, layer, lambda one: one(x))
 
 
 @pytest.mark.parametrize("step", ["plain", "activation"])
 def test_a_model_against_dense_autograd(model, step):
-    """Of every kind; with scaled steps the mask holds the steps instead of ones."""
+    """With scaled steps the mask contains the steps instead of ones."""
     given = tiny.batch(model)
     support = te.select(model, [given], budget="5%", rule="random", allocation="global")
     model.double()
@@ -125,15 +125,15 @@ def test_a_layer_that_runs_many_times():
     at_once=st.integers(1, 40),
     seed=st.integers(0, 99),
 )
-def test_any_support_and_any_rank_gathered_in_parts_of_any_size(shape, rank, share, at_once, seed):
+def test_any_support_and_rank_gathered_in_chunks_of_any_size(shape, rank, share, at_once, seed):
     draw = torch.Generator().manual_seed(seed)
     flat = (torch.rand(shape[0] * shape[1], generator=draw) < share).nonzero().flatten()
     layer = nn.Linear(shape[1], shape[0]).double()
     plain = copy.deepcopy(layer)
-    installed(layer, Support({"": LinearSupport.from_flat(shape, flat, "")}, 99), rank=rank)
+    installed(layer, Support({"": LayerSupport.from_flat(shape, flat, "")}, 99), rank=rank)
     x = torch.randn(3, shape[1], dtype=torch.float64)
-    before = sparse_lora._AT_ONCE
-    sparse_lora._AT_ONCE = at_once
+    before = sparse_lora.CHUNK_NUMBERS
+    sparse_lora.CHUNK_NUMBERS = at_once
     try:
         in_double(layer)
         weights, factors = dense(plain, layer)
@@ -144,10 +144,10 @@ def test_any_support_and_any_rank_gathered_in_parts_of_any_size(shape, rank, sha
         assert_close(layer.entries.a.grad, factors[""][0].grad)
         assert_close(layer.entries.b.grad, factors[""][1].grad)
     finally:
-        sparse_lora._AT_ONCE = before
+        sparse_lora.CHUNK_NUMBERS = before
 
 
-def test_before_training_the_model_computes_what_it_did(model):
+def test_before_training_the_model_computes_the_same(model):
     given = tiny.batch(model)
     before, state = tiny.logits(model, given), tiny.state(model)
     installed(model)
@@ -188,13 +188,13 @@ def test_only_the_factors_train_and_the_delta_is_a_sparse_one(model, tmp_path):
     for name, own in support.linears.items():
         chosen = torch.zeros(own.shape, dtype=torch.bool)
         chosen[own.rows, own.columns] = True
-        chosen = linears(model)[name].kind.matrix(chosen)
+        chosen = linears(model)[name].adapter.matrix(chosen)
         moved = before[f"{name}.weight"] != after[f"{name}.weight"]
         assert moved.any()
         assert not moved[~chosen].any()
     delta = te.extract(model)
-    assert delta.entries == support.entries
-    te.apply(fresh, te.load(delta.save(tmp_path / "x")))
+    assert delta.num_entries == support.num_entries
+    te.apply(fresh, te.load(te.save(delta, tmp_path / "x")))
     assert torch.equal(tiny.logits(fresh, given), expected)
     te.fuse(model)
     assert torch.equal(tiny.logits(model, given), expected)
@@ -204,7 +204,7 @@ def test_only_the_factors_train_and_the_delta_is_a_sparse_one(model, tmp_path):
 @pytest.mark.parametrize("make", [lambda: nn.Linear(37, 53), lambda: Conv1D(53, 37)])
 def test_the_dense_product_is_never_made(make):
     layer = make()
-    support = LinearSupport.from_flat((53, 37), torch.arange(53) * 37 + 5, "")
+    support = LayerSupport.from_flat((53, 37), torch.arange(53) * 37 + 5, "")
     installed(layer, Support({"": support}, 2000), rank=2)
     optimizer = torch.optim.AdamW(tiny.trained(layer), lr=0.1)
     x = torch.randn(11, 37, requires_grad=True)
@@ -216,23 +216,23 @@ def test_the_dense_product_is_never_made(make):
     assert max(tensor.numel() for tensor in watch.made) < 37 * 53
 
 
-def test_many_entries_are_gathered_in_parts():
-    """Half of a matrix, times the rank, would be several copies of it."""
+def test_many_entries_are_gathered_in_chunks():
+    """The factors of half of a matrix, gathered all at once, would take several times its memory."""
     layer = nn.Linear(64, 64)
-    support = Support({"": LinearSupport.from_flat((64, 64), torch.arange(0, 64 * 64, 2), "")}, 9999)
+    support = Support({"": LayerSupport.from_flat((64, 64), torch.arange(0, 64 * 64, 2), "")}, 9999)
     installed(layer, support, rank=8)
-    before = sparse_lora._AT_ONCE
-    sparse_lora._AT_ONCE = 1024
+    before = sparse_lora.CHUNK_NUMBERS
+    sparse_lora.CHUNK_NUMBERS = 1024
     try:
         with Made(list(layer.parameters())) as watch:
             layer(torch.randn(3, 64)).square().sum().backward()
     finally:
-        sparse_lora._AT_ONCE = before
+        sparse_lora.CHUNK_NUMBERS = before
     assert max(tensor.numel() for tensor in watch.made) <= 64 * 64 // 2
 
 
-def test_what_is_kept_for_backward_is_what_the_sparse_form_keeps(bert):
-    """The columns, and beside them offsets, rows and columns of the entries: nothing per token more."""
+def test_the_backward_pass_needs_what_the_sparse_form_saves(bert):
+    """Saved are the columns, and the offsets, rows and columns of the entries: nothing more per token."""
     support = support_of(bert)
 
     def kept(one):
@@ -248,13 +248,13 @@ def test_what_is_kept_for_backward_is_what_the_sparse_form_keeps(bert):
 
 
 def counted(monkeypatch):
-    """How often the product was gathered, as a list that grows."""
-    original, calls = sparse_lora._parts, []
-    monkeypatch.setattr(sparse_lora, "_parts", lambda *given: calls.append(1) or original(*given))
+    """Return a list that grows by one for every gather of the product."""
+    original, calls = sparse_lora._chunks, []
+    monkeypatch.setattr(sparse_lora, "_chunks", lambda *given: calls.append(1) or original(*given))
     return calls
 
 
-def test_nothing_is_computed_anew_where_nothing_changed(monkeypatch):
+def test_offsets_are_computed_only_after_a_change(monkeypatch):
     layer = installed(nn.Linear(6, 4))
     x = torch.randn(3, 6)
     layer(x)
@@ -272,7 +272,7 @@ def test_nothing_is_computed_anew_where_nothing_changed(monkeypatch):
     assert torch.equal(outputs[0], nn.functional.linear(x, layer._parameters["weight"], layer.bias))
 
 
-def test_what_inference_mode_computed_trains_afterwards():
+def test_offsets_computed_in_inference_mode_train_afterwards():
     layer = installed(nn.Linear(6, 4))
     layer.entries.b.data.fill_(1.0)
     with torch.inference_mode():
@@ -284,13 +284,13 @@ def test_what_inference_mode_computed_trains_afterwards():
 def test_readers_of_one_input_share_its_columns():
     model = Attention().double()
     plain = copy.deepcopy(model)
-    in_double(installed(model, support_of(model, reads=SHARED)))
+    in_double(installed(model, support_of(model, shared_inputs=SHARED)))
     x = torch.randn(3, 7, 6, dtype=torch.float64)
     compare(plain, model, lambda one: one(x))
-    assert model.query.entries.input is model.key.entries.input
+    assert model.query.entries.shared_input is model.key.entries.shared_input
 
 
-def test_factors_stay_fp32_and_state_goes_round(bert):
+def test_factors_stay_fp32_and_the_state_dict_restores_them(bert):
     installed(bert.to(torch.bfloat16)).to(torch.bfloat16)
     tiny.train(bert)
     assert all(

@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: its transformer layers, found by shape and not by name."""
+"""The repeated blocks of a model: its transformer layers, found by structure and not by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from taskedge.errors import InputError
 
 @dataclass(frozen=True)
 class Block:
-    """One repeated layer. ``depth`` counts from the output: depth 1 is the block nearest the loss."""
+    """One repeated layer of a model.
+
+    Attributes:
+        name: of the module in the model.
+        module: the layer.
+        depth: counted from the output; depth 1 is the block nearest the loss.
+    """
 
     name: str
     module: nn.Module
@@ -20,27 +26,27 @@ class Block:
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The model's repeated layers in the order of its modules, input side first.
+    """Return the model's repeated layers in the order of its modules, input side first.
 
     A repeated layer is a member of an outermost ``nn.ModuleList`` or ``nn.Sequential`` of two or more modules of
-    one class that have modules of their own. A model without such a list (ALBERT, a plain MLP) has no blocks.
+    one class that have submodules. A model without such a list (ALBERT, a plain MLP) has no blocks.
     """
-    found = list(_members(model, ""))
-    return [Block(name, module, depth=len(found) - place) for place, (name, module) in enumerate(found)]
+    members = list(_members(model, ""))
+    return [Block(name, module, depth=len(members) - i) for i, (name, module) in enumerate(members)]
 
 
 def blocks_within(model: nn.Module, depth: int) -> list[Block]:
-    """The ``depth`` blocks nearest the output, input side first: backpropagation that trains only these ends there.
+    """Return the ``depth`` blocks nearest the output, input side first; training only these backpropagates no further.
 
     Raises:
         InputError: the model has no repeated blocks, or fewer than ``depth``; a depth below 1.
     """
-    found = blocks(model)
-    if not found:
+    every = blocks(model)
+    if not every:
         raise InputError(f"{type(model).__name__} has no repeated blocks to count depth in: leave it out")
-    if not 1 <= depth <= len(found):
-        raise InputError(f"depth={depth}: {type(model).__name__} has {len(found)} blocks: give 1 to {len(found)}")
-    return found[len(found) - depth :]
+    if not 1 <= depth <= len(every):
+        raise InputError(f"depth={depth}: {type(model).__name__} has {len(every)} blocks: give 1 to {len(every)}")
+    return every[len(every) - depth :]
 
 
 def _members(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:

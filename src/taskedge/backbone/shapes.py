@@ -1,6 +1,6 @@
-"""Models by their shape alone: what a machine can do with one does not depend on the values of its weights.
+"""Models by their shape alone: the speed and memory of a machine do not depend on the values of the weights.
 
-A model here is whole, with the head that it is used with, since a vocabulary's logits cost as much as many a block.
+A model here includes its head, since the logits over a vocabulary cost as much as several blocks.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from taskedge.errors import InputError, UnknownName
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["encoder", "causal LM", "seq2seq"]
+ModelKind = Literal["encoder", "causal LM", "seq2seq"]
 
-AUTO: dict[Kind, str] = {
+KIND_AUTO_CLASSES: dict[ModelKind, str] = {
     "encoder": "AutoModelForSequenceClassification",
     "causal LM": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -44,21 +44,26 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-"""Public models, one of each kind: transformers' type, and what differs from the defaults of its config."""
+"""Public models, one of each kind: the model type of transformers, and the changes to its default config."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's shape, and where its weights are, if anywhere."""
+    """A model's shape, and where its weights are, if anywhere.
+
+    Attributes:
+        name: for messages.
+        config: a config of transformers.
+        folder: a folder or a hub id with weights; None if there are no weights.
+    """
 
     name: str
     config: Any
     folder: str | None = None
-    """A folder or a hub id; None: there are no weights."""
 
     @property
-    def kind(self) -> Kind:
-        """What the model is."""
+    def kind(self) -> ModelKind:
+        """The kind of the model."""
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
         if getattr(self.config, "is_encoder_decoder", False):
@@ -68,7 +73,7 @@ class Shape:
         return "causal LM" if causal and not encoder else "encoder"
 
     def skeleton(self) -> nn.Module:
-        """The model on the meta device: shapes, no weights.
+        """Return the model on the meta device: shapes, no weights.
 
         Raises:
             InputError: transformers knows no such model of this kind.
@@ -76,37 +81,39 @@ class Shape:
         import torch
 
         with torch.device("meta"):
-            return self._built()
+            return self._from_config()
 
-    def load(self, say: Callable[[str], None]) -> tuple[nn.Module, bool]:
-        """The model on the CPU, and whether its weights are its own; random ones where none can be had, which is said.
+    def load(self, log: Callable[[str], None]) -> tuple[nn.Module, bool]:
+        """Return the model on the CPU, and whether its weights are its own; random weights if none can be loaded.
+
+        Args:
+            log: receives a line if weights are random although there is a folder.
 
         Raises:
-            InputError: as :meth:`skeleton`.
+            InputError: see :meth:`skeleton`.
         """
         import transformers
 
         if self.folder is not None:
-            auto = getattr(transformers, AUTO[self.kind])
+            auto_class = getattr(transformers, KIND_AUTO_CLASSES[self.kind])
             try:
-                return auto.from_pretrained(self.folder, use_safetensors=True), True
+                return auto_class.from_pretrained(self.folder, use_safetensors=True), True
             except OSError as error:
-                say(f"{self.name}: no weights can be loaded, so they are random: {str(error).strip().splitlines()[0]}")
-        return self._built(), False
+                log(f"{self.name}: no weights can be loaded, so they are random: {_first_line(error)}")
+        return self._from_config(), False
 
-    def _built(self) -> nn.Module:
+    def _from_config(self) -> nn.Module:
         import transformers
 
         try:
-            model: nn.Module = getattr(transformers, AUTO[self.kind]).from_config(self.config)
+            model: nn.Module = getattr(transformers, KIND_AUTO_CLASSES[self.kind]).from_config(self.config)
         except ValueError as error:
-            first = str(error).strip().splitlines()[0]
-            raise InputError(f"model {self.name!r} has no form as {self.kind}: {first}") from None
+            raise InputError(f"model {self.name!r} has no form as {self.kind}: {_first_line(error)}") from None
         return model
 
 
 def known_shape(name: str) -> Shape:
-    """One of ``SHAPES``.
+    """Return one of ``SHAPES`` by name.
 
     Raises:
         UnknownName: there is none of that name.
@@ -115,12 +122,12 @@ def known_shape(name: str) -> Shape:
 
     if name not in SHAPES:
         raise UnknownName("shape", name, SHAPES)
-    kind, changes = SHAPES[name]
-    return Shape(name, transformers.AutoConfig.for_model(kind, **changes))
+    model_type, changes = SHAPES[name]
+    return Shape(name, transformers.AutoConfig.for_model(model_type, **changes))
 
 
 def shape_of(model: str) -> Shape:
-    """That of a folder or a hub id with a config; weights are not needed.
+    """Return the shape of the model in a folder or hub id with a config; weights are not needed.
 
     Raises:
         InputError: there is no config of that name, or transformers does not know its architecture.
@@ -130,6 +137,9 @@ def shape_of(model: str) -> Shape:
     try:
         config = transformers.AutoConfig.from_pretrained(model)
     except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"model {model!r} has no config that can be used: {first}") from None
+        raise InputError(f"model {model!r} has no config that can be used: {_first_line(error)}") from None
     return Shape(model.rstrip("/").rpartition("/")[2] or model, config, model)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

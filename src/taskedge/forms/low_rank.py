@@ -1,7 +1,7 @@
 """Low rank: a linear that trains ``W + alpha/r·BA`` with a thin A [r, in] and B [out, r] beside its frozen weight.
 
-For linears that a support gives to a low-rank module as a whole, beside others that train entries. ``from_base`` swaps
-the class and keeps the object, ``fuse`` writes the product into the weight and makes the layer plain again.
+For linears to which a support gives a low-rank module, beside others that train entries. :func:`make_low_rank` swaps
+the class and keeps the object; :func:`fuse_low_rank` adds the product to the weight and makes the layer plain again.
 
 Source: LoRA (arXiv 2106.09685); for hybrids with chosen weights, SPT (arXiv 2303.08566).
 """
@@ -9,144 +9,130 @@ Source: LoRA (arXiv 2106.09685); for hybrids with chosen weights, SPT (arXiv 230
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taskedge.backbone.layer_adapters import Features
-from taskedge.backbone.linears import Linear, as_linear
-from taskedge.backbone.storage.frozen_layer import HeldLayer
+from taskedge.backbone.class_swap import restore_class, swap_class
+from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, first_input
 from taskedge.errors import InputError
+from taskedge.forms.master_weights import FixedDtypeModule
 
 
 @dataclass(frozen=True)
 class Factors:
-    """How factors start and what their product is scaled by: alpha/r."""
+    """How the factors of a run start and how their product is scaled: by alpha/r.
+
+    Attributes:
+        generator: draws A.
+        alpha: None means the rank, so that the product is not scaled.
+    """
 
     generator: torch.Generator
     alpha: float | None = None
-    """None: as the rank, so that the product is not scaled."""
 
     def scale(self, rank: int) -> float:
-        """What the product BA is multiplied by."""
+        """Return the factor that the product BA is multiplied by."""
         return 1.0 if self.alpha is None else self.alpha / rank
 
     def draw(self, rank: int, shape: tuple[int, int], device: torch.device) -> tuple[nn.Parameter, nn.Parameter]:
-        """A [rank, in], uniform within ±1/√in, and B [out, rank] of zeros, as LoRA starts; float32.
+        """Return A [rank, in], uniform within ±1/√in, and B [out, rank] of zeros, as LoRA starts; float32.
 
-        The same on every device, since the CPU draws.
+        The values are the same on every device, since the CPU draws them.
         """
-        out, inputs = shape
-        a = torch.empty(rank, inputs)
+        out_features, in_features = shape
+        a = torch.empty(rank, in_features)
         nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=self.generator)
-        return nn.Parameter(a.to(device)), nn.Parameter(torch.zeros(out, rank, device=device))
+        return nn.Parameter(a.to(device)), nn.Parameter(torch.zeros(out_features, rank, device=device))
 
 
 def with_product(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``weight + scale·BA`` [out, in] in the weight's dtype: computed in fp32 at least, and rounded once.
+    """Return ``weight + scale·BA`` [out, in] in the weight's dtype: computed in fp32 at least, and rounded once.
 
-    Where the product is 0 the weight keeps its bits, the sign of a zero included.
+    Where the product is 0 the weight keeps its bits, including the sign of a zero.
     """
     dtype = torch.promote_types(torch.promote_types(weight.dtype, a.dtype), torch.float32)
-    moved = (b.to(weight.device, dtype) @ a.to(weight.device, dtype)).mul_(scale)
-    return torch.where(moved == 0, weight, (weight.to(dtype) + moved).to(weight.dtype))
+    product = (b.to(weight.device, dtype) @ a.to(weight.device, dtype)).mul_(scale)
+    return torch.where(product == 0, weight, (weight.to(dtype) + product).to(weight.dtype))
 
 
-class Product(nn.Module):
+class Product(FixedDtypeModule):
     """The trained factors of one linear.
 
     Attributes:
         a: float32 [rank, in].
         b: float32 [out, rank].
-        scale: what their product is multiplied by.
+        scale: multiplies their product.
     """
 
     def __init__(self, linear: Linear, rank: int, factors: Factors) -> None:
         super().__init__()
-        self.a, self.b = factors.draw(rank, linear.shape, linear.weight.device)
+        self.a, self.b = factors.draw(rank, linear.shape, linear.device)
         self.scale = factors.scale(rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> scale·x AᵀBᵀ [..., out], in fp32 unless autocast says otherwise."""
+        """Map x [..., in] to scale·x AᵀBᵀ [..., out], in fp32 unless autocast says otherwise."""
         inner = F.linear(x.to(self.a.dtype), self.a) * self.scale  # [..., rank]
         return F.linear(inner, self.b)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Product:
-        """Moves between devices, but never changes a dtype: factors stay fp32 under ``model.to(bfloat16)``."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            new = fn(tensor)
-            return new if new.dtype == tensor.dtype else tensor.to(new.device)
-
-        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
-        return self
-
 
 class LowRankLayer(nn.Module):
-    """What a linear becomes while factors train beside it: the same object, with a ``product``."""
+    """A linear while factors train beside it: the same object under another class, with a ``product``."""
 
-    keeps_forward = True  # what it adds to is what the class below computes
+    keeps_forward = True  # it adds to the output of the class below
     product: Product
 
-    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
-        output: Tensor = super().forward(*given, **named)
-        x = next(iter((*given, *named.values())))  # every class has its own name for it
-        moved: Tensor = self.product(x)
-        return (output + moved).to(output.dtype)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Add the product to the output of the class below, in the dtype of that output."""
+        output: Tensor = super().forward(*args, **kwargs)
+        added: Tensor = self.product(first_input(args, kwargs))
+        return (output + added).to(output.dtype)
 
 
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def check_rank(where: str, rank: int) -> None:
-    """Raises InputError where ``rank`` is none; ``where`` is for the message."""
+def check_rank(owner: str, rank: int) -> None:
+    """Raise InputError unless ``rank`` is an integer above 0; ``owner`` has the rank, for the message."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise InputError(f"{where} has a rank of {rank!r}: a whole number from 1 on is needed")
+        raise InputError(f"{owner} has a rank of {rank!r}: a whole number from 1 on is needed")
 
 
-def check(linear: Linear, rank: int) -> None:
-    """Raises InputError where the linear cannot carry factors of that rank."""
+def check_low_rank(linear: Linear, rank: int) -> None:
+    """Raise InputError if the linear cannot carry factors of that rank."""
     check_rank(f"linear {linear.name!r}", rank)
-    if not isinstance(linear.kind, Features):
+    if not isinstance(linear.adapter, LinearAdapter):
         raise InputError(
             f"linear {linear.name!r} is a {type(linear.module).__name__}: only nn.Linear and Conv1D can carry a "
             "low-rank product"
         )
-    if isinstance(linear.module, HeldLayer):
+    if linear.is_read_only:
         raise InputError(
-            f"the weight of linear {linear.name!r} is held and only read, so no low-rank product can go into it: load "
-            "the base with base='loaded'"
+            f"the weight of linear {linear.name!r} is read-only (int8 or mapped from a file), so no low-rank product "
+            "can go into it: load the base with weight_storage='resident'"
         )
 
 
-def from_base(linear: Linear, rank: int, factors: Factors) -> LowRankLayer:
-    """Makes the linear train a product of that rank beside its weight. ``fuse`` is its mirror image."""
-    check(linear, rank)
+def make_low_rank(linear: Linear, rank: int, factors: Factors) -> LowRankLayer:
+    """Make the linear train a product of that rank beside its weight; :func:`fuse_low_rank` undoes it."""
+    check_low_rank(linear, rank)
     linear.module.requires_grad_(False)
     product = Product(linear, rank, factors)
-    base = type(linear.module)
-    if base not in _classes:
-        _classes[base] = type(f"LowRank{base.__name__}", (LowRankLayer, base), {"__module__": __name__})
-    linear.module.__class__ = _classes[base]
+    swap_class(linear.module, LowRankLayer, "LowRank")
     linear.module.add_module("product", product)
     return cast(LowRankLayer, linear.module)
 
 
-def fuse(layer: LowRankLayer) -> nn.Module:
-    """Makes the layer plain again, its weight holding the product as well."""
+def fuse_low_rank(layer: LowRankLayer) -> nn.Module:
+    """Make the layer plain again, with the product added to its weight."""
     linear = cast(Linear, as_linear("", layer))
     product = layer.product
-    linear.weight.copy_(with_product(linear.weight, product.a.detach(), product.b.detach(), product.scale))
+    linear.overwrite(with_product(linear.weight, product.a.detach(), product.b.detach(), product.scale))
     del layer.product
-    plain: Any = type(layer).__mro__[2]
-    layer.__class__ = plain
+    restore_class(layer)
     return layer
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
-    """The layers of the model that train a product, by name."""
+    """Return the layers of the model that train a product, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}

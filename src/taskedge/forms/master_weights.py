@@ -1,64 +1,83 @@
-"""Masters in fp32: what trains whole in a half-precision model is kept in fp32, and used rounded.
+"""fp32 in a half-precision model: master weights, and modules that never change their dtype.
 
-A step is often smaller than half a unit in the last place of a bf16 weight, and would be lost. So the parameter itself
-becomes fp32, and while its module runs, the module sees it rounded to the dtype that the model is in. What is trained
-is thus what a plain model in that dtype computes once the rounded values are put into it, to the bit.
+Parameters that train in full are kept in fp32 and used rounded. A step is often smaller than half a unit in the last
+place of a bf16 weight and would be lost. So the parameter itself becomes fp32, and while its module runs, the module
+sees it rounded to the dtype of the model. The trained model thus computes, to the bit, what a plain model in that dtype
+computes with the rounded values.
 
-Source: mixed precision training (arXiv 1710.03740, section 3.1) for the master copy; the form is ours.
+Source: mixed precision training (arXiv 1710.03740, section 3.1) for the master copy; this project for its form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-HALF = (torch.bfloat16, torch.float16)
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 _KEY = "_taskedge_masters"
 
 
-def hold(model: nn.Module, names: Collection[str]) -> None:
-    """Makes those of the named parameters that are bf16 or fp16 masters in fp32. ``release`` is its mirror image."""
+def add_master_weights(model: nn.Module, names: Collection[str]) -> None:
+    """Give the bf16 and fp16 parameters in ``names`` fp32 master weights; others stay as they are.
+
+    :func:`remove_master_weights` undoes it.
+    """
     parameters = dict(model.named_parameters())
-    halves = {id(parameters[name]): parameters[name].dtype for name in names if parameters[name].dtype in HALF}
+    dtypes = {id(parameters[name]): parameters[name].dtype for name in names if parameters[name].dtype in HALF_DTYPES}
     for module in model.modules():  # a tied parameter has several owners
-        own = {name: halves[id(p)] for name, p in module._parameters.items() if p is not None and id(p) in halves}
-        if own:
+        owned = {name: dtypes[id(p)] for name, p in module._parameters.items() if p is not None and id(p) in dtypes}
+        if owned:
             handles = (
                 module.register_forward_pre_hook(_show_rounded),
                 module.register_forward_hook(_show_master, always_call=True),
             )
-            module.__dict__[_KEY] = own, handles
+            module.__dict__[_KEY] = owned, handles
     for parameter in parameters.values():
-        if id(parameter) in halves:
+        if id(parameter) in dtypes:
             parameter.data = parameter.data.float()
 
 
-def release(model: nn.Module) -> None:
-    """Gives every parameter the dtype that it had, rounded from its master."""
+def remove_master_weights(model: nn.Module) -> None:
+    """Give every parameter its former dtype back, rounded from its master."""
     for module in model.modules():
         if _KEY in module.__dict__:
-            own, handles = module.__dict__.pop(_KEY)
+            owned, handles = module.__dict__.pop(_KEY)
             for handle in handles:
                 handle.remove()
-            for name, dtype in own.items():
+            for name, dtype in owned.items():
                 parameter = module._parameters[name]
                 assert parameter is not None
                 parameter.data = parameter.data.to(dtype)
 
 
-def _show_rounded(module: nn.Module, _given: Any) -> None:
-    """Until the forward pass of the module is over, it finds a rounded copy under the parameter's name."""
-    own, _ = module.__dict__[_KEY]
-    for name, dtype in own.items():
+def _show_rounded(module: nn.Module, _args: Any) -> None:
+    """Show the module a rounded copy under the parameter's name until its forward pass ends."""
+    owned, _ = module.__dict__[_KEY]
+    for name, dtype in owned.items():
         parameter = module._parameters[name]
         assert parameter is not None
-        module.__dict__[name] = parameter.to(dtype)  # what lies in an instance's own dictionary is found first
+        module.__dict__[name] = parameter.to(dtype)  # an instance's own dictionary is looked up first
 
 
-def _show_master(module: nn.Module, _given: Any, _output: Any) -> None:
-    own, _ = module.__dict__[_KEY]
-    for name in own:
+def _show_master(module: nn.Module, _args: Any, _output: Any) -> None:
+    owned, _ = module.__dict__[_KEY]
+    for name in owned:
         module.__dict__.pop(name, None)
+
+
+class FixedDtypeModule(nn.Module):
+    """A module that moves between devices but never changes a dtype.
+
+    Its trained numbers stay fp32 under ``model.to(torch.bfloat16)`` and ``model.half()``.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            return converted if converted.dtype == tensor.dtype else tensor.to(converted.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self

@@ -1,10 +1,12 @@
-"""Regrowth: while a support trains, the entries that moved least make room for ones that the loss pulls at.
+"""Regrowth: while a support trains, the entries that moved least are replaced by ones that the loss pulls at most.
 
-The support stays as large as it was, in every linear. A weight that is dropped gets the base's bits back; one that is
-taken in starts at the base, with the optimiser's moments as if it had seen its gradient in every step so far.
+The number of entries of every linear stays the same. A weight that is dropped gets the base's bits back; one that is
+added starts at the base, with the optimizer's moments as if it had seen its gradient in every step so far.
+
+Positions in a weight are flat: ``row * in + column``.
 
 Source: SpIEL (arXiv 2401.16405, its accumulated-gradient variant) for dropping by |change|, regrowing by |gradient| and
-seeding the moments; the bias correction of the seeds is ours.
+seeding the moments; this project for the bias correction of the seeds.
 """
 
 from __future__ import annotations
@@ -16,175 +18,200 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import Linear, as_linear
+from taskedge.backbone.layers import stored_weight, write_entries
 from taskedge.errors import InputError
-from taskedge.forms.install import Installation, require_installation, step_sizes
+from taskedge.forms.install import Installation, require_installation, set_installation, step_sizes
 from taskedge.forms.sparse import FreeEntries, SparseLayer, sparse_layers
-from taskedge.selection.allocations import best
-from taskedge.selection.support import LinearSupport
+from taskedge.selection.allocations import top_indices
+from taskedge.selection.support import LayerSupport
 
 
 @dataclass(frozen=True)
-class Move:
-    """What changes in one linear.
+class Replacement:
+    """Which entries of one linear stay, and which are added for the others.
 
     Attributes:
-        kept: int64 [n - k], places among the entries as they are.
-        grown: int64 [k], ``row * in + column`` of the new ones.
+        kept: int64 [n - k], indices into the present entries.
+        added: int64 [k], positions of the new entries.
         gradient: [k], the candidate gradient there.
     """
 
     kept: Tensor
-    grown: Tensor
+    added: Tensor
     gradient: Tensor
 
 
 def regrow(model: nn.Module, optimizer: Any, gradient: Callable[[str], Tensor], share: float) -> int:
-    """Moves a share of the entries of every linear, and what the optimiser knows of them.
+    """Replace a share of the entries of every linear, and move the optimizer's state along.
 
     Args:
         model: trains a support in the form ``"sparse"``.
-        optimizer: over the model's parameters; the moments of Adam and its kind move along, other state of a new entry
-            starts at 0.
-        gradient: gives a linear's candidate gradient [out, in] by name, in any dtype: the mean over some batches of
-            the gradient of the loss. It is asked for one linear after the other, and lets go of each.
-        share: of the entries of a linear, rounded down; fewer where so many places are not free.
+        optimizer: over the model's parameters; the moments of Adam and its variants move along, other state of a new
+            entry starts at 0.
+        gradient: returns a linear's candidate gradient [out, in] by name, in any dtype: the mean over some batches of
+            the gradient of the loss. It is called for one linear after the other, and each result is freed before the
+            next call.
+        share: of the entries of a linear, rounded down; fewer if the weight has fewer free positions.
 
     Returns:
-        How many entries moved.
+        The number of entries that were replaced.
 
     Raises:
         InputError: nothing is installed, or in another form; a gradient that has another shape or is not finite. The
             model is unchanged.
     """
-    done = movable(model)
+    supports = require_movable(model).support.linears
     layers = sparse_layers(model)
-    moves = {}
-    for name, layer in layers.items():
-        moves[name] = _choose(name, _entries(layer), done.support.linears[name], gradient(name), share)
-    count = sum(len(move.grown) for move in moves.values())
+    replacements = {
+        name: _choose_replacement(name, _free_entries(layer), supports[name], gradient(name), share)
+        for name, layer in layers.items()
+    }
+    count = sum(len(replacement.added) for replacement in replacements.values())
     if not count:
         return 0
-    places = {name: _place(layer, done.support.linears[name], moves[name]) for name, layer in layers.items()}
-    old = {name: _entries(layer).offsets.detach().clone() for name, layer in layers.items()}
-    _stand(model, {name: flat for name, (flat, _) in places.items()})
-    for name, (_, order) in places.items():
-        _carry(_entries(layers[name]), old[name], moves[name], order, optimizer)
+    positions, orders, old_offsets = {}, {}, {}
+    for name, layer in layers.items():
+        positions[name], orders[name] = _new_positions(layer, supports[name], replacements[name])
+        old_offsets[name] = _free_entries(layer).offsets.detach().clone()
+    _move_entries(model, positions)
+    for name, layer in layers.items():
+        _transfer_state(_free_entries(layer), old_offsets[name], replacements[name], orders[name], optimizer)
     return count
 
 
-def movable(model: nn.Module) -> Installation:
-    """What is installed on the model, if its entries can move.
+def require_movable(model: nn.Module) -> Installation:
+    """Return what is installed on the model, if its entries can move.
 
     Raises:
         InputError: nothing is installed, or in a form whose entries do not train one by one.
     """
-    done = require_installation(model)
-    if done.form != "sparse":
+    installed = require_installation(model)
+    if installed.form != "sparse":
         raise InputError(
-            f"entries move only in the form 'sparse', and the model trains {done.form!r}: leave regrow out"
+            f"entries move only in the form 'sparse', and the model trains {installed.form!r}: leave regrow out"
         )
-    return done
+    return installed
 
 
-def restore(model: nn.Module, support: Mapping[str, Tensor]) -> None:
-    """Makes the model train other entries, all at the base's values: those of a run that had moved them.
+def set_positions(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
+    """Make the model train other entries, all at the base's values: the entries of a run that had moved them.
 
     Args:
         model: trains a support with as many entries in every linear.
-        support: int64 [n] by linear, ``row * in + column``, ascending.
+        positions: int64 [n] by linear, ascending.
 
     Raises:
         InputError: other linears, or other counts, than the model trains. The model is unchanged.
     """
     layers = sparse_layers(model)
-    if support.keys() != layers.keys() or any(len(support[name]) != len(layers[name].entries.rows) for name in layers):
+    counts = {name: len(layer.entries.rows) for name, layer in layers.items()}
+    if {name: len(flat) for name, flat in positions.items()} != counts:
         raise InputError("the entries are those of another run: it trains other linears, or another number of entries")
-    _stand(model, dict(support))
-    for layer in layers.values():
-        with torch.no_grad():
-            _entries(layer).offsets.zero_()
+    _move_entries(model, dict(positions))
+    with torch.no_grad():
+        for layer in layers.values():
+            _free_entries(layer).offsets.zero_()
 
 
-def standing(model: nn.Module) -> dict[str, Tensor]:
-    """int64 [n] by linear: where the entries of a model are that were moved; nothing where none was."""
-    done = require_installation(model)
-    return {name: linear.flat for name, linear in done.support.linears.items()} if done.moved else {}
+def moved_positions(model: nn.Module) -> dict[str, Tensor]:
+    """Return the positions int64 [n] of a model's entries by linear; an empty dict if none was moved."""
+    installed = require_installation(model)
+    return {name: linear.flat for name, linear in installed.support.linears.items()} if installed.regrown else {}
 
 
-def _choose(name: str, entries: FreeEntries, support: LinearSupport, gradient: Tensor, share: float) -> Move:
+def _choose_replacement(
+    name: str, entries: FreeEntries, support: LayerSupport, gradient: Tensor, share: float
+) -> Replacement:
     if gradient.shape != support.shape:
         raise InputError(f"the gradient of linear {name!r} is {list(gradient.shape)}, not {list(support.shape)}")
     if not bool(gradient.isfinite().all()):
         raise InputError(f"the gradient of linear {name!r} is not finite")
     count = min(int(share * len(support)), gradient.numel() - len(support))
-    change = entries.offsets.detach() if entries.step is None else entries.offsets.detach() * entries.step
-    kept = best(change.abs(), len(support) - count).sort().values
-    wanted = gradient.abs().flatten()
-    wanted[support.flat.to(wanted.device)] = -1.0  # of those that it trains already, none can be new
-    grown = best(wanted, count)
-    return Move(kept, grown, gradient.flatten()[grown])
+    change = entries.offsets.detach()
+    if entries.step is not None:
+        change = change * entries.step
+    kept = top_indices(change.abs(), len(support) - count).sort().values
+    pull = gradient.abs().flatten()
+    pull[support.flat.to(pull.device)] = -1.0  # present entries cannot be added
+    added = top_indices(pull, count)
+    return Replacement(kept, added, gradient.flatten()[added])
 
 
-def _place(layer: SparseLayer, support: LinearSupport, move: Move) -> tuple[Tensor, Tensor]:
-    """``row * in + column`` of the entries after the move, ascending; and where each stands in (kept, grown)."""
+def _new_positions(layer: SparseLayer, support: LayerSupport, replacement: Replacement) -> tuple[Tensor, Tensor]:
+    """Return the positions after the replacement, ascending, and the index of each in (kept, added)."""
     device = layer.entries.rows.device
-    flat = torch.cat([support.flat.to(device)[move.kept], move.grown.to(device)])
+    flat = torch.cat([support.flat.to(device)[replacement.kept], replacement.added.to(device)])
     return torch.sort(flat)
 
 
-def _stand(model: nn.Module, places: Mapping[str, Tensor]) -> None:
-    """Puts the base back where entries were, and lets them stand elsewhere; offsets are left to the caller."""
-    done = require_installation(model)
-    layers, supports = sparse_layers(model), dict(done.support.linears)
-    for name, flat in places.items():  # all are sound, or none is touched
+def _move_entries(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
+    """Write the base back where entries were and move them to ``positions``; offsets are left to the caller."""
+    installed = require_installation(model)
+    layers, supports = sparse_layers(model), dict(installed.support.linears)
+    for name, flat in positions.items():  # before any layer is changed: invalid positions raise here
         before = supports[name]
-        supports[name] = LinearSupport.from_flat(before.shape, flat.cpu(), before.reads, before.input_rms)
-    for name in places:
-        after, entries = supports[name], layers[name].entries
-        device = entries.rows.device
-        linear = cast(Linear, as_linear(name, layers[name]))
-        linear.write(entries.rows, entries.columns, entries.base)
-        entries.rows, entries.columns = after.rows.to(device), after.columns.to(device)
-        entries.base = linear.read(entries.rows, entries.columns)
-        entries.step = None if entries.step is None else step_sizes(name, after).to(entries.step)
-        entries.forget_written()
-    for entries in (layer.entries for layer in layers.values()):
-        together = [other.entries.columns for other in layers.values() if other.entries.input is entries.input]
-        entries.input.cover(torch.unique(torch.cat(together)))
-        entries.place()
-    allocation = done.support.allocation if done.moved else f"{done.support.allocation}, regrown"
-    support = replace(done.support, linears=supports, allocation=allocation)
-    model.__dict__["_taskedge"] = replace(done, support=support, moved=True)
+        supports[name] = LayerSupport.from_flat(before.shape, flat.cpu(), before.shared_input, before.input_rms)
+    for name in positions:
+        _move_layer_entries(name, layers[name], supports[name])
+    for layer in layers.values():
+        shared_input = layer.entries.shared_input
+        readers = [other.entries for other in layers.values() if other.entries.shared_input is shared_input]
+        shared_input.set_columns(torch.unique(torch.cat([entries.columns for entries in readers])))
+        layer.entries.reindex()
+    allocation = installed.support.allocation
+    if not installed.regrown:
+        allocation = f"{allocation}, regrown"
+    support = replace(installed.support, linears=supports, allocation=allocation)
+    set_installation(model, replace(installed, support=support, regrown=True))
 
 
-def _carry(entries: FreeEntries, old: Tensor, move: Move, order: Tensor, optimizer: Any) -> None:
-    """Offsets and the optimiser's numbers of the kept entries to where these are now; the new ones' beside them."""
-    parameter, kept = entries.offsets, move.kept
-    gradient = move.gradient.to(parameter)
-    steps = entries.step
-    if steps is not None:  # of an offset, as against that of the weight
-        rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        gradient = gradient * steps[rank[len(kept) :]]
+@torch.no_grad()
+def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport) -> None:
+    """Write the base back at the layer's entries, then take over the rows and columns of ``support``."""
+    entries = layer.entries
+    write_entries(layer, entries.adapter.weight_index(entries.rows, entries.columns), entries.base)
+    device = entries.rows.device
+    entries.rows, entries.columns = support.rows.to(device), support.columns.to(device)
+    # read as stored: reading ``layer.weight`` would write the old offsets at the new positions
+    entries.base = stored_weight(layer)[entries.adapter.weight_index(entries.rows, entries.columns)]
+    if entries.step is not None:
+        entries.step = step_sizes(name, support).to(entries.step)
+    entries.invalidate_written()
 
-    def carried(values: Tensor, new: Tensor) -> Tensor:
+
+def _transfer_state(
+    entries: FreeEntries, old_offsets: Tensor, replacement: Replacement, order: Tensor, optimizer: Any
+) -> None:
+    """Move offsets and optimizer state of the kept entries to their new indices, and set those of the new ones."""
+    parameter, kept = entries.offsets, replacement.kept
+    gradient = replacement.gradient.to(parameter)
+    if entries.step is not None:  # from the gradient of a weight to that of its offset
+        index = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        gradient = gradient * entries.step[index[len(kept) :]]
+
+    def transferred(values: Tensor, new: Tensor) -> Tensor:
         return torch.cat([values[kept], new.to(values)])[order]
 
+    zeros = torch.zeros_like(gradient)
     with torch.no_grad():
-        parameter.copy_(carried(old, torch.zeros_like(gradient)))
+        parameter.copy_(transferred(old_offsets, zeros))
         state = optimizer.state.get(parameter, {})
-        betas = next(
-            (group.get("betas") for group in optimizer.param_groups if any(p is parameter for p in group["params"])),
-            None,
-        )
-        seeds = _seeds(gradient, betas, state.get("step"))
+        seeds = _seed_moments(gradient, _betas(optimizer, parameter), state.get("step"))
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and key != "step":
-                value.copy_(carried(value, seeds.get(key, torch.zeros_like(gradient))))
+                value.copy_(transferred(value, seeds.get(key, zeros)))
 
 
-def _seeds(gradient: Tensor, betas: tuple[float, float] | None, step: Any) -> dict[str, Tensor]:
-    """Adam's moments after as many steps with this very gradient: with the bias corrected they are g and g²."""
+def _betas(optimizer: Any, parameter: Tensor) -> tuple[float, float] | None:
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            betas: tuple[float, float] | None = group.get("betas")
+            return betas
+    return None
+
+
+def _seed_moments(gradient: Tensor, betas: tuple[float, float] | None, step: Any) -> dict[str, Tensor]:
+    """Return Adam's moments after ``step`` steps with this very gradient: bias-corrected they are g and g²."""
     if betas is None or step is None:
         return {}
     first, second = (1 - beta ** float(step) for beta in betas)
@@ -192,5 +219,5 @@ def _seeds(gradient: Tensor, betas: tuple[float, float] | None, step: Any) -> di
     return {"exp_avg": gradient * first, "exp_avg_sq": square, "max_exp_avg_sq": square}
 
 
-def _entries(layer: SparseLayer) -> FreeEntries:
+def _free_entries(layer: SparseLayer) -> FreeEntries:
     return cast(FreeEntries, layer.entries)

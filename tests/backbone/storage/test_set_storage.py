@@ -1,4 +1,4 @@
-"""A base that is held computes, selects and trains as one with those weights does, and its file is only ever read."""
+"""A base with another weight storage computes, selects and trains the same, and its file is only ever read."""
 
 import copy
 import sys
@@ -12,17 +12,17 @@ from tiny import t5, t5_batch
 from transformers import AutoModelForSequenceClassification
 
 import taskedge as te
-from taskedge.backbone import HOLDS
-from taskedge.backbone.linears import candidates, linears
-from taskedge.backbone.storage import memory_map as mapping
-from taskedge.backbone.storage.frozen_layer import HeldLayer
-from taskedge.backbone.storage.set_storage import hold
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import linears
+from taskedge.backbone.storage import WEIGHT_STORAGE, current_name, memory_map
+from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer
+from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.errors import InputError
 from taskedge.forms.recompute import recomputing
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.support import Support
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists mapped files")
 MODELS = {**{name: tiny.MODELS[name] for name in ("bert", "gpt2", "mlp")}, "t5": t5}
 models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 
@@ -51,14 +51,14 @@ def in_double(batch):
     return {key: in_double(value) for key, value in batch.items()}
 
 
-def held_layers(model):
-    return {name: module for name, module in model.named_modules() if isinstance(module, HeldLayer)}
+def frozen_layers(model):
+    return {name: module for name, module in model.named_modules() if isinstance(module, FrozenWeightLayer)}
 
 
-def dense_twin(held, make):
-    """A plain model that holds the weights which the held one stands for."""
+def dense_twin(frozen, make):
+    """Return a plain model with the weights that the frozen one computes with."""
     twin = make()
-    for name, layer in held_layers(held).items():
+    for name, layer in frozen_layers(frozen).items():
         with torch.no_grad():
             twin.get_submodule(name).weight.copy_(layer.weight)
     return twin
@@ -74,12 +74,12 @@ def loaded(folder):
 
 
 @models
-def test_int8_holds_the_linears_of_the_blocks_and_nothing_else(make):
+def test_int8_converts_the_linears_of_the_blocks_and_nothing_else(make):
     model = make()
     chosen, before = set(candidates(model)), tiny.state(model)
     parameters, said = sum(p.numel() for p in model.parameters()), []
-    assert hold(model, "int8", said.append) is model
-    assert held_layers(model).keys() == chosen == candidates(model).keys()
+    assert set_weight_storage(model, "int8", said.append) is model
+    assert frozen_layers(model).keys() == chosen == candidates(model).keys()
     assert sum(p.numel() for p in model.parameters()) == parameters  # a budget is the same share of it
     state = tiny.state(model)
     for name, tensor in before.items():
@@ -89,14 +89,14 @@ def test_int8_holds_the_linears_of_the_blocks_and_nothing_else(make):
         assert (state[name] - tensor).abs().max() <= (0.5001 * step if held else 0)
     numbers = sum(linears(model)[name].weight.numel() for name in chosen)
     assert said == [
-        f"the weights of {len(chosen)} linears are held as int8: {numbers / 1e6:.1f} MB, not {4 * numbers / 1e6:.1f}"
+        f"the weights of {len(chosen)} linears are stored as int8: {numbers / 1e6:.1f} MB, not {4 * numbers / 1e6:.1f}"
     ]
 
 
 @models
-def test_entries_over_int8_train_as_over_the_dequantised_weights_in_double(make):
-    """The oracle: dense autograd in fp64 on a plain model with the dequantised weights."""
-    model = hold(make(), "int8")
+def test_entries_over_int8_train_as_over_the_dequantized_weights_in_double(make):
+    """The oracle: dense autograd in fp64 on a plain model with the dequantized weights."""
+    model = set_weight_storage(make(), "int8")
     twin = dense_twin(model, make).double().requires_grad_(True)
     support = te.select(model, [given(model)], per_neuron=2, **({"linears": ["first"]} if make is tiny.mlp else {}))
     te.install(model, support, trainable=[])
@@ -108,20 +108,20 @@ def test_entries_over_int8_train_as_over_the_dequantised_weights_in_double(make)
     dense = linears(twin)
     assert sparse_layers(model)
     for name, layer in sparse_layers(model).items():
-        expected = dense[name].kind.matrix(dense[name].module.weight.grad)[layer.entries.rows, layer.entries.columns]
+        expected = dense[name].adapter.matrix(dense[name].module.weight.grad)[layer.entries.rows, layer.entries.columns]
         torch.testing.assert_close(layer.entries.offsets.grad.double(), expected, rtol=1e-3, atol=1e-5)
 
 
 @models
-def test_training_over_int8_equals_training_of_the_dequantised_model(make):
-    model = hold(make(), "int8")
+def test_training_over_int8_equals_training_of_the_dequantized_model(make):
+    model = set_weight_storage(make(), "int8")
     twin = dense_twin(model, make)
-    learnt = []
+    learned = []
     for one in (model, twin):
         te.install(one, te.select(one, [given(one)], budget="2%", rule="taskedge"))
         train(one, given)
-        learnt.append(te.extract(one))
-    ours, theirs = learnt
+        learned.append(te.extract(one))
+    ours, theirs = learned
     assert ours.linears.keys() == theirs.linears.keys()
     for name, linear in ours.linears.items():
         other = theirs.linears[name]
@@ -136,7 +136,7 @@ def test_training_over_int8_equals_training_of_the_dequantised_model(make):
 def test_recomputation_over_int8_has_the_same_bits(how):
     found = []
     for way in ("none", how):
-        model = hold(tiny.bert(dropout=0.2), "int8").train()
+        model = set_weight_storage(tiny.bert(dropout=0.2), "int8").train()
         te.install(model, te.select(model, [given(model)], per_neuron=1))
         model.bert.encoder.layer[0].output.dense.entries.offsets.data.fill_(0.01)
         torch.manual_seed(3)
@@ -146,45 +146,45 @@ def test_recomputation_over_int8_has_the_same_bits(how):
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_what_a_held_base_cannot_do(bert):
+def test_a_read_only_base_is_refused_where_weights_are_written_or_have_gradients(bert):
     given_ = [tiny.batch(bert)]
-    hold(bert, "int8")
+    set_weight_storage(bert, "int8")
     for rule in ("gradient", "fisher", "spt"):
-        with pytest.raises(InputError, match="held and only read, so it has no gradient"):
+        with pytest.raises(InputError, match=r"read-only \(int8 or mapped from a file\), so it has no gradient"):
             te.select(bert, given_, rule=rule, budget="2%")
     before, name = tiny.state(bert), next(iter(candidates(bert)))
     spread = Support({}, 5859, low_rank={name: 2})
-    with pytest.raises(InputError, match="held and only read, so no low-rank product can go into it"):
+    with pytest.raises(InputError, match="so no low-rank product can go into it"):
         te.install(bert, spread)
     assert tiny.same_bits(tiny.state(bert), before)
 
 
-def test_mistakes(bert, mlp):
-    with pytest.raises(InputError, match="unknown base 'int4'; did you mean 'int8'"):
-        hold(bert, "int4")
+def test_an_unknown_storage_and_one_that_does_nothing(bert, mlp):
+    with pytest.raises(InputError, match="unknown weight storage 'int4'; did you mean 'int8'"):
+        set_weight_storage(bert, "int4")
     before = tiny.state(bert)
-    assert tiny.same_bits(tiny.state(hold(bert, HOLDS[0])), before)
+    assert tiny.same_bits(tiny.state(set_weight_storage(bert, WEIGHT_STORAGE[0])), before)
 
 
 @linux
 def test_a_model_that_lies_in_no_file_cannot_be_mapped(bert):
     with pytest.raises(InputError, match="no weight of BertForSequenceClassification is mapped from a file"):
-        hold(bert, "mapped")
+        set_weight_storage(bert, "mmap")
 
 
 @linux
-def test_a_mapped_base_has_the_bits_of_a_loaded_one_and_its_file_is_never_changed(saved):
-    content, said, learnt = (saved / "model.safetensors").read_bytes(), [], []
-    for how in ("loaded", "mapped"):
+def test_a_mapped_base_has_the_bits_of_a_resident_one_and_its_file_is_never_changed(saved):
+    content, said, learned = (saved / "model.safetensors").read_bytes(), [], []
+    for how in ("resident", "mmap"):
         model = loaded(saved)
         support = te.select(model, [tiny_batch()], budget="5%")
-        hold(model, how, said.append)
+        set_weight_storage(model, how, said.append)
         train(te.install(model, support))
         output = tiny.logits(model, tiny_batch(1)).detach()
-        learnt.append((te.extract(model), output, te.fuse(model).state_dict()))
+        learned.append((te.extract(model), output, te.fuse(model).state_dict()))
     assert len(said) == 1
     assert said[0].endswith(f"MB of the base are mapped from {saved / 'model.safetensors'}")
-    (plain, output, state), (mapped, other_output, other_state) = learnt
+    (plain, output, state), (mapped, other_output, other_state) = learned
     assert torch.equal(output, other_output)
     assert tiny.same_bits(state, other_state)
     for name, linear in plain.linears.items():
@@ -197,9 +197,9 @@ def test_a_mapped_base_has_the_bits_of_a_loaded_one_and_its_file_is_never_change
 
 
 @linux
-def test_what_is_mapped_is_never_written_to_in_training(saved):
-    """So that it stays shared: the pages that hold the weights have what the file has, entries lie beside."""
-    model = hold(loaded(saved), "mapped")
+def test_mapped_weights_are_never_written_to_in_training(saved):
+    """The pages of the weights keep the content of the file and stay shared; entries lie beside them."""
+    model = set_weight_storage(loaded(saved), "mmap")
     train(te.install(model, te.select(model, [tiny_batch()], budget="5%")))
     original = loaded(saved)
     for name, layer in sparse_layers(model).items():
@@ -208,8 +208,8 @@ def test_what_is_mapped_is_never_written_to_in_training(saved):
         assert not torch.equal(layer.weight, stored)
 
 
-def test_a_copy_of_a_held_model(bert):
-    hold(bert, "int8")
+def test_a_copy_of_a_frozen_model(bert):
+    set_weight_storage(bert, "int8")
     twin = copy.deepcopy(bert)
     assert torch.equal(tiny.logits(bert, tiny.batch(bert)), tiny.logits(twin, tiny.batch(bert)))
 
@@ -218,20 +218,26 @@ def test_a_copy_of_a_held_model(bert):
 def test_a_mapped_base_is_never_in_memory_as_a_whole_while_it_becomes_int8(tmp_path):
     folder = tiny_task.bert(tmp_path / "wide", classes=2, hidden_size=256, intermediate_size=1024)
     file = folder / "model.safetensors"
-    model = hold(loaded(folder), "int8")
+    model = set_weight_storage(loaded(folder), "int8")
     assert file.stat().st_size > 6e6
     assert resident(file) < 1000  # kB: the embeddings, and what lies near
-    assert not mapping.mapped(p for p in model.parameters() if p.dim() < 2)
+    assert not memory_map.mapped_tensors(p for p in model.parameters() if p.dim() < 2)
     assert tiny.logits(model, tiny_batch()).isfinite().all()
 
 
-@pytest.mark.parametrize("how", ["int8", "mapped"])
-def test_a_model_that_is_held_stays_as_it_is(how, tmp_path):
+@pytest.mark.parametrize("how", ["int8", "mmap"])
+def test_a_model_is_converted_once(how, tmp_path):
     tiny_task.bert(tmp_path)
-    model = hold(AutoModelForSequenceClassification.from_pretrained(tmp_path), how)
-    before = {name: layer.held for name, layer in held_layers(model).items()}
+    model = set_weight_storage(AutoModelForSequenceClassification.from_pretrained(tmp_path), how)
+    before = {name: layer.frozen_weight for name, layer in frozen_layers(model).items()}
     assert before
-    after = {name: layer.held for name, layer in held_layers(hold(model, how)).items()}
-    assert {name: held.weight.data_ptr() for name, held in after.items()} == {
-        name: held.weight.data_ptr() for name, held in before.items()
+    after = {name: layer.frozen_weight for name, layer in frozen_layers(set_weight_storage(model, how)).items()}
+    assert {name: frozen.weight.data_ptr() for name, frozen in after.items()} == {
+        name: frozen.weight.data_ptr() for name, frozen in before.items()
     }
+
+
+def test_old_names_of_weight_storage_are_understood():
+    """Files written before the renaming say ``loaded`` and ``mapped``."""
+    assert [current_name(name) for name in ("loaded", "mapped", "int8")] == list(WEIGHT_STORAGE)
+    assert [current_name(name) for name in WEIGHT_STORAGE] == list(WEIGHT_STORAGE)

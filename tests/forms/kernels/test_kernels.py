@@ -1,63 +1,28 @@
-"""Every kernel gives the chosen entries of the dense product dYᵀX, whatever the shapes, rows and dtypes."""
-
-import importlib.util
+"""Every kernel gives the chosen entries of the dense product dYᵀX; the fastest that supports the tensors is chosen."""
 
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
+from kernel_problems import HAS_NUMBA, TOLERANCE, large, problems, sparse_enough
 
 from taskedge.errors import UnknownName
 from taskedge.forms import kernels
-from taskedge.forms.kernels import KERNELS, EntryIndex, choose, gather, using
+from taskedge.forms.kernels import KERNELS, EntryIndex, choose_kernel, entry_gradient, force_kernel
 
-numba = pytest.param(
-    "numba", marks=pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
-)
+numba = pytest.param("numba", marks=pytest.mark.skipif(not HAS_NUMBA, reason="numba is not installed"))
 every_kernel = pytest.mark.parametrize("kernel", ["thin", "gather", numba])
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Of the largest sum of magnitudes that an entry adds up: what rounding to the dtype can cost."""
-
-
-@st.composite
-def problems(draw):
-    """(dY [tokens, out], columns [tokens, m], index): uneven and empty rows, several entries a row, any strides."""
-    tokens, out, m = draw(st.integers(0, 23)), draw(st.integers(1, 9)), draw(st.integers(1, 7))
-    flat = draw(st.lists(st.integers(0, out * m - 1), unique=True).map(sorted))
-    if draw(st.booleans()):  # an even part that all rows have
-        flat = sorted({*flat, *(row * m + row % m for row in range(out))})
-    dtype = draw(st.sampled_from(list(TOLERANCE)))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
-    dy = torch.randn(tokens, out, generator=generator, dtype=torch.float64).to(dtype)
-    x = torch.randn(tokens, m, generator=generator, dtype=torch.float64).to(dtype)
-    if draw(st.booleans()):
-        dy = dy.t().contiguous().t()
-    if draw(st.booleans()):
-        x = torch.stack([x, x], dim=-1)[..., 0]
-    chosen = torch.tensor(flat, dtype=torch.int64)
-    return dy, x, EntryIndex(chosen // m, chosen % m, out)
 
 
 @every_kernel
 @given(problem=problems())
-def test_it_equals_the_dense_product(kernel, problem):
+def test_a_kernel_equals_the_dense_product(kernel, problem):
     dy, x, index = problem
-    found = KERNELS[kernel](dy, x, index)
+    result = KERNELS[kernel](dy, x, index)
     dense = (dy.double().t() @ x.double())[index.rows, index.columns]
     scale = (dy.double().abs().t() @ x.double().abs())[index.rows, index.columns]
-    assert found.dtype == (torch.float64 if dy.dtype == torch.float64 else torch.float32)
-    assert found.shape == index.rows.shape
-    assert bool(((found.double() - dense).abs() <= TOLERANCE[dy.dtype] * scale + 1e-30).all())
-
-
-def large(tokens=203, out=517, m=31, extra=400, seed=0):
-    """Enough rows for several threads: two entries in every row, more in some."""
-    generator = torch.Generator().manual_seed(seed)
-    even = torch.arange(out)[:, None] * m + torch.tensor([[3, 17]])
-    more = torch.randint(0, out * m, (extra,), generator=generator)
-    chosen = torch.cat([even.flatten(), more]).unique()
-    dy, x = torch.randn(tokens, out, generator=generator), torch.randn(tokens, m, generator=generator)
-    return dy, x, EntryIndex(chosen // m, chosen % m, out)
+    assert result.dtype == (torch.float64 if dy.dtype == torch.float64 else torch.float32)
+    assert result.shape == index.rows.shape
+    assert bool(((result.double() - dense).abs() <= TOLERANCE[dy.dtype] * scale + 1e-30).all())
 
 
 @every_kernel
@@ -79,68 +44,61 @@ def test_several_threads_agree_with_one(kernel):
     torch.testing.assert_close(several[0], one, rtol=1e-5, atol=1e-5)
 
 
-def test_the_index_knows_its_even_part_and_the_rank_of_each_entry():
-    index = EntryIndex(torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([0, 1, 4, 0, 2, 3]), 3)
-    assert index.even == 1
-    assert index.rank.tolist() == [0, 1, 2, 0, 0, 1]
-    assert EntryIndex(torch.tensor([0, 2]), torch.tensor([0, 0]), 3).even == 0
-    assert EntryIndex(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), 3).even == 0
-    assert index.to(torch.device("cpu")) is index
-
-
-def sparse_enough(out=3, m=100):
-    """One entry a neuron, of many stored columns."""
-    return torch.ones(5, out), torch.ones(5, m), EntryIndex(torch.arange(out), torch.arange(out), out)
-
-
-def test_the_fastest_kernel_that_can_serve_is_chosen():
+def test_the_fastest_kernel_that_supports_the_tensors_is_chosen():
     dy, x, index = sparse_enough()
-    fast = KERNELS["numba"] if importlib.util.find_spec("numba") else KERNELS["gather"]
-    assert choose(dy, x, index) is fast
-    assert choose(dy.to(torch.complex64), x, index) is KERNELS["thin"]
-    assert choose(dy.to("meta"), x, index) is KERNELS["thin"]
-    with using("thin"):
-        assert choose(dy, x, index) is KERNELS["thin"]
-    assert choose(dy, x, index) is fast
+    fast = KERNELS["numba"] if HAS_NUMBA else KERNELS["gather"]
+    assert choose_kernel(dy, x, index) is fast
+    assert choose_kernel(dy.to(torch.complex64), x, index) is KERNELS["thin"]
+    assert choose_kernel(dy.to("meta"), x, index) is KERNELS["thin"]
+    with force_kernel("thin"):
+        assert choose_kernel(dy, x, index) is KERNELS["thin"]
+    assert choose_kernel(dy, x, index) is fast
 
 
-def test_one_that_cannot_serve_gives_way_to_a_slower_one_and_never_to_one_that_was_ruled_out():
+def test_a_forced_kernel_gives_way_to_a_slower_one_only():
     dy, x, index = sparse_enough()
     crowded = EntryIndex(torch.arange(3).repeat_interleave(7), torch.arange(7).repeat(3), 3)
-    with using("gather"):
-        assert choose(dy, x, index) is KERNELS["gather"]
-        assert choose(dy, x, crowded) is KERNELS["thin"]
-
-
-def test_gathering_serves_where_a_thin_product_would_do_fifty_times_as_much():
-    most = gather.CROSSOVER
-    row = EntryIndex(torch.zeros(2, dtype=torch.int64), torch.arange(2), 1)
-    assert KERNELS["gather"].serves(torch.ones(4, 1), torch.ones(4, 2 * most), row)
-    assert not KERNELS["gather"].serves(torch.ones(4, 1), torch.ones(4, 2 * most - 1), row)
-
-
-@pytest.mark.parametrize("tokens", [1, 255, 256, 257, 700])
-def test_tokens_are_gathered_in_parts_that_leave_none_out(tokens):
-    generator = torch.Generator().manual_seed(tokens)
-    dy, x = (torch.randn(tokens, size, generator=generator, dtype=torch.float64) for size in (4, 300))
-    index = EntryIndex(torch.tensor([0, 1, 1, 2, 3]), torch.tensor([299, 0, 5, 5, 17]), 4)
-    dense = (dy.t() @ x)[index.rows, index.columns]
-    torch.testing.assert_close(KERNELS["gather"](dy, x, index), dense, rtol=1e-12, atol=1e-12)
-
-
-def test_without_numba_the_portable_kernel_serves(monkeypatch):
-    monkeypatch.setattr("taskedge.forms.kernels.numba._is_installed", lambda: False)
-    with using("numba"):
-        assert choose(*sparse_enough()) is KERNELS["gather"]
+    with force_kernel("gather"):
+        assert choose_kernel(dy, x, index) is KERNELS["gather"]
+        assert choose_kernel(dy, x, crowded) is KERNELS["thin"]
 
 
 def test_forcing_an_unknown_kernel_is_refused():
-    with pytest.raises(UnknownName, match="did you mean 'thin'"), using("thinn"):
+    with pytest.raises(UnknownName, match="did you mean 'thin'"), force_kernel("thinnn"):
         pass
     assert kernels._forced.get() is None
 
 
 def test_forcing_ends_with_an_exception():
-    with pytest.raises(RuntimeError), using("thin"):
+    with pytest.raises(RuntimeError), force_kernel("thin"):
         raise RuntimeError
     assert kernels._forced.get() is None
+
+
+def test_entry_gradient_runs_the_chosen_kernel():
+    dy, x, index = large()
+    for name in ("thin", "gather"):
+        with force_kernel(name):
+            assert torch.equal(entry_gradient(dy, x, index), choose_kernel(dy, x, index)(dy, x, index))
+
+
+def test_a_pass_for_every_entry_that_all_rows_have_and_one_for_the_rest():
+    index = EntryIndex(torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor([0, 1, 4, 0, 2, 3]), 3)
+    even, rest = index.passes
+    assert (even.where.tolist(), even.rows, even.columns.tolist()) == ([0, 3, 4], None, [0, 0, 2])
+    assert (rest.where.tolist(), rest.rows.tolist(), rest.columns.tolist()) == ([1, 2, 5], [0, 0, 2], [1, 4, 3])
+    assert index.join([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0])], torch.float32).tolist() == [
+        1.0,
+        4.0,
+        5.0,
+        2.0,
+        3.0,
+        6.0,
+    ]
+    assert index.to(torch.device("cpu")) is index
+
+
+def test_rows_without_entries_make_one_pass_and_no_entries_none():
+    (only,) = EntryIndex(torch.tensor([0, 2]), torch.tensor([0, 0]), 3).passes
+    assert only.rows.tolist() == [0, 2]
+    assert EntryIndex(torch.tensor([], dtype=torch.int64), torch.tensor([], dtype=torch.int64), 3).passes == []

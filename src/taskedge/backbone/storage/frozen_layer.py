@@ -1,13 +1,12 @@
-"""Held weights: a frozen linear whose weight lies in memory in a smaller or a shared form, and is only ever read.
+"""A frozen linear whose weight is stored in a smaller or a shared form and is only ever read.
 
-``int8`` keeps a code of 8 bits per weight and one scale per neuron. ``mapped`` keeps the pages of the safetensors file,
-which all processes that map it share as long as none writes to them. What is written to such a layer, the entries, lies
-beside its weight in an overlay. A pass puts the two together in a temporary weight, as does the way back; it is gone
-before the next layer's turn, so no two of them are ever there at once.
+``int8`` stores a code of 8 bits per weight and one scale per neuron. ``mmap`` keeps the pages of the safetensors file,
+which all processes that map it share as long as none writes to them. Entries that are written to such a layer lie
+beside its weight in an overlay. The forward pass combines the two in a temporary weight, and so does the backward pass;
+the temporary is freed before the next layer runs, so only one exists at a time.
 
-Source: symmetric absolute-maximum quantisation per output channel, as in LLM.int8() (arXiv 2208.07339, section 2), of
-weights only; the overlay is ours. torchao keeps the dequantised weights of all layers for the backward pass, and
-optimum-quanto every layer's whole input, so neither serves here.
+Source: this project for the overlay, :mod:`taskedge.backbone.storage.int8` for the codes. torchao keeps the dequantized
+weights of all layers for the backward pass, and optimum-quanto the whole input of every layer, so neither is used here.
 """
 
 from __future__ import annotations
@@ -21,190 +20,165 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from taskedge.backbone.layer_adapters import Features, own_forward
+from taskedge.backbone.class_swap import swap_class
+from taskedge.backbone.layers import LinearAdapter, ReadOnlyLayer, first_input, overridden_forward
+from taskedge.backbone.storage.int8 import dequantize, quantize
 from taskedge.errors import InputError
-
-INT8 = "int8"
-LEVELS = 127
-"""Steps on either side of zero."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """A weight as it is held: what a pass reads, and what its way back will read again.
+class FrozenWeight:
+    """A frozen weight and its overlay at one moment: the forward pass reads it, and its backward pass reads it again.
 
     Attributes:
-        weight: as the layer stores it; int8 codes where there is a ``scale``.
-        scale: float32, one per neuron, shaped to multiply the codes; None: the weight is held as it is.
+        weight: as the layer stores it; int8 codes if there is a ``scale``.
+        scale: float32, one per neuron, shaped to multiply the codes; None if the weight is stored uncoded.
         dtype: of the weight that the layer computes with.
-        places: int64 [n], of the overlay: indices into the flattened weight.
-        values: [n] in ``dtype``, what stands there instead.
+        overlay_index: int64 [n], indices into the flattened weight.
+        overlay_values: [n] in ``dtype``, the values that the weight has there.
     """
 
     weight: Tensor
     scale: Tensor | None
     dtype: torch.dtype
-    places: Tensor
-    values: Tensor
+    overlay_index: Tensor
+    overlay_values: Tensor
 
     def dense(self) -> Tensor:
-        """The weight that the layer computes with, to be read: a temporary, or the held one where it is the same."""
+        """Return the weight that the layer computes with, for reading: a temporary, or the stored one if equal."""
         if self.scale is not None:
-            weight = dequantised(self.weight, self.scale, self.dtype)
+            weight = dequantize(self.weight, self.scale, self.dtype)
         else:
-            weight = self.weight.clone() if len(self.places) else self.weight
-        if len(self.places):
-            weight.view(-1).index_put_((self.places,), self.values)
+            weight = self.weight.clone() if len(self.overlay_index) else self.weight
+        if len(self.overlay_index):
+            weight.view(-1).index_put_((self.overlay_index,), self.overlay_values)
         return weight
 
 
-class HeldLayer(nn.Module):
-    """What a linear becomes when its weight is held: the same object, whose ``weight`` is to be read only."""
+class FrozenWeightLayer(ReadOnlyLayer):
+    """A linear whose weight is frozen: the same object under another class, whose ``weight`` is for reading only."""
 
-    keeps_forward = True  # what it computes is what the class below does
-    kind: Features
+    keeps_forward = True  # it computes the same as the class below
+    adapter: LinearAdapter
     dtype: torch.dtype
     scale: Tensor | None
-    places: Tensor
-    values: Tensor
+    overlay_index: Tensor
+    overlay_values: Tensor
 
     @property
-    def held(self) -> Held:
-        """What is held, with the overlay as it is now."""
+    def frozen_weight(self) -> FrozenWeight:
+        """The stored weight, with the present overlay."""
         weight = cast(Tensor, self._parameters["weight"])
-        return Held(weight.detach(), self.scale, self.dtype, self.places, self.values)
+        return FrozenWeight(weight.detach(), self.scale, self.dtype, self.overlay_index, self.overlay_values)
 
     @property
     def weight(self) -> Tensor:
-        """The weight as a plain layer stores it; nothing that is written to it is sure to stay."""
-        return self.held.dense()
+        """The weight as a plain layer stores it; writing to it has no lasting effect."""
+        return self.dense_weight()
 
-    def update(self) -> None:
-        """Where entries train, their layer brings the overlay up to date here."""
+    def dense_weight(self) -> Tensor:
+        """Return the weight with its overlay; see :class:`ReadOnlyLayer`."""
+        return self.frozen_weight.dense()
 
-    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
-        self.update()
-        x = next(iter((*given, *named.values())))  # every class has its own name for it
-        bias = self._parameters["bias"]
-        return cast(Tensor, _Product.apply(x, bias, self.held, self.kind))  # type: ignore[no-untyped-call]
+    def sync_weight(self) -> None:
+        """Do nothing; a layer that trains entries brings its overlay up to date here."""
 
-    def lay_over(self, place: tuple[Tensor, ...], values: Tensor) -> None:
-        """From now on the weight holds ``values`` [n] at ``place``, its index in the weight as it is stored."""
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Compute ``X Wᵀ + b`` as the plain layer does."""
+        self.sync_weight()
+        x, bias = first_input(args, kwargs), self._parameters["bias"]
+        return cast(Tensor, _Product.apply(x, bias, self.frozen_weight, self.adapter))  # type: ignore[no-untyped-call]
+
+    def overlay(self, index: tuple[Tensor, ...], values: Tensor) -> None:
+        """Replace the values that the overlay has at ``index``, and add those it lacks."""
         weight = cast(Tensor, self._parameters["weight"])
-        row, column = place
-        places, values = row * weight.shape[1] + column, values.to(device=weight.device, dtype=self.dtype)
-        if not torch.equal(places, self.places):
-            stays = ~torch.isin(self.places, places)
-            places, values = torch.cat([self.places[stays], places]), torch.cat([self.values[stays], values])
-        self.places, self.values = places, values  # new ones: a pass that is under way keeps those that it began with
+        row, column = index
+        flat, values = row * weight.shape[1] + column, values.to(device=weight.device, dtype=self.dtype)
+        if not torch.equal(flat, self.overlay_index):
+            kept = ~torch.isin(self.overlay_index, flat)
+            flat = torch.cat([self.overlay_index[kept], flat])
+            values = torch.cat([self.overlay_values[kept], values])
+        # new tensors: a pass that is under way keeps the ones that it began with
+        self.overlay_index, self.overlay_values = flat, values
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HeldLayer:
-        """Moves and changes the dtype like any layer, but for the scale, which stays float32."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeightLayer:
+        """Move and change the dtype like any layer, except for the scale, which stays float32."""
         scale = self.scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
         if scale is not None:
-            self.scale = scale.to(self.places.device)
+            self.scale = scale.to(self.overlay_index.device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.weight  # as of a plain layer
+        destination[f"{prefix}weight"] = self.weight  # as a plain layer saves it
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *given: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}weight" in state_dict:
-            raise InputError(f"the weight of {prefix!r} is held and only read: load the state before the model is held")
-        super()._load_from_state_dict(state_dict, prefix, *given)
+            raise InputError(
+                f"the weight of {prefix!r} is read-only: load the state before the weight storage of the model is set"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class _Product(torch.autograd.Function):
-    """``X Wᵀ + b`` with the gradients of X and b; W is made anew on the way back."""
+    """``X Wᵀ + b`` with the gradients of X and b; the backward pass makes W again."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, held: Held, kind: Features) -> Tensor:  # type: ignore[override]
-        ctx.held, ctx.kind = held, kind
-        return F.linear(x, kind.matrix(held.dense()), bias)
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, bias: Tensor | None, frozen_weight: FrozenWeight, adapter: LinearAdapter
+    ) -> Tensor:
+        ctx.frozen_weight, ctx.adapter = frozen_weight, adapter
+        return F.linear(x, adapter.matrix(frozen_weight.dense()), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        tokens = grad_output.reshape(-1, grad_output.shape[-1])  # (tokens, out)
-        of_x = of_bias = None
+        tokens = grad_output.reshape(-1, grad_output.shape[-1])  # [tokens, out]
+        grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            weight = ctx.kind.matrix(ctx.held.dense()).to(tokens.dtype)
-            of_x = (tokens @ weight).view(*grad_output.shape[:-1], -1)
+            weight = ctx.adapter.matrix(ctx.frozen_weight.dense()).to(tokens.dtype)
+            grad_x = (tokens @ weight).view(*grad_output.shape[:-1], -1)
         if ctx.needs_input_grad[1]:
-            of_bias = tokens.sum(0)
-        return of_x, of_bias, None, None
+            grad_bias = tokens.sum(0)
+        return grad_x, grad_bias, None, None
 
 
-def quantised(weight: Tensor, kind: Features) -> tuple[Tensor, Tensor]:
-    """Codes int8 like ``weight`` (as its layer stores it, finite), and the scale of each neuron, float32.
-
-    The nearest of 255 even steps between ± the neuron's largest weight; the same bits on every machine.
-    """
-    weight = weight.detach().float()
-    largest = torch.linalg.vector_norm(weight, torch.inf, dim=0 if kind.transposed else 1, keepdim=True)
-    scale = (largest / LEVELS).clamp_min_(torch.finfo(torch.float32).tiny)  # a neuron may be all zeros
-    return (weight / scale).round_().to(torch.int8), scale
-
-
-def dequantised(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight that ``codes`` stand for."""
-    return codes.float().mul_(scale).to(dtype)
-
-
-def rounded_to_int8(module: nn.Module) -> Tensor:
-    """The weight, as the layer stores it, that a linear would compute with were it held as int8; it is not so yet."""
-    kind, weight = _plain(module)
-    return dequantised(*quantised(weight, kind), weight.dtype)
-
-
-def can_be_held(module: nn.Module) -> bool:
-    """Whether it is a linear that computes what its class of torch or transformers does."""
-    if isinstance(module, HeldLayer) or not isinstance(Features.of(module), Features):
+def can_freeze(module: nn.Module) -> bool:
+    """Return whether ``module`` is a linear that computes what torch or transformers defines, and is not frozen yet."""
+    if isinstance(module, FrozenWeightLayer) or not isinstance(LinearAdapter.match(module), LinearAdapter):
         return False
-    plain = next(each for each in type(module).__mro__ if each is nn.Linear or each.__name__ == "Conv1D")
-    return own_forward(module, plain) is None
+    plain = next(base for base in type(module).__mro__ if base is nn.Linear or base.__name__ == "Conv1D")
+    return overridden_forward(module, plain) is None
 
 
-_classes: dict[type[nn.Module], type[nn.Module]] = {}
+def freeze_layer(name: str, module: nn.Module, *, int8: bool) -> FrozenWeightLayer:
+    """Freeze the weight of a linear for which :func:`can_freeze` is true, as int8 codes or uncoded.
 
-
-def from_base(name: str, module: nn.Module, *, int8: bool) -> HeldLayer:
-    """Makes a linear that :func:`can_be_held` hold its weight, as int8 codes or as it is; ``name`` is for messages.
+    Args:
+        name: of the layer, for messages.
+        module: is changed in place and gets another class.
+        int8: whether to replace the weight by int8 codes.
 
     Raises:
         InputError: int8 has no code for a weight that is not finite.
     """
-    (kind, weight), scale = _plain(module), None
+    adapter = LinearAdapter.match(module)
+    assert adapter is not None
+    weight, scale = cast(Tensor, module.weight), None
     if int8:
-        codes, scale = quantised(weight, kind)
+        codes, scale = quantize(weight, adapter)
         if not bool(scale.isfinite().all()):
             raise InputError(f"linear {name!r} holds weights that are not finite, for which int8 has no code")
         module._parameters["weight"] = nn.Parameter(codes, requires_grad=False)
     module.requires_grad_(False)
-    base = type(module)
-    if base not in _classes:
-        _classes[base] = type(f"Held{base.__name__}", (HeldLayer, base), {"__module__": __name__})
-    module.__class__ = _classes[base]
-    layer = cast(HeldLayer, module)
-    layer.kind, layer.dtype = kind, weight.dtype
+    swap_class(module, FrozenWeightLayer, "Frozen")
+    layer = cast(FrozenWeightLayer, module)
+    layer.adapter, layer.dtype = adapter, weight.dtype
+    no_index = torch.empty(0, dtype=torch.int64, device=weight.device)
+    no_values = torch.empty(0, dtype=weight.dtype, device=weight.device)
     layer.register_buffer("scale", scale, persistent=False)
-    layer.register_buffer("places", torch.empty(0, dtype=torch.int64, device=weight.device), persistent=False)
-    layer.register_buffer("values", torch.empty(0, dtype=weight.dtype, device=weight.device), persistent=False)
+    layer.register_buffer("overlay_index", no_index, persistent=False)
+    layer.register_buffer("overlay_values", no_values, persistent=False)
     return layer
-
-
-def _plain(module: nn.Module) -> tuple[Features, Tensor]:
-    """Kind and weight of a linear that is not held as int8."""
-    kind = Features.of(module)
-    assert kind is not None
-    return kind, cast(Tensor, module.weight)
-
-
-def plain_dtype(module: nn.Module) -> str:
-    """What a layer's weight is held in, such as ``"float32"``; ``"int8"`` where it is held as codes."""
-    weight = module._parameters.get("weight")
-    dtype = cast(Tensor, module.weight).dtype if weight is None else weight.dtype
-    return str(dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""Files that this process has mapped into its memory: which tensor lies in which, and whether they still say the same.
+"""Files mapped into this process's memory: which tensors lie in which file, and whether the files have changed.
 
-A loader that maps a safetensors file hands out tensors that lie in it. The mapping is private: what is written to it
-is this process's own, page by page, and never reaches the file. Told by ``/proc``, so on Linux only.
+A loader that maps a safetensors file returns tensors that lie in the mapping. The mapping is private: a page that this
+process writes to becomes its own copy and never reaches the file. Reads ``/proc``, so it works on Linux only.
 """
 
 from __future__ import annotations
@@ -17,50 +17,52 @@ from torch import Tensor, nn
 from taskedge.errors import BaseMismatch
 
 MAPS = Path("/proc/self/maps")
-_KEY = "_taskedge_mapped"
+_STAMPS_KEY = "_taskedge_mapped"
 
 
 @dataclass(frozen=True)
-class Mapping:
-    """A piece of a file, at the addresses from ``start`` to ``end``."""
+class FileMapping:
+    """A part of a file that is mapped at the addresses from ``start`` to ``end``."""
 
     start: int
     end: int
     path: Path
     inode: int
 
-    def holds(self, tensor: Tensor) -> bool:
-        """Whether all of the tensor lies in it."""
+    def contains(self, tensor: Tensor) -> bool:
+        """Return whether all of the tensor lies in the mapping."""
         start = tensor.data_ptr()
         return self.start <= start and start + tensor.nbytes <= self.end
 
 
-def mappings() -> list[Mapping]:
-    """Those of this process; empty where the system does not tell."""
-    found = []
-    for line in MAPS.read_text().splitlines() if MAPS.exists() else ():
+def file_mappings() -> list[FileMapping]:
+    """Return the mappings of this process; an empty list on a system without ``/proc``."""
+    if not MAPS.exists():
+        return []
+    mappings = []
+    for line in MAPS.read_text().splitlines():
         addresses, _, _, _, inode, *path = line.split(maxsplit=5)
         if int(inode) and path:
             start, end = (int(address, 16) for address in addresses.split("-"))
-            found.append(Mapping(start, end, Path(path[0]), int(inode)))
-    return found
+            mappings.append(FileMapping(start, end, Path(path[0]), int(inode)))
+    return mappings
 
 
-def mapped(tensors: Iterable[Tensor]) -> dict[Mapping, list[Tensor]]:
-    """Those of the tensors that lie in files, by where they do."""
-    known = mappings()
-    found: dict[Mapping, list[Tensor]] = {}
+def mapped_tensors(tensors: Iterable[Tensor]) -> dict[FileMapping, list[Tensor]]:
+    """Return the tensors that lie in mapped files, by mapping."""
+    mappings = file_mappings()
+    result: dict[FileMapping, list[Tensor]] = {}
     for tensor in tensors:
-        for place in known:
-            if tensor.device.type == "cpu" and place.holds(tensor):
-                found.setdefault(place, []).append(tensor)
-    return found
+        for mapping in mappings:
+            if tensor.device.type == "cpu" and mapping.contains(tensor):
+                result.setdefault(mapping, []).append(tensor)
+    return result
 
 
-def drop_pages(tensor: Tensor) -> None:
-    """Takes a tensor that lies in a file out of this process's memory; it would be read from the file again.
+def release_pages(tensor: Tensor) -> None:
+    """Release the memory of a tensor that lies in a file; reading the tensor would load it from the file again.
 
-    Only for one that was never written to: that would be lost.
+    Only for a tensor that was never written to: its changes would be lost.
     """
     start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
@@ -68,20 +70,22 @@ def drop_pages(tensor: Tensor) -> None:
         ctypes.CDLL("libc.so.6").madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
-def watch(model: nn.Module, places: Iterable[Mapping]) -> None:
-    """Remembers how the files stand, for :func:`check_unchanged`."""
-    model.__dict__[_KEY] = {place.path: stamp for place in places if (stamp := _stamp(place.path))}
+def remember_files(model: nn.Module, mappings: Iterable[FileMapping]) -> None:
+    """Record the present state of the files on ``model``, for :func:`check_unchanged`."""
+    stamps = {mapping.path: _stamp(mapping.path) for mapping in mappings}
+    model.__dict__[_STAMPS_KEY] = {path: stamp for path, stamp in stamps.items() if stamp is not None}
 
 
 def check_unchanged(model: nn.Module) -> None:
-    """Makes sure that the files, from which weights were read since they were mapped, are as they were.
+    """Check that the files that weights of ``model`` are read from were not written to since they were mapped.
 
-    A file of another inode has taken the place of the mapped one, which is still there for those who mapped it.
+    A path that now leads to another inode is accepted: the mapped file was replaced, and processes that map it still
+    see the old content.
 
     Raises:
-        BaseMismatch: one was written to.
+        BaseMismatch: a file was written to.
     """
-    for path, before in model.__dict__.get(_KEY, {}).items():
+    for path, before in model.__dict__.get(_STAMPS_KEY, {}).items():
         now = _stamp(path)
         if now is not None and now[0] == before[0] and now != before:
             raise BaseMismatch(
@@ -91,9 +95,9 @@ def check_unchanged(model: nn.Module) -> None:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Inode, size and time of the last change; None where the file is gone."""
+    """Return inode, size and time of the last change; None if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""``hold``: the linears of a whole model are held as int8, or mapped (:mod:`.frozen_layer`)."""
+"""Set how the frozen weights of a model are stored: resident, memory-mapped, or as int8."""
 
 from __future__ import annotations
 
@@ -7,79 +7,100 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from taskedge.backbone import HOLDS
-from taskedge.backbone.linears import candidates
-from taskedge.backbone.storage import memory_map as mapping
-from taskedge.backbone.storage.frozen_layer import HeldLayer, can_be_held, from_base
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.layers import Linear
+from taskedge.backbone.storage import WEIGHT_STORAGE
+from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer, can_freeze, freeze_layer
+from taskedge.backbone.storage.memory_map import (
+    MAPS,
+    FileMapping,
+    mapped_tensors,
+    release_pages,
+    remember_files,
+)
 from taskedge.errors import InputError, did_you_mean
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def hold(model: Model, how: str, say: Callable[[str], None] = lambda _: None) -> Model:
-    """Makes the linears that may carry entries hold their weights; embeddings, norms, biases and the head stay.
+def set_weight_storage(model: Model, storage: str, log: Callable[[str], None] = lambda _: None) -> Model:
+    """Set how the weights of the linears that may carry entries are stored; other parameters stay as they are.
 
-    One linear after the other, so that a base that the loader has mapped is never in memory as a whole.
+    One linear after the other is converted, so a base that the loader has mapped is never in memory as a whole.
 
     Args:
-        model: as it was loaded, nothing installed and no delta applied. One that is held already stays as it is.
-        how: ``"int8"``: a code of 8 bits per weight and a scale per neuron. ``"mapped"``: the loader's mapping of the
-            file, never written to, so that it stays shared with other processes. ``"loaded"`` does nothing.
-        say: told what that saves.
+        model: as it was loaded, with nothing installed and no delta applied. A model whose weight storage was set
+            before is left unchanged.
+        storage: ``"int8"``: a code of 8 bits per weight and a scale per neuron. ``"mmap"``: the loader's mapping of
+            the file, never written to, so that it stays shared with other processes. ``"resident"`` does nothing.
+        log: receives a line about the memory saved.
 
     Returns:
         The same model.
 
     Raises:
-        InputError: an unknown way; no linear can be held; none is mapped; weights that are not finite: the model is of
-            no use then.
+        InputError: an unknown storage; no linear can be frozen; no weight is mapped; weights that are not finite: the
+            model is unusable then.
     """
-    if how not in HOLDS:
-        raise InputError(f"unknown base {how!r}{did_you_mean(how, HOLDS)} (known: {', '.join(HOLDS)})")
-    if how == "loaded" or any(isinstance(module, HeldLayer) for module in model.modules()):
+    if storage not in WEIGHT_STORAGE:
+        hint = did_you_mean(storage, WEIGHT_STORAGE)
+        raise InputError(f"unknown weight storage {storage!r}{hint} (known: {', '.join(WEIGHT_STORAGE)})")
+    if storage == "resident" or any(isinstance(module, FrozenWeightLayer) for module in model.modules()):
         return model
-    linears = {name: linear for name, linear in candidates(model).items() if can_be_held(linear.module)}
-    if not linears:
-        raise InputError(f"no linear of {type(model).__name__} is a plain one: load the base with base='loaded'")
-    lying = mapping.mapped(model.parameters())
-    if how == "mapped":
-        _check_mapped(model, lying, say)
-        mapping.watch(model, lying)
-        for name, linear in linears.items():
-            from_base(name, linear.module, int8=False)
-        return model
-    in_file = {tensor.data_ptr() for tensors in lying.values() for tensor in tensors}
-    _copy_small(model, in_file)
-    before, after, left = 0, 0, list[Tensor]()
-    for name, linear in linears.items():
-        weight = linear.stored
-        layer = from_base(name, linear.module, int8=True)
-        before, after = before + weight.nbytes, after + layer.held.weight.nbytes
-        if weight.data_ptr() in in_file:
-            left.append(weight)
-            mapping.drop_pages(weight)
-    for weight in left:  # again: the system has brought in what lies near the next ones
-        mapping.drop_pages(weight)
-    say(f"the weights of {len(linears)} linears are held as int8: {after / 1e6:.1f} MB, not {before / 1e6:.1f}")
+    layers = {name: linear for name, linear in candidates(model).items() if can_freeze(linear.module)}
+    if not layers:
+        raise InputError(
+            f"no linear of {type(model).__name__} is a plain one: load the base with weight_storage='resident'"
+        )
+    in_files = mapped_tensors(model.parameters())
+    if storage == "mmap":
+        _check_mapped(model, in_files, log)
+        remember_files(model, in_files)
+        for name, linear in layers.items():
+            freeze_layer(name, linear.module, int8=False)
+    else:
+        _convert_to_int8(model, layers, in_files, log)
     return model
 
 
-def _copy_small(model: nn.Module, in_file: set[int]) -> None:
-    """Takes biases and norms out of the file: the system would bring in what lies near, which is not read any more."""
+def _convert_to_int8(
+    model: nn.Module, layers: dict[str, Linear], in_files: dict[FileMapping, list[Tensor]], log: Callable[[str], None]
+) -> None:
+    addresses = {tensor.data_ptr() for tensors in in_files.values() for tensor in tensors}
+    _copy_small_parameters(model, addresses)
+    bytes_before = bytes_after = 0
+    released: list[Tensor] = []
+    for name, linear in layers.items():
+        weight = linear.stored
+        layer = freeze_layer(name, linear.module, int8=True)
+        bytes_before += weight.nbytes
+        bytes_after += layer.frozen_weight.weight.nbytes
+        if weight.data_ptr() in addresses:
+            released.append(weight)
+            release_pages(weight)
+    for weight in released:  # again: reading the next weights also loaded pages near them
+        release_pages(weight)
+    sizes = f"{bytes_after / 1e6:.1f} MB, not {bytes_before / 1e6:.1f}"
+    log(f"the weights of {len(layers)} linears are stored as int8: {sizes}")
+
+
+def _copy_small_parameters(model: nn.Module, addresses: set[int]) -> None:
+    """Copy biases and norms out of the file: reading them there would also load nearby pages that nothing reads."""
     for parameter in model.parameters():
-        if parameter.dim() < 2 and parameter.data_ptr() in in_file:
+        if parameter.dim() < 2 and parameter.data_ptr() in addresses:
             parameter.data = parameter.data.clone()
 
 
-def _check_mapped(model: nn.Module, lying: dict[mapping.Mapping, list[Tensor]], say: Callable[[str], None]) -> None:
-    """Says what is mapped; raises where nothing is, though the system would tell."""
-    there = sum(tensor.nbytes for tensors in lying.values() for tensor in tensors)
-    if not there and mapping.MAPS.exists():
+def _check_mapped(model: nn.Module, in_files: dict[FileMapping, list[Tensor]], log: Callable[[str], None]) -> None:
+    """Log how much of the model is mapped; raise if nothing is and the system could tell."""
+    mapped_bytes = sum(tensor.nbytes for tensors in in_files.values() for tensor in tensors)
+    if not mapped_bytes and MAPS.exists():
         raise InputError(
-            f"no weight of {type(model).__name__} is mapped from a file: it was loaded in another dtype than that of "
-            "the files, or the loader read them: leave --dtype at 'auto', or load the base with base='loaded'"
+            f"no weight of {type(model).__name__} is mapped from a file: its dtype is not the dtype of the files, "
+            "or the loader read them into memory: leave --dtype at 'auto', or load the base with "
+            "weight_storage='resident'"
         )
-    whole = sum(parameter.nbytes for parameter in model.parameters())
-    files = ", ".join(sorted({str(place.path) for place in lying}))
-    if there:
-        say(f"{there / 1e6:.1f} of {whole / 1e6:.1f} MB of the base are mapped from {files}")
+    if mapped_bytes:
+        all_bytes = sum(parameter.nbytes for parameter in model.parameters())
+        files = ", ".join(sorted({str(mapping.path) for mapping in in_files}))
+        log(f"{mapped_bytes / 1e6:.1f} of {all_bytes / 1e6:.1f} MB of the base are mapped from {files}")

@@ -1,7 +1,7 @@
 """Kernels for the one product that sparse training adds to a frozen model: the chosen entries of dW.
 
-``g[e] = Σ_t dY[t, row_e] · X[t, column_e]`` for every chosen entry e, and for no other. A kernel is one file and one
-registration; which one runs is decided per call from what the tensors are, or by :func:`using` for a while.
+``g[e] = Σ_t dY[t, row_e] · X[t, column_e]`` for every chosen entry e, and for no other. A kernel is one module and one
+registration. Every call runs the fastest kernel that supports its tensors, unless :func:`force_kernel` names another.
 """
 
 from __future__ import annotations
@@ -11,106 +11,118 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from taskedge.registry import Registry
 
+Array = npt.NDArray[Any]
+
 
 @dataclass(frozen=True)
-class Pass:
-    """Entries that a kernel can walk through at once."""
+class EntryPass:
+    """Entries that a kernel walks through in one go.
+
+    Attributes:
+        where: int64 [k], their indices among all entries.
+        rows: int64 [k]; None if they are all the rows of the weight in order, one entry each.
+        columns: int64 [k], into the stored columns.
+    """
 
     where: Tensor
-    """int64 [k]: their places among all entries."""
     rows: Tensor | None
-    """int64 [k]; None where they are all the rows of the weight in order, one entry each."""
     columns: Tensor
-    """int64 [k], into the stored columns."""
+
+    @cached_property
+    def arrays(self) -> tuple[Array | None, Array]:
+        """Rows and columns as int32 arrays, for compiled kernels."""
+        return None if self.rows is None else self.rows.int().numpy(), self.columns.int().numpy()
 
 
 class EntryIndex:
-    """Where the chosen entries of one linear sit: output rows, and columns among the stored columns of the input.
+    """Where the chosen entries of one linear are: output rows, and columns among the stored columns of the input.
 
     Attributes:
         rows: int64 [n], ascending.
         columns: int64 [n], into the columns [tokens, m] that were stored, not into the whole input.
-        out: rows of the weight.
+        out_features: rows of the weight.
     """
 
-    def __init__(self, rows: Tensor, columns: Tensor, out: int) -> None:
-        self.rows, self.columns, self.out = rows, columns, out
+    def __init__(self, rows: Tensor, columns: Tensor, out_features: int) -> None:
+        self.rows, self.columns, self.out_features = rows, columns, out_features
 
     def to(self, device: torch.device) -> EntryIndex:
-        """The same index on ``device``; itself where it is there already."""
+        """Return the same index on ``device``; itself if it is there already."""
         if self.rows.device == device:
             return self
-        return EntryIndex(self.rows.to(device), self.columns.to(device), self.out)
+        return EntryIndex(self.rows.to(device), self.columns.to(device), self.out_features)
 
     @cached_property
-    def even(self) -> int:
-        """How many entries every row has at least: the part that needs no row index."""
-        return int(torch.bincount(self.rows, minlength=self.out).min()) if self.out else 0
+    def passes(self) -> list[EntryPass]:
+        """All entries, in passes that a kernel can sum one after the other.
 
-    @cached_property
-    def rank(self) -> Tensor:
-        """int64 [n]: the place of each entry in its row, 0 for a row's first."""
-        counts = torch.bincount(self.rows, minlength=self.out)
-        first = counts.cumsum(0) - counts
-        return torch.arange(len(self.rows), device=self.rows.device) - first[self.rows]
+        First one pass for each entry that every row has: it needs no row index, and reads dY contiguously. The entries
+        beyond those, if any, are the last pass.
+        """
+        counts = torch.bincount(self.rows, minlength=self.out_features)
+        first_of_row = counts.cumsum(0) - counts
+        rank = torch.arange(len(self.rows), device=self.rows.device) - first_of_row[self.rows]  # 0 for a row's first
+        in_every_row = int(counts.min()) if self.out_features else 0
+        passes = []
+        for number in range(in_every_row):
+            where = (rank == number).nonzero().flatten()
+            passes.append(EntryPass(where, None, self.columns[where]))
+        rest = (rank >= in_every_row).nonzero().flatten()
+        if len(rest):
+            passes.append(EntryPass(rest, self.rows[rest], self.columns[rest]))
+        return passes
 
-    @cached_property
-    def passes(self) -> list[Pass]:
-        """All entries: the even part row by row, so that dY is read as it lies, then what is left."""
-        found = []
-        for rank in range(self.even):
-            where = (self.rank == rank).nonzero().flatten()
-            found.append(Pass(where, None, self.columns[where]))
-        rest = (self.rank >= self.even).nonzero().flatten()
-        return found + [Pass(rest, self.rows[rest], self.columns[rest])] * bool(len(rest))
-
-    def joined(self, sums: list[Tensor], dtype: torch.dtype) -> Tensor:
-        """[n] of that dtype, in the order of the entries, from what each of the :attr:`passes` gave."""
-        if len(sums) == 1:  # its entries are in order: one for every row, or none of the rows is even
+    def join(self, sums: list[Tensor], dtype: torch.dtype) -> Tensor:
+        """Return [n] in ``dtype``, in the order of the entries, from the sums of each of the :attr:`passes`."""
+        if len(sums) == 1:  # its entries are in order: one for every row, or no entry that every row has
             return sums[0]
-        whole = torch.empty(len(self.rows), dtype=dtype)
-        for one, part in zip(self.passes, sums, strict=True):
-            whole[one.where] = part
-        return whole
+        joined = torch.empty(len(self.rows), dtype=dtype)
+        for part, part_sums in zip(self.passes, sums, strict=True):
+            joined[part.where] = part_sums
+        return joined
 
 
 class Kernel(Protocol):
     """A way to compute the gradient of the chosen entries."""
 
-    def serves(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> bool:
-        """Whether it can run on these tensors here and is of use; says no rather than failing."""
+    def supports(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> bool:
+        """Return whether the kernel can run on these tensors here and is worth running; never raises."""
         ...
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
-        """grad_output [tokens, out] and columns [tokens, m] of one dtype -> float32 [n] (float64 for float64)."""
+        """Map grad_output [tokens, out] and columns [tokens, m] of one dtype to float32 [n] (float64 for float64)."""
         ...
 
 
 KERNELS: Registry[Kernel] = Registry("kernel", __name__)
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-"""What kernels for the CPU take."""
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Dtypes that kernels for the CPU take."""
 
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What products of that dtype are summed in: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-_BY_SPEED = ("numba", "gather", "thin")
+_FASTEST_FIRST = ("numba", "gather", "thin")
 _forced: ContextVar[str | None] = ContextVar("taskedge_kernel", default=None)
 
 
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that products of ``dtype`` are summed in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 @contextmanager
-def using(name: str) -> Iterator[None]:
-    """Runs the kernel of that name inside the block, or the next slower one where it cannot serve."""
+def force_kernel(name: str) -> Iterator[None]:
+    """Run the kernel ``name`` within the ``with`` block, or the next slower one where it does not support the tensors.
+
+    Raises:
+        UnknownName: there is no kernel of that name.
+    """
     KERNELS[name]
     token = _forced.set(name)
     try:
@@ -119,20 +131,27 @@ def using(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def choose(grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Kernel:
-    """The fastest kernel that can serve; of those from the forced one on, where one is forced."""
+def choose_kernel(grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Kernel:
+    """Return the fastest kernel that supports the tensors; with a forced kernel, that one or the next slower one."""
+    names: tuple[str, ...] = _FASTEST_FIRST
     forced = _forced.get()
-    if forced in _BY_SPEED:
-        names = _BY_SPEED[_BY_SPEED.index(forced) :]
-    else:
-        names = (forced, *_BY_SPEED) if forced else _BY_SPEED
+    if forced in names:
+        names = names[names.index(forced) :]
+    elif forced:
+        names = (forced, *names)
     for name in names:
         kernel = KERNELS[name]
-        if kernel.serves(grad_output, columns, index):
+        if kernel.supports(grad_output, columns, index):
             return kernel
-    raise AssertionError("the thin kernel serves every tensor")
+    raise AssertionError("the thin kernel supports every tensor")
 
 
 def entry_gradient(grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
-    """The chosen entries of ``dYᵀX``: grad_output [tokens, out], columns [tokens, m] -> float32 or float64 [n]."""
-    return choose(grad_output, columns, index)(grad_output, columns, index)
+    """Return the chosen entries of ``dYᵀX``, [n] in float32 (float64 for float64).
+
+    Args:
+        grad_output: dY [tokens, out].
+        columns: stored columns of X [tokens, m], in the same dtype.
+        index: rows and stored columns of the entries.
+    """
+    return choose_kernel(grad_output, columns, index)(grad_output, columns, index)

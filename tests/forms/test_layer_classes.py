@@ -1,21 +1,23 @@
-"""Every kind of layer trains, is extracted, applied, reverted and fused: against dense autograd, and bit for bit."""
+"""Every class of layer trains, is extracted, applied, reverted and fused: against dense autograd, and bit for bit."""
 
 import copy
-import importlib.util
 
 import pytest
 import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sparse_models import KERNELS
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import taskedge as te
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
-from taskedge.forms.kernels import gather, using
+from taskedge.forms.kernels import force_kernel
 from taskedge.forms.sparse import sparse_layers
+
+pytestmark = pytest.mark.usefixtures("gather_on_tiny_layers")
 
 
 class Words(nn.Module):
@@ -51,15 +53,6 @@ def pictures(dtype=torch.float32):
     return Pictures().to(dtype), torch.randn(4, 2, 8, 6, dtype=dtype)
 
 
-KERNELS = ["thin", "gather", *(["numba"] if importlib.util.find_spec("numba") else [])]
-
-
-@pytest.fixture(autouse=True)
-def gathered_however_few_the_columns(monkeypatch):
-    """Tiny layers have so few columns that the thin product would be taken instead."""
-    monkeypatch.setattr(gather, "CROSSOVER", 0)
-
-
 MAKES = {"words": words, "pictures": pictures}
 
 
@@ -71,12 +64,12 @@ def test_gradients_are_those_of_dense_autograd_in_fp64(make, kernel, seed, budge
     model, given_ = make(torch.float64)
     twin = copy.deepcopy(model)
     te.install(model, te.select(model, [given_], budget=budget, rule="random", linears=["*"], seed=seed), trainable=[])
-    with using(kernel):
+    with force_kernel(kernel):
         for one in (model, twin):
             one(given_).square().sum().backward()
     for name, layer in sparse_layers(model).items():
         dense = linears(twin)[name]
-        gradient = dense.kind.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
+        gradient = dense.adapter.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
         offsets = layer.entries.offsets.grad  # float32: rounded once, at the end
         torch.testing.assert_close(offsets, gradient.float(), rtol=1e-6, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
@@ -84,7 +77,7 @@ def test_gradients_are_those_of_dense_autograd_in_fp64(make, kernel, seed, budge
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rule", ["taskedge", "magnitude"])
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-def test_the_whole_round(make, rule, dtype, tmp_path):
+def test_from_selection_to_revert(make, rule, dtype, tmp_path):
     model, given_ = make(dtype)
     base = copy.deepcopy(model)
     support = te.select(model, [given_], per_neuron=2, rule=rule, linears=["*"])
@@ -99,7 +92,7 @@ def test_the_whole_round(make, rule, dtype, tmp_path):
         optimizer.step()
     trained = model(given_)
     assert not torch.equal(trained, before)
-    delta = te.load(te.extract(model).save(tmp_path / "round.delta"))
+    delta = te.load(te.save(te.extract(model), tmp_path / "round.delta"))
     te.fuse(model)
     assert torch.equal(model(given_), trained)
     other = te.apply(copy.deepcopy(base), delta)
@@ -109,19 +102,19 @@ def test_the_whole_round(make, rule, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
-def test_layers_of_different_kinds_that_read_one_tensor_do_not_share_columns(make):
+def test_layers_of_different_classes_that_read_one_tensor_do_not_share_columns(make):
     model, given_ = make()
     support = te.select(model, [given_], per_neuron=1, linears=["*"])
     first, second = list(support.linears)[:2]
-    assert (support.linears[first].reads, support.linears[second].reads) == (first, second)
-    given_by_hand = copy.copy(support.linears)
-    object.__setattr__(given_by_hand[second], "reads", first)  # a support that says otherwise does no harm
-    te.install(model, te.Support(given_by_hand, support.model_parameters), trainable=[])
+    assert (support.linears[first].shared_input, support.linears[second].shared_input) == (first, second)
+    changed = copy.copy(support.linears)
+    object.__setattr__(changed[second], "shared_input", first)  # a support that says otherwise does no harm
+    te.install(model, te.Support(changed, support.model_parameters), trainable=[])
     model(given_).sum().backward()
-    assert sparse_layers(model)[first].entries.input is not sparse_layers(model)[second].entries.input
+    assert sparse_layers(model)[first].entries.shared_input is not sparse_layers(model)[second].entries.shared_input
 
 
-def test_the_gradient_rule_on_every_kind():
+def test_the_gradient_rule_on_every_class():
     class WithLoss(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -136,7 +129,7 @@ def test_the_gradient_rule_on_every_kind():
         support = te.select(model, [given_], per_neuron=1, rule="gradient", linears=["*"])
         model(given_).backward()
         for name, linear in linears(model).items():
-            dense = linear.kind.matrix(linear.module.weight.grad).abs()
+            dense = linear.adapter.matrix(linear.module.weight.grad).abs()
             chosen = support.linears[name]
             assert torch.allclose(dense[chosen.rows, chosen.columns], dense.max(1).values)
 

@@ -1,28 +1,14 @@
-"""Which layers are matrix products, which of them can carry entries, and what the head is."""
+"""Which linears of a model can carry entries, and which parameters are its head."""
 
 import pytest
 import tiny
 import torch
 from torch import nn
 from transformers import BertModel, GPT2LMHeadModel
+from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
 
-from taskedge.backbone.linears import as_linear, candidates, head_parameters, linears
+from taskedge.backbone.candidates import candidates, candidates_within, head_parameters
 from taskedge.errors import InputError
-
-
-def test_a_conv1d_is_seen_as_out_by_in_and_writes_go_through():
-    found = linears(tiny.gpt2())["transformer.h.0.attn.c_attn"]
-    assert found.shape == (48, 16)
-    assert found.module.weight.shape == (16, 48)
-    found.weight[47, 3] = 9.0
-    assert found.module.weight[3, 47] == 9.0
-    assert not found.weight.requires_grad
-
-
-def test_other_modules_are_no_linears():
-    assert as_linear("x", nn.LayerNorm(3)) is None
-    assert as_linear("x", nn.Conv1d(3, 3, 1)) is None
-    assert as_linear("x", nn.Bilinear(3, 3, 3)) is None
 
 
 def test_candidates_are_the_linears_of_the_blocks():
@@ -49,8 +35,8 @@ def test_linears_can_be_named_or_matched_in_the_order_of_the_model():
 
 
 def test_an_unknown_name_gets_the_nearest():
-    with pytest.raises(InputError, match=r"no linear is named 'secnd'; did you mean 'second'\?"):
-        candidates(tiny.mlp(), ["secnd"])
+    with pytest.raises(InputError, match=r"no linear is named 'secnnd'; did you mean 'second'\?"):
+        candidates(tiny.mlp(), ["secnnd"])
 
 
 def test_a_model_without_linears_is_refused():
@@ -84,7 +70,7 @@ def test_the_projection_of_a_multihead_attention_is_refused():
         candidates(model, ["attention.out_proj"])
 
 
-def test_computed_and_whole_number_weights_are_refused():
+def test_computed_and_integer_weights_are_refused():
     model = tiny.mlp()
     torch.nn.utils.parametrizations.weight_norm(model.first)
     model.second.weight = nn.Parameter(torch.ones(8, 10, dtype=torch.int8), requires_grad=False)
@@ -107,3 +93,40 @@ def test_computed_and_whole_number_weights_are_refused():
 )
 def test_the_head(make, head):
     assert head_parameters(make()) == head
+
+
+class Scaled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x * 2)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: nn.Conv2d(4, 4, 1, groups=2), "2 groups"),
+        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect'"),
+        (lambda: Scaled(4, 4, 1), "Scaled has a forward pass of its own"),
+        (lambda: nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
+        (lambda: nn.Embedding(4, 4, scale_grad_by_freq=True), "scale_grad_by_freq"),
+        (lambda: nn.Embedding(4, 4, sparse=True), "sparse=True"),
+        (lambda: BartLearnedPositionalEmbedding(4, 4), "BartLearnedPositionalEmbedding has a forward pass of its own"),
+    ],
+)
+def test_what_cannot_carry_entries_is_refused_with_the_reason(make, reason):
+    model = nn.Sequential(make(), nn.Linear(4, 4))
+    with pytest.raises(InputError, match=f"linear '0' cannot carry entries: .*{reason}"):
+        candidates(model, ["0"])
+
+
+def test_layers_outside_the_default_scope_are_named_in_the_error():
+    model = nn.Sequential(nn.Embedding(4, 4), nn.Conv2d(1, 1, 1))
+    reasons = r"0: takes part on request only, so name it in linears; 1: takes part in blocks only"
+    with pytest.raises(InputError, match=reasons):
+        candidates(model)
+
+
+def test_only_the_blocks_nearest_the_output():
+    names = list(candidates_within(tiny.bert(), 1))
+    assert names == [name for name in candidates(tiny.bert()) if name.startswith("bert.encoder.layer.1.")]
+    with pytest.raises(InputError, match="no linear at depth 1 or nearer the output can carry entries"):
+        candidates_within(tiny.bert(), 1, ["*.0.output.dense"])
