@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapes import device, fleet, table
+from shapes import device, fleet, profile, table
 
 from taskedge.errors import InputError
 from taskedge.planning.fleet_costs import (
@@ -17,30 +17,7 @@ from taskedge.planning.fleet_costs import (
     fleet_costs,
     step_bytes,
 )
-from taskedge.profiling.profile_file import Energy, Machine, MeasuredDepth, Profile
-
-
-def profile(**changes) -> Profile:
-    figures = {
-        "model": "toy",
-        "model_digest": "abc",
-        "trained": "1 entry per neuron",
-        "batch_sequences": 2,
-        "sequence_tokens": 8,
-        "machine": Machine(name="m", accelerator="cpu", threads=1, memory_bytes=1e9, torch="2"),
-        "gemm_peak_flops_per_second": 1e9,
-        "forward_flops_per_second": 1e8,
-        "backward_flops_per_second": 1e8,
-        "forward_mfu_ratio": 0.1,
-        "backward_mfu_ratio": 0.1,
-        "tokens_per_second": 1.0,
-        "idle_bytes": 1.0,
-        "measured": [MeasuredDepth(depth=1, seconds=1.0, seconds_quartiles=[1.0, 1.0], peak_bytes=5.0)],
-        "step_seconds": [1.0, 2.0, 3.0],
-        "peak_bytes": [5e8, 7e8, 2e9],
-        "energy": Energy(source="none"),
-    }
-    return Profile(**figures | changes)
+from taskedge.profiling.profile_file import Profile
 
 
 def measured_fleet(profile: Profile, **changes):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from shapes import device, fleet, table
@@ -9,7 +11,7 @@ from taskedge.planning import InfeasiblePlan, MixedLink
 from taskedge.planning.fleet_costs import fleet_costs, step_bytes
 from taskedge.planning.plan import Plan, fleet_link, make_plan, read_plan
 from taskedge.planning.solvers import SOLVERS
-from taskedge.reporting.tables import plan_text, ranges
+from taskedge.reporting.tables import plan_text
 
 FIVE = [
     device("slow", flops_per_second=3e5),
@@ -48,6 +50,62 @@ def test_a_plan_is_a_file(tmp_path) -> None:
         read_plan(tmp_path / "none.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda plan: plan["parts"][0].update(blocks=[9]), "has block 9, and there are 3 blocks"),
+        (lambda plan: plan["parts"][0].update(blocks=[0]), "greater than or equal to 1"),
+        (lambda plan: plan["parts"][0].update(blocks=[]), "at least 1 item"),
+        (lambda plan: plan["parts"][0].update(blocks=[2, 1]), "are not in rising order"),
+        (lambda plan: plan["parts"].pop(), "no device has block 3"),
+        (lambda plan: plan["parts"][0].update(device=plan["parts"][1]["device"]), "is named 2 times"),
+        (lambda plan: plan["idle"].append(plan["parts"][0]["device"]), "is named 2 times"),
+        (lambda plan: plan["parts"][0].update(bandwidth_hz=2e6), "more bandwidth than the band"),
+        (lambda plan: plan["parts"][0].update(memory_bytes=1e12), "needs more memory than it has"),
+        (lambda plan: plan["blocks"][0].update(layers=plan["blocks"][1]["layers"]), "is in 2 blocks"),
+        (lambda plan: plan.update(parts=[]), "at least 1 item"),
+        (lambda plan: plan.update(format="taskedge-plan-2"), "format"),
+        (lambda plan: plan.update(color="red"), "color: Extra inputs are not permitted"),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(tmp_path, change, message) -> None:
+    plan = json.loads(plan_of(fleet(*FIVE), table()).to_json())
+    change(plan)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan))
+    with pytest.raises(InputError, match=message):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_the_plan_of_every_solver_is_read_back(tmp_path, solver) -> None:
+    path = tmp_path / "plan.json"
+    plan = plan_of(fleet(*FIVE), table(), solver=solver, compare=())
+    path.write_text(plan.to_json())
+    assert read_plan(path) == plan
+
+
+def test_a_plan_gives_assignments_for_the_devices_of_a_run() -> None:
+    plan = plan_of(fleet(*FIVE), table(), compare=())
+    names = [row["name"] for row in FIVE][::-1]
+    assignments = plan.assignments(names)
+    assert [names[assignment.device] for assignment in assignments] == [part.device for part in plan.parts]
+    assert [assignment.blocks for assignment in assignments] == [(0,), (1,), (2,)]
+    assert [assignment.bandwidth for assignment in assignments] == [part.bandwidth_hz for part in plan.parts]
+    with pytest.raises(InputError, match=f"not here: {plan.parts[0].device}"):
+        plan.assignments([name for name in names if name != plan.parts[0].device])
+
+
+def test_a_plan_is_for_one_model_and_its_blocks() -> None:
+    shape = table()
+    plan = plan_of(fleet(*FIVE), shape, compare=())
+    plan.check_model(shape)
+    with pytest.raises(InputError, match=r"the plan is for toy \(digest abc\)"):
+        plan.check_model(table(digest="other"))
+    with pytest.raises(InputError, match="with the same --blocks"):
+        plan.check_model(shape.merged([2, 1]))
+
+
 def test_no_plan_is_worse_than_exact_bound_and_joint_is_close() -> None:
     plan = plan_of(fleet(*FIVE), table())
     exact = plan.compared_seconds["exact"]
@@ -66,6 +124,7 @@ def test_fewer_devices_than_blocks() -> None:
     assert "no plan" in plan_text(plan.model_dump())
 
 
+@pytest.mark.slow
 def test_several_blocks_are_held_together() -> None:
     shape = table(4, input_bytes=np.full(4, 1e6))
     alone = step_bytes(shape, 16)
@@ -100,7 +159,7 @@ def test_wired_devices_take_no_bandwidth() -> None:
 
 def test_an_unknown_solver() -> None:
     with pytest.raises(UnknownName, match="did you mean 'joint'"):
-        plan_of(fleet(*FIVE), table(), solver="jont")
+        plan_of(fleet(*FIVE), table(), solver="joinnt")
 
 
 def test_a_block_that_nobody_can_hold() -> None:
@@ -137,8 +196,3 @@ def test_a_device_that_cannot_be_heard() -> None:
     rows = [device("silent", gain_db=-400.0, transmit_watts=1e-300), device("heard")]
     with pytest.raises(InfeasiblePlan, match="'silent' cannot reach the server"):
         plan_of(fleet(*rows), table(2))
-
-
-def test_ranges() -> None:
-    assert ranges([1, 2, 3, 7]) == "1-3, 7"
-    assert ranges([4]) == "4"

@@ -6,7 +6,7 @@ from shapes import device, fleet, table
 
 from taskedge.errors import InputError
 from taskedge.planning.fleet_costs import fleet_costs
-from taskedge.planning.simulate import Simulation, draw_rounds, simulate, summarise
+from taskedge.planning.simulate import Simulation, draw_rounds, simulate, summarize
 
 ROWS = [
     *(device(f"d{n}", flops_per_second=1e6 * (n + 1), gain_db=-90.0 - 5 * n) for n in range(4)),
@@ -20,6 +20,7 @@ def run(seed: int = 0, rounds: int = 20, solvers=("joint", "random", "equal"), *
     return simulate(loaded, costs, "toy", solvers, rounds, np.random.default_rng(seed), seed=seed, **options)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_one_result() -> None:
     assert run(3, churn=0.2, drift_db=3.0) == run(3, churn=0.2, drift_db=3.0)
     assert run(3) != run(4)
@@ -64,10 +65,10 @@ def test_everybody_away_is_a_round_without_a_plan() -> None:
 
 
 def test_summary_by_hand() -> None:
-    row = summarise([2.0, None, 4.0], [1.0, 1.0, 2.0])
+    row = summarize([2.0, None, 4.0], [1.0, 1.0, 2.0])
     assert (row.mean_seconds, row.worst_seconds, row.rounds_without_plan) == (3.0, 4.0, 1)
     assert row.saved_ratio == pytest.approx(0.5)
-    assert summarise([None], [None]).mean_seconds is None
+    assert summarize([None], [None]).mean_seconds is None
 
 
 def test_no_rounds() -> None:

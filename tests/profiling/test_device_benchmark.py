@@ -9,12 +9,12 @@ import transformers
 from taskedge.backbone.cost_model import block_table, dummy_inputs
 from taskedge.backbone.shapes import shape_of
 from taskedge.errors import InputError
-from taskedge.profiling.device_benchmark import DeviceReport, Link, bench_device
-from taskedge.profiling.energy import Meter
+from taskedge.profiling.device_benchmark import DeviceReport, RoundLink, bench_device
+from taskedge.profiling.energy import EnergyMeter
 from taskedge.profiling.profile_file import Energy
 from taskedge.profiling.step_profile import Effort
 
-LINK = Link(uplink_bits_per_second=1e4, downlink_bits_per_second=4e4, bytes_per_value=4.0, local_steps=3)
+LINK = RoundLink(uplink_bits_per_second=1e4, downlink_bits_per_second=4e4, bytes_per_value=4.0, local_steps=3)
 
 
 def t5(folder):
@@ -34,7 +34,9 @@ def shapes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(shapes):
     said = []
-    made = bench_device(shapes, LINK, Effort(warm=2, steps=3), sequences=2, length=8, watts=5.0, say=said.append)
+    made = bench_device(
+        shapes, LINK, Effort(warmup_steps=2, timed_steps=3), sequences=2, length=8, watts=5.0, log=said.append
+    )
     assert [line for line in said if line.startswith("running")] == [
         f"running {shape.name} ({shape.kind})" for shape in shapes
     ]
@@ -81,9 +83,9 @@ def test_a_round(report):
 def test_a_machine_without_a_counter(shapes, monkeypatch, tmp_path):
     nothing = tmp_path / "nothing"
     monkeypatch.setattr(
-        "taskedge.profiling.step_profile.Meter", lambda watts: Meter(watts, rapl=nothing, rails=nothing)
+        "taskedge.profiling.step_profile.EnergyMeter", lambda watts: EnergyMeter(watts, rapl=nothing, rails=nothing)
     )
-    made = bench_device(shapes[:1], LINK, Effort(warm=2, steps=3), sequences=2, length=8)
+    made = bench_device(shapes[:1], LINK, Effort(warmup_steps=2, timed_steps=3), sequences=2, length=8)
     assert made.models[0].energy == Energy(source="none")
 
 

@@ -1,4 +1,4 @@
-"""Freed tensors go back to the system, where that can be arranged."""
+"""Peaks and the resident set, and the return of freed tensors to the system."""
 
 import subprocess
 import sys
@@ -8,12 +8,12 @@ import tiny
 import torch
 
 from taskedge.profiling.process_memory import (
-    give_back,
-    hold,
     lifetime_peak_bytes,
     peak_bytes,
     reset_peak,
     resident_bytes,
+    touch_weights,
+    trim_heap,
 )
 
 CODE = """
@@ -31,17 +31,18 @@ assert resident() < before + 20 * 2**20, (resident() - before) / 2**20
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_tensors_are_returned():
     warm = "import torch\nx = [torch.ones(k * 2**20) for k in (1, 7)]\ndel x\n"  # malloc learns from these
     subprocess.run([sys.executable, "-c", warm + CODE], check=True)
 
 
-ASKED_FOR = """
-from taskedge.profiling import memory
+SMALL_THRESHOLD = """
+from taskedge.profiling import process_memory as memory
 
 assert memory.return_freed_memory(2**15)
-assert memory.return_freed_memory()  # a later wish for larger ones only
+assert memory.return_freed_memory()  # a later call with a larger threshold
 before = memory.resident_bytes()
 import torch
 held = [torch.ones(2**14) for _ in range(1000)]  # 64 KiB each
@@ -52,9 +53,10 @@ assert memory.resident_bytes() < before - 20 * 2**20
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_what_was_asked_for_smaller_tensors_stays():
-    subprocess.run([sys.executable, "-c", ASKED_FOR], check=True)
+def test_a_larger_threshold_changes_nothing():
+    subprocess.run([sys.executable, "-c", SMALL_THRESHOLD], check=True)
 
 
 def test_the_peak_of_the_process_outlives_new_peaks():
@@ -69,20 +71,20 @@ def test_the_peak_of_the_process_outlives_new_peaks():
 
 
 def test_resident_bytes_rise_and_fall():
-    give_back()
+    trim_heap()
     before = resident_bytes()
     held = torch.ones(25_000_000)
     assert resident_bytes() > before + 90e6
     del held
-    give_back()
+    trim_heap()
     assert resident_bytes() < before + 50e6
 
 
 def test_weights_count_once_and_stay_as_they_were():
     model = tiny.bert()
     before = tiny.state(model)
-    assert hold(model) == 4 * 5859 + sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    assert touch_weights(model) == 4 * 5859 + sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     assert tiny.same_bits(before, tiny.state(model))
     tied = torch.nn.ModuleList([torch.nn.Linear(4, 4, bias=False) for _ in range(2)])
     tied[1].weight = tied[0].weight
-    assert hold(tied) == 64
+    assert touch_weights(tied) == 64

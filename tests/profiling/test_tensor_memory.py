@@ -8,21 +8,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge.profiling.tensor_memory import LiveBytes, bytes_of
+from taskedge.profiling.tensor_memory import LiveBytes, storage_bytes
 
 
 def test_what_is_made_is_alive_until_it_is_freed():
     with LiveBytes() as live:
         one = torch.ones(10)
         two = one + one
-        assert (live.live, live.peak, live.made) == (80, 80, 80)
+        assert (live.live, live.peak, live.allocated) == (80, 80, 80)
         del one
         assert live.live == 40
         three = two[2:].reshape(2, 4)  # a view
         del two
         assert live.live == 40
         del three
-    assert (live.live, live.peak, live.made) == (0, 80, 80)
+    assert (live.live, live.peak, live.allocated) == (0, 80, 80)
 
 
 def test_what_was_there_before_is_not_counted():
@@ -74,4 +74,4 @@ def test_a_step_is_counted_as_the_profiler_counts_it():
 
 def test_storages_are_counted_once():
     tensor = torch.zeros(6, dtype=torch.float64)
-    assert bytes_of([tensor, tensor[1:], torch.zeros(2)]) == 48 + 8
+    assert storage_bytes([tensor, tensor[1:], torch.zeros(2)]) == 48 + 8

@@ -1,6 +1,8 @@
-"""Who trains which block of the model, with which share of the bandwidth (LoLa DEFT, arXiv 2407.09873).
+"""Planning: which device trains which blocks of the model, with which share of the bandwidth.
 
-Arrays in, plan out; no torch. Solvers are found by name in :data:`SOLVERS`.
+The input is arrays, the output is a plan. No module here imports torch. :data:`SOLVERS` has the solvers by name.
+
+Source: LoLa DEFT (arXiv 2407.09873).
 """
 
 from __future__ import annotations

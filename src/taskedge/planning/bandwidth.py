@@ -1,4 +1,4 @@
-"""The best split of the band once it is settled who sends what."""
+"""Optimal split of the band among given uploads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import numpy as np
 from taskedge.planning.link_models import Floats, Ints, Link
 from taskedge.planning.problem import upload_seconds
 
-SECTIONS = 31  # points tried at once inside the bracket: each round cuts it 32-fold
-ROUNDS = 40  # far more than the 14 it takes to go from a bracket of 1e9 : 1 down to the last bit
+SECTIONS = 31
+"""Points that are tried at once within the bracket. Each round cuts it 32-fold."""
+
+MAX_ROUNDS = 40
+"""Far more than the 14 rounds from a bracket of 1e9 : 1 down to the last bit."""
 
 
 def least_bandwidths(deadline: Floats | float, compute: Floats, bits: Floats, device: Ints, link: Link) -> Floats:
-    """Least Hz with which each upload is done by ``deadline`` s after ``compute`` s; ``inf`` where impossible.
+    """Return the least Hz with which each upload that starts at ``compute`` s ends by ``deadline`` s.
 
-    All arguments broadcast. An empty payload needs nothing but ``compute <= deadline``.
+    All arguments broadcast. The result is ``inf`` if no bandwidth is enough. An empty payload needs no bandwidth, only
+    ``compute <= deadline``.
     """
     with np.errstate(all="ignore"):
         slack = np.asarray(deadline - compute)
@@ -25,17 +29,21 @@ def least_bandwidths(deadline: Floats | float, compute: Floats, bits: Floats, de
 
 
 def share_bandwidth(compute: Floats, bits: Floats, device: Ints, link: Link, bandwidth: float) -> tuple[float, Floats]:
-    """Splits ``bandwidth`` Hz among G uploads so that the last of them ends as early as possible.
+    """Split ``bandwidth`` Hz among G uploads so that the last of them ends as early as possible.
 
-    The total of the least bandwidths falls as the deadline grows, so the least deadline is found by cutting a
-    bracket many-fold per round ("water-filling": every upload that matters ends at the same moment).
+    The sum of the least bandwidths falls as the deadline grows. The least feasible deadline is found by cutting a
+    bracket into many sections per round ("water-filling": all critical uploads end at the same time).
 
     Args:
-        compute, bits, device: ``[G]`` seconds before each upload starts, its payload, and who sends it.
+        compute: ``[G]`` seconds before each upload starts.
+        bits: ``[G]`` payloads.
+        device: ``[G]`` senders.
+        link: the uplinks.
+        bandwidth: Hz in total.
 
     Returns:
-        The latency in seconds, and ``[G]`` Hz. The latency is ``inf`` where a payload has a link of rate 0.
-        Band that nobody needs is handed out in proportion.
+        The latency in seconds, and ``[G]`` Hz. The latency is ``inf`` if a payload has a link of rate 0. Bandwidth
+        that no upload needs is distributed in proportion.
     """
     early = float((compute + upload_seconds(link, device, bits, np.inf)).max())
     late = float((compute + upload_seconds(link, device, bits, bandwidth / compute.size)).max())
@@ -48,13 +56,16 @@ def share_bandwidth(compute: Floats, bits: Floats, device: Ints, link: Link, ban
     sections = int(np.clip(2_000_000 // compute.size, 1, SECTIONS))
     if need(np.array([early]))[0] <= bandwidth:
         late = early
-    for _ in range(ROUNDS * (SECTIONS // sections)):
+    for _ in range(MAX_ROUNDS * (SECTIONS // sections)):
         if late - early <= 2 * np.spacing(late):
             break
         points = np.linspace(early, late, sections + 2)[1:-1]
         enough = np.flatnonzero(need(points) <= bandwidth)
         first = int(enough[0]) if enough.size else sections
-        early, late = (points[first - 1] if first else early), (points[first] if first < sections else late)
+        if first:
+            early = points[first - 1]
+        if first < sections:
+            late = points[first]
     share = least_bandwidths(late, compute, bits, device, link)
     if not np.isfinite(share).all():  # the analytic start of the bracket, missed by one rounding
         share = np.full(compute.size, bandwidth / compute.size)

@@ -1,8 +1,7 @@
-"""The uplink of every device: bandwidth to bit rate, and back.
+"""Models of the uplinks: bandwidth to bit rate, and back.
 
-A link answers four questions, each for arrays of devices (integer indices) that broadcast with the other
-arguments. It never answers NaN. The solvers know a link only through :class:`Link`, so another channel model
-is another class.
+Each method takes arrays of devices (integer indices) that broadcast with the other arguments. No result is ever NaN.
+Solvers use a link only through :class:`Link`, so a new channel model is a new class.
 """
 
 from __future__ import annotations
@@ -19,28 +18,32 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
-NEWTON_STEPS = 8  # both Newton iterations below reach the last bit in five steps; the rest is margin
+NEWTON_STEPS = 8
+"""Steps of both Newton iterations below. Five reach the last bit; the rest is margin."""
 
 
 class Link(Protocol):
-    """What a solver needs to know of the channel between the devices and the server."""
+    """Channel between the devices and the server."""
 
     @property
     def devices(self) -> int:
-        """How many devices the link serves."""
+        """Number of devices."""
 
     def rate(self, device: ArrayLike, bandwidth: ArrayLike) -> Floats:
-        """Bit/s of ``device`` with ``bandwidth`` Hz; ``inf`` Hz gives the limit."""
+        """Return the bit/s of ``device`` with ``bandwidth`` Hz; ``inf`` Hz gives the limit."""
 
     def least_bandwidth(self, device: ArrayLike, rate: ArrayLike) -> Floats:
-        """Least Hz with which ``device`` reaches ``rate`` bit/s; ``inf`` where no bandwidth is enough."""
+        """Return the least Hz with which ``device`` reaches ``rate`` bit/s; ``inf`` if no bandwidth is enough."""
 
     def fair_bandwidth(self, device: ArrayLike, bits: ArrayLike, weight: ArrayLike, price: ArrayLike) -> Floats:
-        """Hz that minimise ``weight * bits / rate(device, w) + price * w``: what a device buys at that price."""
+        """Return the Hz ``w`` that minimize ``weight * bits / rate(device, w) + price * w``."""
 
     def chains(self) -> list[Ints]:
-        """Every device once, in lists sorted best first: within a list an earlier device never needs more
-        bandwidth than a later one for the same rate. The solvers prune a fleet along these lists."""
+        """Return every device once, in lists sorted best first.
+
+        Within a list an earlier device never needs more bandwidth than a later one for the same rate. Solvers prune a
+        fleet along these lists.
+        """
 
 
 def _per_device(name: str, values: ArrayLike) -> Floats:
@@ -57,8 +60,12 @@ def _per_device(name: str, values: ArrayLike) -> Floats:
 class ShannonLink:
     """A shared radio channel: ``rate = w * log2(1 + snr_hz / w)`` bit/s.
 
-    ``snr_hz[K]`` is ``p * h / N0`` in Hz: received power over noise density. The rate grows with ``w`` but stays
-    below ``snr_hz / ln 2``, so some deadlines cannot be met with any bandwidth. (arXiv 2407.09873, system model.)
+    The rate grows with ``w`` but stays below ``snr_hz / ln 2``, so some deadlines cannot be met with any bandwidth.
+
+    Attributes:
+        snr_hz: ``[K]`` ``p * h / N0`` in Hz: received power over noise density.
+
+    Source: LoLa DEFT (arXiv 2407.09873), system model.
     """
 
     snr_hz: Floats
@@ -68,9 +75,11 @@ class ShannonLink:
 
     @property
     def devices(self) -> int:
+        """Number of devices."""
         return self.snr_hz.size
 
     def rate(self, device: ArrayLike, bandwidth: ArrayLike) -> Floats:
+        """Return the bit/s, see :meth:`Link.rate`."""
         snr, w = np.broadcast_arrays(self.snr_hz[np.asarray(device)], np.asarray(bandwidth, dtype=np.float64))
         with np.errstate(all="ignore"):
             ratio = np.minimum(snr / w, 1e300)  # a finite ceiling: w -> 0 gives 0, not 0 * inf
@@ -78,14 +87,17 @@ class ShannonLink:
         return np.where((w > 0) & (snr > 0), rate, 0.0)
 
     def least_bandwidth(self, device: ArrayLike, rate: ArrayLike) -> Floats:
-        """With ``x = snr / w`` and ``y = ln(1 + x)``, the rate equation reads ``ln((e^y - 1) / y) = c`` where
-        ``c = -ln(rate * ln 2 / snr)``. The left side is convex with slope between 1/2 and 1: Newton's method
-        converges from anywhere, and neither end (rate near 0, rate near the limit) loses digits the way a
-        Lambert W does. (ours)
+        """Return the least Hz, see :meth:`Link.least_bandwidth`.
+
+        With ``x = snr / w`` and ``y = ln(1 + x)``, the rate equation reads ``ln((e^y - 1) / y) = c`` where
+        ``c = -ln(rate * ln 2 / snr)``. The left side is convex with slope between 1/2 and 1: Newton's method converges
+        from anywhere, and neither end (rate near 0, rate near the limit) loses digits the way a Lambert W does.
+
+        Source: this project.
         """
         snr, rate = np.broadcast_arrays(self.snr_hz[np.asarray(device)], np.asarray(rate, dtype=np.float64))
         with np.errstate(all="ignore"):
-            share = rate * np.log(2.0) / snr  # of the limit: (0, 1) where the rate can be reached
+            share = rate * np.log(2.0) / snr  # of the limit: within (0, 1) if the rate can be reached
             c = -np.log(share)
             y = c + np.log1p(c)
             for _ in range(NEWTON_STEPS):
@@ -95,9 +107,13 @@ class ShannonLink:
         return np.where(rate <= 0, 0.0, need)
 
     def fair_bandwidth(self, device: ArrayLike, bits: ArrayLike, weight: ArrayLike, price: ArrayLike) -> Floats:
-        """With ``x = snr / w`` the optimum solves ``x^2 (ln(1+x) - x/(1+x)) / ln(1+x)^2 = price * snr / a``,
-        ``a = weight * bits * ln 2 / snr``. In logarithms the slope is close to 2 everywhere, so Newton's method
-        in ``ln x`` needs no safeguard but a clamp. (ours; arXiv 2407.09873 has the closed form of a linear rate.)
+        """Return the cheapest Hz, see :meth:`Link.fair_bandwidth`.
+
+        With ``x = snr / w`` the optimum solves ``x^2 (ln(1+x) - x/(1+x)) / ln(1+x)^2 = price * snr / a``,
+        ``a = weight * bits * ln 2 / snr``. In logarithms the slope is close to 2 everywhere, so Newton's method in
+        ``ln x`` needs no safeguard but a clamp.
+
+        Source: this project; arXiv 2407.09873 has the closed form for a linear rate.
         """
         arrays = (np.asarray(v, dtype=np.float64) for v in (bits, weight, price))
         snr, bits, weight, price = np.broadcast_arrays(self.snr_hz[np.asarray(device)], *arrays)
@@ -116,26 +132,28 @@ class ShannonLink:
         return np.where((weight > 0) & (bits > 0) & (snr > 0), need, 0.0)
 
     def chains(self) -> list[Ints]:
+        """Return all devices in one list, by falling signal-to-noise ratio."""
         return [np.argsort(-self.snr_hz, kind="stable")]
 
 
 def _log_growth(y: Floats) -> Floats:
-    """``ln((e^y - 1) / y)`` for ``y > 0``, without overflow or cancellation."""
+    """Return ``ln((e^y - 1) / y)`` for ``y > 0``, without overflow or cancellation."""
     return np.where(y < 0.02, y / 2 + y**2 / 24 - y**4 / 2880, y + np.log(-np.expm1(-y) / y))
 
 
 def _log_growth_slope(y: Floats) -> Floats:
+    """Return the derivative of :func:`_log_growth`."""
     return np.where(y < 0.02, 0.5 + y / 12 - y**3 / 720, -1 / np.expm1(-y) - 1 / y)
 
 
 def _upload_tail(x: Floats) -> Floats:
-    """``ln(1 + x) - x / (1 + x)`` for ``x > 0``; its series where the difference would cancel."""
+    """Return ``ln(1 + x) - x / (1 + x)`` for ``x > 0``; by its series where the difference would cancel."""
     return np.where(x < 1e-3, x**2 * (0.5 - x * (2 / 3 - x * (0.75 - 0.8 * x))), np.log1p(x) - x / (1 + x))
 
 
 @dataclass(frozen=True, eq=False)
 class FixedRateLink:
-    """A wired uplink of ``bits_per_second[K]`` that takes no share of the radio band."""
+    """Wired uplinks of ``bits_per_second[K]``, which take no share of the radio band."""
 
     bits_per_second: Floats
 
@@ -144,27 +162,32 @@ class FixedRateLink:
 
     @property
     def devices(self) -> int:
+        """Number of devices."""
         return self.bits_per_second.size
 
     def rate(self, device: ArrayLike, bandwidth: ArrayLike) -> Floats:
+        """Return the fixed bit/s of the devices."""
         rate, _ = np.broadcast_arrays(self.bits_per_second[np.asarray(device)], np.asarray(bandwidth))
         return np.array(rate)
 
     def least_bandwidth(self, device: ArrayLike, rate: ArrayLike) -> Floats:
-        # A deadline computed from this very rate must not fail by the last bit: hence the hair of tolerance.
+        """Return 0 if the device has the rate, else ``inf``."""
+        # a deadline computed from this very rate must not fail by the last bit: hence the tolerance
         return np.where(np.asarray(rate) <= self.bits_per_second[np.asarray(device)] * (1 + 1e-12), 0.0, np.inf)
 
     def fair_bandwidth(self, device: ArrayLike, bits: ArrayLike, weight: ArrayLike, price: ArrayLike) -> Floats:
+        """Return 0: bandwidth does not change the rate."""
         shape = np.broadcast_shapes(*(np.shape(v) for v in (device, bits, weight, price)))
         return np.zeros(shape)
 
     def chains(self) -> list[Ints]:
+        """Return all devices in one list, by falling rate."""
         return [np.argsort(-self.bits_per_second, kind="stable")]
 
 
 @dataclass(frozen=True, eq=False)
 class MixedLink:
-    """A fleet of both kinds: device k is wired where ``wired[k]``, else on the radio. Both parts hold K devices."""
+    """Radio and wired uplinks: device k is wired if ``wired[k]``. Both parts have K devices."""
 
     radio: ShannonLink
     cable: FixedRateLink
@@ -174,30 +197,36 @@ class MixedLink:
         object.__setattr__(self, "wired", np.asarray(self.wired, dtype=bool))
         if not self.radio.devices == self.cable.devices == self.wired.size:
             raise InputError(
-                f"the parts of a mixed link must hold the same devices, not {self.radio.devices} on the radio, "
+                f"the parts of a mixed link must have the same devices, not {self.radio.devices} on the radio, "
                 f"{self.cable.devices} wired and {self.wired.size} flags"
             )
 
     @property
     def devices(self) -> int:
+        """Number of devices."""
         return self.wired.size
 
     def rate(self, device: ArrayLike, bandwidth: ArrayLike) -> Floats:
+        """Return the bit/s, see :meth:`Link.rate`."""
         return self._choose("rate", device, bandwidth)
 
     def least_bandwidth(self, device: ArrayLike, rate: ArrayLike) -> Floats:
+        """Return the least Hz, see :meth:`Link.least_bandwidth`."""
         return self._choose("least_bandwidth", device, rate)
 
     def fair_bandwidth(self, device: ArrayLike, bits: ArrayLike, weight: ArrayLike, price: ArrayLike) -> Floats:
+        """Return the cheapest Hz, see :meth:`Link.fair_bandwidth`."""
         return self._choose("fair_bandwidth", device, bits, weight, price)
 
     def chains(self) -> list[Ints]:
+        """Return one list of radio devices and one of wired devices."""
         chains = [chain[self.wired[chain] == wired] for link, wired in self._parts() for chain in link.chains()]
         return [chain for chain in chains if chain.size]
 
     def _parts(self) -> list[tuple[Link, bool]]:
         return [(self.radio, False), (self.cable, True)]
 
-    def _choose(self, question: str, device: ArrayLike, *arguments: Any) -> Floats:
-        answers = [getattr(link, question)(device, *arguments) for link, _ in self._parts()]
-        return np.asarray(np.where(self.wired[np.asarray(device)], answers[1], answers[0]))
+    def _choose(self, method: str, device: ArrayLike, *args: Any) -> Floats:
+        """Call a method of both parts, and take each device's result from its own part."""
+        radio, cable = getattr(self.radio, method)(device, *args), getattr(self.cable, method)(device, *args)
+        return np.asarray(np.where(self.wired[np.asarray(device)], cable, radio))

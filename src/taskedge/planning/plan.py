@@ -1,4 +1,4 @@
-"""The plan: who trains which block with which share of the band, as a file that the run-time executes.
+"""Plans: which device trains which blocks with which share of the band. Making one, and its file.
 
 A plan is plain figures. Blocks are named by their depth (1 = nearest the loss) and by the layers they hold.
 """
@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from taskedge.backbone.cost_table import BlockTable
 from taskedge.errors import InputError
-from taskedge.planning.explain import explain
-from taskedge.planning.fleet_costs import Costs
-from taskedge.planning.fleet_spec import Fleet
-from taskedge.planning.link_models import FixedRateLink, Link, MixedLink, ShannonLink
+from taskedge.planning.explain import explain_infeasible
+from taskedge.planning.fleet_costs import FleetCosts
+from taskedge.planning.fleet_spec import FleetSpec
+from taskedge.planning.link_models import Bools, FixedRateLink, Floats, Link, MixedLink, ShannonLink
 from taskedge.planning.problem import Assignment, InfeasiblePlan, JointPlan, upload_seconds
 from taskedge.planning.solvers import SOLVERS
-from taskedge.profiling.profile_file import NotNegative, Positive, Row
-
-Floats = NDArray[np.float64]
+from taskedge.profiling.profile_file import NonNegative, Positive, StrictRecord
 
 ONE_BLOCK_EACH = ("joint", "match", "exact")
-"""Solvers that give every block a device of its own; with fewer devices than blocks ``several`` takes their place."""
+"""Solvers that give each block its own device. With fewer devices than blocks, ``several`` replaces them."""
 
 ALL_BLOCKS = ("one-device", "fedavg")
 """Solvers whose devices train every block."""
@@ -37,37 +36,68 @@ TOGETHER = ("several", *ALL_BLOCKS)
 """Solvers that put several blocks on a device, which must hold them at the same time."""
 
 BASELINES = ("random", "greedy", "hungarian", "equal", "match", "one-device", "fedavg")
-"""What a plan is compared with; and with ``exact``, whose bound is the tightest."""
+"""Solvers that a plan is compared with, besides ``exact``, whose bound is the tightest."""
+
+ROUNDING = 1e-6
+"""Relative tolerance of the checks of a plan file, for sums that were rounded."""
 
 
-class Part(Row):
-    """What one device does in a round."""
+class PlannedDevice(StrictRecord):
+    """A device's row of the plan file: its assignment, and what it is predicted to take.
+
+    Attributes:
+        device: name in the fleet file.
+        blocks: depths, shallow first.
+        reaches_layer: number of layers that backpropagation passes through.
+        bandwidth_hz: share of the radio band; 0 for a wired device.
+        down_seconds, compute_seconds, up_seconds: phases of the round, one after the other.
+        memory_bytes: peak memory while the blocks train.
+        capacity_bytes: memory of the device.
+    """
 
     device: str
-    blocks: Annotated[list[int], Field(min_length=1)]  # depths, shallow first
-    reaches_layer: int  # how many layers backpropagation goes through
-    bandwidth_hz: NotNegative
-    down_seconds: NotNegative
-    compute_seconds: NotNegative
-    up_seconds: NotNegative
-    memory_bytes: NotNegative
+    blocks: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    reaches_layer: Annotated[int, Field(ge=1)]
+    bandwidth_hz: NonNegative
+    down_seconds: NonNegative
+    compute_seconds: NonNegative
+    up_seconds: NonNegative
+    memory_bytes: NonNegative
     capacity_bytes: Positive
 
     @property
     def seconds(self) -> float:
+        """Seconds of the round on this device."""
         return self.down_seconds + self.compute_seconds + self.up_seconds
 
 
-class Block(Row):
-    """One trainable block; its depth is its place in the plan's list, from 1."""
+class PlannedBlock(StrictRecord):
+    """One trainable block. Its depth is its position in the plan's list, from 1."""
 
-    layers: list[str]
-    trained_values: NotNegative
-    upload_bits: NotNegative
+    layers: Annotated[list[str], Field(min_length=1)]
+    trained_values: NonNegative
+    upload_bits: NonNegative
 
 
-class Plan(Row):
-    """A round of cooperative training. ``latency_seconds`` includes the server's aggregation."""
+class Plan(StrictRecord):
+    """One round of cooperative training.
+
+    Attributes:
+        model, model_digest: name and digest of the model.
+        budget: budget as the user wrote it.
+        solver: name of the solver that ran.
+        stopped, iterations: why and after how many steps the solver ended.
+        bandwidth_hz: the radio band that the devices share.
+        aggregation_seconds: time of the server at the end of the round.
+        latency_seconds: length of the round, aggregation included.
+        lower_bound_seconds: latency that no plan of this kind can beat.
+        gap_ratio: ``1 - lower_bound / latency``.
+        blocks: trainable blocks, by depth.
+        parts: one row for each device with work, by blocks.
+        idle: devices without work.
+        compared_seconds: latency of other solvers; None if a solver finds no plan.
+        notes: remarks for the user.
+    """
 
     format: Literal["taskedge-plan-1"] = "taskedge-plan-1"
     model: str
@@ -77,25 +107,81 @@ class Plan(Row):
     stopped: str
     iterations: int
     bandwidth_hz: Positive
-    aggregation_seconds: NotNegative
-    latency_seconds: NotNegative
-    lower_bound_seconds: NotNegative
-    gap_ratio: NotNegative
-    blocks: list[Block]
-    parts: list[Part]
+    aggregation_seconds: NonNegative
+    latency_seconds: NonNegative
+    lower_bound_seconds: NonNegative
+    gap_ratio: NonNegative
+    blocks: Annotated[list[PlannedBlock], Field(min_length=1)]
+    parts: Annotated[list[PlannedDevice], Field(min_length=1)]
     idle: list[str]
-    compared_seconds: dict[str, float | None]  # None: that solver finds no plan
+    compared_seconds: dict[str, float | None]
     notes: list[str]
 
     def to_json(self) -> str:
+        """Return the text of the plan file."""
         return self.model_dump_json(indent=2) + "\n"
+
+    def check_model(self, table: BlockTable) -> None:
+        """Check that the plan was made for this model, cut into these blocks.
+
+        Raises:
+            InputError: the plan is for another model or for other blocks.
+        """
+        if self.model_digest != table.digest:
+            raise InputError(
+                f"the plan is for {self.model} (digest {self.model_digest}), not for {table.model} ({table.digest}): "
+                "make it with this model"
+            )
+        if [tuple(block.layers) for block in self.blocks] != [tuple(layers) for layers in table.layers]:
+            raise InputError(
+                f"the plan has {len(self.blocks)} blocks that are not the {len(table)} blocks of this run: make it "
+                "with the same --blocks"
+            )
+
+    def assignments(self, devices: Sequence[str]) -> list[Assignment]:
+        """Return the plan as assignments: indices into ``devices``, block columns from 0, and Hz.
+
+        Raises:
+            InputError: the plan has devices that ``devices`` does not name.
+        """
+        missing = [part.device for part in self.parts if part.device not in devices]
+        if missing:
+            raise InputError(f"the plan has work for devices that are not here: {', '.join(missing)}")
+        return [
+            Assignment(devices.index(part.device), tuple(depth - 1 for depth in part.blocks), part.bandwidth_hz)
+            for part in self.parts
+        ]
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Plan:
+        faults = []
+        depths = range(1, len(self.blocks) + 1)
+        for part in self.parts:
+            if any(deeper <= shallower for shallower, deeper in pairwise(part.blocks)):
+                faults.append(f"the blocks of {part.device!r} are not in rising order: {part.blocks}")
+            beyond = [depth for depth in part.blocks if depth not in depths]
+            if beyond:
+                faults.append(f"{part.device!r} has block {beyond[0]}, and there are {len(self.blocks)} blocks")
+            if part.memory_bytes > part.capacity_bytes * (1 + ROUNDING):
+                faults.append(f"{part.device!r} needs more memory than it has")
+        named = Counter([*(part.device for part in self.parts), *self.idle])
+        faults += [f"device {name!r} is named {count} times" for name, count in named.items() if count > 1]
+        assigned = {depth for part in self.parts for depth in part.blocks}
+        faults += [f"no device has block {depth}" for depth in depths if depth not in assigned]
+        layers = Counter(layer for block in self.blocks for layer in block.layers)
+        faults += [f"layer {name!r} is in {count} blocks" for name, count in layers.items() if count > 1]
+        if sum(part.bandwidth_hz for part in self.parts) > self.bandwidth_hz * (1 + ROUNDING):
+            faults.append("the devices have more bandwidth than the band")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
 
 def read_plan(path: Path) -> Plan:
-    """Reads a plan file.
+    """Read and check a plan file.
 
     Raises:
-        InputError: it is missing, or is no plan; every fault is named.
+        InputError: the file is missing, is not a plan, or contradicts itself. The message names every fault.
     """
     try:
         return Plan.model_validate_json(path.read_bytes())
@@ -106,8 +192,8 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"plan {path} is not a plan that taskedge can use: {faults}") from None
 
 
-def fleet_link(fleet: Fleet, gains: Floats | None = None) -> Link:
-    """The uplinks of the fleet at power gains ``gains`` [K] (by default the mean ones)."""
+def fleet_link(fleet: FleetSpec, gains: Floats | None = None) -> Link:
+    """Return the uplinks of the fleet at power gains ``gains`` [K], by default the mean gains."""
     cable, snr = fleet.wired(), fleet.snr_hz(fleet.gains() if gains is None else gains)
     wired = np.isfinite(cable)
     if wired.all():
@@ -117,30 +203,32 @@ def fleet_link(fleet: Fleet, gains: Floats | None = None) -> Link:
 
 
 def make_plan(
-    fleet: Fleet,
+    fleet: FleetSpec,
     table: BlockTable,
-    costs: Costs,
+    costs: FleetCosts,
     solver: str = "joint",
     *,
     budget: str = "",
     copies: int = 1,
     compare: Sequence[str] = ("exact", *BASELINES),
-    on_solver: Callable[[str], None] = lambda _: None,
+    on_solver: Callable[[str], object] = lambda _: None,
 ) -> Plan:
-    """Plans one round at the fleet's mean gains.
+    """Plan one round at the fleet's mean gains.
 
     Args:
-        fleet, table, costs: who, what, and :func:`~taskedge.planning.fleet_costs.fleet_costs` of both.
+        fleet: devices and channel.
+        table: blocks of the model.
+        costs: :func:`~taskedge.planning.fleet_costs.fleet_costs` of both.
         solver: a registered solver. With fewer devices than blocks, ``several`` replaces joint, match and exact.
         budget: recorded in the plan.
-        copies: every block is trained by so many devices, each on its own data.
-        compare: solvers whose round latency is put beside the plan's.
+        copies: number of devices that train each block, each on its own data.
+        compare: solvers whose latency is recorded beside the plan's.
         on_solver: called with each solver's name before it runs.
 
     Raises:
-        InfeasiblePlan: no assignment exists; the message says which block nobody can hold, by how much, and what would
-            make it fit.
-        InputError: a number of copies that the fleet cannot carry.
+        InfeasiblePlan: no assignment exists. The message names the block that no device can hold, the missing memory,
+            and remedies.
+        InputError: the fleet has too few devices for ``copies``.
     """
     if copies < 1 or (copies > 1 and copies * len(table) > len(fleet.device)):
         raise InputError(
@@ -156,7 +244,7 @@ def make_plan(
         solved = solve(chosen, costs, link, fleet.channel.bandwidth_hz, copies)
     except InfeasiblePlan as error:
         together = chosen in ALL_BLOCKS or (chosen == "several" and bool(costs.fits.any(axis=0).all()))
-        raise explain(error, fleet, table, costs, link, copies, together) from None
+        raise explain_infeasible(error, fleet, table, costs, link, copies, together) from None
     overhead = fleet.server.aggregation_seconds
     bound = solved.lower_bound
     compared: dict[str, float | None] = {}
@@ -173,7 +261,9 @@ def make_plan(
         notes.append(
             f"{chosen} stopped at its cap of {solved.iterations} iterations; the gap says how far it may be off"
         )
-    parts = [_part(one, fleet, table, costs, link, copies, chosen) for one in solved.assignments()]
+    parts = [
+        _planned_device(assignment, fleet, table, costs, link, copies, chosen) for assignment in solved.assignments()
+    ]
     busy = {part.device for part in parts}
     latency = solved.latency + overhead
     return Plan(
@@ -189,7 +279,7 @@ def make_plan(
         lower_bound_seconds=bound + overhead,
         gap_ratio=max(0.0, 1 - (bound + overhead) / latency) if latency > 0 else 0.0,
         blocks=[
-            Block(layers=list(names), trained_values=float(values), upload_bits=float(bits))
+            PlannedBlock(layers=list(names), trained_values=float(values), upload_bits=float(bits))
             for names, values, bits in zip(table.layers, table.payload_values, costs.bits, strict=True)
         ],
         parts=sorted(parts, key=lambda part: part.blocks),
@@ -200,53 +290,64 @@ def make_plan(
 
 
 def effective_solver(solver: str, devices: int, blocks: int) -> str:
-    """``several`` where a device each is asked for and there are too few devices, else ``solver``."""
-    SOLVERS[solver]
+    """Return the solver that runs: ``several`` if each block needs its own device and there are too few devices."""
+    SOLVERS[solver]  # raises for an unknown name
     return "several" if devices < blocks and solver in ONE_BLOCK_EACH else solver
 
 
-def solve(name: str, costs: Costs, link: Link, bandwidth: float, copies: int = 1, seed: int = 0) -> JointPlan:
-    """Runs a registered solver on the costs; with copies, column b of the result is block ``b // copies``."""
+def solve(name: str, costs: FleetCosts, link: Link, bandwidth: float, copies: int = 1, seed: int = 0) -> JointPlan:
+    """Run a registered solver on the costs. With copies, column b of the result is block ``b // copies``."""
     if name != "several":
         fits = costs.fits_together if name in ALL_BLOCKS else costs.fits
-        return _call(name, costs, fits, link, bandwidth, 1 if name in ALL_BLOCKS else copies, seed)
-    found = _call(name, costs, costs.fits, link, bandwidth, 1, seed)
-    if all(costs.holding(one.device, one.blocks) <= costs.capacity[one.device] for one in found.assignments()):
-        return found
-    return _call(name, costs, costs.fits_together, link, bandwidth, 1, seed)  # blocks that fit in any company
+        return _run_solver(name, costs, fits, link, bandwidth, 1 if name in ALL_BLOCKS else copies, seed)
+    plan = _run_solver(name, costs, costs.fits, link, bandwidth, 1, seed)
+    assignments = plan.assignments()
+    if all(costs.memory_of_blocks(a.device, a.blocks) <= costs.capacity[a.device] for a in assignments):
+        return plan
+    # the solver checks blocks one by one, so allow only blocks that fit together with all shallower ones
+    return _run_solver(name, costs, costs.fits_together, link, bandwidth, 1, seed)
 
 
-def _call(
-    name: str, costs: Costs, fits: NDArray[np.bool_], link: Link, bandwidth: float, copies: int, seed: int
+def _run_solver(
+    name: str, costs: FleetCosts, fits: Bools, link: Link, bandwidth: float, copies: int, seed: int
 ) -> JointPlan:
     solver = SOLVERS[name]
-    extra = {"seed": seed} if "seed" in inspect.signature(solver).parameters else {}
+    kwargs = {"seed": seed} if "seed" in inspect.signature(solver).parameters else {}
     columns = np.repeat(np.arange(len(costs.bits)), copies)
-    return solver(costs.busy[:, columns], fits[:, columns], costs.bits[columns], link, bandwidth, **extra)
+    return solver(costs.busy[:, columns], fits[:, columns], costs.bits[columns], link, bandwidth, **kwargs)
 
 
 def try_solver(
-    name: str, costs: Costs, link: Link, bandwidth: float, copies: int = 1, seed: int = 0
+    name: str, costs: FleetCosts, link: Link, bandwidth: float, copies: int = 1, seed: int = 0
 ) -> JointPlan | None:
-    """The plan of a solver (``several`` where devices are too few), or None where it finds none."""
+    """Return the plan of a solver (``several`` if there are too few devices), or None if it finds no plan."""
     try:
-        found = solve(effective_solver(name, *costs.compute.shape), costs, link, bandwidth, copies, seed)
+        plan = solve(effective_solver(name, *costs.compute.shape), costs, link, bandwidth, copies, seed)
     except InfeasiblePlan:
         return None
-    return found if math.isfinite(found.latency) else None
+    return plan if math.isfinite(plan.latency) else None
 
 
-def _part(one: Assignment, fleet: Fleet, table: BlockTable, costs: Costs, link: Link, copies: int, solver: str) -> Part:
-    blocks = sorted({b if solver in TOGETHER else b // copies for b in one.blocks})
-    deepest, device = blocks[-1], fleet.device[one.device]
-    return Part(
+def _planned_device(
+    assignment: Assignment,
+    fleet: FleetSpec,
+    table: BlockTable,
+    costs: FleetCosts,
+    link: Link,
+    copies: int,
+    solver: str,
+) -> PlannedDevice:
+    index = assignment.device
+    blocks = sorted({column if solver in TOGETHER else column // copies for column in assignment.blocks})
+    deepest, device = blocks[-1], fleet.device[index]
+    return PlannedDevice(
         device=device.name,
         blocks=[block + 1 for block in blocks],
         reaches_layer=int(table.deepest_layer[deepest]),
-        bandwidth_hz=one.bandwidth,
-        down_seconds=float(costs.down[one.device]),
-        compute_seconds=float(costs.compute[one.device, deepest]),
-        up_seconds=float(upload_seconds(link, one.device, costs.bits[blocks].sum(), one.bandwidth)),
-        memory_bytes=costs.holding(one.device, blocks),
+        bandwidth_hz=assignment.bandwidth,
+        down_seconds=float(costs.down[index]),
+        compute_seconds=float(costs.compute[index, deepest]),
+        up_seconds=float(upload_seconds(link, index, costs.bits[blocks].sum(), assignment.bandwidth)),
+        memory_bytes=costs.memory_of_blocks(index, blocks),
         capacity_bytes=device.memory_bytes,
     )

@@ -1,4 +1,4 @@
-"""What a solver is given and what it hands back: checked input, plans, and the error for what cannot be planned."""
+"""Input and output of the solvers: checked arguments, plans, and the error for an infeasible problem."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from taskedge.planning.link_models import Bools, Floats, Ints, Link
 
 
 class InfeasiblePlan(TaskEdgeError):
-    """No assignment exists. ``block`` is a column that cannot be placed, ``shortfall`` how many devices are missing."""
+    """No assignment exists.
+
+    Attributes:
+        block: a column that cannot be placed.
+        shortfall: number of missing devices.
+    """
 
     exit_code = 3
 
@@ -24,7 +29,13 @@ class InfeasiblePlan(TaskEdgeError):
 
 @dataclass(frozen=True)
 class Assignment:
-    """One device's part of a plan: the blocks (columns, shallow first) it trains and its share of the band in Hz."""
+    """A device, the blocks that it trains, and its share of the band.
+
+    Attributes:
+        device: row of the cost tables.
+        blocks: columns of the cost tables, shallow first.
+        bandwidth: Hz.
+    """
 
     device: int
     blocks: tuple[int, ...]
@@ -33,9 +44,12 @@ class Assignment:
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """Blocks on devices at given latencies: ``device_of_block[L]``, ``latency`` in seconds.
+    """A matching of blocks and devices at given latencies.
 
-    ``method`` is ``"crunch"``, or ``"bottleneck"`` where the latencies were not monotone in depth.
+    Attributes:
+        device_of_block: ``[L]`` device of every block.
+        latency: seconds of the slowest pair.
+        method: ``"crunch"``, or ``"bottleneck"`` if the latencies were not monotone in depth.
     """
 
     device_of_block: Ints
@@ -45,17 +59,17 @@ class Matching:
 
 @dataclass(frozen=True, eq=False)
 class JointPlan:
-    """Blocks on devices together with the bandwidth of each upload.
+    """An assignment of blocks to devices, with the bandwidth of each upload.
 
     Attributes:
-        device_of_block: ``[L]`` device of every block; a device may return where it takes several blocks.
-        bandwidth_of_block: ``[L]`` Hz; what a device has is the sum over its blocks. Wired uploads have 0.
-        latency: seconds of the round that this plan really takes.
-        lower_bound: seconds that no plan can beat; 0 from solvers that claim none.
+        device_of_block: ``[L]`` device of every block; a device that takes several blocks appears several times.
+        bandwidth_of_block: ``[L]`` Hz; the bandwidth of a device is the sum over its blocks. Wired uploads have 0.
+        latency: seconds of the round.
+        lower_bound: seconds that no plan can beat; 0 from solvers without a bound.
         iterations: steps of the solver.
         stopped: ``"optimal"``, ``"closed"`` (gap below the tolerance), ``"stalled"``, ``"cap"`` (iterations ran out)
-            or ``"heuristic"`` (the solver promises nothing).
-        replicas: devices that train blocks beside those of ``device_of_block`` (FedAvg).
+            or ``"heuristic"`` (no guarantee).
+        replicas: further devices that train the same blocks (FedAvg).
     """
 
     device_of_block: Ints
@@ -68,11 +82,11 @@ class JointPlan:
 
     @property
     def gap(self) -> float:
-        """``(latency - lower_bound) / latency``: the most that a better plan could still save, 0 to 1."""
+        """``(latency - lower_bound) / latency``: an upper limit of what a better plan could save, from 0 to 1."""
         return max(0.0, 1.0 - self.lower_bound / self.latency) if self.latency > 0 else 0.0
 
     def assignments(self) -> list[Assignment]:
-        """The plan device by device, in order of device; replicas last."""
+        """Return one assignment for each device, in order of device, replicas last."""
         return [
             Assignment(
                 int(device),
@@ -83,7 +97,7 @@ class JointPlan:
         ] + list(self.replicas)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain figures for JSON."""
+        """Return plain values for JSON."""
         return {
             "device_of_block": [int(d) for d in self.device_of_block],
             "bandwidth_of_block_hz": [float(w) for w in self.bandwidth_of_block],
@@ -93,14 +107,23 @@ class JointPlan:
             "iterations": self.iterations,
             "stopped": self.stopped,
             "replicas": [
-                {"device": r.device, "blocks": list(r.blocks), "bandwidth_hz": r.bandwidth} for r in self.replicas
+                {"device": replica.device, "blocks": list(replica.blocks), "bandwidth_hz": replica.bandwidth}
+                for replica in self.replicas
             ],
         }
 
 
 @dataclass(frozen=True, eq=False)
 class Instance:
-    """A solver's checked arguments: ``compute[K, L]`` s, ``fits[K, L]``, ``bits[L]``, the link, ``bandwidth`` Hz."""
+    """Checked arguments of a solver, for K devices and L blocks.
+
+    Attributes:
+        compute: ``[K, L]`` seconds before the upload.
+        fits: ``[K, L]`` whether the device can hold the block.
+        bits: ``[L]`` upload of each block.
+        link: the uplinks.
+        bandwidth: Hz of the shared band.
+    """
 
     compute: Floats
     fits: Bools
@@ -110,20 +133,22 @@ class Instance:
 
     @property
     def devices(self) -> int:
+        """Number of devices, K."""
         return int(self.compute.shape[0])
 
     @property
     def blocks(self) -> int:
+        """Number of blocks, L."""
         return int(self.compute.shape[1])
 
 
 def check_instance(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> Instance:
-    """Returns the arguments as arrays.
+    """Return the arguments of a solver as arrays.
 
     Raises:
-        InputError: naming every fault at once: shapes, negative or NaN figures, a band that is not positive.
+        InputError: wrong shapes, negative or NaN figures, a band that is not positive. The message names every fault.
     """
-    seconds, holds, faults = check_table("compute", compute, fits)
+    seconds, mask, faults = check_table("compute", compute, fits)
     payload = np.asarray(bits, dtype=np.float64)
     if seconds.ndim == 2:
         if payload.shape != (seconds.shape[1],):
@@ -137,38 +162,48 @@ def check_instance(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: L
         faults.append(f"bandwidth must be a positive number of Hz, not {bandwidth}")
     if faults:
         raise InputError("; ".join(faults))
-    return Instance(seconds, holds, payload, link, float(bandwidth))
+    return Instance(seconds, mask, payload, link, float(bandwidth))
 
 
 def check_table(name: str, seconds: ArrayLike, fits: ArrayLike, scan: bool = True) -> tuple[Floats, Bools, list[str]]:
-    """A ``[K, L]`` table of seconds and its mask, and what is wrong with them; ``inf`` means "never"."""
-    table, holds = np.asarray(seconds, dtype=np.float64), np.asarray(fits, dtype=bool)
+    """Return a ``[K, L]`` table of seconds, its mask, and their faults. ``inf`` seconds mean "never".
+
+    Args:
+        name: name of the table in messages.
+        seconds: the table.
+        fits: the mask.
+        scan: also look for negative and NaN seconds.
+    """
+    table, mask = np.asarray(seconds, dtype=np.float64), np.asarray(fits, dtype=bool)
     faults = []
     if table.ndim != 2 or 0 in table.shape:
         faults.append(f"{name} must have shape [devices, blocks] with at least one of each, not {table.shape}")
-    if holds.shape != table.shape:
-        faults.append(f"fits must have the shape of {name}, {table.shape}, not {holds.shape}")
+    if mask.shape != table.shape:
+        faults.append(f"fits must have the shape of {name}, {table.shape}, not {mask.shape}")
     elif scan and not faults and not table.min() >= 0:  # NaN fails every comparison, so this finds it too
         row, column = np.argwhere(~(table >= 0))[0]
         faults.append(f"{name} must not be negative or NaN; device {row}, block {column} has {table[row, column]}")
-    return table, holds, faults
+    return table, mask, faults
 
 
 def upload_seconds(link: Link, device: ArrayLike, bits: ArrayLike, bandwidth: ArrayLike) -> Floats:
-    """Seconds to send ``bits``; 0 for an empty payload, ``inf`` at rate 0. Arguments broadcast."""
+    """Return the seconds to send ``bits``: 0 for an empty payload, ``inf`` at rate 0. Arguments broadcast."""
     rate, payload = np.broadcast_arrays(link.rate(device, bandwidth), np.asarray(bits, dtype=np.float64))
     with np.errstate(all="ignore"):
         return np.where(payload > 0, payload / rate, 0.0)
 
 
 def finish_seconds(plan: JointPlan, compute: ArrayLike, bits: ArrayLike, link: Link) -> Floats:
-    """``[L]`` seconds at which each block's device is done: its deepest block's compute, then its whole payload."""
+    """Return ``[L]`` seconds after which each block's device is done.
+
+    A device computes as long as its slowest block takes, then sends the payload of all of its blocks.
+    """
     table, payload = np.asarray(compute, dtype=np.float64), np.asarray(bits, dtype=np.float64)
     done = np.zeros(plan.device_of_block.size)
-    for part in plan.assignments():
-        if part in plan.replicas:
+    for assignment in plan.assignments():
+        if assignment in plan.replicas:
             continue
-        mine = list(part.blocks)
-        upload = upload_seconds(link, part.device, payload[mine].sum(), part.bandwidth)
-        done[mine] = table[part.device, mine].max() + float(upload)
+        blocks = list(assignment.blocks)
+        upload = upload_seconds(link, assignment.device, payload[blocks].sum(), assignment.bandwidth)
+        done[blocks] = table[assignment.device, blocks].max() + float(upload)
     return done

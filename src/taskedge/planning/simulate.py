@@ -1,6 +1,6 @@
-"""Rounds of a fleet whose links fade, drift and come and go, planned anew every round by every solver.
+"""Simulation of rounds with fading links and devices that leave and return. Every solver plans every round.
 
-The setting follows LoLa DEFT (arXiv 2407.09873); the churn and drift processes are ours.
+Source: LoLa DEFT (arXiv 2407.09873) for the setting; this project for the churn and drift processes.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taskedge.errors import InputError
-from taskedge.planning.fleet_costs import Costs
-from taskedge.planning.fleet_spec import Fleet
-from taskedge.planning.link_models import FixedRateLink, Link, MixedLink, ShannonLink
+from taskedge.planning.fleet_costs import FleetCosts
+from taskedge.planning.fleet_spec import FleetSpec
+from taskedge.planning.link_models import Bools, FixedRateLink, Floats, Link, MixedLink, ShannonLink
 from taskedge.planning.plan import fleet_link, try_solver
-from taskedge.profiling.profile_file import Row
+from taskedge.profiling.profile_file import StrictRecord
 
-Floats = NDArray[np.float64]
 Fading = Literal["rayleigh", "none"]
 
-RETURN = 0.5  # chance that an absent device is back in the next round
-MEMORY = 0.9  # correlation of a device's drift from one round to the next
+RETURN_PROBABILITY = 0.5
+"""Probability that an absent device is back in the next round."""
+
+DRIFT_CORRELATION = 0.9
+"""Correlation of a device's drift between consecutive rounds."""
 
 
-class Summary(Row):
-    """One solver over all rounds. ``saved_ratio``: how much less the first solver takes, where both have a plan."""
+class Summary(StrictRecord):
+    """Latency of one solver over all rounds.
+
+    ``saved_ratio`` is the share of this time that the first solver saves, over the rounds in which both have a plan.
+    """
 
     mean_seconds: float | None
     median_seconds: float | None
@@ -37,8 +41,8 @@ class Summary(Row):
     saved_ratio: float | None
 
 
-class Simulation(Row):
-    """Latency of every round and solver; None where no plan exists."""
+class Simulation(StrictRecord):
+    """Latency of every round and solver; None for a round without a plan."""
 
     model: str
     rounds: int
@@ -52,12 +56,13 @@ class Simulation(Row):
     summary: dict[str, Summary]
 
     def to_json(self) -> str:
+        """Return the text of the result file."""
         return self.model_dump_json(indent=2) + "\n"
 
 
 def simulate(
-    fleet: Fleet,
-    costs: Costs,
+    fleet: FleetSpec,
+    costs: FleetCosts,
     model: str,
     solvers: Sequence[str],
     rounds: int,
@@ -67,24 +72,29 @@ def simulate(
     churn: float = 0.0,
     drift_db: float = 0.0,
     seed: int = 0,
-    on_round: Callable[[int], None] = lambda _: None,
+    on_round: Callable[[int], object] = lambda _: None,
 ) -> Simulation:
-    """Replays rounds; all solvers see the same ones.
+    """Simulate rounds. All solvers see the same ones.
 
     Args:
-        fleet, costs: who, and :func:`~taskedge.planning.fleet_costs.fleet_costs`.
-        model: its name, for the record.
-        solvers: registered names; the first is the one whose savings are stated.
-        rounds: how many.
-        rng: every draw comes from here.
-        fading: ``rayleigh`` multiplies each gain by an exponential variable of mean 1, anew every round (block fading).
-        churn: chance that a present device is away in the next round; an absent one returns with chance 1/2.
+        fleet: devices and channel.
+        costs: :func:`~taskedge.planning.fleet_costs.fleet_costs` of the fleet.
+        model: name of the model, for the record.
+        solvers: registered names. The summary states what the first one saves.
+        rounds: number of rounds.
+        rng: source of all random draws.
+        fading: ``rayleigh`` multiplies each gain by a new exponential variable of mean 1 every round (block fading).
+        churn: probability that a present device is absent in the next round. An absent one returns with probability
+            1/2.
         drift_db: standard deviation of a slow log-normal change of each gain (first-order, correlation 0.9 per round).
-        seed: recorded.
+        seed: seed of ``rng``, for the record.
         on_round: called with 1 after every round.
 
     Returns:
-        Latencies with the server's aggregation, and their summary.
+        Latencies, the server's aggregation included, and their summary.
+
+    Raises:
+        InputError: ``rounds`` is below 1.
     """
     if rounds < 1:
         raise InputError(f"--rounds {rounds}: give at least 1")
@@ -92,12 +102,14 @@ def simulate(
     present_counts = []
     for present, gains in draw_rounds(fleet, rounds, rng, fading, churn, drift_db):
         present_counts.append(int(present.sum()))
-        turn = int(rng.integers(2**31))  # of solvers that draw themselves
-        link = _only(fleet_link(fleet, gains), present) if present.any() else None
-        here = _of(costs, present)
-        for name in latency:
-            found = None if link is None else try_solver(name, here, link, fleet.channel.bandwidth_hz, seed=turn)
-            latency[name].append(None if found is None else found.latency + fleet.server.aggregation_seconds)
+        solver_seed = int(rng.integers(2**31))  # for solvers that draw random numbers
+        link = _restrict_link(fleet_link(fleet, gains), present) if present.any() else None
+        present_costs = _restrict_costs(costs, present)
+        for name, series in latency.items():
+            plan = None
+            if link is not None:
+                plan = try_solver(name, present_costs, link, fleet.channel.bandwidth_hz, seed=solver_seed)
+            series.append(None if plan is None else plan.latency + fleet.server.aggregation_seconds)
         on_round(1)
     return Simulation(
         model=model,
@@ -109,14 +121,17 @@ def simulate(
         seed=seed,
         devices_present=present_counts,
         latency_seconds=latency,
-        summary={name: summarise(series, latency[solvers[0]]) for name, series in latency.items()},
+        summary={name: summarize(series, latency[solvers[0]]) for name, series in latency.items()},
     )
 
 
 def draw_rounds(
-    fleet: Fleet, rounds: int, rng: np.random.Generator, fading: Fading, churn: float, drift_db: float
-) -> Iterator[tuple[NDArray[np.bool_], Floats]]:
-    """Yields, per round, who is present [K] and the power gains [K] (NaN for wired devices). All present at first."""
+    fleet: FleetSpec, rounds: int, rng: np.random.Generator, fading: Fading, churn: float, drift_db: float
+) -> Iterator[tuple[Bools, Floats]]:
+    """Yield for each round which devices are present [K] and their power gains [K], NaN for wired devices.
+
+    All devices are present in the first round.
+    """
     mean, devices = fleet.gains(), len(fleet.device)
     present = np.ones(devices, dtype=bool)
     drift = drift_db * rng.standard_normal(devices)
@@ -124,28 +139,29 @@ def draw_rounds(
         fade = rng.exponential(size=devices) if fading == "rayleigh" else np.ones(devices)
         yield present.copy(), mean * 10 ** (drift / 10) * fade
         coin = rng.random(devices)
-        present = np.where(present, coin >= churn, coin < RETURN)
-        drift = MEMORY * drift + np.sqrt(1 - MEMORY**2) * drift_db * rng.standard_normal(devices)
+        present = np.where(present, coin >= churn, coin < RETURN_PROBABILITY)
+        step = np.sqrt(1 - DRIFT_CORRELATION**2) * drift_db * rng.standard_normal(devices)
+        drift = DRIFT_CORRELATION * drift + step
 
 
-def summarise(series: Sequence[float | None], first: Sequence[float | None]) -> Summary:
-    """Mean, quantiles and failures of one solver's rounds, and what ``first`` saves against it."""
-    known = np.array([seconds for seconds in series if seconds is not None])
+def summarize(series: Sequence[float | None], first: Sequence[float | None]) -> Summary:
+    """Return mean, quantiles and failures of one solver's rounds, and the share of time that ``first`` saves."""
+    finished = np.array([seconds for seconds in series if seconds is not None])
     both = [(a, b) for a, b in zip(first, series, strict=True) if a is not None and b is not None]
-    theirs = sum(b for _, b in both)
-    saved = 1 - sum(a for a, _ in both) / theirs if theirs > 0 else None
+    total = sum(b for _, b in both)
+    saved = 1 - sum(a for a, _ in both) / total if total > 0 else None
     return Summary(
-        mean_seconds=float(known.mean()) if known.size else None,
-        median_seconds=float(np.median(known)) if known.size else None,
-        p95_seconds=float(np.quantile(known, 0.95)) if known.size else None,
-        worst_seconds=float(known.max()) if known.size else None,
-        rounds_without_plan=len(series) - known.size,
+        mean_seconds=float(finished.mean()) if finished.size else None,
+        median_seconds=float(np.median(finished)) if finished.size else None,
+        p95_seconds=float(np.quantile(finished, 0.95)) if finished.size else None,
+        worst_seconds=float(finished.max()) if finished.size else None,
+        rounds_without_plan=len(series) - finished.size,
         saved_ratio=saved,
     )
 
 
-def _of(costs: Costs, present: NDArray[np.bool_]) -> Costs:
-    """The rows of the devices that are present."""
+def _restrict_costs(costs: FleetCosts, present: Bools) -> FleetCosts:
+    """Return the costs of the present devices."""
     return replace(
         costs,
         down=costs.down[present],
@@ -156,8 +172,8 @@ def _of(costs: Costs, present: NDArray[np.bool_]) -> Costs:
     )
 
 
-def _only(link: Link, present: NDArray[np.bool_]) -> Link:
-    """The link of the devices that are present."""
+def _restrict_link(link: Link, present: Bools) -> Link:
+    """Return the links of the present devices."""
     if isinstance(link, ShannonLink):
         return ShannonLink(link.snr_hz[present])
     if isinstance(link, FixedRateLink):

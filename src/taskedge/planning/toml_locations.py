@@ -1,22 +1,25 @@
-"""Finds the line of a key in a TOML text. tomllib keeps none, and a fault without its place is half a message."""
+"""Line numbers of tables and keys in a TOML text, for messages. tomllib does not keep them."""
 
 from __future__ import annotations
 
 import re
 
-HEADER = re.compile(r"^\s*(\[\[?)\s*([\w.\"'-]+)\s*\]\]?")
-KEY = re.compile(r"^\s*([\w\"'-]+)\s*=")
+Location = tuple[str | int, ...]
+"""Path of a key, such as ``("device", 2, "name")``; rows of an array of tables count from 0."""
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([\w.\"'-]+)\s*\]\]?")
+_KEY = re.compile(r"^\s*([\w\"'-]+)\s*=")
 
 
-class Places:
-    """Lines of the tables and keys of a TOML text; tables written inline have the line of their key."""
+class TomlLocations:
+    """Line numbers in a TOML text. Inline tables have the line of their key."""
 
     def __init__(self, text: str) -> None:
-        self._lines: dict[tuple[str | int, ...], int] = {}
-        table: tuple[str | int, ...] = ()
+        self._lines: dict[Location, int] = {}
+        table: Location = ()
         counts: dict[str, int] = {}
         for number, line in enumerate(text.splitlines(), start=1):
-            if header := HEADER.match(line):
+            if header := _HEADER.match(line):
                 name = header[2].strip("\"'")
                 if header[1] == "[[":
                     counts[name] = counts.get(name, -1) + 1
@@ -25,13 +28,13 @@ class Places:
                 else:
                     table = tuple(name.split("."))
                 self._lines[table] = number
-            elif key := KEY.match(line):
+            elif key := _KEY.match(line):
                 self._lines.setdefault((*table, key[1].strip("\"'")), number)
 
-    def line(self, place: tuple[str | int, ...]) -> int | None:
-        """Line of ``place``, such as ``("device", 2, "name")``, else of the table around it."""
-        while place:
-            if place in self._lines:
-                return self._lines[place]
-            place = place[:-1]
+    def line(self, location: Location) -> int | None:
+        """Return the line of a key, or of the innermost table around it that has a line; None if there is none."""
+        while location:
+            if location in self._lines:
+                return self._lines[location]
+            location = location[:-1]
         return None

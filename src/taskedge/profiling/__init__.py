@@ -1,1 +1,1 @@
-"""What a step of training costs on the machine this runs on: seconds, bytes, FLOP/s, joules."""
+"""Cost of training steps on this machine: seconds, bytes, FLOP/s, joules."""

@@ -1,4 +1,8 @@
-"""Sizes as people write them: 600MB, 1.5 GiB."""
+"""Sizes of memory as text: 600MB, 1.5 GiB.
+
+``pydantic.ByteSize`` is not used: it rounds down (0.03GiB is a byte less), accepts 0, reads 1.GB as
+1 byte, and ignores text after the unit.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,19 @@ UNITS = {"": 1, "B": 1} | {
 
 
 def parse_bytes(text: str) -> int:
-    """``"600MB"``, ``"1.5 GiB"``, ``"2g"`` or a plain number of bytes.
+    """Return the bytes of a size such as ``"600MB"``, ``"1.5 GiB"``, ``"2g"`` or a plain number.
 
     Raises:
-        InputError: it is no size above 0.
+        InputError: the text is not a size above 0.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*", text)
     units = {name.lower(): size for name, size in UNITS.items()}
-    size = round(float(found[1]) * units.get(found[2].lower(), 0)) if found else 0
+    size = round(float(match[1]) * units.get(match[2].lower(), 0)) if match else 0
     if not size:
-        raise InputError(f"{text!r} is no size of memory: write 600MB, 1.5GB or 512MiB")
+        raise InputError(f"{text!r} is not a size of memory: write 600MB, 1.5GB or 512MiB")
     return size
 
 
-def show_bytes(size: float) -> str:
-    """In MB, as ``parse_bytes`` reads it."""
+def format_bytes(size: float) -> str:
+    """Return a size in MB. :func:`parse_bytes` reads the result if it is below 1 GB."""
     return f"{size / 1e6:,.0f} MB"

@@ -1,9 +1,10 @@
-"""What a machine does with models of several kinds: the figures by which "very edge" devices are compared.
+"""Benchmark of a machine on models of several kinds, with the figures that compare "very edge" devices.
 
-Tokens per second, the share of the machine's matrix products that a model reaches (MFU), tokens per joule, and the
-granularity: how long a device computes in a round for every second that it communicates.
+The figures are tokens per second, the model FLOP/s utilization (MFU) relative to the machine's matrix products, tokens
+per joule, and the granularity: seconds of computing in a round per second of communication.
 
-Source: arXiv 2310.03150 for the figures; sparse training as what is measured, and whole rounds both ways, are ours.
+Source: arXiv 2310.03150 for the figures; this project for sparse training as the workload, and for rounds with both
+directions of traffic.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 
-import taskedge as te
 from taskedge.backbone.cost_model import block_table, dummy_inputs
 from taskedge.backbone.shapes import Shape
-from taskedge.profiling.profile_file import Energy, Machine, NotNegative, Positive, Row
-from taskedge.profiling.step_profile import Effort, measure
-from taskedge.profiling.training_steps import Training
+from taskedge.forms.install import install
+from taskedge.profiling.profile_file import Energy, Machine, NonNegative, Positive, StrictRecord
+from taskedge.profiling.step_profile import Effort, measure_profile
+from taskedge.profiling.training_steps import DepthTraining
+from taskedge.selection.select import select
 
 
-class Link(Row):
-    """A device's way to the server and back, and how much of a round lies between two uses of it."""
+class RoundLink(StrictRecord):
+    """The link between device and server, and the local work of a round.
+
+    ``local_steps`` steps lie between two uses of the link.
+    """
 
     uplink_bits_per_second: Positive
     downlink_bits_per_second: Positive
@@ -31,13 +36,13 @@ class Link(Row):
     local_steps: Annotated[int, Field(ge=1)]
 
     def seconds(self, values: float) -> float:
-        """To send ``values`` trained values up, and to receive as many."""
+        """Return the seconds to send ``values`` trained values, and to receive as many."""
         bits = 8 * self.bytes_per_value * values
         return bits / self.uplink_bits_per_second + bits / self.downlink_bits_per_second
 
 
-class Round(Row):
-    """A round of a cooperative run: local steps, then ``values`` values up and down."""
+class RoundFigures(StrictRecord):
+    """Times of one round of a cooperative run: local steps, then ``values`` values up and down."""
 
     values: Positive
     compute_seconds: Positive
@@ -45,8 +50,12 @@ class Round(Row):
     granularity_ratio: Positive
 
 
-class ModelFigures(Row):
-    """One model on the machine. A step trains entries in all blocks; its backward FLOPs are those of dX alone."""
+class ModelFigures(StrictRecord):
+    """Figures of one model on the machine.
+
+    A step trains entries in all blocks, so its backward FLOPs are those of dX alone. ``full_round`` has the same steps
+    and the traffic of all parameters. Tokens of a seq2seq model include source and target.
+    """
 
     model: str
     kind: Literal["encoder", "causal LM", "seq2seq"]
@@ -54,7 +63,7 @@ class ModelFigures(Row):
     parameters: Annotated[int, Field(ge=1)]
     trained: str
     batch_sequences: Annotated[int, Field(ge=1)]
-    tokens_per_step: Annotated[int, Field(ge=1)]  # of a seq2seq model: source and target
+    tokens_per_step: Annotated[int, Field(ge=1)]
     forward_seconds: Positive
     step_seconds: Positive
     forward_tokens_per_second: Positive
@@ -62,26 +71,25 @@ class ModelFigures(Row):
     gemm_peak_flops_per_second: Positive
     forward_mfu_ratio: Positive
     training_mfu_ratio: Positive
-    peak_bytes: NotNegative
+    peak_bytes: NonNegative
     energy: Energy
-    sparse_round: Round
-    full_round: Round
-    """The same steps, if every parameter had to be sent."""
+    sparse_round: RoundFigures
+    full_round: RoundFigures
 
 
-class DeviceReport(Row):
-    """What ``taskedge bench device`` writes."""
+class DeviceReport(StrictRecord):
+    """Result file of ``taskedge bench device``."""
 
     format: Literal["taskedge-device-1"] = "taskedge-device-1"
     machine: Machine
     clock: Literal["wall", "cpu"]
-    link: Link
+    link: RoundLink
     models: Annotated[list[ModelFigures], Field(min_length=1)]
 
 
 def bench_device(
     shapes: Sequence[Shape],
-    link: Link,
+    link: RoundLink,
     effort: Effort,
     *,
     sequences: int,
@@ -89,62 +97,64 @@ def bench_device(
     per_neuron: int = 1,
     watts: float | None = None,
     device: str = "cpu",
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> DeviceReport:
-    """Runs each model for a while, one after the other.
+    """Run each model for some seconds, one after the other.
 
     Args:
-        shapes: the models (:mod:`taskedge.backbone.shapes`); random weights where there are none.
-        link: what a round sends its values over.
-        effort: how long; forward passes and steps take turns.
-        sequences, length: of a batch of random token ids; a seq2seq model reads as many tokens as it writes.
-        per_neuron: entries that train in every neuron of the blocks' linears.
-        watts: the machine's power, for where it has no counter.
-        device: of torch.
-        say: told which model runs.
+        shapes: the models (:mod:`taskedge.backbone.shapes`), with random weights if a model has none.
+        link: the link of a round.
+        effort: extent of the measurement. Forward passes and steps alternate.
+        sequences, length: size of a batch of random token ids. A seq2seq model reads as many tokens as it writes.
+        per_neuron: trained entries in every neuron of the blocks' linears.
+        watts: power of the machine, for a machine without a power counter.
+        device: torch device.
+        log: called with a message for each model.
 
     Raises:
-        InputError: a model that takes no tokens, not as many, or has no repeated blocks.
+        InputError: a model takes no tokens or fewer tokens, or has no repeated blocks.
     """
     figures: list[ModelFigures] = []
     for shape in shapes:
-        say(f"running {shape.name} ({shape.kind})")
-        found, machine = _figures(shape, link, sequences, length, per_neuron, effort, watts, device, say)
-        figures.append(found)
+        log(f"running {shape.name} ({shape.kind})")
+        model_figures, machine = _figures(shape, link, sequences, length, per_neuron, effort, watts, device, log)
+        figures.append(model_figures)
     return DeviceReport(machine=machine, clock=effort.clock, link=link, models=figures)
 
 
 def _figures(
     shape: Shape,
-    link: Link,
+    link: RoundLink,
     sequences: int,
     length: int,
     per_neuron: int,
     effort: Effort,
     watts: float | None,
     device: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[ModelFigures, Machine]:
     skeleton = shape.skeleton()
     table = block_table(skeleton, dummy_inputs(skeleton, 1, length), share=0.001, name=shape.name)
     torch.manual_seed(0)
-    model, own = shape.load(say)
+    model, has_weights = shape.load(log)
     model.to(device)
     inputs = dummy_inputs(model, sequences, length)
-    support = te.select(model, [inputs], per_neuron=per_neuron)
-    te.install(model, support, trainable=[])
-    profile = measure(Training(model, f"{per_neuron} entries per neuron"), table, inputs, [len(table)], effort, watts)
+    support = select(model, [inputs], per_neuron=per_neuron)
+    install(model, support, trainable=[])
+    profile = measure_profile(
+        DepthTraining(model, f"{per_neuron} entries per neuron"), table, inputs, [len(table)], effort, watts
+    )
     step = profile.step_seconds[-1]
     source_tokens = sequences * length
-    tokens = source_tokens * len(inputs)  # one tensor of ids for each stream
+    tokens = source_tokens * len(inputs)  # one tensor of ids for each input stream
     forward_flops = float(table.forward_flops.sum() + table.other_forward_flops) * source_tokens
     forward = forward_flops / profile.forward_flops_per_second
-    whole_flops = forward_flops + float(table.backward_flops.sum()) * source_tokens
+    step_flops = forward_flops + float(table.backward_flops.sum()) * source_tokens
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
     return ModelFigures(
         model=shape.name,
         kind=shape.kind,
-        weights="its own" if own else "random",
+        weights="its own" if has_weights else "random",
         parameters=parameters,
         trained=profile.trained,
         batch_sequences=sequences,
@@ -155,23 +165,23 @@ def _figures(
         training_tokens_per_second=tokens / step,
         gemm_peak_flops_per_second=profile.gemm_peak_flops_per_second,
         forward_mfu_ratio=profile.forward_mfu_ratio,
-        training_mfu_ratio=whole_flops / step / profile.gemm_peak_flops_per_second,
+        training_mfu_ratio=step_flops / step / profile.gemm_peak_flops_per_second,
         peak_bytes=profile.peak_bytes[-1],
-        energy=_of_all_tokens(profile.energy, tokens),
-        sparse_round=_round(link, support.entries, step),
+        energy=_with_tokens(profile.energy, tokens),
+        sparse_round=_round(link, support.num_entries, step),
         full_round=_round(link, parameters, step),
     ), profile.machine
 
 
-def _of_all_tokens(energy: Energy, tokens: int) -> Energy:
+def _with_tokens(energy: Energy, tokens: int) -> Energy:
     if not energy.joules_per_step:
         return energy
     return energy.model_copy(update={"tokens_per_joule": tokens / energy.joules_per_step})
 
 
-def _round(link: Link, values: int, step_seconds: float) -> Round:
+def _round(link: RoundLink, values: int, step_seconds: float) -> RoundFigures:
     compute, communication = link.local_steps * step_seconds, link.seconds(values)
-    return Round(
+    return RoundFigures(
         values=float(values),
         compute_seconds=compute,
         communication_seconds=communication,

@@ -1,8 +1,8 @@
-"""Joules of a stretch of work, from the machine's own counter where it has one.
+"""Energy of a section of code in joules, from the machine's own counter if it has one.
 
-RAPL counts the processor package; Jetson's INA3221 rails and NVML give watts, which are sampled and integrated.
-Reading RAPL needs root on most systems. Where nothing can be read, the user's watts times the seconds, and the
-result says so.
+RAPL counts the processor package. Jetson's INA3221 rails and NVML give watts, which are sampled and integrated. Reading
+RAPL needs root on most systems. Without a readable counter, the energy is the user's watts times the seconds. The
+result names its source.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ Source = Literal["rapl", "jetson", "nvml", "user watts", "none"]
 
 
 @dataclass
-class Meter:
-    """Context manager: afterwards ``joules`` is what the block took, or None, and ``source`` says who counted."""
+class EnergyMeter:
+    """Context manager that measures the energy of its block.
+
+    Attributes:
+        watts: power of the machine, for a machine without a readable counter.
+        rapl, rails: folders of the counters.
+        source: the counter, after the block.
+        joules: energy of the block, after it; None without a counter and without ``watts``.
+        seconds: duration of the block, after it.
+    """
 
     watts: float | None = None
     rapl: Path = RAPL
@@ -34,7 +42,7 @@ class Meter:
     seconds: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> EnergyMeter:
         self._zones = [
             zone for zone in sorted(self.rapl.glob("intel-rapl:?")) if _number(zone / "energy_uj") is not None
         ]
@@ -52,21 +60,21 @@ class Meter:
     ) -> None:
         self.seconds = time.perf_counter() - self._start
         if self._zones:
-            self.source, self.joules = "rapl", sum(map(self._spent, self._zones, self._before)) / 1e6
+            self.source, self.joules = "rapl", sum(map(self._used, self._zones, self._before)) / 1e6
         elif self._thread:
             self._stop.set()
             self._thread.join()
-            self.joules = self._sum / self._span * self.seconds  # mean power: the sampler's own span is not the block's
+            self.joules = self._sum / self._span * self.seconds  # mean power: the sampler ran longer
         elif self.watts is not None:
             self.source, self.joules = "user watts", self.watts * self.seconds
 
-    def _spent(self, zone: Path, before: int) -> int:
-        """Microjoules since ``before``; the counter wraps at its own stated range."""
+    def _used(self, zone: Path, before: int) -> int:
+        """Return the microjoules since ``before``. The counter wraps at the range that it states."""
         after = _number(zone / "energy_uj") or 0
         return after - before if after >= before else after - before + (_number(zone / "max_energy_range_uj") or 0)
 
     def _sampled(self) -> Callable[[], float] | None:
-        """A function that reads watts, and who it asks."""
+        """Return a function that reads watts, or None, and set the source."""
         rails = sorted(self.rails.glob("*/hwmon/hwmon*/curr*_input"))
         pairs = [(rail, rail.with_name(rail.name.replace("curr", "in"))) for rail in rails]
         pairs = [(amps, volts) for amps, volts in pairs if _number(amps) is not None and _number(volts) is not None]
@@ -79,6 +87,7 @@ class Meter:
         return gpu
 
     def _integrate(self, watts: Callable[[], float]) -> None:
+        """Sum up samples until the block ends."""
         last = self._start
         while True:
             ended = self._stop.wait(SAMPLE_SECONDS)
@@ -98,13 +107,13 @@ def _number(path: Path) -> int | None:
 
 
 def _nvml() -> Callable[[], float] | None:
-    """Watts of the current NVIDIA GPU, where torch uses one and its driver tells."""
+    """Return a function that reads the watts of the NVIDIA GPU, or None without torch on a GPU or without a counter."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     try:
         torch.cuda.power_draw()
-    except Exception:  # the driver's bindings are missing or refuse: there is no counter, which is no fault
+    except Exception:  # the driver's bindings are missing or refuse: a machine without a counter is no fault
         return None
     return lambda: torch.cuda.power_draw() / 1e3

@@ -1,4 +1,4 @@
-"""From a few measured depths to all of them."""
+"""Fit of a few measured depths, to predict all depths."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ Floats = NDArray[np.float64]
 
 
 def rising_line(work: Floats, depths: Sequence[int], measured: Sequence[float]) -> Floats:
-    """Predicts a cost at every depth as ``a + c·work(depth)`` with ``a, c >= 0``.
+    """Predict a cost at every depth as ``a + c·work(depth)`` with ``a, c >= 0``.
 
     Args:
-        work: [layers] cumulated work down to each depth (FLOPs, or bytes kept), rising.
+        work: [layers] cumulative work down to each depth (FLOPs, or bytes kept), rising.
         depths: the measured depths, from 1.
-        measured: what was measured there, positive.
+        measured: the measured costs, positive.
 
     Returns:
-        [layers] the line of least *relative* squares through the measured points: never falling, since backpropagation
-        that goes deeper does all the work of a shallower one. One point gives a constant.
+        [layers] the line of least *relative* squares through the measured points. It never falls, since deeper
+        backpropagation includes all work of shallower backpropagation. One point gives a constant.
     """
     x = np.asarray(work, dtype=np.float64)[np.asarray(depths) - 1]
     y = np.asarray(measured, dtype=np.float64)

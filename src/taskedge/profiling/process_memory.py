@@ -1,7 +1,7 @@
-"""Peak memory of a stretch of work.
+"""Memory of this process: peak and resident set, and the return of freed memory to the system.
 
-On a GPU: what torch's allocator had reserved. On Linux: the peak of the resident set of this process, which the
-kernel resets on request. Elsewhere the lifetime peak, which only ever rises.
+The peak on a GPU is what torch's allocator has reserved. On Linux it is the peak of the resident set, which the kernel
+resets on request. On other systems it is the lifetime peak, which never falls.
 """
 
 from __future__ import annotations
@@ -20,24 +20,30 @@ STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: torch.device, *, collect: bool = True) -> None:
-    """Gives freed memory back to the system and starts a new peak; ``collect``: that of circles of objects, too."""
+    """Return freed memory to the system and start a new peak.
+
+    Args:
+        device: CPU or GPU.
+        collect: also free reference cycles.
+    """
     global _highest
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return
-    give_back(collect=collect)
+    trim_heap(collect=collect)
     _highest = max(_highest, peak_bytes(device))
     if sys.platform == "linux":
-        with suppress(OSError):  # a kernel that forbids it: the peak then is the lifetime's
+        with suppress(OSError):  # a kernel that forbids it: the peak is then the lifetime peak
             Path("/proc/self/clear_refs").write_text("5")
 
 
-def give_back(*, collect: bool = True) -> None:
-    """Freed memory goes back to the system, as far as the C library can.
+def trim_heap(*, collect: bool = True) -> None:
+    """Return freed memory to the system, as far as the C library can.
 
-    ``collect``: that of circles of objects, too, which takes half a second where many libraries are loaded.
+    Args:
+        collect: also free reference cycles. This takes half a second if many libraries are loaded.
     """
     if collect:
         gc.collect()
@@ -47,16 +53,16 @@ def give_back(*, collect: bool = True) -> None:
 
 
 def lifetime_peak_bytes(device: torch.device) -> int:
-    """The peak since the process began, however often :func:`reset_peak` started a new one (on a GPU: since then)."""
+    """Return the peak bytes of the whole process lifetime (on a GPU: since :func:`reset_peak`)."""
     return peak_bytes(device) if device.type == "cuda" else max(_highest, peak_bytes(device))
 
 
 _highest = 0
-"""The highest of the peaks that were reset."""
+"""Highest of the peaks that were reset."""
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The peak since :func:`reset_peak`."""
+    """Return the peak bytes since :func:`reset_peak`."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     if STATUS.exists():
@@ -69,15 +75,18 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def resident_bytes() -> int:
-    """The resident set of this process now; where the system does not say, the largest there was."""
+    """Return the resident set of this process in bytes; the peak if the system does not report it."""
     if STATUS.exists():
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith("VmRSS"))
         return int(line.split()[1]) * 1024
     return peak_bytes(torch.device("cpu"))
 
 
-def hold(model: nn.Module) -> int:
-    """Reads every weight once and returns their bytes: files are mapped, and count as resident only from then on."""
+def touch_weights(model: nn.Module) -> int:
+    """Read every page of the weights, and return their bytes.
+
+    Weight files are memory-mapped, so pages are resident only once they were read.
+    """
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.detach()
         for tensor in (*model.parameters(), *model.buffers())
@@ -92,37 +101,44 @@ _PAGE = 4096
 
 
 def return_freed_memory(from_bytes: int = 2**20) -> bool:
-    """From now on freed tensors of so many bytes and more go back to the system at once; False where that cannot be.
+    """Make malloc return freed tensors of ``from_bytes`` and more to the system at once, from now on.
 
-    Else glibc keeps what is freed for later, in pieces that later tensors may not fit into, and the resident set grows
-    to several times what is in use. For the whole process; tensors on a GPU are not concerned. Once it was asked for
-    smaller tensors, a later wish for larger ones only leaves it there.
+    Otherwise glibc keeps freed memory, in pieces that later tensors may not fit into, and the resident set grows to
+    several times the memory in use. The setting is for the whole process; it does not affect GPUs. The threshold can
+    only fall: a later call with a larger one changes nothing.
+
+    Returns:
+        Whether the C library supports this.
     """
-    global _returned_from
+    global _threshold_bytes
     if sys.platform != "linux":
         return False
-    wanted = min(from_bytes, _returned_from or from_bytes)
+    threshold = min(from_bytes, _threshold_bytes or from_bytes)
     try:
-        done = bool(ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, wanted))
+        done = bool(ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, threshold))
     except (OSError, AttributeError):  # another libc
         return False
-    _returned_from = wanted if done else _returned_from
+    if done:
+        _threshold_bytes = threshold
     return done
 
 
-_returned_from: int | None = None
-"""What malloc was told, which cannot be asked of it."""
+_threshold_bytes: int | None = None
+"""Present threshold; malloc cannot be queried for it."""
 
 _MMAP_THRESHOLD = -3
 """``M_MMAP_THRESHOLD`` of malloc.h."""
 
-TIGHT = 2**15
-"""For :func:`return_freed_memory` under a budget: nearly every tensor of a step is at least so large, so the resident
-set follows the bytes that are alive to some MB, for up to a third more time in steps of few tokens."""
+TIGHT_THRESHOLD_BYTES = 2**15
+"""Threshold for :func:`return_freed_memory` under a memory budget.
+
+Nearly every tensor of a step is at least this large, so the resident set follows the live bytes to within some MB.
+Steps of few tokens take up to a third longer.
+"""
 
 
 def machine_bytes(device: torch.device) -> int:
-    """Memory of the GPU, or of the machine."""
+    """Return the memory of the GPU, or of the machine, in bytes."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,6 +1,6 @@
-"""The profile file: what ``taskedge measure`` writes on a device and the fleet planner reads.
+"""The profile file: ``taskedge measure`` writes it on a device, and the planner reads it.
 
-Only the format lives here, so that planning reads it without torch. Every unit is in the key's name; list entry d
+This module has only the format, so that planning reads it without torch. Every key names its unit. List entry d
 belongs to backpropagation that reaches depth d + 1 (the block nearest the loss has depth 1).
 """
 
@@ -15,17 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from taskedge.errors import InputError
 
 Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
-class Row(BaseModel):
-    """Strict about types, closed to unknown keys, and without NaN or infinity."""
+class StrictRecord(BaseModel):
+    """Base class of file contents: strict types, no unknown keys, no NaN or infinity, immutable."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
-class Machine(Row):
-    """Where the profile was taken."""
+class Machine(StrictRecord):
+    """The machine of a measurement."""
 
     name: str
     accelerator: str
@@ -34,8 +34,8 @@ class Machine(Row):
     torch: str
 
 
-class MeasuredDepth(Row):
-    """One depth that was really run: median and quartiles of the steps, and the peak of the memory in use."""
+class MeasuredDepth(StrictRecord):
+    """One measured depth: median and quartiles of the step time, and the peak memory."""
 
     depth: Annotated[int, Field(ge=1)]
     seconds: Positive
@@ -43,17 +43,17 @@ class MeasuredDepth(Row):
     peak_bytes: Positive
 
 
-class Energy(Row):
-    """Joules of one step at the deepest depth. ``source`` says who counted; ``none`` where nobody could."""
+class Energy(StrictRecord):
+    """Energy of one step at the deepest depth. ``source`` is the counter, ``none`` without one."""
 
     source: Literal["rapl", "jetson", "nvml", "user watts", "none"]
-    watts: NotNegative | None = None
-    joules_per_step: NotNegative | None = None
-    tokens_per_joule: NotNegative | None = None  # the TPS/W of arXiv 2310.03150
+    watts: NonNegative | None = None
+    joules_per_step: NonNegative | None = None
+    tokens_per_joule: NonNegative | None = None  # the TPS/W of arXiv 2310.03150
 
 
-class Profile(Row):
-    """Cost of one training step of one model on one machine as a function of the depth it reaches."""
+class Profile(StrictRecord):
+    """Cost of a training step of one model on one machine, by the depth that it reaches."""
 
     format: Literal["taskedge-profile-1"] = "taskedge-profile-1"
     model: str
@@ -69,7 +69,7 @@ class Profile(Row):
     forward_mfu_ratio: Positive
     backward_mfu_ratio: Positive
     tokens_per_second: Positive
-    idle_bytes: NotNegative
+    idle_bytes: NonNegative
     measured: Annotated[list[MeasuredDepth], Field(min_length=1)]
     step_seconds: Annotated[list[Positive], Field(min_length=1)]
     peak_bytes: Annotated[list[Positive], Field(min_length=1)]
@@ -77,6 +77,7 @@ class Profile(Row):
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens of one batch."""
         return self.batch_sequences * self.sequence_tokens
 
     @model_validator(mode="after")
@@ -91,10 +92,10 @@ class Profile(Row):
 
 
 def read_profile(path: Path) -> Profile:
-    """Reads a profile.
+    """Read and check a profile.
 
     Raises:
-        InputError: the file is missing or is no profile; every fault is named.
+        InputError: the file is missing or is not a profile. The message names every fault.
     """
     try:
         return Profile.model_validate_json(path.read_bytes())

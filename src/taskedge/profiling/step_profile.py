@@ -1,4 +1,4 @@
-"""Runs a model for a few seconds on the machine it stands on, and says what a training step costs by depth."""
+"""Measurement of the cost of a training step by depth, in a few seconds on this machine."""
 
 from __future__ import annotations
 
@@ -16,55 +16,65 @@ from torch import Tensor
 
 from taskedge.backbone.cost_table import BlockTable
 from taskedge.errors import InputError
-from taskedge.profiling.energy import Meter
+from taskedge.profiling.energy import EnergyMeter
 from taskedge.profiling.line_fit import rising_line
 from taskedge.profiling.process_memory import machine_bytes, peak_bytes, reset_peak
 from taskedge.profiling.profile_file import Energy, Machine, MeasuredDepth, Profile
-from taskedge.profiling.training_steps import Training
+from taskedge.profiling.training_steps import DepthTraining
 
 GEMM_SIZES = (512, 1024, 2048)
-GEMM_SECONDS = 0.3  # for each size
+"""Sizes of the square matrix products that measure the peak."""
+
+GEMM_SECONDS = 0.3
+"""Time for each size."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to run: ``warm`` steps that are thrown away and ``steps`` that count, per depth.
+    """Extent of a measurement.
 
-    ``clock``: ``wall``, or ``cpu`` for a machine that others use at the same time: the processor seconds of this
-    process, which with one thread are the wall seconds of an idle machine.
+    Attributes:
+        warmup_steps: steps per depth that are not timed.
+        timed_steps: steps per depth that are timed.
+        clock: ``wall``, or ``cpu`` for a machine in use by others: processor seconds of this process, which with one
+            thread equal the wall seconds of an idle machine.
     """
 
-    warm: int = 2
-    steps: int = 9
+    warmup_steps: int = 2
+    timed_steps: int = 9
     clock: Literal["wall", "cpu"] = "wall"
 
     def now(self) -> float:
+        """Return the time of the clock in seconds."""
         return time.perf_counter() if self.clock == "wall" else time.process_time()
 
 
-def measure(
-    training: Training,
+def measure_profile(
+    training: DepthTraining,
     table: BlockTable,
     inputs: dict[str, Tensor],
     depths: Sequence[int] | None = None,
     effort: Effort = Effort(),
     watts: float | None = None,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[int], object] = lambda _: None,
 ) -> Profile:
-    """Measures a few depths and predicts the rest.
+    """Measure a few depths and predict the others.
 
     Args:
-        training: the model, made trainable to a chosen depth.
+        training: the model.
         table: the model's block table, one row per layer.
         inputs: one batch, [sequences, tokens] first.
-        depths: which depths to run; by default 1, the middle and the deepest.
-        effort: how long.
-        watts: the machine's power, for where it has no counter.
+        depths: depths to run; by default 1, the middle and the deepest.
+        effort: extent of the measurement.
+        watts: power of the machine, for a machine without a power counter.
         on_step: called with 1 after every step.
 
     Returns:
-        The profile. Depths take turns step by step, so that a machine that slows down or is shared slows all of
-        them alike. Seconds are medians; a step is forward, backward and optimiser.
+        The profile. Seconds are medians. A step is forward pass, backward pass and optimizer. The depths alternate
+        step by step, so that a slowdown of the machine affects all of them alike.
+
+    Raises:
+        InputError: a depth that the model does not have, or the ``cpu`` clock with several threads or on a GPU.
     """
     layers = len(table)
     chosen = sorted(set(depths or default_depths(layers)))
@@ -75,7 +85,7 @@ def measure(
         raise InputError("--clock cpu needs one thread on a CPU: set OMP_NUM_THREADS=1")
     reset_peak(device)
     idle = peak_bytes(device)
-    peaks = {depth: _peak(training, depth, inputs, effort.warm, on_step) for depth in chosen}
+    peaks = {depth: _peak(training, depth, inputs, effort.warmup_steps, on_step) for depth in chosen}
     seconds, forward, energy = _time(training, chosen, inputs, effort, watts, on_step)
     shape = next(iter(inputs.values())).shape
     tokens = shape[0] * shape[1]
@@ -89,7 +99,7 @@ def measure(
     return Profile(
         model=table.model,
         model_digest=table.digest,
-        trained=training.what,
+        trained=training.trained,
         clock=effort.clock,
         batch_sequences=shape[0],
         sequence_tokens=shape[1],
@@ -117,12 +127,12 @@ def measure(
 
 
 def default_depths(layers: int) -> list[int]:
-    """The shallowest, the middle and the deepest."""
+    """Return the shallowest, the middle and the deepest depth."""
     return sorted({1, (layers + 1) // 2, layers})
 
 
 def gemm_peak(device: torch.device, dtype: torch.dtype, now: Callable[[], float] = time.perf_counter) -> float:
-    """Best FLOP/s of square matrix products: the ceiling that MFU is a share of (arXiv 2310.03150)."""
+    """Return the best FLOP/s of square matrix products, which MFU is relative to (arXiv 2310.03150)."""
     best = 0.0
     for size in GEMM_SIZES:
         a = torch.randn(size, size, device=device, dtype=dtype)
@@ -135,7 +145,7 @@ def gemm_peak(device: torch.device, dtype: torch.dtype, now: Callable[[], float]
 
 
 def _clock(device: torch.device, work: Callable[[], Any], now: Callable[[], float]) -> float:
-    """Seconds of ``work``, with the device's queue empty before and after."""
+    """Return the seconds of ``work``, with the device's queue empty before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = now()
@@ -145,42 +155,44 @@ def _clock(device: torch.device, work: Callable[[], Any], now: Callable[[], floa
     return now() - start
 
 
-def _peak(training: Training, depth: int, inputs: dict[str, Tensor], warm: int, on_step: Callable[[int], None]) -> int:
+def _peak(
+    training: DepthTraining, depth: int, inputs: dict[str, Tensor], warmup_steps: int, on_step: Callable[[int], object]
+) -> int:
     reset_peak(training.device)
-    with training.reaching(depth) as step:
-        for _ in range(max(warm, 2)):  # the second step has the optimiser's state
+    with training.training_to(depth) as step:
+        for _ in range(max(warmup_steps, 2)):  # the optimizer has its state from the second step on
             step(inputs)
             on_step(1)
-    training.forget()
+    training.clear_optimizers()
     return peak_bytes(training.device)
 
 
 def _time(
-    training: Training,
+    training: DepthTraining,
     depths: list[int],
     inputs: dict[str, Tensor],
     effort: Effort,
     watts: float | None,
-    on_step: Callable[[int], None],
-) -> tuple[dict[int, list[float]], float, Meter]:
-    """Seconds per depth, the median seconds of a forward pass, and the energy of the deepest depth's steps."""
+    on_step: Callable[[int], object],
+) -> tuple[dict[int, list[float]], float, EnergyMeter]:
+    """Return seconds per depth, the median seconds of a forward pass, and the energy of a step at the deepest depth."""
     seconds: dict[int, list[float]] = {depth: [] for depth in depths}
     forward: list[float] = []
-    for _ in range(effort.steps):
+    for _ in range(effort.timed_steps):
         for depth in depths:
-            with training.reaching(depth) as step:
+            with training.training_to(depth) as step:
                 seconds[depth].append(_clock(training.device, partial(step, inputs), effort.now))
             on_step(1)
         forward.append(_clock(training.device, partial(training.forward, inputs), effort.now))
-    with training.reaching(depths[-1]) as step, Meter(watts) as meter:
-        for _ in range(effort.warm):
+    with training.training_to(depths[-1]) as step, EnergyMeter(watts) as meter:
+        for _ in range(effort.warmup_steps):
             step(inputs)
-    meter.joules = None if meter.joules is None else meter.joules / effort.warm
-    meter.seconds /= effort.warm
+    meter.joules = None if meter.joules is None else meter.joules / effort.warmup_steps
+    meter.seconds /= effort.warmup_steps
     return seconds, statistics.median(forward), meter
 
 
-def _per_step(meter: Meter, tokens: int) -> Energy:
+def _per_step(meter: EnergyMeter, tokens: int) -> Energy:
     if meter.joules is None or not meter.seconds:
         return Energy(source="none")
     return Energy(

@@ -1,8 +1,8 @@
-"""Bytes of tensors that are alive while work is done, counted exactly: what a step needs, without what holds it.
+"""Exact count of the bytes of live tensors while code runs.
 
-The resident set also holds what an allocator keeps for later, and says nothing of which bytes were when. Here every
-operation below autograd is seen as it runs, so temporaries of a backward pass and of an optimiser count too; scratch
-memory within one operation does not.
+The resident set also contains memory that the allocator keeps, and gives no history. This count sees every operation
+below autograd, so it includes temporaries of backward passes and of optimizers. It does not include scratch memory
+within one operation.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """As a context: counts storages that are made inside, until they are freed.
+    """Context that counts the storages that are allocated inside it, until they are freed.
 
     Attributes:
-        live: bytes alive now, of those made inside.
-        peak: the most there have been.
+        live: bytes that are alive now.
+        peak: the maximum of ``live``.
         made: all that were made, freed or not.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = self.peak = self.made = 0
+        self.live = self.peak = self.allocated = 0
         self._alive: set[int] = set()
 
-    def __torch_dispatch__(
-        self, operation: Callable[..., Any], types: Any, given: Any = (), named: Any = None
-    ) -> Any:  # the names of its parameters are torch's to pass by place
-        result = operation(*given, **(named or {}))
+    def __torch_dispatch__(self, operation: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
         before: set[int] | None = None
         for tensor in _tensors((result,)):
             storage = tensor.untyped_storage()
@@ -41,12 +39,12 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if key in self._alive or not size:
                 continue
             if before is None:
-                before = {each.untyped_storage()._cdata for each in _tensors((given, named))}
-            if key in before:  # a view of something older than the context, or changed in place
+                before = {tensor.untyped_storage()._cdata for tensor in _tensors((args, kwargs))}
+            if key in before:  # a view of an older tensor, or changed in place
                 continue
             self._alive.add(key)
             self.live += size
-            self.made += size
+            self.allocated += size
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._freed, key, size)
         return result
@@ -60,7 +58,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     return (value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Of the storages of these tensors, each counted once."""
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the storages of these tensors. Each storage counts once."""
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

@@ -1,4 +1,4 @@
-"""A model that can be trained down to a chosen depth, one step at a time."""
+"""Training steps of a model down to a chosen depth."""
 
 from __future__ import annotations
 
@@ -9,57 +9,68 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.blocks import blocks
-from taskedge.backbone.cost_model import scalar
+from taskedge.backbone.cost_model import scalar_loss
 from taskedge.errors import InputError
 
 Step = Callable[[Mapping[str, Tensor]], None]
 
 
-class Training:
-    """Trains what requires a gradient now in the model's blocks, but only in those down to a depth.
+class DepthTraining:
+    """Trains the trainable parameters of a model's blocks down to a depth.
 
-    ``what`` names that in the profile. With a support installed it is the entries; with a plain model every weight.
-    The loss is the mean square of the model's output: its cost is nothing beside the blocks', as a small head's is.
+    Parameters that require gradients at construction are trainable: the entries of an installed support, or all weights
+    of a plain model. The loss is the mean square of the model's output, whose cost is negligible, as that of a small
+    head.
+
+    Args:
+        model: a model with repeated blocks.
+        trained: description of the trainable parameters, for the profile.
+
+    Raises:
+        InputError: the model has no repeated blocks, or a block without trainable parameters.
     """
 
-    def __init__(self, model: nn.Module, what: str) -> None:
-        found = blocks(model)
-        if not found:
+    def __init__(self, model: nn.Module, trained: str) -> None:
+        model_blocks = blocks(model)
+        if not model_blocks:
             raise InputError(f"{type(model).__name__} has no repeated blocks, so there are no depths to measure")
-        self._trained: dict[int, list[nn.Parameter]] = {
-            block.depth: [p for p in block.module.parameters() if p.requires_grad] for block in found
+        self._parameters: dict[int, list[nn.Parameter]] = {
+            block.depth: [p for p in block.module.parameters() if p.requires_grad] for block in model_blocks
         }
-        if not all(self._trained.values()):
-            depths = [depth for depth, parameters in self._trained.items() if not parameters]
+        if not all(self._parameters.values()):
+            depths = [depth for depth, parameters in self._parameters.items() if not parameters]
             raise InputError(f"nothing is trainable in the blocks at depth {depths}")
-        self.model, self.what, self.layers = model.requires_grad_(False).train(), what, len(found)
-        self._optimisers: dict[int, torch.optim.Optimizer] = {}
+        self.model = model.requires_grad_(False).train()
+        self.trained = trained
+        self._optimizers: dict[int, torch.optim.Optimizer] = {}
 
     @property
     def device(self) -> torch.device:
+        """Device of the parameters."""
         return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Dtype of the parameters."""
         return next(self.model.parameters()).dtype
 
     def forward(self, inputs: Mapping[str, Tensor]) -> None:
-        """A forward pass that keeps nothing."""
+        """Run a forward pass without gradients."""
         with torch.no_grad():
-            scalar(self.model(**inputs))
+            scalar_loss(self.model(**inputs))
 
     @contextmanager
-    def reaching(self, depth: int) -> Iterator[Step]:
-        """Within the block, the yielded function does one step (AdamW) of all blocks at depth <= ``depth``."""
-        parameters = [p for at, group in self._trained.items() if at <= depth for p in group]
-        optimiser = self._optimisers.get(depth) or torch.optim.AdamW(parameters, lr=1e-6)
-        self._optimisers[depth] = optimiser
+    def training_to(self, depth: int) -> Iterator[Step]:
+        """Yield a function that takes one AdamW step on the blocks at depth <= ``depth``, within the context."""
+        parameters = [p for block_depth, group in self._parameters.items() if block_depth <= depth for p in group]
+        optimizer = self._optimizers.get(depth) or torch.optim.AdamW(parameters, lr=1e-6)
+        self._optimizers[depth] = optimizer
 
         def step(inputs: Mapping[str, Tensor]) -> None:
-            loss = scalar(self.model(**inputs))
+            loss = scalar_loss(self.model(**inputs))
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -69,6 +80,6 @@ class Training:
             for parameter in parameters:
                 parameter.requires_grad_(False)
 
-    def forget(self) -> None:
-        """Drops the optimisers' state, so that a measurement of memory holds that of one depth."""
-        self._optimisers.clear()
+    def clear_optimizers(self) -> None:
+        """Drop the state of the optimizers, so that a memory measurement includes the state for one depth only."""
+        self._optimizers.clear()

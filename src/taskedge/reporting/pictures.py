@@ -1,30 +1,39 @@
-"""SVG pictures of a plan and of a simulation. They read plain figures only, and need matplotlib."""
+"""Pictures of a plan and of a simulation. The input is plain values; matplotlib is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from taskedge.errors import TaskEdgeError
+from taskedge.io.atomic import atomic_file
+from taskedge.reporting.tables import ranges
 
 PHASES = {"down": "#9ecae1", "compute": "#3182bd", "up": "#fd8d3c"}
-COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#ff7f0e")
+COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#ff7f0e")
 STYLES = ("-", "--", "-.", ":")
 
 
 def draw_plan(plan: dict[str, Any], path: Path) -> None:
-    """A round as bars: what each device does when, the round's end, and its lower bound."""
+    """Draw a round as bars: the phases of each device, the end of the round, and its lower bound.
+
+    Args:
+        plan: ``Plan.model_dump()``.
+        path: file to write; its suffix is the format.
+
+    Raises:
+        TaskEdgeError: matplotlib is missing, or cannot write that format.
+    """
     plt = _pyplot()
     parts = plan["parts"]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.34 * len(parts)), layout="constrained")
-    names = [f"{part['device']}  (block {_blocks(part['blocks'])})" for part in parts]
+    names = [f"{part['device']}  (block {ranges(part['blocks'])})" for part in parts]
     start = np.zeros(len(parts))
-    for phase, colour in PHASES.items():
+    for phase, color in PHASES.items():
         seconds = np.array([part[f"{phase}_seconds"] for part in parts])
-        axes.barh(names, seconds, left=start, color=colour, label=phase, height=0.7)
+        axes.barh(names, seconds, left=start, color=color, label=phase, height=0.7)
         start += seconds
     end = plan["latency_seconds"] - plan["aggregation_seconds"]
     bound = plan["lower_bound_seconds"] - plan["aggregation_seconds"]
@@ -39,22 +48,32 @@ def draw_plan(plan: dict[str, Any], path: Path) -> None:
 
 
 def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
-    """Latency over rounds, and its cumulative distribution, one line per solver."""
+    """Draw latency over rounds and its cumulative distribution, one line per solver.
+
+    Args:
+        simulation: ``Simulation.model_dump()``.
+        path: file to write; its suffix is the format.
+
+    Raises:
+        TaskEdgeError: matplotlib is missing, or cannot write that format.
+    """
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(3, 2))
-    for place, (name, series) in enumerate(simulation["latency_seconds"].items()):
-        known = np.array([np.nan if seconds is None else seconds for seconds in series])
-        if np.isnan(known).all():
+    for index, (name, series) in enumerate(simulation["latency_seconds"].items()):
+        latencies = np.array([np.nan if seconds is None else seconds for seconds in series])
+        if np.isnan(latencies).all():
             continue
-        look: dict[str, Any] = {
-            "color": COLOURS[place % len(COLOURS)],
-            "linestyle": STYLES[place // len(COLOURS) % len(STYLES)],
+        style: dict[str, Any] = {
+            "color": COLORS[index % len(COLORS)],
+            "linestyle": STYLES[index // len(COLORS) % len(STYLES)],
         }
-        look |= {"linewidth": 4.0, "alpha": 0.5, "zorder": 1} if place == 0 else {"linewidth": 1.1, "zorder": 2}
-        left.plot(np.arange(1, len(known) + 1), known, **look, label=f"{name} (mean {np.nanmean(known):.2f} s)")
-        ordered = np.sort(known[~np.isnan(known)])
-        share = np.arange(1, len(ordered) + 1) / len(known)  # rounds without a plan count as never done
-        right.step(ordered, share, where="post", **look)
+        style |= {"linewidth": 4.0, "alpha": 0.5, "zorder": 1} if index == 0 else {"linewidth": 1.1, "zorder": 2}
+        left.plot(
+            np.arange(1, len(latencies) + 1), latencies, **style, label=f"{name} (mean {np.nanmean(latencies):.2f} s)"
+        )
+        ordered = np.sort(latencies[~np.isnan(latencies)])
+        share = np.arange(1, len(ordered) + 1) / len(latencies)  # rounds without a plan count as endless
+        right.step(ordered, share, where="post", **style)
     for axes, name in ((left, "seconds per round"), (right, "share of rounds done within")):
         axes.set_ylabel(name)
         axes.spines[["top", "right"]].set_visible(False)
@@ -72,10 +91,6 @@ def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
     _save(plt, figure, path)
 
 
-def _blocks(depths: Sequence[int]) -> str:
-    return str(depths[0]) if len(depths) == 1 else f"{depths[0]}..{depths[-1]}"
-
-
 def _pyplot() -> Any:
     try:
         import matplotlib
@@ -89,15 +104,13 @@ def _pyplot() -> Any:
 
 
 def _save(plt: Any, figure: Any, path: Path) -> None:
-    aside = path.with_name(f".{path.name}.part")
     try:
-        figure.savefig(aside, format=path.suffix.lstrip(".") or "svg", metadata=_metadata(path))
-        aside.replace(path)
+        with atomic_file(path) as tmp:
+            figure.savefig(tmp, format=path.suffix.lstrip(".") or "svg", metadata=_metadata(path))
     except ValueError as error:
         raise TaskEdgeError(f"cannot draw {path}: {error}; give a name that ends in .svg, .png or .pdf") from None
     finally:
         plt.close(figure)
-        aside.unlink(missing_ok=True)
 
 
 def _metadata(path: Path) -> dict[str, None] | None:

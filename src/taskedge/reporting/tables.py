@@ -1,25 +1,51 @@
-"""Plans, profiles and simulations as text for a terminal. Reads their plain figures only."""
+"""Tables and summaries for a terminal. The input is plain values: the JSON form of plans, profiles and simulations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from taskedge.profiling.byte_size import format_bytes
 
-def columns(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows as aligned columns: the first ``left`` to the left, the others to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+
+def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
+    """Return rows as aligned columns, two spaces apart.
+
+    Args:
+        rows: cells; every row has the same number of them.
+        left: indices of the columns that are aligned to the left. All others are aligned to the right.
+    """
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index in left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def ranges(numbers: Sequence[int], separator: str = ", ") -> str:
+    """Return rising numbers with runs abbreviated: ``1-3, 7`` for [1, 2, 3, 7]."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return separator.join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def plan_text(plan: dict[str, Any]) -> str:
-    """A plan (``Plan.model_dump()``) as a table of devices, a summary, and what the baselines would cost."""
+    """Return a plan (``Plan.model_dump()``) as a table of devices, a summary, and the latencies of other solvers."""
     rows = [["device", "block", "layers", "bandwidth", "down", "compute", "up", "memory", "of"]]
     for part in plan["parts"]:
         rows.append(
@@ -29,8 +55,8 @@ def plan_text(plan: dict[str, Any]) -> str:
                 str(part["reaches_layer"]),
                 f"{part['bandwidth_hz'] / 1e3:,.1f} kHz" if part["bandwidth_hz"] else "-",
                 *(f"{part[f'{phase}_seconds']:.3f} s" for phase in ("down", "compute", "up")),
-                f"{part['memory_bytes'] / 1e6:,.0f} MB",
-                f"{part['capacity_bytes'] / 1e6:,.0f} MB",
+                format_bytes(part["memory_bytes"]),
+                format_bytes(part["capacity_bytes"]),
             ]
         )
     values = sum(block["trained_values"] for block in plan["blocks"])
@@ -53,7 +79,7 @@ def plan_text(plan: dict[str, Any]) -> str:
 
 
 def compared_text(compared: dict[str, float | None], latency: float) -> str:
-    """Latencies of other solvers, and how much less the plan takes."""
+    """Return a table of the latencies of other solvers and the difference of the plan's, fastest first."""
     rows = [["compared with", "round", "the plan takes"]]
     for name, seconds in sorted(compared.items(), key=lambda item: (item[1] is None, item[1])):
         if seconds is None:
@@ -64,24 +90,13 @@ def compared_text(compared: dict[str, float | None], latency: float) -> str:
     return columns(rows)
 
 
-def ranges(numbers: Sequence[int]) -> str:
-    """``1-3, 7`` for [1, 2, 3, 7]."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
 def profile_text(profile: dict[str, Any]) -> str:
-    """A profile (``Profile.model_dump()``) as text: the machine's speed, and cost by depth."""
+    """Return a profile (``Profile.model_dump()``) as text: cost by depth, and the speed of the machine."""
     measured = {row["depth"] for row in profile["measured"]}
     rows = [["depth", "step", "peak memory", ""]]
-    for depth, (seconds, held) in enumerate(zip(profile["step_seconds"], profile["peak_bytes"], strict=True), start=1):
+    for depth, (seconds, peak) in enumerate(zip(profile["step_seconds"], profile["peak_bytes"], strict=True), start=1):
         source = "measured, fitted" if depth in measured else "predicted"
-        rows.append([str(depth), f"{seconds:.3f} s", f"{held / 1e6:,.0f} MB", source])
+        rows.append([str(depth), f"{seconds:.3f} s", format_bytes(peak), source])
     giga = {key: profile[f"{key}_flops_per_second"] / 1e9 for key in ("gemm_peak", "forward", "backward")}
     energy = profile["energy"]
     lines = [
@@ -89,7 +104,7 @@ def profile_text(profile: dict[str, Any]) -> str:
         f"{profile['machine']['threads']} threads), batch {profile['batch_sequences']} x {profile['sequence_tokens']} "
         f"tokens, training {profile['trained']}",
         "",
-        columns(rows, left=0),
+        columns(rows, left=()),
         "",
         f"GEMM peak {giga['gemm_peak']:,.1f} GFLOP/s; forward {giga['forward']:,.1f} "
         f"(MFU {100 * profile['forward_mfu_ratio']:.0f} %), backward {giga['backward']:,.1f} "
@@ -97,7 +112,7 @@ def profile_text(profile: dict[str, Any]) -> str:
         f"{profile['tokens_per_second']:,.0f} tokens/s at the deepest",
     ]
     if energy["source"] == "none":
-        lines.append("energy: this machine offers no counter that can be read; say its power with --watts")
+        lines.append("energy: this machine has no readable power counter; give its power with --watts")
     else:
         lines.append(
             f"energy: {energy['joules_per_step']:.2f} J per step, {energy['tokens_per_joule']:.1f} tokens/J at "
@@ -107,7 +122,7 @@ def profile_text(profile: dict[str, Any]) -> str:
 
 
 def device_text(report: dict[str, Any]) -> str:
-    """A device report (``DeviceReport.model_dump()``): speed and use, energy, and rounds over a link."""
+    """Return a device report (``DeviceReport.model_dump()``): speed and utilization, energy, and rounds over a link."""
     machine, link, models = report["machine"], report["link"], report["models"]
     speed = [["model", "kind", "weights", "tokens/s forward", "training", "MFU forward", "training", "peak memory"]]
     rounds = [["a round", "sent", "computing", "sending", "granularity", "all parameters", "sending", "granularity"]]
@@ -117,13 +132,15 @@ def device_text(report: dict[str, Any]) -> str:
                 f"{model['model']}, {model['parameters'] / 1e6:.1f} M",
                 model["kind"],
                 model["weights"],
-                *(f"{model[f'{what}_tokens_per_second']:,.0f}" for what in ("forward", "training")),
-                *(f"{100 * model[f'{what}_mfu_ratio']:.0f} %" for what in ("forward", "training")),
-                f"{model['peak_bytes'] / 1e6:,.0f} MB",
+                *(f"{model[f'{mode}_tokens_per_second']:,.0f}" for mode in ("forward", "training")),
+                *(f"{100 * model[f'{mode}_mfu_ratio']:.0f} %" for mode in ("forward", "training")),
+                format_bytes(model["peak_bytes"]),
             ]
         )
-        sparse, full = model["sparse_round"], model["full_round"]
-        rounds.append([model["model"], *_sent(sparse, link, True), *_sent(full, link, False)])
+        sparse = _round_cells(model["sparse_round"], link)
+        full = _round_cells(model["full_round"], link)
+        full.pop(1)  # both rounds compute for the same time
+        rounds.append([model["model"], *sparse, *full])
     gemm = max(model["gemm_peak_flops_per_second"] for model in models)
     batch = models[0]["batch_sequences"]
     lines = [
@@ -131,7 +148,7 @@ def device_text(report: dict[str, Any]) -> str:
         f"{report['clock']} clock: GEMM peak {gemm / 1e9:,.1f} GFLOP/s",
         f"batches of {batch} sequences, training {models[0]['trained']}",
         "",
-        columns(speed, left=3),
+        columns(speed, left=(0, 1, 2)),
         "",
         *(_energy(model) for model in models),
         "",
@@ -143,17 +160,20 @@ def device_text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _sent(one: dict[str, float], link: dict[str, float], computes: bool) -> list[str]:
-    """What a round sends, how long it computes (if that is to be told) and sends, and the ratio."""
-    cells = [f"{one['values'] * link['bytes_per_value'] / 1e6:,.2f} MB"]
-    cells += [f"{one['compute_seconds']:,.1f} s"] if computes else []
-    return [*cells, f"{one['communication_seconds']:,.3f} s", f"{one['granularity_ratio']:,.3g}"]
+def _round_cells(figures: dict[str, float], link: dict[str, float]) -> list[str]:
+    """Return the megabytes that a round sends, its seconds of computing and of sending, and their ratio."""
+    return [
+        f"{figures['values'] * link['bytes_per_value'] / 1e6:,.2f} MB",
+        f"{figures['compute_seconds']:,.1f} s",
+        f"{figures['communication_seconds']:,.3f} s",
+        f"{figures['granularity_ratio']:,.3g}",
+    ]
 
 
 def _energy(model: dict[str, Any]) -> str:
     energy = model["energy"]
     if energy["tokens_per_joule"] is None:
-        return f"{model['model']}: energy not available: no counter that can be read; say the power with --watts"
+        return f"{model['model']}: energy not available: no readable power counter; give the power with --watts"
     return (
         f"{model['model']}: {energy['tokens_per_joule']:.1f} tokens/J training, {energy['joules_per_step']:.2f} J "
         f"a step at {energy['watts']:.1f} W (source: {energy['source']})"
@@ -161,7 +181,7 @@ def _energy(model: dict[str, Any]) -> str:
 
 
 def simulation_text(simulation: dict[str, Any]) -> str:
-    """A simulation's summary (``Simulation.model_dump()``), fastest solver first."""
+    """Return a summary of a simulation (``Simulation.model_dump()``), one row for each solver."""
     rows = [["solver", "mean", "median", "95th", "worst", "no plan", "saved by the first"]]
     for name, row in simulation["summary"].items():
         if row["mean_seconds"] is None:
@@ -169,8 +189,7 @@ def simulation_text(simulation: dict[str, Any]) -> str:
             continue
         figures = [f"{row[f'{key}_seconds']:.3f} s" for key in ("mean", "median", "p95", "worst")]
         saved = row["saved_ratio"]
-        shown = "" if saved is None else f"{100 * saved:.1f} %"
-        rows.append([name, *figures, str(row["rounds_without_plan"]), shown])
+        rows.append([name, *figures, str(row["rounds_without_plan"]), "" if saved is None else f"{100 * saved:.1f} %"])
     present = simulation["devices_present"]
     return "\n".join(
         [

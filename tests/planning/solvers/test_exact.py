@@ -19,6 +19,7 @@ from taskedge.planning import (
 from taskedge.planning.bandwidth import least_bandwidths
 
 
+@pytest.mark.slow
 def test_agrees_with_brute_force():
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -7,21 +7,21 @@ from hypothesis import strategies as st
 from taskedge.planning import FixedRateLink, InfeasiblePlan, ShannonLink, allocate_jointly, solve_exactly
 
 
-@pytest.mark.parametrize("redeal", [True, False])
-def test_between_its_bound_and_a_small_gap(redeal):
+@pytest.mark.parametrize("reassign", [True, False])
+def test_between_its_bound_and_a_small_gap(reassign):
     rng = np.random.default_rng(0)
     gaps = []
     for _ in range(12):
         blocks = int(rng.integers(4, 13))
         case = draw(rng, int(rng.integers(blocks, 25)), blocks)
-        plan, best = allocate_jointly(*case, redeal=redeal), solve_exactly(*case)
+        plan, best = allocate_jointly(*case, reassign=reassign), solve_exactly(*case)
         assert plan.lower_bound <= best.latency * (1 + 1e-9)
         assert plan.latency >= best.latency * (1 - 1e-9)
         assert plan.bandwidth_of_block.sum() <= case[4] * (1 + 1e-12)
         assert plan.stopped in {"closed", "stalled"}
         gaps.append(plan.latency / best.latency - 1)
     assert np.mean(gaps) <= 0.01
-    assert max(gaps) <= (0.05 if redeal else 0.15)
+    assert max(gaps) <= (0.05 if reassign else 0.15)
 
 
 def test_identical_devices_close_the_gap():

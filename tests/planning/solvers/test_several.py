@@ -12,6 +12,7 @@ def few_devices(rng, devices, blocks):
     return compute[:devices], np.ones((devices, blocks), bool), bits, ShannonLink(link.snr_hz[:devices]), bandwidth
 
 
+@pytest.mark.slow
 def test_near_brute_force():
     rng = np.random.default_rng(0)
     ratios = []
@@ -50,6 +51,7 @@ def test_with_many_devices_it_may_beat_one_to_one_but_not_its_bound():
     assert plan.lower_bound <= plan.latency <= solve_exactly(*case).latency * 1.05
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(devices=st.integers(1, 3), blocks=st.integers(1, 5), data=st.data())
 def test_numerical_edges(devices, blocks, data):

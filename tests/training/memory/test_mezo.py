@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
@@ -11,17 +10,17 @@ import torch
 from rotation_model import Watch, collate, model, rows
 from torch import nn
 
-from taskedge.training.memory.mezo import Mezo, parted
-from taskedge.training.seeds import derive
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.data_order import derive_seed
+from taskedge.training.memory.mezo import Mezo, parameter_groups
+from taskedge.training.trainer import train
+from taskedge.training.trainer_config import TrainerConfig
 
-SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, optimizer="mezo")
+SETTINGS = TrainerConfig(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, optimizer="mezo")
 
 
 def directions(seed, step, parameters):
     """The formula, written again."""
-    draw = torch.Generator().manual_seed(derive(seed, step))
+    draw = torch.Generator().manual_seed(derive_seed(seed, step))
     return [torch.randn(parameter.shape, generator=draw).to(parameter.dtype) for parameter in parameters]
 
 
@@ -104,7 +103,7 @@ def test_the_slope_along_the_entries_of_a_model():
 def run(folder, settings=SETTINGS, **options):
     made = model()
     torch.manual_seed(0)
-    return made, fit(made, rows(), collate, settings, folder, progress=False, **options)
+    return made, train(made, rows(), collate, settings, folder, progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +123,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, sto
 
 def test_it_is_decided_by_the_seed(tmp_path, uninterrupted):
     assert tiny.same_bits(run(tmp_path)[0].state_dict(), uninterrupted)
-    assert not tiny.same_bits(run(tmp_path, dataclasses.replace(SETTINGS, seed=6))[0].state_dict(), uninterrupted)
+    other = TrainerConfig(**SETTINGS.model_dump() | {"seed": 6})
+    assert not tiny.same_bits(run(tmp_path, other)[0].state_dict(), uninterrupted)
 
 
 def test_a_run_makes_no_graph_and_gives_the_loss(tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_run_makes_no_graph_and_gives_the_loss(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "backward", refuse)
     with torch.autograd.graph.saved_tensors_hooks(refuse, refuse):
-        _, done = run(tmp_path, dataclasses.replace(SETTINGS, micro_batch=2))
+        _, done = run(tmp_path, TrainerConfig(**SETTINGS.model_dump() | {"micro_batch": 2}))
     assert done.steps == 12
     assert done.loss == pytest.approx(math.log(tiny.LABELS), rel=0.1)
 
@@ -190,8 +190,8 @@ def test_a_run_keeps_nothing_of_the_model_below_the_head(tmp_path):
 
     made = model()
     with torch.autograd.graph.saved_tensors_hooks(noted, lambda tensor: tensor):
-        fit(made, rows(), collate, SETTINGS, tmp_path, progress=False, head=head_of(made))
-    rows_at_once, width = SETTINGS.passes[0], 16
+        train(made, rows(), collate, SETTINGS, tmp_path, progress=False, head=head_of(made))
+    rows_at_once, width = SETTINGS.rows_per_pass, 16
     assert sizes
     assert max(sizes) <= max(rows_at_once * width, width * tiny.LABELS)
 
@@ -202,12 +202,12 @@ def test_a_model_is_parted_into_what_is_probed_and_a_real_head():
     inside.requires_grad_(True)
     named = {name: p for name, p in made.named_parameters() if p.requires_grad}
     head = [named[name] for name in head_of(made)]
-    probed, exact = parted(made, named)
+    probed, exact = parameter_groups(made, named)
     assert (probed["exact"], exact["exact"]) == (False, True)
     assert {id(p) for p in exact["params"]} == {id(p) for p in head}
     assert any(p is inside for p in probed["params"])
     assert len(probed["params"]) + len(head) == len(named)
-    (alone,) = parted(made, [])
+    (alone,) = parameter_groups(made, [])
     assert len(alone["params"]) == len(named)
 
 
@@ -236,7 +236,7 @@ def test_only_a_real_head_is_exact(tmp_path, monkeypatch):
     dict(made.named_parameters())[inside].requires_grad_(True)
     for name in head_of(made):
         dict(made.named_parameters())[name].requires_grad_(False)
-    fit(made, rows(), collate, SETTINGS, tmp_path, progress=False, head=[inside])
+    train(made, rows(), collate, SETTINGS, tmp_path, progress=False, head=[inside])
 
 
 def test_what_does_not_require_gradients_stays():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import tiny
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import taskedge as te
 from taskedge.errors import InputError
-from taskedge.training.memory.micro_batch import counted
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.callbacks import Callback
+from taskedge.training.memory.micro_batch import count_labels
+from taskedge.training.trainer import train
+from taskedge.training.trainer_config import TrainerConfig
 
-SETTINGS = FitSettings(epochs=1, batch_size=8, lr=1e-2, clip=0)
+SETTINGS = TrainerConfig(epochs=1, batch_size=8, lr=1e-2, clip=0)
 
 
 def llama():
@@ -69,18 +69,18 @@ def collate(examples):
     return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": labels}
 
 
-class Gradients(TrainerCallback):
+class Gradients(Callback):
     def __init__(self):
         self.seen = []
 
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        self.seen.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    def on_gradients(self, state):
+        self.seen.append({name: p.grad.clone() for name, p in state.model.named_parameters() if p.grad is not None})
 
 
 def run(folder, made, settings):
     watch = Gradients()
     torch.manual_seed(0)
-    result = fit(made, rows(made), collate, settings, folder, progress=False, callbacks=[watch])
+    result = train(made, rows(made), collate, settings, folder, progress=False, callbacks=[watch])
     return watch.seen, result
 
 
@@ -91,9 +91,10 @@ def test_every_step_has_the_gradient_of_its_whole_batch(tmp_path, make, micro):
     model = make().double()
     te.install(model, te.select(model, rule="magnitude", per_neuron=1), trainable=[])
     twin = copy.deepcopy(model)
-    frozen = dataclasses.replace(SETTINGS, lr=1e-30, accumulate=2)  # so that all steps start from the same values
-    whole, first = run(tmp_path, twin, dataclasses.replace(frozen, batch_size=16, accumulate=1))
-    parts, second = run(tmp_path, model, dataclasses.replace(frozen, micro_batch=micro))
+    # at this rate all steps start from the same values
+    frozen = TrainerConfig(**SETTINGS.model_dump() | {"lr": 1e-30, "accumulate": 2})
+    whole, first = run(tmp_path, twin, TrainerConfig(**frozen.model_dump() | {"batch_size": 16, "accumulate": 1}))
+    parts, second = run(tmp_path, model, TrainerConfig(**frozen.model_dump() | {"micro_batch": micro}))
     assert first.steps == second.steps == len(whole) == len(parts) == 2
     for one, other in zip(whole, parts, strict=True):
         assert one.keys() == other.keys()
@@ -103,11 +104,11 @@ def test_every_step_has_the_gradient_of_its_whole_batch(tmp_path, make, micro):
 
 
 def test_the_gradient_is_that_of_the_mean_loss(tmp_path):
-    """Against a plain backward pass, not only against another run of the Trainer."""
+    """Against a plain backward pass, not only against another run of the loop."""
     model = tiny.bert().double()
     te.install(model, te.select(model, rule="magnitude", per_neuron=1))
     twin = copy.deepcopy(model).train()
-    settings = dataclasses.replace(SETTINGS, batch_size=22, micro_batch=2)
+    settings = TrainerConfig(**SETTINGS.model_dump() | {"batch_size": 22, "micro_batch": 2})
     (found,), result = run(tmp_path, model, settings)
     loss = twin(**collate(rows(twin))).loss
     loss.backward()
@@ -118,13 +119,14 @@ def test_the_gradient_is_that_of_the_mean_loss(tmp_path):
 
 
 def test_parts_must_fit():
-    assert FitSettings(batch_size=32, accumulate=2).passes == (32, 2)
-    assert FitSettings(batch_size=32, accumulate=2, micro_batch=8).passes == (8, 8)
+    whole, parts = TrainerConfig(batch_size=32, accumulate=2), TrainerConfig(batch_size=32, accumulate=2, micro_batch=8)
+    assert (whole.rows_per_pass, whole.passes_per_step) == (32, 2)
+    assert (parts.rows_per_pass, parts.passes_per_step) == (8, 8)
     with pytest.raises(InputError, match="micro_batch=5 does not divide batch_size=8: give one of 1, 2, 4, 8"):
-        FitSettings(batch_size=8, micro_batch=5).passes  # noqa: B018
+        TrainerConfig(batch_size=8, micro_batch=5)
 
 
 def test_what_is_counted():
-    assert counted({"labels": torch.tensor([[-100, 3], [1, 2]])}) == 3
-    assert counted({"labels": torch.tensor([-100.0, 1.0])}) == 2
-    assert counted({"pixel_values": torch.zeros(5, 3)}) == 5
+    assert count_labels({"labels": torch.tensor([[-100, 3], [1, 2]])}) == 3
+    assert count_labels({"labels": torch.tensor([-100.0, 1.0])}) == 2
+    assert count_labels({"pixel_values": torch.zeros(5, 3)}) == 5

@@ -1,8 +1,6 @@
-"""Blocks in turn: one trains, backpropagation ends at it, the others and what the optimiser knows of them stay."""
+"""Blocks in turn: one trains, backpropagation ends at it, the others and what the optimizer knows of them stay."""
 
 from __future__ import annotations
-
-import dataclasses
 
 import pytest
 import tiny
@@ -13,16 +11,16 @@ import taskedge as te
 from taskedge.backbone.blocks import blocks
 from taskedge.errors import InputError
 from taskedge.training.memory.rotate import Rotation
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.trainer import train
+from taskedge.training.trainer_config import TrainerConfig
 
-SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, rotate=2)
+SETTINGS = TrainerConfig(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, rotate=2)
 
 
 def run(folder, settings=SETTINGS, **options):
     made = model()
     torch.manual_seed(0)
-    fit(made, rows(), collate, settings, folder, progress=False, **options)
+    train(made, rows(), collate, settings, folder, progress=False, **options)
     return made
 
 
@@ -73,7 +71,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, sto
 
 
 def test_a_model_without_turns():
-    with pytest.raises(InputError, match="has 0 blocks with something to train, and turns need two"):
+    with pytest.raises(InputError, match="has 0 blocks with something to train, and rotation needs two"):
         Rotation(tiny.mlp(), 1)
     made = tiny.bert()
     te.install(made, te.select(made, rule="random", per_neuron=1, depth=1))
@@ -85,5 +83,5 @@ def test_a_model_without_turns():
 
 def test_with_recomputation_the_same_bits(tmp_path, uninterrupted):
     torch.set_num_threads(1)
-    made = run(tmp_path, dataclasses.replace(SETTINGS, recompute="blocks"))
+    made = run(tmp_path, TrainerConfig(**SETTINGS.model_dump() | {"recompute": "blocks"}))
     assert tiny.same_bits(made.state_dict(), uninterrupted)

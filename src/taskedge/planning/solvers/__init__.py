@@ -1,6 +1,6 @@
-"""Solvers by name: each is one function with one decorator.
+"""Registry of the solvers. A solver is one function with one decorator.
 
-Every registered solver is called as ``solver(compute, fits, bits, link, bandwidth)`` and returns a
+The call is ``solver(compute, fits, bits, link, bandwidth)``. The result is a
 :class:`~taskedge.planning.problem.JointPlan`.
 """
 

@@ -1,9 +1,10 @@
-"""What a plan is compared with. (ours; the kinds follow arXiv 2407.09873)
+"""Baselines that plans are compared with.
 
-Each baseline is naive in one respect only and at its best in all others, so that what a plan saves is not
-flattered: ``random``, ``greedy`` and ``hungarian`` place blocks naively but split the band at its best;
-``equal`` places blocks at their best but splits the band equally; ``one-device`` and ``fedavg`` do not split the
-model, or do not divide it.
+Each baseline is naive in one respect and optimal in all others, so that comparisons do not flatter a plan: ``random``,
+``greedy`` and ``hungarian`` assign blocks naively but split the band optimally; ``equal`` assigns blocks optimally but
+splits the band equally; ``one-device`` and ``fedavg`` do not split the model.
+
+Source: this project; the kinds follow arXiv 2407.09873.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from taskedge.planning.pruning import Candidates, cheapest_assignment, raise_if_
 from taskedge.planning.solvers import SOLVERS
 from taskedge.planning.solvers.crunch import equal_share_latency, match_blocks
 
-ATTEMPTS = 20  # random deals that may run into a dead end before one is drawn by assignment instead
+MAX_ATTEMPTS = 20
+"""Random assignments, block by block, that may end without a device before one is drawn by the Hungarian method."""
 
 
 @SOLVERS.register("random")
 def place_randomly(
     compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float, *, seed: int = 0
 ) -> JointPlan:
-    """Deepest block first, each on a random free device that holds it; then the best split of the band."""
+    """Assign blocks, deepest first, to random free devices that can hold them; then split the band optimally."""
     instance = check_instance(compute, fits, bits, link, bandwidth)
     rng = np.random.default_rng(seed)
     usable = _usable(instance)
-    for _ in range(ATTEMPTS):
-        device = _deal(np.where(usable, rng.random(usable.shape), np.inf))
+    for _ in range(MAX_ATTEMPTS):
+        device = _assign_in_order(np.where(usable, rng.random(usable.shape), np.inf))
         if device is not None:
             return _with_best_split(instance, device)
     return _with_best_split(instance, _assign(instance, np.where(usable, rng.random(usable.shape), np.inf)))
@@ -45,19 +47,19 @@ def place_randomly(
 
 @SOLVERS.register("greedy")
 def place_greedily(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
-    """Deepest block first, each on the free device that ends it soonest at equal shares; then the best split.
+    """Assign blocks, deepest first, to the free device that finishes first at equal shares; then split the band.
 
-    Where fits are not nested a greedy deal can run into a dead end; then it is ``hungarian``.
+    If ``fits`` is not nested, a block can be left without a device. The result is then that of ``hungarian``.
     """
     instance = check_instance(compute, fits, bits, link, bandwidth)
     cost = np.where(instance.fits, equal_share_latency(instance), np.inf)
-    device = _deal(cost)
+    device = _assign_in_order(cost)
     return _with_best_split(instance, _assign(instance, cost) if device is None else device)
 
 
 @SOLVERS.register("hungarian")
-def minimise_sum(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
-    """Least *sum* of latencies at equal shares instead of the least maximum; then the best split."""
+def minimize_sum(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
+    """Minimize the *sum* of latencies at equal shares instead of the maximum; then split the band optimally."""
     instance = check_instance(compute, fits, bits, link, bandwidth)
     cost = np.where(instance.fits, equal_share_latency(instance), np.inf)
     return _with_best_split(instance, _assign(instance, cost))
@@ -65,7 +67,7 @@ def minimise_sum(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Lin
 
 @SOLVERS.register("one-device")
 def use_one_device(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
-    """The single device that is soonest done with all blocks, with the whole band to itself."""
+    """Use the single device that finishes all blocks first, with the whole band."""
     instance = check_instance(compute, fits, bits, link, bandwidth)
     able = _able_to_take_all(instance)
     upload = upload_seconds(link, able, instance.bits.sum(), bandwidth)
@@ -79,9 +81,9 @@ def use_one_device(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: L
 
 @SOLVERS.register("fedavg")
 def use_every_device(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
-    """FedAvg: every device that holds all blocks trains and sends them all, with the best split of the band.
+    """FedAvg: every device that can hold all blocks trains and sends them all, with the optimal split of the band.
 
-    ``device_of_block`` names the first of them, ``replicas`` the others. Devices that cannot send are left out.
+    ``device_of_block`` names the first device, ``replicas`` the others. Devices that cannot send are left out.
     """
     instance = check_instance(compute, fits, bits, link, bandwidth)
     able = _able_to_take_all(instance)
@@ -100,7 +102,7 @@ def use_every_device(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link:
 def match_then_share_equally(
     compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float
 ) -> JointPlan:
-    """Equal shares of the band, with the best matching for them (CRUNCH)."""
+    """Split the band equally, with the best matching at these shares (CRUNCH)."""
     instance = check_instance(compute, fits, bits, link, bandwidth)
     matching = match_blocks(equal_share_latency(instance), instance.fits)
     share = np.full(instance.blocks, instance.bandwidth / instance.blocks)
@@ -108,13 +110,13 @@ def match_then_share_equally(
 
 
 def _usable(instance: Instance) -> Bools:
-    """``[K, L]`` pairs that can end at all."""
+    """Return the ``[K, L]`` pairs that can finish."""
     reaches = np.isfinite(upload_seconds(instance.link, np.arange(instance.devices)[:, None], instance.bits, np.inf))
     return np.asarray(instance.fits & np.isfinite(instance.compute) & reaches)
 
 
-def _deal(cost: Floats) -> Ints | None:
-    """Deepest block first, the cheapest free device of each; None at a dead end."""
+def _assign_in_order(cost: Floats) -> Ints | None:
+    """Give each block, deepest first, its cheapest free device. Return None if a block finds none."""
     cost = cost.T.copy()  # (blocks, devices)
     device = np.zeros(cost.shape[0], dtype=np.intp)
     for block in reversed(range(cost.shape[0])):
@@ -126,22 +128,24 @@ def _deal(cost: Floats) -> Ints | None:
 
 
 def _assign(instance: Instance, cost: Floats) -> Ints:
-    """The device of every block at the least total ``cost[K, L]``. Raises InfeasiblePlan."""
+    """Return the device of every block at the least total ``cost[K, L]``, or raise InfeasiblePlan."""
     near = Candidates(np.tile(np.arange(instance.devices), (instance.blocks, 1)), cost.T)
-    found = cheapest_assignment(near.seconds, near.device)
-    if found is None:
+    assignment = cheapest_assignment(near.seconds, near.device)
+    if assignment is None:
         raise_if_unmatched(np.isfinite(near.seconds), near.device, instance.devices)
         raise AssertionError("a matching exists, so the assignment is finite")
-    return found[0]
+    return assignment[0]
 
 
 def _with_best_split(instance: Instance, device: Ints) -> JointPlan:
+    """Return the plan of an assignment ``device[L]`` with the optimal split of the band."""
     seconds = instance.compute[device, np.arange(instance.blocks)]
     latency, share = share_bandwidth(seconds, instance.bits, device, instance.link, instance.bandwidth)
     return JointPlan(device, share, latency, 0.0)
 
 
 def _able_to_take_all(instance: Instance) -> Ints:
+    """Return the devices that can hold all blocks, or raise InfeasiblePlan."""
     usable = instance.fits & np.isfinite(instance.compute)
     able = np.flatnonzero(usable.all(axis=1))
     if not able.size:
@@ -151,7 +155,7 @@ def _able_to_take_all(instance: Instance) -> Ints:
 
 
 def _shares_of_blocks(instance: Instance, bandwidth: float) -> Floats:
-    """One device's band, cut in proportion to the payloads of its blocks."""
+    """Return the band of one device, split in proportion to the payloads of its blocks."""
     total = instance.bits.sum()
     parts = instance.bits / total if total > 0 else np.full(instance.blocks, 1 / instance.blocks)
     return np.asarray(bandwidth * parts)

@@ -1,13 +1,13 @@
-"""CRUNCH: the best matching of blocks and devices at fixed latencies (LoLa DEFT, arXiv 2407.09873).
-
-The three steps are reconstructed from the paper, their closed form is ours.
+"""CRUNCH: the best matching of blocks and devices at fixed latencies.
 
 *Cut*: at a deadline every device can take the blocks up to some depth, since latency grows with depth.
-*Recount*: count the devices that reach each depth. *Check*: the blocks at depth b and beyond need as many devices
-that reach b (Hall's condition; nested sets need no other). With nested sets the least deadline that passes is known
-without trying any: the block that is n-th from the deepest must wait for the n-th smallest latency of its column,
-so the round takes the largest of these. Hand out from the deepest block on: of the n devices that are in time for
-the n-th block, the deeper ones hold at most n - 1.
+*Recount*: count the devices that reach each depth. *Check*: n blocks from depth b on need n devices that reach b
+(Hall's condition; nested sets need no other). With nested sets the least feasible deadline has a closed form: the block
+that is n-th from the deepest must wait for the n-th smallest latency of its column, so the round takes the largest of
+these. Assign from the deepest block on: of the n devices that are in time for the n-th block, the deeper blocks occupy
+at most n - 1.
+
+Source: LoLa DEFT (arXiv 2407.09873), from which the three steps are reconstructed; this project for the closed form.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from taskedge.planning.solvers import SOLVERS
 
 
 def match_blocks(latency: ArrayLike, fits: ArrayLike) -> Matching:
-    """Gives every block its own device so that the slowest pair is as fast as possible.
+    """Give every block its own device so that the slowest pair is as fast as possible.
 
-    Exact. One pass over the table: only the L fastest devices of a block can matter. Where some device's latency does
-    not grow with depth (or a device holds a block but not a shallower one), nested sets are lost and the matching is
-    found by bisection over bipartite matchings instead; ``method`` of the result says so.
+    The result is exact. It takes one pass over the table, since only the L fastest devices of a block can matter. If
+    the latency of some device does not grow with depth (or a device holds a block but not a shallower one), the sets
+    are not nested, and the matching is found by bisection over bipartite matchings; see ``method`` of the result.
 
     Args:
         latency: ``[K, L]`` seconds, column b the block at depth b + 1.
@@ -36,9 +36,9 @@ def match_blocks(latency: ArrayLike, fits: ArrayLike) -> Matching:
 
     Raises:
         InfeasiblePlan: some block finds no device.
-        InputError: shapes that do not agree, negative or NaN seconds.
+        InputError: wrong shapes, negative or NaN seconds.
     """
-    table, holds, faults = check_table("latency", latency, fits, scan=False)  # scanned with the pass below
+    table, mask, faults = check_table("latency", latency, fits, scan=False)  # the pass below scans
     if faults:
         raise InputError("; ".join(faults))
     devices, blocks = table.shape
@@ -48,8 +48,8 @@ def match_blocks(latency: ArrayLike, fits: ArrayLike) -> Matching:
         nonlocal monotone
         part = table[rows]
         if not part.min() >= 0:
-            raise InputError("; ".join(check_table("latency", table, holds)[2]))
-        part = np.where(holds[rows], part, np.inf)
+            raise InputError("; ".join(check_table("latency", table, mask)[2]))
+        part = np.where(mask[rows], part, np.inf)
         monotone = monotone and bool((part[:, 1:] >= part[:, :-1]).all())
         return part
 
@@ -57,16 +57,16 @@ def match_blocks(latency: ArrayLike, fits: ArrayLike) -> Matching:
     near = Candidates(pad_by_block(block, device, blocks, -1), pad_by_block(block, seconds, blocks, np.inf))
     order = np.argsort(near.seconds, axis=1, kind="stable")[:, :blocks]
     near = Candidates(np.take_along_axis(near.device, order, axis=1), np.take_along_axis(near.seconds, order, axis=1))
-    chosen = _hand_out(near) if monotone else None
+    chosen = _assign_in_order(near) if monotone else None
     if chosen is None:
         raise_if_unmatched(np.isfinite(near.seconds), near.device, devices)
         chosen = _bottleneck(near)
-    found = near.device[np.arange(blocks), chosen]
-    return Matching(found, float(table[found, np.arange(blocks)].max()), "crunch" if monotone else "bottleneck")
+    matched = near.device[np.arange(blocks), chosen]
+    return Matching(matched, float(table[matched, np.arange(blocks)].max()), "crunch" if monotone else "bottleneck")
 
 
-def _hand_out(near: Candidates) -> Ints | None:
-    """Deepest first, the fastest free device; None where a block finds none."""
+def _assign_in_order(near: Candidates) -> Ints | None:
+    """Give each block, deepest first, its fastest free device. Return None if a block finds none."""
     blocks = near.device.shape[0]
     chosen, used = np.zeros(blocks, dtype=np.intp), set[int]()
     for block in reversed(range(blocks)):
@@ -81,7 +81,7 @@ def _hand_out(near: Candidates) -> Ints | None:
 
 
 def _bottleneck(near: Candidates) -> Ints:
-    """Least largest latency over all matchings, for a table without structure: bisection over its values."""
+    """Return the matching with the least maximum latency for any table, by bisection over its values."""
     sparse, graphs = import_scipy("sparse"), import_scipy("sparse.csgraph")
     blocks = near.device.shape[0]
     ids, compact = np.unique(near.device, return_inverse=True)
@@ -106,14 +106,14 @@ def _bottleneck(near: Candidates) -> Ints:
 
 
 def equal_share_latency(instance: Instance) -> Floats:
-    """``[K, L]`` seconds of every pair when each of the L uploads has the same share of the band."""
+    """Return ``[K, L]`` seconds of every pair if each of the L uploads has the same share of the band."""
     every, share = np.arange(instance.devices)[:, None], instance.bandwidth / instance.blocks
     return instance.compute + upload_seconds(instance.link, every, instance.bits, share)
 
 
 @SOLVERS.register("match")
 def match_then_share(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> JointPlan:
-    """CRUNCH at equal shares of the band, then the best split for the matching it found: fast, never far off."""
+    """Match with CRUNCH at equal shares of the band, then split the band optimally: fast, and close to the optimum."""
     instance = check_instance(compute, fits, bits, link, bandwidth)
     device = match_blocks(equal_share_latency(instance), instance.fits).device_of_block
     seconds = instance.compute[device, np.arange(instance.blocks)]

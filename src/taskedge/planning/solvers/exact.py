@@ -1,15 +1,17 @@
-"""The optimal plan: which device takes which block with which share of the band. (ours)
+"""The optimal plan: which device takes which block with which share of the band.
 
-For a deadline T every pair has a least bandwidth. T can be met if and only if the assignment of least total
-bandwidth stays within the band: one linear assignment answers that. Two kinds of step close in on the least such T:
+For a deadline T every pair has a least bandwidth. T is feasible if and only if the assignment of least total bandwidth
+stays within the band, which one linear assignment decides. Two kinds of step approach the least feasible T:
 
-* *descent*: the assignment found at T, with the band split at its best, ends at some T' <= T; look just below T'.
-  That is Newton's method on the lower envelope of the assignments' curves, and takes few steps;
-* *bisection* whenever a descent did not halve the bracket, so the number of steps is bounded in any case.
+* *descent*: the assignment at T, with the band split optimally, ends at some T' <= T; continue just below T'.
+  This is Newton's method on the lower envelope of the assignments' curves, and takes few steps;
+* *bisection* whenever a descent did not halve the bracket, so the number of steps is bounded.
 
-Both run on few candidates per block. At the end one pass over the whole table looks for pairs that would be among the
-L cheapest of their block just below the latency found; if there are any they join the candidates and the search goes
-on. So the result is proved for the whole fleet: just below it (relative ``TOLERANCE``) the band is not enough.
+Both run on few candidates per block. At the end, one pass over the whole table looks for pairs that are among the L
+cheapest of their block just below the latency. Such pairs join the candidates, and the search continues. So the result
+is proved for the whole fleet: just below it (relative ``TOLERANCE``) the band is not enough.
+
+Source: this project.
 """
 
 from __future__ import annotations
@@ -30,28 +32,33 @@ from taskedge.planning.pruning import (
 from taskedge.planning.solvers import SOLVERS
 
 TOLERANCE = 1e-10
-MAX_STEPS = 200  # bisection alone would need about 100 from a bracket of 1e20 : 1
+"""Relative precision of the latency."""
+
+MAX_STEPS = 200
+"""Bisection alone would need about 100 steps from a bracket of 1e20 : 1."""
 
 
 @SOLVERS.register("exact")
 def solve_exactly(
     compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float, *, max_steps: int = MAX_STEPS
 ) -> JointPlan:
-    """The plan of least latency, to a relative 1e-10.
+    """Return the plan of least latency, to a relative precision of 1e-10.
 
     Args:
         compute: ``[K, L]`` seconds before the upload (download and computation); column b is the block at depth b + 1.
         fits: ``[K, L]`` bool, whether the device can hold the block.
         bits: ``[L]`` upload per block.
         link: the uplinks of the K devices.
-        bandwidth: Hz in all.
+        bandwidth: Hz of the shared band.
+        max_steps: limit of the search.
 
     Returns:
-        The plan; ``stopped`` is ``"optimal"``, or ``"cap"``: then ``lower_bound`` is 0.
+        The plan. ``stopped`` is ``"optimal"``, or ``"cap"`` if the search reached ``max_steps``; then ``lower_bound``
+        is 0.
 
     Raises:
-        InfeasiblePlan: not every block can have a device of its own.
-        InputError: shapes that do not agree, negative or NaN figures.
+        InfeasiblePlan: not every block can have its own device.
+        InputError: wrong shapes, negative or NaN figures.
     """
     instance = check_instance(compute, fits, bits, link, bandwidth)
     near = cheapest_at_equal_shares(instance)
@@ -64,23 +71,23 @@ def solve_exactly(
             near, proved = _with_missing(instance, near, low)
             if proved:
                 break
-            low = 0.0  # it held for the candidates only
+            low = 0.0  # the bound was valid for the candidates only
         deadline = latency * (1 - 0.5 * TOLERANCE) if descend else 0.5 * (low + latency)
         better = assignment_within(instance, near, deadline)
         if better is None:
             low, descend = deadline, True
             continue
         before = latency - low
-        then, its_share = evaluate(instance, near, better)
-        if then < latency:
-            latency, share, column = then, its_share, better
+        new_latency, new_share = evaluate(instance, near, better)
+        if new_latency < latency:
+            latency, share, column = new_latency, new_share, better
         descend = not descend or latency - low < 0.5 * before
     device = near.device[np.arange(instance.blocks), column]
     return JointPlan(device, share, latency, latency if proved else 0.0, steps, "optimal" if proved else "cap")
 
 
 def _with_missing(instance: Instance, near: Candidates, deadline: float) -> tuple[Candidates, bool]:
-    """The candidates with those added that were wrongly left out at ``deadline``, and whether there were none."""
+    """Return the candidates with those that were missing at ``deadline``, and whether none was missing."""
     need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
     missing = cheaper_pairs(instance, near, deadline, need)
     if missing is None:
@@ -90,34 +97,36 @@ def _with_missing(instance: Instance, near: Candidates, deadline: float) -> tupl
 
 
 def first_assignment(instance: Instance, near: Candidates) -> Ints:
-    """``column[L]`` of the candidates: least sum of latencies at equal shares. Raises InfeasiblePlan."""
+    """Return ``column[L]`` with the least sum of latencies at equal shares, or raise InfeasiblePlan."""
     share = instance.bandwidth / instance.blocks
     upload = upload_seconds(instance.link, near.device, instance.bits[:, None], share)
-    found = cheapest_assignment(near.seconds + upload, near.device)
-    if found is None:
+    assignment = cheapest_assignment(near.seconds + upload, near.device)
+    if assignment is None:
         raise_if_unmatched(np.isfinite(near.seconds + upload), near.device, instance.devices)
         raise AssertionError("a matching exists, so the assignment is finite")
-    return found[0]
+    return assignment[0]
 
 
 def evaluate(instance: Instance, near: Candidates, column: Ints) -> tuple[float, Floats]:
-    """Latency and ``[L]`` Hz of an assignment with the band split at its best."""
+    """Return latency and ``[L]`` Hz of an assignment with the optimal split of the band."""
     row = np.arange(instance.blocks)
     device, seconds = near.device[row, column], near.seconds[row, column]
     return share_bandwidth(seconds, instance.bits, device, instance.link, instance.bandwidth)
 
 
 def assignment_within(instance: Instance, near: Candidates, deadline: float) -> Ints | None:
-    """An assignment that meets the deadline within the band, or None: then there is none."""
+    """Return an assignment that meets the deadline within the band, or None if there is none."""
     need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
     need = np.where(need <= instance.bandwidth, need, np.inf)
     if need.min(axis=1).sum() > instance.bandwidth:  # not even if devices could be shared
         return None
-    found = cheapest_assignment(need, near.device)
-    return None if found is None or found[1] > instance.bandwidth else found[0]
+    assignment = cheapest_assignment(need, near.device)
+    if assignment is None or assignment[1] > instance.bandwidth:
+        return None
+    return assignment[0]
 
 
 def soonest(instance: Instance, near: Candidates) -> float:
-    """A first lower bound: every block alone on its best device with the whole band."""
+    """Return a first lower bound: every block alone on its best device with the whole band."""
     upload = upload_seconds(instance.link, near.device, instance.bits[:, None], instance.bandwidth)
     return float((near.seconds + upload).min(axis=1).max())

@@ -1,11 +1,13 @@
-"""Fewer devices than blocks: a device takes several. (ours)
+"""Plans with several blocks on a device, for fewer devices than blocks.
 
-A device that takes a set of blocks computes as long as the slowest of them (the deepest, where seconds grow with
-depth: one backward pass serves all) and sends the sum of their payloads. Whether a deadline can be met is now a
-bin-packing question, so this is a local search. It aims at a deadline a little below the latency at hand and moves a
-block to another device, or swaps two blocks, as long as the band needed for that deadline shrinks; a device that would
-be late even with the whole band counts as the whole band and its lateness on top, so that late devices are unloaded
-step by step. Then the band is split anew; a better plan is kept and the aim lowered. Restarts deal some blocks anew.
+A device with a set of blocks computes as long as the slowest of them (the deepest, if seconds grow with depth: one
+backward pass serves all) and sends the sum of their payloads. Feasibility of a deadline is now a bin-packing problem,
+so this is a local search. It targets a deadline slightly below the current latency. It moves a block to another device,
+or swaps two blocks, as long as the band needed for that deadline shrinks. A device that would be late even with the
+whole band counts as the whole band plus its lateness, so late devices are unloaded step by step. Then the band is split
+again; a better plan is kept and the target lowered. Restarts assign some blocks again.
+
+Source: this project.
 """
 
 from __future__ import annotations
@@ -19,9 +21,15 @@ from taskedge.planning.problem import InfeasiblePlan, Instance, JointPlan, check
 from taskedge.planning.solvers import SOLVERS
 
 RESTARTS = 12
-MAX_STEPS = 2000  # of the local search, per restart
-AIMS = (0.05, 0.01, 1e-9)  # how far below the latency at hand the search aims, one after the other
-KICK = 0.3  # share of the blocks that a restart deals out anew
+
+MAX_STEPS = 2000
+"""Steps of the local search in each restart."""
+
+TARGET_REDUCTIONS = (0.05, 0.01, 1e-9)
+"""Relative distances of the targeted deadline below the current latency, one after the other."""
+
+REASSIGNED_SHARE = 0.3
+"""Share of the blocks that a restart assigns again."""
 
 
 @SOLVERS.register("several")
@@ -35,30 +43,39 @@ def allocate_several(
     restarts: int = RESTARTS,
     seed: int = 0,
 ) -> JointPlan:
-    """A good plan in which a device may take any number of blocks that each fit it.
+    """Return a good plan in which a device may take any number of blocks that each fit it.
 
-    Args and Raises: as :func:`taskedge.planning.solve_exactly`, but any number of devices will do. ``fits`` is asked
-    block by block; what a device's blocks need together is the caller's to check.
+    ``fits`` is checked block by block. The caller must check the memory that the blocks of a device need together.
+
+    Args:
+        compute, fits, bits, link, bandwidth: as for :func:`taskedge.planning.solve_exactly`, for any number of devices.
+        restarts: restarts of the search.
+        seed: seed of the restarts.
 
     Returns:
-        The plan (``stopped`` is ``"heuristic"``); ``lower_bound`` is a valid bound for plans of this kind.
+        The plan (``stopped`` is ``"heuristic"``). ``lower_bound`` is a valid bound for plans of this kind.
+
+    Raises:
+        InfeasiblePlan: no device can take some block.
+        InputError: wrong shapes, negative or NaN figures.
     """
     instance = check_instance(compute, fits, bits, link, bandwidth)
     search = _Search(instance)
     rng = np.random.default_rng(seed)
-    device, rounds = search.improve(search.deal(np.full(instance.blocks, -1)))
+    device, rounds = search.improve(search.assign(np.full(instance.blocks, -1)))
     best, latency = device, search.latency(device)
     for _ in range(restarts if instance.blocks > 1 and search.devices > 1 else 0):
-        kicked = np.where(rng.random(instance.blocks) < KICK, -1, best)
-        device, more = search.improve(search.deal(kicked, rng))
+        kicked = np.where(rng.random(instance.blocks) < REASSIGNED_SHARE, -1, best)
+        device, more = search.improve(search.assign(kicked, rng))
         rounds += more
-        if (then := search.latency(device)) < latency:
-            best, latency = device, then
+        new_latency = search.latency(device)
+        if new_latency < latency:
+            best, latency = device, new_latency
     return search.plan(best, rounds)
 
 
 class _Search:
-    """An instance and the quantities every step of the search needs."""
+    """An instance, and the quantities that every step of the search needs."""
 
     def __init__(self, instance: Instance) -> None:
         self.instance = instance
@@ -67,32 +84,36 @@ class _Search:
         every = np.arange(self.devices)
         reaches = np.isfinite(upload_seconds(self.link, every[:, None], self.bits, self.bandwidth))
         self.seconds = np.where(instance.fits & reaches, instance.compute, np.inf)  # (devices, blocks)
-        nobody = np.flatnonzero(~np.isfinite(self.seconds).any(axis=0))
-        if nobody.size:
-            block = int(nobody[-1])
+        without_device = np.flatnonzero(~np.isfinite(self.seconds).any(axis=0))
+        if without_device.size:
+            block = int(without_device[-1])
             raise InfeasiblePlan(block, 1, f"no device can take block {block} (depth {block + 1})")
 
     def members(self, device: Ints) -> Floats:
-        """``[K, L]`` 1.0 where the device holds the block."""
+        """Return ``[K, L]``: 1.0 if the device has the block, else 0.0."""
         return np.asarray(device[None, :] == np.arange(self.devices)[:, None], dtype=np.float64)
 
     def loads(self, device: Ints) -> tuple[Floats, Floats]:
-        """``[K]`` compute seconds and payload of every device."""
-        held = self.members(device)
-        return np.where(held > 0, self.seconds, 0.0).max(axis=1), held @ self.bits
+        """Return ``[K]`` compute seconds and ``[K]`` payload of every device."""
+        members = self.members(device)
+        return np.where(members > 0, self.seconds, 0.0).max(axis=1), members @ self.bits
 
     def latency(self, device: Ints) -> float:
+        """Return the latency with the optimal split of the band."""
         return self.split(device)[0]
 
     def split(self, device: Ints) -> tuple[float, Ints, Floats]:
-        """Latency, the busy devices, and their Hz."""
+        """Return the latency, the busy devices, and their Hz."""
         seconds, payload = self.loads(device)
         busy = np.unique(device)
         latency, share = share_bandwidth(seconds[busy], payload[busy], busy, self.link, self.bandwidth)
         return latency, busy, share
 
-    def deal(self, device: Ints, rng: np.random.Generator | None = None) -> Ints:
-        """Places the blocks marked -1, deepest first, where each ends soonest at an equal share (``rng`` blurs it)."""
+    def assign(self, device: Ints, rng: np.random.Generator | None = None) -> Ints:
+        """Assign the blocks marked -1, deepest first, to the device that finishes first at an equal share.
+
+        ``rng`` adds noise to the times.
+        """
         device = device.copy()
         share = self.bandwidth / min(self.devices, self.blocks)
         seconds = np.zeros(self.devices)
@@ -112,27 +133,34 @@ class _Search:
         return device
 
     def improve(self, device: Ints) -> tuple[Ints, int]:
-        """Local search until no aim can be reached. Returns the plan and the steps taken."""
+        """Search until no target can be reached. Return the assignment and the number of steps."""
         latency, steps = self.latency(device), 0
-        for aim in AIMS:
+        for reduction in TARGET_REDUCTIONS:
             while steps < MAX_STEPS and latency > 0:
-                tried, deadline = device, latency * (1 - aim)
-                while steps < MAX_STEPS and (step := self._best_step(tried, deadline)) is not None:
-                    tried, steps = step, steps + 1
-                if (then := self.latency(tried)) >= latency * (1 - 1e-12):
+                candidate, deadline = device, latency * (1 - reduction)
+                while steps < MAX_STEPS:
+                    neighbor = self._best_step(candidate, deadline)
+                    if neighbor is None:
+                        break
+                    candidate = neighbor
+                    steps += 1
+                new_latency = self.latency(candidate)
+                if new_latency >= latency * (1 - 1e-12):
                     break
-                device, latency = tried, then
+                device, latency = candidate, new_latency
         return device, steps
 
     def _best_step(self, device: Ints, deadline: float) -> Ints | None:
-        """The neighbour whose band needed at ``deadline`` is least, if less than now."""
+        """Return the neighbor that needs the least band at ``deadline``; None if no neighbor is better."""
         seconds, payload = self.loads(device)
         every, block = np.arange(self.devices), np.arange(self.blocks)
         need = self._need(deadline, seconds, payload, every)
-        held = self.members(device)
-        # what each device computes without block b: only its own slowest block can change that
-        without = np.stack([np.where((held > 0) & (block != b), self.seconds, 0.0).max(axis=1) for b in block], axis=1)
-        left = without[device, block], payload[device] - self.bits  # of b's device once b has gone: [L] each
+        members = self.members(device)
+        # compute seconds of each device without block b, which differ only if b is its slowest block
+        without = np.stack(
+            [np.where((members > 0) & (block != b), self.seconds, 0.0).max(axis=1) for b in block], axis=1
+        )
+        left = without[device, block], payload[device] - self.bits  # of b's device without b: [L] each
 
         # moves: block b from its device to k
         there = self._need(
@@ -161,14 +189,15 @@ class _Search:
         return device
 
     def _need(self, deadline: float, seconds: Floats, payload: Floats, device: Ints) -> Floats:
-        """Hz for the deadline; beyond the whole band, the band and as much again for every deadline of lateness."""
-        payload = np.maximum(payload, 0.0)  # a difference of sums may round below 0
+        """Return the Hz for the deadline; beyond the whole band, the band times the relative lateness."""
+        payload = np.maximum(payload, 0.0)  # a difference of sums may round to below 0
         need = least_bandwidths(deadline, seconds, payload, device, self.link)
         finish = seconds + upload_seconds(self.link, device, payload, self.bandwidth)
         late = self.bandwidth * np.maximum(finish / deadline, 1.0)
         return np.where(need <= self.bandwidth, need, late)
 
     def plan(self, device: Ints, rounds: int) -> JointPlan:
+        """Return the assignment as a plan, with the band of each device split by payload."""
         latency, busy, share = self.split(device)
         _, payload = self.loads(device)
         hertz = np.zeros(self.devices)
@@ -178,6 +207,9 @@ class _Search:
         return JointPlan(device, hertz[device] * part, latency, min(self.bound(), latency), rounds)
 
     def bound(self) -> float:
-        """Every block alone on its best device with the whole band. What is sent together cannot be sooner."""
+        """Return a lower bound: every block alone on its best device with the whole band.
+
+        Blocks that are sent together do not finish earlier.
+        """
         upload = upload_seconds(self.link, np.arange(self.devices)[:, None], self.bits, self.bandwidth)
         return float((self.seconds + upload).min(axis=0).max())

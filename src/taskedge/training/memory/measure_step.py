@@ -1,10 +1,13 @@
-"""A run's own model, entries installed as the run will, for steps that are measured and leave nothing behind."""
+"""Measurement of training steps on a run's own model, with entries installed as the run will install them.
+
+Everything that a measurement changes is restored, so the run that follows has the same bits.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -13,165 +16,207 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskedge.forms.kernels import using
+from taskedge.backbone.evaluation import modes_restored
+from taskedge.forms.kernels import force_kernel
 from taskedge.forms.recompute import recomputing
-from taskedge.profiling.process_memory import give_back, peak_bytes, reset_peak, resident_bytes
-from taskedge.profiling.tensor_memory import LiveBytes, bytes_of
-from taskedge.training.memory.mezo import Mezo, parted
+from taskedge.profiling.process_memory import peak_bytes, reset_peak, resident_bytes, trim_heap
+from taskedge.profiling.tensor_memory import LiveBytes, storage_bytes
+from taskedge.training.memory.extrapolate import Timing
+from taskedge.training.memory.mezo import Mezo, parameter_groups
 from taskedge.training.memory.rotate import Rotation
 from taskedge.training.run import Run
-from taskedge.training.tasks import Batch
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.tasks import Batch, Row
+from taskedge.training.trainer_config import TrainerConfig
 
-CPU = torch.device("cpu")
-REPEATS, LONG = 3, 1.0
-"""Timed passes, and the seconds of a pass from which one will do."""
+TIMED_PASSES = 3
 
+LONG_PASS_SECONDS = 1.0
+"""A pass that takes longer is timed once only."""
 
-@dataclass(frozen=True)
-class Pass:
-    """What one pass of rows forward and backward holds beyond what was there before, in bytes."""
-
-    saved: int
-    """Alive when the forward pass has ended."""
-    peak: int
-    """The most that is alive."""
-    excess: int
-    """What the resident set rose by beyond that."""
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Seconds on the wall's clock, and of the processor."""
-
-    wall: float
-    cpu: float
-
-
-class Session:
-    """A run whose entries are installed, until it is left.
+class PassMemory:
+    """Bytes that one pass of rows, forward and backward, adds to what was there before.
 
     Attributes:
-        state: bytes that stay for the whole run: entries with their places, the head's copies, gradients, optimiser.
-        head: those of them that what trains whole is the cause of.
+        saved: live bytes at the end of the forward pass.
+        peak: peak of live bytes.
+        excess: bytes by which the resident set rose beyond ``peak``.
+    """
+
+    saved: int
+    peak: int
+    excess: int
+
+
+class SampleBatches:
+    """Batches of chosen sizes from a run's training rows.
+
+    Attributes:
+        lengths: tokens of each row; 1 for an image, since all images have one size.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._rows, self._collate = run.rows, run.collate
+        self.lengths = [row_length(row) for row in self._rows]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return max(self.lengths)
+
+    def batch(self, num_rows: int, length: float) -> Batch:
+        """Return a batch whose longest row is the one nearest to ``length`` tokens; the other rows are padded to it."""
+        first = min(self._rows, key=lambda row: abs(row_length(row) - length))
+        shorter = sorted((row for row in self._rows if row_length(row) <= row_length(first)), key=row_length)
+        middle = shorter[len(shorter) // 2]
+        return self._collate([first, *[middle] * (num_rows - 1)])
+
+
+def row_length(row: Row) -> int:
+    """Return the tokens of a row; 1 for an image."""
+    return len(row.get("input_ids", "1"))
+
+
+class MeasurementSession:
+    """A run with installed entries, until it is closed.
+
+    Attributes:
+        state: bytes that stay for the whole run: entries with their positions, copies of the head, gradients and
+            optimizer state.
+        head: the part of ``state`` that belongs to fully trained parameters.
     """
 
     def __init__(self, run: Run, batch: Batch) -> None:
         self.run = run
-        self.settings: FitSettings = run.settings.fit()
-        whole = {id(p) for name, p in run.base.model.named_parameters() if name in set(run.whole)}
+        self.config: TrainerConfig = run.config.trainer_config()
+        full_names = set(run.full_names)
+        full_parameters = {id(p) for name, p in run.base.model.named_parameters() if name in full_names}
         with LiveBytes() as live:
-            self.model = run.install(run.choose([batch]))
+            self._installed = run.install(run.select([batch]))
+            self.model = self._installed.model
             self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            self._optimiser = torch.optim.AdamW(self.trained, lr=0.0)
-            self._zero()
-            if self.settings.optimizer == "adamw":
-                self._optimiser.step()
-        self._before = [parameter.detach().clone() for parameter in self.trained]
+            self._optimizer = torch.optim.AdamW(self.trained, lr=0.0)
+            self._zero_grad()
+            if self.config.optimizer == "adamw":
+                self._optimizer.step()
+        self._backup = [parameter.detach().clone() for parameter in self.trained]
         self.state = live.live
-        of_head = bytes_of(parameter for parameter in self.trained if id(parameter) in whole)
-        self.head = min(self.state, 3 * of_head if self.settings.optimizer == "adamw" else 0)
+        head_bytes = storage_bytes(parameter for parameter in self.trained if id(parameter) in full_parameters)
+        self.head = min(self.state, 3 * head_bytes if self.config.optimizer == "adamw" else 0)
 
     @property
-    def copies(self) -> int:
-        """Bytes of what is kept to put back."""
-        return bytes_of(self._before)
+    def backup_bytes(self) -> int:
+        """Bytes of the copies that restore the model."""
+        return storage_bytes(self._backup)
 
-    def held(self, batch: Batch, loop: Mapping[str, Any]) -> Pass:
-        """Runs a batch forward and backward, and counts what is alive."""
-        self._step(batch, loop, deepest=True)  # what libraries set up at the first time is not the pass's
-        reset_peak(CPU, collect=False)
+    def measure_memory(self, batch: Batch, changes: Mapping[str, Any]) -> PassMemory:
+        """Run a batch forward and backward, and count live bytes.
+
+        Args:
+            batch: rows of the pass.
+            changes: settings of the step that differ from the run's, by name.
+        """
+        self._run_step(batch, changes, deepest=True)  # what libraries allocate on first use is not part of a pass
+        reset_peak(_CPU, collect=False)
         before = resident_bytes()
-        kept: list[int] = []
+        saved: list[int] = []
         with LiveBytes() as live:
-            self._step(batch, loop, deepest=True, forward_done=lambda: kept.append(live.live))
-        rose = peak_bytes(CPU) - before
-        return Pass(saved=max(kept), peak=live.peak, excess=max(0, rose - live.peak))
+            self._run_step(batch, changes, deepest=True, on_forward_end=lambda: saved.append(live.live))
+        risen = peak_bytes(_CPU) - before
+        return PassMemory(saved=max(saved), peak=live.peak, excess=max(0, risen - live.peak))
 
-    def pace(self, batch: Batch, loop: Mapping[str, Any]) -> Pace:
-        """Seconds of a pass over a batch. Where blocks take turns, the mean of the nearest's turn and the deepest's."""
-        turns = (True, False) if self.settings.rotate else (True,)
-        found = [_timed(partial(self._tidy_step, batch, loop, deepest)) for deepest in turns]
-        return Pace(*(sum(getattr(pace, clock) for pace in found) / len(found) for clock in ("wall", "cpu")))
+    def measure_time(self, batch: Batch, changes: Mapping[str, Any]) -> Timing:
+        """Time a pass over a batch. With block rotation, return the mean of the shallowest and the deepest block."""
+        turns = (True, False) if self.config.rotate else (True,)
+        timings = [_median_time(partial(self._run_step_and_trim, batch, changes, deepest)) for deepest in turns]
+        return Timing(
+            wall=sum(timing.wall for timing in timings) / len(timings),
+            cpu=sum(timing.cpu for timing in timings) / len(timings),
+        )
 
-    def optimiser_pace(self) -> Pace:
-        """Seconds of the optimiser and what comes with it, once a step."""
-        if self.settings.optimizer == "mezo":
-            return Pace(0.0, 0.0)
+    def measure_optimizer_time(self) -> Timing:
+        """Time gradient clipping and the optimizer, which run once a step."""
+        if self.config.optimizer == "mezo":
+            return Timing(0.0, 0.0)
 
         def step() -> None:
             torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-            self._optimiser.step()
+            self._optimizer.step()
 
-        self._zero()
-        return _timed(step)
+        self._zero_grad()
+        return _median_time(step)
 
     def close(self) -> None:
-        """Takes the entries out again; the model is as it was."""
+        """Remove the entries and restore the model."""
         self._restore()
-        self._optimiser.state.clear()
+        self._optimizer.state.clear()
         self.model.zero_grad(set_to_none=True)
-        self.run.fuse(self.model)
+        self._installed.fuse()
 
-    def _tidy_step(self, batch: Batch, loop: Mapping[str, Any], deepest: bool) -> None:
-        self._step(batch, loop, deepest=deepest)
-        give_back(collect=False)  # as the run does under a budget
+    def _run_step_and_trim(self, batch: Batch, changes: Mapping[str, Any], deepest: bool) -> None:
+        self._run_step(batch, changes, deepest=deepest)
+        trim_heap(collect=False)  # as a run with a budget does
 
-    def _step(
-        self, batch: Batch, loop: Mapping[str, Any], *, deepest: bool, forward_done: Callable[[], None] = lambda: None
+    def _run_step(
+        self,
+        batch: Batch,
+        changes: Mapping[str, Any],
+        *,
+        deepest: bool,
+        on_forward_end: Callable[[], None] = lambda: None,
     ) -> None:
-        s = self.settings
-        sparing = s.sparing or bool(loop)
-        rotation = Rotation(self.model, s.rotate) if s.rotate else None
-        autocast = torch.autocast("cpu", dtype=torch.bfloat16) if s.bf16 else nullcontext()
-        how = loop.get("recompute", s.recompute)
+        config = self.config
+        low_memory = config.low_memory or bool(changes)
+        rotation = Rotation(self.model, config.rotate) if config.rotate else None
+        autocast = torch.autocast("cpu", dtype=torch.bfloat16) if config.bf16 else nullcontext()
+        recompute = changes.get("recompute", config.recompute)
         try:
-            with using("gather") if sparing else nullcontext(), recomputing(self.model, how):
+            with force_kernel("gather") if low_memory else nullcontext(), recomputing(self.model, recompute):
                 if rotation is not None:
-                    rotation.begin((len(rotation.blocks) - 1) * s.rotate if deepest else 0)
-                if s.optimizer == "mezo":
+                    rotation.begin((len(rotation.blocks) - 1) * config.rotate if deepest else 0)
+                if config.optimizer == "mezo":
                     self.model.eval()
-                    Mezo(parted(self.model, self.run.whole), lr=0.0).probe(lambda: _loss(self.model, batch, autocast))
-                    forward_done()
+                    mezo = Mezo(parameter_groups(self.model, self.run.full_names), lr=0.0)
+                    mezo.probe(lambda: _loss(self.model, batch, autocast))
+                    on_forward_end()
                     return
                 loss = _loss(self.model.train(), batch, autocast)
-                forward_done()
+                on_forward_end()
                 loss.backward()  # type: ignore[no-untyped-call]
         finally:
             if rotation is not None:
                 rotation.end()
             self._restore()
 
-    def _zero(self) -> None:
-        """Gradients of zero rather than none: from the second part of a step's batch on they are there."""
-        if self.settings.optimizer == "mezo":
+    def _zero_grad(self) -> None:
+        """Set gradients to zero rather than None: from the second pass of a step on they exist."""
+        if self.config.optimizer == "mezo":
             return
         for parameter in self.trained:
             parameter.grad = torch.zeros_like(parameter)
 
     def _restore(self) -> None:
         with torch.no_grad():
-            for parameter, before in zip(self.trained, self._before, strict=True):
-                parameter.copy_(before)
+            for parameter, backup in zip(self.trained, self._backup, strict=True):
+                parameter.copy_(backup)
                 if parameter.grad is not None:
                     parameter.grad.zero_()
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Modes, buffers, what requires gradients and the random numbers are afterwards what they were before."""
-    modes = {module: module.training for module in model.modules()}
+def model_restored(model: nn.Module) -> Iterator[None]:
+    """Restore modes, buffers, ``requires_grad`` and the random number generator of torch on exit."""
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+    with torch.random.fork_rng(devices=[]), modes_restored(model):
         try:
             yield
         finally:
-            for module, was in modes.items():
-                module.training = was
-            for parameter, was in required.items():
-                parameter.requires_grad_(was)
+            for parameter, requires_grad in required.items():
+                parameter.requires_grad_(requires_grad)
             with torch.no_grad():
                 for buffer, before in buffers.items():
                     buffer.copy_(before)
@@ -183,16 +228,16 @@ def _loss(model: nn.Module, batch: Batch, autocast: Any) -> Tensor:
     return loss
 
 
-def _timed(work: Callable[[], object]) -> Pace:
-    """The median of a few."""
+def _median_time(work: Callable[[], object]) -> Timing:
+    """Time a few passes after one that warms up, and return the medians."""
     work()
     walls: list[float] = []
     cpus: list[float] = []
-    while len(walls) < REPEATS:
+    while len(walls) < TIMED_PASSES:
         wall, cpu = time.perf_counter(), time.process_time()
         work()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
-        if walls[-1] > LONG:
+        if walls[-1] > LONG_PASS_SECONDS:
             break
-    return Pace(median(walls), median(cpus))
+    return Timing(median(walls), median(cpus))

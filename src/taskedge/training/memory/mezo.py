@@ -1,63 +1,74 @@
-"""Zeroth order: two forward passes a step and no backward pass, with the memory of inference.
+"""Zeroth-order training (MeZO): two forward passes a step and no backward pass, with the memory of inference.
 
-The trained parameters move along a random direction and back; how the loss differs gives the slope along it. Directions
-come from a seed and are drawn again when needed, so none is stored. It takes many more steps than gradients do.
+The trained parameters move along a random direction and back. The difference of the losses gives the slope along the
+direction. A direction is drawn from a seed and drawn again when needed, so none is stored. Training takes many more
+steps than with gradients.
 
-The head needs no such estimate: its gradient asks for nothing of the model behind it, so it comes from the same two
-passes, exact and at next to no cost, and goes to AdamW.
+The head needs no estimate: no trained parameter lies downstream of it, so its exact gradient comes from the same two
+passes at next to no cost. AdamW trains it.
 
-Source: MeZO (arXiv 2305.17333, algorithm 1) for the estimate and the seeds, here on the entries only; the positions
-that are kept and put back, bit for bit (few numbers train, so a copy is small), and the head's gradient are ours.
+Source: MeZO (arXiv 2305.17333, algorithm 1) for the estimate and the seeds. This project: directions over sparse
+entries only; positions that are copied and restored bit for bit, since few parameters train; the gradient of the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import head_parameters
-from taskedge.training.seeds import derive
-from taskedge.training.trainer_config import FitSettings
+from taskedge.backbone.candidates import head_parameters
+from taskedge.training.data_order import derive_seed
+from taskedge.training.trainer_config import DEFAULTS
 
-CAUTION = (
-    "zeroth order (MeZO): two forward passes a step and no gradients but the head's: the memory of inference, but many "
-    "more steps than gradients need, without dropout"
+MEZO_WARNING = (
+    "zeroth order (MeZO): two forward passes a step and gradients for the head only: the memory of inference, many "
+    "more steps than with gradients, no dropout"
 )
 
 
-def exact_names(model: nn.Module, whole: Collection[str]) -> frozenset[str]:
-    """Of what trains whole, what lies behind all entries, so that its exact gradient comes for nothing: the head."""
-    return frozenset(whole) & frozenset(head_parameters(model))
+def downstream_names(model: nn.Module, names: Collection[str]) -> frozenset[str]:
+    """Return the fully trained parameters among ``names`` that lie downstream of every sparse entry: the task head.
+
+    Their exact gradient costs no extra pass.
+    """
+    return frozenset(names) & frozenset(head_parameters(model))
 
 
-def parted(model: nn.Module, whole: Collection[str]) -> list[dict[str, Any]]:
-    """Groups for :class:`Mezo` of what requires gradients: what is probed, and the head."""
-    names, groups = exact_names(model, whole), []
-    for exact in (False, True):
-        found = [p for name, p in model.named_parameters() if p.requires_grad and (name in names) == exact]
-        groups += [{"params": found, "exact": exact}] * bool(found)
-    return groups
+def parameter_groups(model: nn.Module, names: Collection[str]) -> list[dict[str, Any]]:
+    """Return the trainable parameters as groups for :class:`Mezo`: the probed ones, and the head.
+
+    Args:
+        model: the installed model.
+        names: its fully trained parameters.
+    """
+    exact_names = downstream_names(model, names)
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    probed = {"params": [p for name, p in trainable if name not in exact_names], "exact": False}
+    exact = {"params": [p for name, p in trainable if name in exact_names], "exact": True}
+    return [group for group in (probed, exact) if group["params"]]
 
 
 class Mezo(torch.optim.Optimizer):
     """Descends along seeded directions: ``θ ← θ - lr·g·z``, ``g = (L(θ+εz) - L(θ-εz)) / 2ε``, z standard normal.
 
-    :meth:`probe` once for each part of the step's batch, then :meth:`step`. Parameters that do not require gradients
-    stay as they are.
+    Call :meth:`probe` once for each part of the step's batch, then :meth:`step`. Parameters that do not require
+    gradients stay unchanged.
 
     Args:
-        params: parameters or groups of them, with rates and weight decay of their own. A group with ``"exact": True``
-            is not probed but trained by AdamW on the mean gradient of the two passes: for what lies behind all that is
-            probed, the head.
-        lr: of the plain descent above; it wants other rates than Adam.
-        perturbation: ε, how far parameters move to either side, in units of z; by default MeZO's. An entry's weight
-            moves ``step`` times as far, as it does when it trains: with ``step="activation"`` outputs of neurons move
-            equally far whichever inputs are chosen.
-        weight_decay: decoupled, as AdamW's.
-        seed: of the directions; with the number of steps done it gives that of the next.
+        params: parameters or groups of them, with their own rates and weight decay. A group with ``"exact": True`` is
+            not probed: AdamW trains it on the mean gradient of the two passes. This is for parameters downstream of
+            everything that is probed, such as the head.
+        lr: learning rate of the descent above. It needs other values than Adam.
+        perturbation: ε, in units of z; by default MeZO's. The weight of an entry moves ``step`` times as far, as in
+            training: with ``step="activation"`` neuron outputs move equally far for any choice of inputs.
+        weight_decay: decoupled weight decay, as in AdamW.
+        seed: seed of the directions; the seed of a step follows from it and the number of steps done.
+
+    Attributes:
+        slope: slope of the loss along the direction of this step, summed over the probes.
     """
 
     def __init__(
@@ -65,47 +76,46 @@ class Mezo(torch.optim.Optimizer):
         params: Any,
         lr: float,
         *,
-        perturbation: float = FitSettings.perturbation,
+        perturbation: float = DEFAULTS.perturbation,
         weight_decay: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "done": 0, "exact": False})
-        own = ("params", "lr", "weight_decay")
-        exact = [{key: group[key] for key in own} for group in self.param_groups if group["exact"]]
+        keys = ("params", "lr", "weight_decay")
+        exact = [{key: group[key] for key in keys} for group in self.param_groups if group["exact"]]
         self._adamw = torch.optim.AdamW(exact) if exact else None
         self.perturbation, self.seed = perturbation, seed
         self.slope = 0.0
-        """Of the loss along the direction of this step, summed over what was probed."""
 
     @torch.no_grad()
     def probe(self, loss: Callable[[], Tensor]) -> Tensor:
-        """The mean of the losses on either side; their slope is added to that of the step.
+        """Return the mean loss of both sides, and add their slope to the slope of the step.
 
-        ``loss`` runs twice, without gradient but for that of exact groups; the model should be in eval mode, since
-        dropout would differ.
+        Args:
+            loss: computes the loss. It runs twice, without gradients except for exact groups. The model should be in
+                evaluation mode, because dropout would differ between the two runs.
         """
         moving = self._moving()
         before = [parameter.clone() for parameter, _ in moving]
-        found = []
+        losses = []
         try:
             for parameter, _ in moving:
                 parameter.requires_grad_(False)
             for side in (1, -1):
                 for parameter, direction, _ in self._directions(moving):
                     parameter.add_(direction, alpha=side * self.perturbation)
-                found.append(self._passed(loss))
-                for (parameter, _), position in zip(moving, before, strict=True):
-                    parameter.copy_(position)
+                losses.append(self._loss_of_side(loss))
+                _copy_back(moving, before)
         finally:
-            for (parameter, _), position in zip(moving, before, strict=True):
-                parameter.copy_(position)
+            _copy_back(moving, before)
+            for parameter, _ in moving:
                 parameter.requires_grad_(True)
-        self.slope += float(found[0].double() - found[1].double()) / (2 * self.perturbation)
-        return (found[0] + found[1]) / 2
+        self.slope += float(losses[0].double() - losses[1].double()) / (2 * self.perturbation)
+        return (losses[0] + losses[1]) / 2
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Moves against the slope along the direction, and goes on to the next one."""
+        """Move against the slope along the direction, and advance to the next direction."""
         for parameter, direction, group in self._directions(self._moving()):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
             parameter.add_(direction, alpha=-group["lr"] * self.slope)
@@ -115,8 +125,8 @@ class Mezo(torch.optim.Optimizer):
             group["done"] += 1
         return None
 
-    def _passed(self, loss: Callable[[], Tensor]) -> Tensor:
-        """The loss of one side; half of its gradient is added to those of exact groups."""
+    def _loss_of_side(self, loss: Callable[[], Tensor]) -> Tensor:
+        """Return the loss of one side, and add half of its gradient to the gradients of exact groups."""
         if self._adamw is None:
             return loss().detach()
         with torch.enable_grad():
@@ -127,7 +137,7 @@ class Mezo(torch.optim.Optimizer):
     def _step_exact(self) -> None:
         if self._adamw is None:
             return
-        self._adamw.state = self.state  # one place for both, which checkpoints hold
+        self._adamw.state = self.state  # shared, so that checkpoints hold the state of both
         exact = (group for group in self.param_groups if group["exact"])
         for inner, group in zip(self._adamw.param_groups, exact, strict=True):
             inner["lr"] = group["lr"]
@@ -135,15 +145,20 @@ class Mezo(torch.optim.Optimizer):
         self._adamw.zero_grad()
 
     def _moving(self) -> list[tuple[nn.Parameter, dict[str, Any]]]:
-        """What moves along directions, with its group."""
+        """Return the parameters that move along directions, each with its group."""
         groups = (group for group in self.param_groups if not group["exact"])
         return [(parameter, group) for group in groups for parameter in group["params"] if parameter.requires_grad]
 
     def _directions(
         self, moving: list[tuple[nn.Parameter, dict[str, Any]]]
     ) -> Iterator[tuple[nn.Parameter, Tensor, dict[str, Any]]]:
-        """(parameter, direction, its group) of this step, the same whenever asked; one direction at a time."""
-        draw = torch.Generator().manual_seed(derive(self.seed, self.param_groups[0]["done"]))
+        """Yield (parameter, direction, group) of this step, always the same ones; one direction is alive at a time."""
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.param_groups[0]["done"]))
         for parameter, group in moving:
-            direction = torch.randn(parameter.shape, generator=draw)
+            direction = torch.randn(parameter.shape, generator=generator)
             yield parameter, direction.to(parameter.device, parameter.dtype), group
+
+
+def _copy_back(moving: Iterable[tuple[nn.Parameter, dict[str, Any]]], before: Iterable[Tensor]) -> None:
+    for (parameter, _), position in zip(moving, before, strict=True):
+        parameter.copy_(position)

@@ -1,4 +1,4 @@
-"""Micro-batches: a step's rows pass through the model in parts, and the gradient is that of all of them together."""
+"""Micro-batches: the rows of a step pass through the model in parts, and the gradient equals that of the whole step."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from taskedge.training.generation import IGNORED
 
 
-def counted(batch: Mapping[str, Any]) -> int:
-    """How many labels a mean loss over the batch counts: its weight beside other parts of the step.
+def count_labels(batch: Mapping[str, Any]) -> int:
+    """Return the number of labels over which a batch's loss is a mean: its weight among the parts of a step.
 
-    Parts of a step weigh by what they hold and not all the same: the last part of an epoch has fewer rows.
+    Parts are weighted because they differ: the last part of an epoch has fewer rows.
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
@@ -22,7 +22,10 @@ def counted(batch: Mapping[str, Any]) -> int:
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether it is a causal language model: its loss shifts labels by one, and divides by their number if told it."""
+    """Return whether ``model`` is a causal language model.
+
+    The loss of such a model shifts the labels by one position, and divides by a number of labels that is passed to it.
+    """
     from transformers.loss.loss_utils import ForCausalLMLoss
 
     outputs = getattr(model, "get_output_embeddings", lambda: None)()

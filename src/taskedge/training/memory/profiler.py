@@ -1,7 +1,7 @@
-"""What each way of training would need, from steps of a few rows of the run's own data on its own model.
+"""Memory profiler: measures steps of a few rows and predicts the cost of every way to make a run.
 
-Bytes alive during a step rise by the same amount with every row, so small steps tell those of a large one, and time
-does so nearly. What is measured is put back: the run that follows is the same to the bit.
+The steps use the run's own rows and model. Everything that is measured is restored, so the run that follows has the
+same bits.
 """
 
 from __future__ import annotations
@@ -17,295 +17,304 @@ from typing import Any
 
 import torch
 
+# The training loop is imported for its size: the bytes of the process include all that a run imports.
+import taskedge.training.trainer  # noqa: F401
 from taskedge.backbone.blocks import blocks
 from taskedge.profiling.process_memory import (
-    TIGHT,
-    give_back,
-    hold,
+    TIGHT_THRESHOLD_BYTES,
     resident_bytes,
     return_freed_memory,
+    touch_weights,
+    trim_heap,
 )
-from taskedge.profiling.tensor_memory import LiveBytes, bytes_of
-from taskedge.training import trainer as fit
-from taskedge.training.memory.headroom import Room
-from taskedge.training.memory.measure_step import Pace, Pass, Session, undisturbed
-from taskedge.training.memory.options import Place, Rung, Way, loops, micro_batches, places
-from taskedge.training.memory.step_cost import Cost, Line, Memory, longest_of
-from taskedge.training.run import LOADED_BY, Run
-from taskedge.training.tasks import Batch, Row
+from taskedge.profiling.tensor_memory import LiveBytes, storage_bytes
+from taskedge.training.memory.extrapolate import (
+    LOOP_BYTES,
+    CostLine,
+    IdleMemory,
+    StepMeasurement,
+    Timing,
+    TrainedMemory,
+    expected_longest,
+    predict_memory,
+    predict_step_time,
+    steps_of_epoch,
+)
+from taskedge.training.memory.headroom import MemoryHeadroom
+from taskedge.training.memory.measure_phases import measure_evaluation, measure_selection
+from taskedge.training.memory.measure_step import MeasurementSession, PassMemory, SampleBatches, model_restored
+from taskedge.training.memory.options import MemoryOption
+from taskedge.training.memory.search_space import (
+    LoadConfig,
+    StepConfig,
+    iter_load_configs,
+    iter_recompute_options,
+    micro_batch_sizes,
+)
+from taskedge.training.memory.step_cost import ConfigCost
+from taskedge.training.run import RELOADING_SETTINGS, Run
 
-COMPILER = 120_000_000
-"""Bytes that numba with its compiled kernels takes where it is not loaded yet (measured, Linux x86)."""
+COMPILER_BYTES = 120_000_000
+"""Bytes that numba and its compiled kernels take in a process that has not loaded them (measured on Linux x86)."""
 
-LOOP = 5_000_000
-"""Bytes that the Trainer, its loader and its records take beside a step (measured, Linux x86)."""
+BRIEF_PASS_SECONDS = 1.5
+"""A pass with more rows follows only if it takes less. More rows predict a large pass better."""
 
-BRIEF = 1.5
-"""Seconds that a pass may take for one of more rows to follow: more rows tell more of a large pass."""
+Options = tuple[MemoryOption, ...]
 
 
 @dataclass(frozen=True)
-class Group:
-    """Ways that differ in the rows that pass at once only."""
+class ConfigGroup:
+    """Costs of configurations that share everything but the rows of a pass."""
 
-    place: Place
-    costs: list[Cost]
+    load: LoadConfig
+    costs: list[ConfigCost]
 
 
 @dataclass(frozen=True)
-class _Loop:
-    """One way to make a step, measured at a few numbers of rows."""
+class _Measuring:
+    """Everything that is open while the steps of one load configuration are measured."""
 
-    saved: Line
-    peak: Line
-    excess: int
-    wall: Line
-    cpu: Line
-    optimiser: Pace
-    resident: int
-    """Of the process between its passes, what trains included."""
-    compiled: int
-    """Of that, what a compiler has taken that was loaded to measure other ways."""
+    load: LoadConfig
+    session: MeasurementSession
+    selection: CostLine | None
+    evaluation: CostLine | None
 
 
-class Ladder:
-    """Measures a run's ways to train, group by group, as far as they are asked for.
+class MemoryProfiler:
+    """Measures the configurations of a run, group by group, as far as a caller iterates.
 
     Args:
-        run: its data are read and its base is loaded, if they were not.
-        budget: bytes that the measuring itself stays within as well; None for no limit.
-        on_group: told what is about to be measured.
+        run: the run. Its data is read and its base is loaded if they were not.
+        budget: bytes that the measurement stays within; None for no limit.
+        on_group: called with the name of a group before it is measured.
+
+    Attributes:
+        headroom: memory that the budget leaves.
+        min_step_bytes: resident set that the smallest step may need, for a budget without room to try it; 0 before
+            the first estimate.
+        compiler_bytes: bytes of the kernel compiler, if this measurement loaded it.
     """
 
     def __init__(self, run: Run, budget: int | None = None, on_group: Callable[[str], None] = lambda _: None) -> None:
-        assert fit  # the loop and all that it imports are there: part of the process, as they are when it trains
-        return_freed_memory(TIGHT)
-        self.run, self._on_group = run, on_group
-        self._process: int | None = None
-        run.data  # noqa: B018
-        give_back()
+        return_freed_memory(TIGHT_THRESHOLD_BYTES)
+        self.run = run
+        self._on_group = on_group
+        self._process_bytes: int | None = None
+        trim_heap()
         self._load(run)
-        self._rows, self._held_out = run.rows, run.eval_rows
-        self._lengths = [_length(row) for row in self._rows]
-        self.room = Room(budget)
-        self.loading = self.room.taken
-        self.least = 0
-        """Bytes that the smallest step may take, where the budget had no room to try it."""
-        self.compiled = 0
-        """Bytes that the compiler of the entries' kernel took when it was loaded here."""
+        run.encode_rows()
+        self.batches = SampleBatches(run)
+        run.eval_rows()  # encoded now: configurations share them
+        self.headroom = MemoryHeadroom(budget)
+        self._loading_bytes = self.headroom.baseline_bytes
+        self.min_step_bytes = 0
+        self.compiler_bytes = 0
 
-    def groups(
-        self, *, all_places: bool = False, go_on: Callable[[], bool] = lambda: True
-    ) -> Generator[Group, None, None]:
-        """The costs, cheapest first; places that change what is learnt last, and only with leave.
+    def iter_groups(
+        self, *, include_disallowed: bool = False, wants_more: Callable[[], bool] = lambda: True
+    ) -> Generator[ConfigGroup, None, None]:
+        """Yield the cost of configurations, cheapest load configuration first.
 
-        With ``all_places`` also one rung at a time without leave, each with the plainest way to make a step.
-        ``go_on`` is asked before each place.
+        Load configurations that change the result come last and only if ``--allow`` permits them.
+
+        Args:
+            include_disallowed: also measure each disallowed option alone, with the plainest step.
+            wants_more: called before each load configuration; False ends the iteration.
         """
-        settings, count = self.run.settings, len(blocks(self.run.base.model))
-        for place in places(settings, count):
-            allowed = Way(place.rungs, None).allowed(settings.allow)
-            if not (allowed or (all_places and len(place.rungs) < 2)):
+        settings, num_blocks = self.run.config, len(blocks(self.run.base.model))
+        for load in iter_load_configs(settings, num_blocks):
+            is_allowed = load.is_allowed(settings.allow)
+            if not (is_allowed or (include_disallowed and len(load.options) < 2)):
                 continue
-            if not go_on():
+            if not wants_more():
                 return
-            yield from self._groups_of(place, plainest=not allowed)
+            with ExitStack() as stack:
+                changed = self._enter(load, stack)
+                options = list(iter_recompute_options(changed.config, len(blocks(changed.base.model))))
+                yield from self._measure_load(load, changed, options if is_allowed else options[:1])
 
-    def _groups_of(self, place: Place, *, plainest: bool) -> Generator[Group, None, None]:
-        with ExitStack() as stack:
-            changed = self._enter(place, stack)
-            ways = list(loops(changed.settings, len(blocks(changed.base.model))))
-            yield from self._groups_at(place, changed, ways[:1] if plainest else ways)
+    def _enter(self, load: LoadConfig, stack: ExitStack) -> Run:
+        """Return the run with the overrides of ``load``. On exit the model is as before.
 
-    def _enter(self, place: Place, stack: ExitStack) -> Run:
-        """The run of that place; on leaving, the model is as it was. Never are two bases there at a time."""
-        changed = self.run.changed(place.changes, say=lambda _: None)
-        if LOADED_BY & place.changes.keys():
-            self.run.forget_base()
-            give_back()
+        There are never two bases in memory.
+        """
+        changed = self.run.with_config(load.changes, log=lambda _: None)
+        if RELOADING_SETTINGS & load.changes.keys():
+            self.run.release_base()
+            trim_heap()
             self._load(changed)
 
-            def back() -> None:
-                changed.forget_base()
-                give_back()
+            def reload() -> None:
+                changed.release_base()
+                trim_heap()
                 self._load(self.run)
 
-            stack.callback(back)
-        stack.enter_context(undisturbed(changed.base.model))
+            stack.callback(reload)
+        stack.enter_context(model_restored(changed.base.model))
         return changed
 
     def _load(self, run: Run) -> None:
-        """Loads the base, and notes what the idle process is then."""
-        self._base = hold(run.base.model)
-        give_back()
-        if self._process is None:  # what later ones find is not that of a process that has done nothing
-            self._process = max(0, resident_bytes() - self._base)
+        """Load the base. The first time, also note the bytes of the process without it."""
+        run.load_base()
+        self._base_bytes = touch_weights(run.base.model)
+        trim_heap()
+        if self._process_bytes is None:  # later the process also holds what measuring has left
+            self._process_bytes = max(0, resident_bytes() - self._base_bytes)
 
-    def _groups_at(self, place: Place, run: Run, waiting: list[tuple[Rung, ...]]) -> Generator[Group, None, None]:
-        alone = self._batch(1, max(self._lengths))
-        count = max(len(blocks(run.base.model)), 1)
+    def _measure_load(self, load: LoadConfig, run: Run, waiting: list[Options]) -> Generator[ConfigGroup, None, None]:
+        """Measure the steps of one load configuration that the headroom permits, in the given order."""
+        one_row = self.batches.batch(1, self.batches.longest)
+        num_blocks = max(len(blocks(run.base.model)), 1)
         with LiveBytes() as live, torch.no_grad():
-            run.base.model(**alone)
-        bounds = {True: live.peak + 3 * live.made // count, False: live.made}  # by whether blocks are recomputed
-        selection, evaluation = self._selection(run), self._evaluation(run)
-        session = Session(run, alone)
-        if not self.least:
-            self.room.take_note()
+            run.base.model(**one_row)
+        max_bytes_recomputed = live.peak + 3 * live.allocated // num_blocks
+        max_bytes_kept = live.allocated
+        selection = measure_selection(run, self.batches, self.headroom)
+        evaluation = measure_evaluation(run, self.headroom)
+        session = MeasurementSession(run, one_row)
+        if not self.min_step_bytes:
+            self.headroom.set_baseline()
+        measuring = _Measuring(load, session, selection, evaluation)
         try:
-            least = resident_bytes() + min(bounds.values()) + LOOP
-            self.least = min(self.least or least, least)
-            while ready := [loop for loop in waiting if self.room.has(bounds[_forgets(loop)])]:
-                waiting.remove(loop := ready[0])
-                self._on_group(Way((*place.rungs, *loop), None).name)
-                found = self._measure(session, loop, spared=True)
-                if _forgets(loop):  # tells better what all blocks keep than what all of them make
-                    inner = found.peak.at(1) - found.saved.at(1)
-                    bounds[False] = min(bounds[False], round(found.saved.at(1) + inner * count))
-                yield Group(place, self._costs(place, session, loop, found, selection, evaluation))
+            smallest = resident_bytes() + min(max_bytes_recomputed, max_bytes_kept) + LOOP_BYTES
+            self.min_step_bytes = min(self.min_step_bytes or smallest, smallest)
+            while True:
+                ready = [
+                    options
+                    for options in waiting
+                    if self.headroom.fits(max_bytes_recomputed if _recomputes_blocks(options) else max_bytes_kept)
+                ]
+                if not ready:
+                    return
+                options = ready[0]
+                waiting.remove(options)
+                self._on_group(StepConfig((*load.options, *options), None).name)
+                measured = self._measure(session, options, low_memory=True)
+                if _recomputes_blocks(options):
+                    # a better bound on what all blocks keep than everything that they allocate
+                    within_block = measured.peak.at(1) - measured.saved.at(1)
+                    max_bytes_kept = min(max_bytes_kept, round(measured.saved.at(1) + within_block * num_blocks))
+                yield ConfigGroup(load, self._costs(measuring, options, measured))
         finally:
             session.close()
 
-    def _costs(
-        self, place: Place, session: Session, loop: tuple[Rung, ...], found: _Loop,
-        selection: Line | None, evaluation: Line | None,
-    ) -> list[Cost]:  # fmt: skip
+    def _costs(self, measuring: _Measuring, options: Options, measured: StepMeasurement) -> list[ConfigCost]:
+        """Predict the cost for every number of rows per pass."""
+        session = measuring.session
         run, costs = session.run, []
-        for rows in micro_batches(run.settings, loop):
-            way = Way((*place.rungs, *loop), rows)
-            taking, measured, extra = run.changed(way.changes), found, 0
-            if _compiles(taking):
-                extra = 0 if "numba" in sys.modules else COMPILER
-                if not extra or self.room.has(round(found.peak.at(run.settings.batch_size)) + extra):
-                    measured = self._measure(session, loop, spared=False)
-                    self.compiled += measured.resident - found.resident if extra else 0
-                    extra = 0
-            memory = self._memory(taking, session, measured, extra, selection, evaluation)
-            costs.append(
-                Cost(
-                    way=way.name, changes=way.changes, exact=way.exact, allowed=way.allowed(run.settings.allow),
-                    memory=memory, **self._time(taking, measured),
-                )
-            )  # fmt: skip
+        for micro_batch in micro_batch_sizes(run.config, options):
+            config = StepConfig((*measuring.load.options, *options), micro_batch)
+            changed, own, compiler_bytes = run.with_config(config.changes), measured, 0
+            if _uses_compiler(changed):
+                compiler_bytes = 0 if "numba" in sys.modules else COMPILER_BYTES
+                largest = round(measured.peak.at(run.config.batch_size)) + compiler_bytes
+                if not compiler_bytes or self.headroom.fits(largest):
+                    own = self._measure(session, options, low_memory=False)
+                    if compiler_bytes:
+                        self.compiler_bytes += own.resident - measured.resident
+                    compiler_bytes = 0
+            else:
+                compiler_bytes = -own.compiler  # as in a run that never loads the compiler
+            costs.append(self._predict(changed, config, measuring, own, compiler_bytes))
         return costs
 
-    def _measure(self, session: Session, loop: tuple[Rung, ...], *, spared: bool) -> _Loop:
-        """Passes of few rows, the fewest first, and no more than there is room for."""
-        most, longest = session.run.settings.batch_size, max(self._lengths)
-        changes: dict[str, Any] = {rung.setting: rung.value for rung in loop} | ({"micro_batch": 1} if spared else {})
-        passes = list[tuple[int, Pass]]()
-        for rows in (1, 2, 4):
-            line = Line(tuple((at, one.peak) for at, one in passes))
-            if passes and (rows > most or not self.room.has(round(line.at(rows)))):
-                break
-            start = time.perf_counter()
-            passes.append((rows, session.held(self._batch(rows, longest), changes)))
-            if rows > 1 and time.perf_counter() - start > BRIEF:
-                break
-        line = Line(tuple((at, one.peak) for at, one in passes))
-        typical = longest_of(self._lengths, most)
-        rows, paces = min(2, most), list[tuple[int, Pace]]()
-        while not paces or (rows <= most and self.room.has(round(line.at(rows)))):
-            paces.append((rows, session.pace(self._batch(rows, typical), changes)))
-            rows *= 2
-            if paces[-1][1].wall * 2 > BRIEF and len(paces) > 1:
-                break
-        optimiser = session.optimiser_pace()
-        give_back()
-        ends = paces if len(paces) < 2 else [paces[0], paces[-1]]
-        return _Loop(
-            saved=Line(tuple((at, one.saved) for at, one in passes)),
-            peak=line,
-            excess=max(one.excess for _, one in passes),
-            wall=Line(tuple((at, pace.wall) for at, pace in ends)),
-            cpu=Line(tuple((at, pace.cpu) for at, pace in ends)),
-            optimiser=optimiser,
+    def _predict(
+        self, run: Run, config: StepConfig, measuring: _Measuring, measured: StepMeasurement, compiler_bytes: int
+    ) -> ConfigCost:
+        settings, session = run.config, measuring.session
+        rows, lengths = settings.trainer_config().rows_per_pass, self.batches.lengths
+        step_rows = settings.batch_size * settings.accumulate
+        row_bytes = storage_bytes(self.batches.batch(1, self.batches.longest).values())
+        assert self._process_bytes is not None
+        memory = predict_memory(
+            measured,
+            IdleMemory(self._process_bytes, self._base_bytes, self._loading_bytes),
+            TrainedMemory(session.state, session.head, session.backup_bytes),
+            rows=rows,
+            input_bytes=round(row_bytes * (step_rows + rows)),
+            compiler_bytes=compiler_bytes,
+            selection_bytes=_rounded(measuring.selection, run.rows_per_calibration_batch),
+            evaluation_bytes=_rounded(measuring.evaluation, rows),
+        )
+        time = predict_step_time(
+            measured, lengths, rows=rows, batch_size=settings.batch_size, accumulate=settings.accumulate
+        )
+        epoch_steps = steps_of_epoch(len(lengths), settings.batch_size, settings.accumulate)
+        return ConfigCost(
+            config=config.name,
+            changes=config.changes,
+            exact=config.is_exact,
+            allowed=config.is_allowed(settings.allow),
+            memory=memory,
+            seconds=time.wall,
+            cpu_seconds=time.cpu,
+            steps=math.ceil(epoch_steps * settings.epochs),
+            threads=torch.get_num_threads(),
+        )
+
+    def _measure(self, session: MeasurementSession, options: Options, *, low_memory: bool) -> StepMeasurement:
+        """Measure passes of few rows, fewest first, as far as the headroom permits."""
+        max_rows = session.run.config.batch_size
+        changes: dict[str, Any] = {option.setting: option.value for option in options}
+        if low_memory:
+            changes["micro_batch"] = 1
+        passes = self._measure_memory(session, changes, max_rows)
+        peak = CostLine(tuple((rows, memory.peak) for rows, memory in passes))
+        timings = self._measure_time(session, changes, max_rows, peak)
+        optimizer = session.measure_optimizer_time()
+        trim_heap()
+        return StepMeasurement(
+            saved=CostLine(tuple((rows, memory.saved) for rows, memory in passes)),
+            peak=peak,
+            excess=max(memory.excess for _, memory in passes),
+            wall=CostLine(tuple((rows, timing.wall) for rows, timing in timings)),
+            cpu=CostLine(tuple((rows, timing.cpu) for rows, timing in timings)),
+            optimizer=optimizer,
             resident=resident_bytes(),
-            compiled=self.compiled,
+            compiler=self.compiler_bytes,
         )
 
-    def _memory(
-        self, run: Run, session: Session, found: _Loop, extra: int,
-        selection: Line | None, evaluation: Line | None,
-    ) -> Memory:  # fmt: skip
-        """The part of the run that has the peak, by kind."""
-        rows, step_rows = run.settings.fit().passes[0], run.settings.batch_size * run.settings.accumulate
-        inputs = round(bytes_of(self._batch(1, max(self._lengths)).values()) * (step_rows + rows))
-        assert self._process is not None
-        runtime = found.resident - self._process - self._base - session.state - session.copies + found.excess
-        runtime += extra if _compiles(run) else -found.compiled  # as in a run that never loaded the compiler
-        idle = {"process": self._process, "base": self._base, "runtime": max(0, runtime) + LOOP}
-        trains = {"entries": session.state - session.head, "head": session.head}
-        saved = round(found.saved.at(rows))
-        nothing = {"entries": 0, "head": 0, "saved": 0}
-        step = Memory(**idle, **trains, saved=saved + inputs, temporary=max(0, round(found.peak.at(rows)) - saved))
-        parts = [step]
-        if selection is not None:
-            parts.append(
-                Memory(**idle, **nothing, temporary=round(selection.at(run.selected_at_once)), part="selection")
-            )
-        if evaluation is not None:
-            parts.append(Memory(**idle, **trains, saved=0, temporary=round(evaluation.at(rows)), part="evaluation"))
-        rest = max(0, self.loading - self._process - self._base)
-        parts.append(Memory(self._process, self._base, 0, **nothing, temporary=rest, part="loading"))
-        return max(parts, key=lambda part: part.peak)
-
-    def _time(self, run: Run, found: _Loop) -> dict[str, Any]:
-        """Seconds of a step by either clock, and the steps of the run."""
-        s, count = run.settings, len(self._rows)
-        rows = s.fit().passes[0]
-        of_epoch = math.ceil(count / (s.batch_size * s.accumulate))
-        passes = count / rows / of_epoch
-        share = longest_of(self._lengths, rows) / longest_of(self._lengths, s.batch_size)  # fewer rows, less padding
-        return {
-            "seconds": passes * found.wall.at(rows * share) + found.optimiser.wall,
-            "cpu_seconds": passes * found.cpu.at(rows * share) + found.optimiser.cpu,
-            "steps": math.ceil(of_epoch * s.epochs),
-            "threads": torch.get_num_threads(),
-        }
-
-    def _selection(self, run: Run) -> Line | None:
-        """Bytes that are alive at most while entries are chosen, by the rows of a calibration batch."""
-        if run.settings.form == "lora":
-            return None
-        return self._alive(lambda rows: run.choose([self._batch(rows, max(self._lengths))]), len(self._rows))
-
-    def _evaluation(self, run: Run) -> Line | None:
-        """The same while the result is measured, by the rows that pass at once."""
-        if not self._held_out:
-            return None
-        ordered = sorted(self._held_out, key=_length, reverse=True)
-        task, base = run.task, run.base
-        return self._alive(
-            lambda rows: task.evaluate(base.model, base, ordered[:rows], rows, lambda _: None), len(ordered)
-        )
-
-    def _alive(self, work: Callable[[int], object], most: int) -> Line:
-        points: list[tuple[float, float]] = []
-        for rows in range(1, min(2, most) + 1):
-            if points and not self.room.has(2 * round(points[0][1])):
+    def _measure_memory(
+        self, session: MeasurementSession, changes: dict[str, Any], max_rows: int
+    ) -> list[tuple[int, PassMemory]]:
+        """Return the bytes of passes of 1, 2 and 4 of the longest rows."""
+        passes: list[tuple[int, PassMemory]] = []
+        for rows in (1, 2, 4):
+            if passes:
+                line = CostLine(tuple((earlier, memory.peak) for earlier, memory in passes))
+                if rows > max_rows or not self.headroom.fits(round(line.at(rows))):
+                    break
+            start = time.perf_counter()
+            passes.append((rows, session.measure_memory(self.batches.batch(rows, self.batches.longest), changes)))
+            if rows > 1 and time.perf_counter() - start > BRIEF_PASS_SECONDS:
                 break
-            with LiveBytes() as live:
-                work(rows)
-            points.append((rows, live.peak))
-        return Line(tuple(points))
+        return passes
 
-    def _batch(self, rows: int, length: float) -> Batch:
-        """Rows of which the longest is the nearest to that length, the others shorter: so they need padding."""
-        first = min(self._rows, key=lambda row: abs(_length(row) - length))
-        others = sorted((row for row in self._rows if _length(row) <= _length(first)), key=_length)
-        middle = others[len(others) // 2]
-        return self.run.collate([first, *[middle] * (rows - 1)])
-
-
-def _length(row: Row) -> int:
-    """Tokens; 1 for an image, which all are of one size."""
-    return len(row.get("input_ids", "1"))
-
-
-def _forgets(loop: tuple[Rung, ...]) -> bool:
-    return any(rung.value == "blocks" for rung in loop)
+    def _measure_time(
+        self, session: MeasurementSession, changes: dict[str, Any], max_rows: int, peak: CostLine
+    ) -> list[tuple[int, Timing]]:
+        """Return the time of the smallest and the largest pass of rows of typical length."""
+        typical = expected_longest(self.batches.lengths, max_rows)
+        timings: list[tuple[int, Timing]] = []
+        rows = min(2, max_rows)
+        while not timings or (rows <= max_rows and self.headroom.fits(round(peak.at(rows)))):
+            timings.append((rows, session.measure_time(self.batches.batch(rows, typical), changes)))
+            rows *= 2
+            if timings[-1][1].wall * 2 > BRIEF_PASS_SECONDS and len(timings) > 1:
+                break
+        return timings if len(timings) < 2 else [timings[0], timings[-1]]
 
 
-def _compiles(run: Run) -> bool:
-    """Whether the run takes numba's kernel, and so its compiler."""
-    return not run.settings.fit().sparing and run.settings.form != "lora" and find_spec("numba") is not None
+def _recomputes_blocks(options: Options) -> bool:
+    return any(option.value == "blocks" for option in options)
+
+
+def _rounded(line: CostLine | None, rows: int) -> int | None:
+    return None if line is None else round(line.at(rows))
+
+
+def _uses_compiler(run: Run) -> bool:
+    """Return whether the run uses numba's kernel, and so its compiler."""
+    settings = run.config
+    return not settings.trainer_config().low_memory and settings.form != "lora" and find_spec("numba") is not None

@@ -1,32 +1,35 @@
-"""Blocks in turn: for some steps only one block's entries train, and backpropagation ends at it.
+"""Block rotation on one device: for some steps only one block trains, and backpropagation ends at it.
 
-One device does over time what a fleet does at once (LoLa DEFT, arXiv 2407.09873): each step pays for the depth of its
-block only, and the deepest costs what a step of all blocks costs. Turns on one device are ours.
+Each step pays for the depth of its block only; the deepest block costs as much as a step that trains all blocks.
+
+Source: LoLa DEFT (arXiv 2407.09873) trains the blocks at once on different devices. Rotation on one device: this
+project.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
-from transformers import TrainerCallback
 
 from taskedge.backbone.blocks import Block, blocks
 from taskedge.errors import InputError
+from taskedge.training.callbacks import Callback, TrainState
 
 
 class Rotation:
-    """Says whose turn it is: blocks with something to train, the one nearest the output first, then again.
+    """Selects the block that trains: blocks with trainable parameters, nearest the output first, in a cycle.
 
-    What trains outside the blocks (the head) trains in every turn. An optimiser that leaves parameters without gradient
-    alone, as torch's do, keeps the state of the others as it was.
+    Trainable parameters outside the blocks (the head) train in every step. Torch optimizers skip parameters without
+    gradient, so the optimizer state of inactive blocks, including step counts, is left unchanged.
 
     Args:
-        model: what is to train in it requires gradients now, in whatever form.
-        steps: optimiser steps of one turn.
+        model: its trainable parameters, in whatever form, require gradients now.
+        steps: optimizer steps for which one block trains.
+
+    Attributes:
+        blocks: the blocks of the cycle, in order.
 
     Raises:
-        InputError: fewer than two blocks have something to train.
+        InputError: fewer than two blocks have trainable parameters, or ``steps`` is below 1.
     """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
@@ -42,34 +45,44 @@ class Rotation:
                 self._trained.append(trained)
         if len(self.blocks) < 2:
             raise InputError(
-                f"{type(model).__name__} has {len(self.blocks)} blocks with something to train, and turns need two: "
-                "leave rotate at 0"
+                f"{type(model).__name__} has {len(self.blocks)} blocks with something to train, and rotation needs "
+                "two: leave rotate at 0"
             )
 
     def begin(self, step: int) -> Block:
-        """From now on only the block whose turn it is at optimiser step ``step`` (from 0) requires gradients."""
-        turn = step // self.steps % len(self.blocks)
-        for place, parameters in enumerate(self._trained):
+        """Make only the block of optimizer step ``step`` (from 0) require gradients, and return it."""
+        active = step // self.steps % len(self.blocks)
+        for index, parameters in enumerate(self._trained):
             for parameter in parameters:
-                parameter.requires_grad_(place == turn)
-        return self.blocks[turn]
+                parameter.requires_grad_(index == active)
+        return self.blocks[active]
 
     def end(self) -> None:
-        """All that trains at some time requires gradients again: so it is saved, counted and extracted."""
-        for parameter in (parameter for parameters in self._trained for parameter in parameters):
-            parameter.requires_grad_(True)
+        """Make the parameters of all blocks require gradients again, so that they are saved, counted and extracted."""
+        for parameters in self._trained:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
 
 
-class Rotate(TrainerCallback):  # type: ignore[misc]
-    """A :class:`Rotation` in the Trainer, by its count of steps, so that a resumed run goes on in the same turn."""
+class RotationCallback(Callback):
+    """Rotates blocks by the step count of the training loop, so that a resumed run continues the cycle.
+
+    Args:
+        model: see :class:`Rotation`.
+        steps: optimizer steps for which one block trains.
+    """
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         self._rotation = Rotation(model, steps)
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Before the first part of the step's batch."""
-        self._rotation.begin(int(state.global_step))
+    def on_step_begin(self, state: TrainState) -> None:
+        """Activate one block before the first pass of a step."""
+        self._rotation.begin(state.step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """After the optimiser, and before a checkpoint is written."""
+    def on_step_end(self, state: TrainState) -> None:
+        """Activate all blocks after the optimizer, before a checkpoint is written."""
+        self._rotation.end()
+
+    def on_train_end(self) -> None:
+        """Activate all blocks, also after an error within a step."""
         self._rotation.end()

@@ -1,4 +1,4 @@
-"""Whether this machine trains correctly and as fast as it could, and if not, why."""
+"""Checks of the installation: does this machine train correctly, and as fast as it can?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from importlib import metadata
 
 import torch
 
-from taskedge.forms.kernels import EntryIndex, choose, entry_gradient, using
+from taskedge.forms.kernels import EntryIndex, choose_kernel, entry_gradient, force_kernel
 
 OK, SLOW, BROKEN = "ok", "slow", "broken"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. ``advice`` says what to do where it is not ok."""
+    """Result of one check.
+
+    Attributes:
+        subject: what was checked.
+        state: OK, SLOW or BROKEN.
+        found: the observation.
+        advice: what to do, if the state is not OK.
+    """
 
     subject: str
     state: str
@@ -26,8 +33,8 @@ class Finding:
     advice: str = ""
 
 
-def examine() -> list[Finding]:
-    """Looks at versions, threads, kernels, memory and arithmetic; takes a few seconds."""
+def check_installation() -> list[Finding]:
+    """Check versions, threads, kernels, memory and arithmetic. This takes a few seconds."""
     return [_versions(), _threads(), *_kernels(), _allocation(), _memory(), _bfloat16()]
 
 
@@ -38,12 +45,13 @@ def _versions() -> Finding:
 
 
 def _threads() -> Finding:
-    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    threads = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     found = f"torch uses {threads} of {cores or os.cpu_count()} cores"
     if cores and threads > cores:
-        return Finding("threads", SLOW, found, f"more threads than cores fight each other: --threads {cores}")
+        return Finding("threads", SLOW, found, f"more threads than cores slow each other down: --threads {cores}")
     if cores and threads < cores:
-        cause = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "torch was told so"
+        cause = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "set in torch"
         return Finding("threads", SLOW, f"{found} ({cause})", f"--threads {cores} uses them all")
     return Finding("threads", OK, found)
 
@@ -55,10 +63,10 @@ def _kernels() -> list[Finding]:
     x = torch.randn(tokens, stored, generator=generator)
     index = EntryIndex(torch.arange(out), torch.randint(stored, (out,), generator=generator), out)
     exact = (dy.double().t() @ x.double())[index.rows, index.columns]
-    with using("gather"):
+    with force_kernel("gather"):
         portable = _milliseconds(lambda: entry_gradient(dy, x, index))
     best = _milliseconds(lambda: entry_gradient(dy, x, index))
-    name = type(choose(dy, x, index)).__name__.lower()
+    name = type(choose_kernel(dy, x, index)).__name__.lower()
     error = float((entry_gradient(dy, x, index) - exact).norm() / exact.norm())
     right = Finding("gradients", OK if error < 1e-4 else BROKEN, f"{error:.1e} from float64 by the {name} kernel",
                     "" if error < 1e-4 else "do not train on this machine; report it")  # fmt: skip
@@ -72,7 +80,7 @@ def _kernels() -> list[Finding]:
 
 
 def _allocation() -> Finding:
-    """A fresh large tensor against one that is written again: what page faults cost."""
+    """Compare a new large tensor with one that is overwritten: the difference is the cost of page faults."""
     source = torch.ones(6_000_000)
     target = torch.empty_like(source)
     fresh, reused = _milliseconds(source.clone), _milliseconds(lambda: target.copy_(source))
@@ -81,7 +89,7 @@ def _allocation() -> Finding:
         return Finding(
             "allocation", SLOW, found,
             "page faults: export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296 "
-            "(memory is then kept and not given back)",
+            "(memory is then kept and not returned to the system)",
         )  # fmt: skip
     return Finding("allocation", OK, found)
 
@@ -89,7 +97,7 @@ def _allocation() -> Finding:
 def _memory() -> Finding:
     available = available_memory()
     if available is None:
-        return Finding("memory", OK, "this system does not say what is free")
+        return Finding("memory", OK, "this system does not report free memory")
     found = f"{available / 1e9:.1f} GB free"
     if available < 500e6:
         return Finding("memory", SLOW, found, "smaller batches and a lower --max-length need less")
@@ -97,7 +105,7 @@ def _memory() -> Finding:
 
 
 def available_memory() -> int | None:
-    """Bytes that a process may still take without swapping, where the system says so."""
+    """Return the bytes that a process can still use without swapping; None if the system does not report them."""
     try:
         with open("/proc/meminfo") as file:  # noqa: PTH123
             fields = dict(line.split(":") for line in file)
@@ -115,11 +123,11 @@ def _bfloat16() -> Finding:
 
 
 def _milliseconds(work: Callable[[], object], repeats: int = 9) -> float:
-    """Wall time in ms: the least of several, since whatever else runs here can only add to it."""
+    """Return the wall time in ms: the minimum of several, since other processes can only add to it."""
     work()
-    taken = []
+    seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()
         work()
-        taken.append(time.perf_counter() - begin)
-    return 1e3 * min(taken)
+        seconds.append(time.perf_counter() - begin)
+    return 1e3 * min(seconds)

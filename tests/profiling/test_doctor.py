@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from taskedge.forms import kernels
-from taskedge.profiling import health
-from taskedge.profiling.health import BROKEN, OK, SLOW, examine
+from taskedge.profiling import doctor
+from taskedge.profiling.doctor import BROKEN, OK, SLOW, check_installation
 
 
 def test_all_is_right_here():
-    findings = {finding.subject: finding for finding in examine()}
+    findings = {finding.subject: finding for finding in check_installation()}
     assert list(findings) == [
         "versions", "threads", "gradients", "kernel", "allocation", "memory", "bfloat16",
     ]  # fmt: skip
@@ -25,16 +25,16 @@ def test_all_is_right_here():
 
 
 def test_without_numba_the_kernel_is_slow(monkeypatch):
-    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "serves", lambda self, grad_output, columns, index: False)
-    right, speed = health._kernels()
+    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "supports", lambda self, grad_output, columns, index: False)
+    right, speed = doctor._kernels()
     assert right.state == OK
     assert speed.state == SLOW
     assert "pip install 'taskedge[fast]'" in speed.advice
 
 
 def test_wrong_gradients_are_broken(monkeypatch):
-    monkeypatch.setattr(health, "entry_gradient", lambda dy, x, index: torch.zeros(len(index.rows)))
-    right = health._kernels()[0]
+    monkeypatch.setattr(doctor, "entry_gradient", lambda dy, x, index: torch.zeros(len(index.rows)))
+    right = doctor._kernels()[0]
     assert right.state == BROKEN
     assert "do not train on this machine" in right.advice
 
@@ -45,18 +45,18 @@ def test_wrong_gradients_are_broken(monkeypatch):
 )
 def test_threads(monkeypatch, threads, cores, state, advice):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(health.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    finding = health._threads()
+    monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    finding = doctor._threads()
     assert finding.state == state
     assert advice in finding.advice
 
 
 @pytest.mark.parametrize(("free", "state"), [(None, OK), (8e9, OK), (100e6, SLOW)])
 def test_memory(monkeypatch, free, state):
-    monkeypatch.setattr(health, "available_memory", lambda: free)
-    assert health._memory().state == state
+    monkeypatch.setattr(doctor, "available_memory", lambda: free)
+    assert doctor._memory().state == state
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 def test_available_memory():
-    assert 0 < health.available_memory() < 2**50
+    assert 0 < doctor.available_memory() < 2**50
