@@ -1,1 +1,1 @@
-"""Carries a plan out: a coordinator, devices that each train their blocks on their own data, and what they say."""
+"""Cooperative fine-tuning: a coordinator, devices that train blocks on their own data, and their messages."""

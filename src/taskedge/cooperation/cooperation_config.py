@@ -1,216 +1,237 @@
-"""How a cooperative run trains. The only place where these names and defaults stand."""
+"""Settings of a cooperative run. The only place of their defaults and help texts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from taskedge.errors import InputError, did_you_mean
-from taskedge.training.trainer_config import FitSettings
-
-MODES = ("deft", "replicate", "fedavg")
-HEADS = ("every", "first")
-LOCAL_OPTIMISERS = ("sgd", "adamw")
+from taskedge.errors import InputError
+from taskedge.training.config import Config
+from taskedge.training.trainer_config import trainer_field
 
 
-@dataclass(frozen=True)
-class CooperateSettings:
-    """Settings of one run; checked when they are made, every fault in one message."""
+class CooperationConfig(Config):
+    """Settings of one cooperative run.
 
-    # what trains
+    The default values of learning rate, batch size and schedule are those of a run on one machine
+    (:class:`taskedge.training.trainer_config.TrainerConfig`).
+    """
+
+    old_names: ClassVar[Mapping[str, str]] = {
+        "turns": "rotation_slack",
+        "passing": "traversal_slack",
+        "local_optimiser": "local_optimizer",  # codespell:ignore
+        "optimiser": "server_optimizer",  # codespell:ignore
+        "least_deadline": "min_deadline",
+        "follow_pace": "calibrate",
+        "drift": "replan_drift",
+    }
+
+    # what is trained
     budget: Annotated[str | float, Field(description="Share of the model's parameters to train.")] = "0.1%"
-    per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.")] = None
-    rule: Annotated[str, Field(description="What ranks the weights; one that looks at inputs or at no data.")] = (
-        "taskedge"
-    )
-    allocation: Annotated[str, Field(description="How they are spread.")] = "per_neuron"
-    max_columns: Annotated[int | None, Field(description="Most distinct inputs used per linear: a cap on memory.")] = (
-        None
-    )
-    step: Annotated[str, Field(description="'activation' scales steps by the inverse input norm; or 'plain'.")] = (
-        "activation"
-    )
+    per_neuron: Annotated[
+        int | None, Field(description="Number of entries to train per neuron, instead of a budget.")
+    ] = None
+    rule: Annotated[
+        str, Field(description="Rule that ranks the weights; it may use statistics of inputs, or no data.")
+    ] = "taskedge"
+    allocation: Annotated[str, Field(description="How the entries are distributed over the model.")] = "per_neuron"
+    max_columns: Annotated[
+        int | None, Field(description="Largest number of distinct inputs used per linear layer; limits memory.")
+    ] = None
+    step: Annotated[
+        Literal["activation", "plain"],
+        Field(description="'activation' scales steps by the inverse norm of the inputs; 'plain' does not."),
+    ] = "activation"
     calibration: Annotated[
-        int, Field(description="Batches that the selection looks at, over all devices together.")
+        int, Field(description="Batches of data that the selection uses, over all devices together.")
     ] = 8
 
     # who trains it
     mode: Annotated[
-        str,
+        Literal["deft", "replicate", "fedavg"],
         Field(
-            description="'deft': each block on one device; 'replicate': on several; 'fedavg': every block on every "
-            "device."
+            description="'deft': each block on one device; 'replicate': each on several; 'fedavg': all blocks on all "
+            "devices."
         ),
     ] = "deft"
-    copies: Annotated[int, Field(description="Devices that a block is on with mode 'replicate'.")] = 2
+    copies: Annotated[int, Field(description="Number of devices per block with mode 'replicate'.", ge=1)] = 2
     blocks: Annotated[
-        int | None, Field(description="Merge neighbouring layers into so many blocks.  [default: one for each layer]")
+        int | None,
+        Field(description="Merge neighboring layers into this number of blocks.  [default: one block per layer]"),
     ] = None
-    solver: Annotated[str, Field(description="What plans the rounds (docs/planning.md).")] = "joint"
-    turns: Annotated[
+    solver: Annotated[str, Field(description="Solver that plans the rounds (docs/planning.md).")] = "joint"
+    rotation_slack: Annotated[
         float,
         Field(
-            description="By what share a round may take longer so that devices take turns with the blocks, and every "
-            "block learns from all data; 0: the plan stays as it is."
+            description="Allowed slowdown of a round (fraction) for rotating blocks among devices; 0 disables "
+            "rotation.",
+            ge=0,
         ),
     ] = 0.1
-    passing: Annotated[
+    traversal_slack: Annotated[
         float,
         Field(
-            description="By what share a round may take longer so that devices also answer for blocks that their "
-            "backpropagation passes on its way; 0: each answers for its own blocks alone."
+            description="Allowed slowdown of a round (fraction) for devices to also train blocks that their "
+            "backpropagation traverses; 0 disables this.",
+            ge=0,
         ),
     ] = 0.1
     head: Annotated[
-        str,
+        Literal["every", "first"],
         Field(
-            description="'every': every device with a task trains the head, too; 'first': the one with the first block."
+            description="'every': all devices that have a task train the head as well; 'first': only those that train "
+            "the first block."
         ),
     ] = "every"
     active_share: Annotated[
         float,
-        Field(description="Share of the trained linears that stay active (kill and revive), such as 1/8; 1: all."),
+        Field(
+            description="Share of the trained linear layers that stay active, such as 1/8; the others are frozen and "
+            "tried again at times. 1: all are active.",
+            gt=0,
+            le=1,
+        ),
     ] = 1.0
-    devices: Annotated[int, Field(description="How many devices to wait for before the first round.")] = 1
+    devices: Annotated[int, Field(description="Number of devices to wait for before the first round.", ge=1)] = 1
     wait_seconds: Annotated[
-        float, Field(description="How long to wait for devices that are missing, before the run gives up.")
+        float,
+        Field(description="Seconds to wait for missing devices before the run stops.", gt=0, allow_inf_nan=True),
     ] = 60.0
 
-    # how
-    rounds: Annotated[int, Field(description="Rounds; each ends in one step of the server's optimiser.")] = 100
-    batch_size: Annotated[int, Field(description="Rows in a batch.")] = FitSettings.batch_size
-    accumulate: Annotated[int, Field(description="Batches per local step.")] = 1
+    # how it is trained
+    rounds: Annotated[
+        int, Field(description="Number of rounds; each ends in one step of the server optimizer.", ge=1)
+    ] = 100
+    batch_size: int = trainer_field("batch_size", description="Rows in a batch.")
+    accumulate: int = trainer_field("accumulate", description="Batches per local step.")
     local_steps: Annotated[
         int,
         Field(
-            description="1: devices answer with a gradient; more: they step by themselves and answer with new values."
+            description="Optimizer steps of a device in a round. 1: devices send a gradient; more: they update their "
+            "own values and send these.",
+            ge=1,
         ),
     ] = 1
-    local_optimiser: Annotated[str, Field(description="With more than one local step: 'sgd' or 'adamw'.")] = "sgd"
+    local_optimizer: Annotated[
+        Literal["sgd", "adamw"], Field(description="Optimizer on the devices, with more than one local step.")
+    ] = "sgd"
     upload: Annotated[
-        str,
+        Literal["float8", "bfloat16", "float32"],
         Field(
-            description="What answers are sent as: 'float8' or 'bfloat16' for a quarter or half of the bytes, or "
-            "'float32' to the last bit."
+            description="Number format of what devices send: 'float8' needs a quarter and 'bfloat16' half of the bytes "
+            "of 'float32', which is exact."
         ),
     ] = "float8"
-    optimiser: Annotated[
-        str | None,
-        Field(description="The server's.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) for values]"),
-    ] = None
-    lr: Annotated[
-        float,
+    server_optimizer: Annotated[
+        Literal["sgd", "fedavgm", "fedadam", "fedadamw"] | None,
         Field(
-            description="Peak learning rate of whoever applies gradients: the server, or with more than one local step "
-            "the devices."
+            description="Optimizer of the coordinator.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) "
+            "for values]"
         ),
-    ] = FitSettings.lr
-    head_lr: Annotated[float | None, Field(description="That of what trains whole, if it is another.")] = None
+    ] = None
+    lr: float = trainer_field(
+        "lr",
+        description="Peak learning rate of the side that applies gradients: the coordinator, or with more than one "
+        "local step the devices.",
+        ge=None,
+        gt=0,
+    )
+    head_lr: Annotated[
+        float | None,
+        Field(description="Peak learning rate of the fully trained parameters (the head).  [default: lr]"),
+    ] = None
     server_lr: Annotated[
         float,
-        Field(description="The server's step towards the mean of the devices' values, with more than one local step."),
+        Field(
+            description="Step of the coordinator towards the mean of the devices' values, with more than one local "
+            "step.",
+            gt=0,
+        ),
     ] = 1.0
-    weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.")] = (
-        FitSettings.weight_decay
+    weight_decay: float = trainer_field("weight_decay")
+    warmup: float = trainer_field(
+        "warmup", description="Share of the rounds over which the learning rate rises; it falls linearly after."
     )
-    warmup: Annotated[
-        float, Field(description="Share of the rounds over which the learning rate rises; it falls linearly after.")
-    ] = FitSettings.warmup
-    clip: Annotated[
-        float,
-        Field(description="Largest norm of a round's gradient over all its blocks; 0 for no clipping. Not for values."),
-    ] = FitSettings.clip
-    seed: Annotated[int, Field(description="Of the head, the order of the data, and dropout.")] = 0
+    clip: float = trainer_field(
+        "clip",
+        description="Largest norm of a round's gradient over all its blocks; 0 for no clipping. Values are not "
+        "clipped.",
+    )
+    seed: int = trainer_field("seed")
 
-    # how long, and what is refused
-    deadline_factor: Annotated[float, Field(description="A round ends after so many times its predicted seconds.")] = (
-        3.0
-    )
-    least_deadline: Annotated[
-        float, Field(description="Seconds; no round ends before, however short it should be.")
+    # deadlines, and which answers are rejected
+    deadline_factor: Annotated[
+        float,
+        Field(description="Deadline of a round, as a multiple of its predicted duration.", gt=1),
+    ] = 3.0
+    min_deadline: Annotated[
+        float, Field(description="Shortest deadline of a round in seconds, however short its prediction is.", gt=0)
     ] = 2.0
     first_deadline: Annotated[
         float,
         Field(
-            description="Seconds for a device to be installed on, and for its first tasks after that, of which nothing "
-            "was observed yet."
+            description="Seconds that a device has to install the support, and for its tasks until one was timed.",
+            gt=0,
         ),
     ] = 120.0
-    follow_pace: Annotated[
+    calibrate: Annotated[
         bool,
         Field(
-            description="Whether plans follow the pace that devices are seen to have (the default). Off, they follow "
-            "from the fleet file, the profiles and who is there alone: then a run can be repeated bit by bit."
+            description="Correct predicted durations by measured ones (the default). Without, plans depend only on the "
+            "fleet file, the profiles and the devices that are present, so that a run can be repeated bit by bit."
         ),
     ] = True
-    drift: Annotated[
+    replan_drift: Annotated[
         float,
-        Field(description="Relative change of a device's compute seconds at which the rounds are planned anew."),
+        Field(
+            description="Relative change of a device's compute time that causes a new plan.", gt=0, allow_inf_nan=True
+        ),
     ] = 0.25
     norm_factor: Annotated[
         float,
         Field(
-            description="An answer whose norm is more than so many times the running median of its block is refused."
+            description="Reject an answer whose norm exceeds this multiple of the running median of its block.",
+            gt=0,
+            allow_inf_nan=True,
         ),
     ] = 20.0
-    quarantine_after: Annotated[int, Field(description="Refused answers after which a device gets no more tasks.")] = 3
+    quarantine_after: Annotated[
+        int, Field(description="Rejected answers after which a device gets no more tasks.", ge=1)
+    ] = 3
 
-    def __post_init__(self) -> None:
-        from taskedge.cooperation.coordinator.server_optimizers import OPTIMISERS
-        from taskedge.cooperation.protocol.quantization import UPLOADS
+    @field_validator("solver")
+    @classmethod
+    def _check_solver(cls, value: str) -> str:
         from taskedge.planning.solvers import SOLVERS
 
-        faults = []
-        for name, known in (
-            ("mode", MODES),
-            ("head", HEADS),
-            ("local_optimiser", LOCAL_OPTIMISERS),
-            ("upload", tuple(UPLOADS)),
-            ("optimiser", tuple(OPTIMISERS)),
-            ("solver", tuple(SOLVERS)),
-        ):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                faults.append(f"{name}={value!r} is unknown{did_you_mean(value, known)} (known: {', '.join(known)})")
-        for name in ("copies", "devices", "rounds", "batch_size", "accumulate", "local_steps", "quarantine_after"):
-            if getattr(self, name) < 1:
-                faults.append(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("lr", "server_lr", "wait_seconds", "least_deadline", "first_deadline", "drift", "norm_factor"):
-            if not getattr(self, name) > 0:
-                faults.append(f"{name}={getattr(self, name)} must be above 0")
-        for name in ("turns", "passing"):
-            if not getattr(self, name) >= 0:
-                faults.append(f"{name}={getattr(self, name)} must be at least 0")
-        if not 0 < self.active_share <= 1:
-            faults.append(f"active_share={self.active_share} must be above 0 and at most 1")
-        if not 0 <= self.warmup < 1:
-            faults.append(f"warmup={self.warmup} must be a share from 0 to below 1")
-        if not self.deadline_factor > 1:
-            faults.append(f"deadline_factor={self.deadline_factor} must be above 1: half of all rounds take longer")
-        if faults:
-            raise InputError("; ".join(faults))
+        try:
+            SOLVERS[value]
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @property
     def sends_values(self) -> bool:
-        """Whether devices answer with new values instead of a gradient."""
+        """Whether devices send new values instead of a gradient."""
         return self.local_steps > 1
 
     @property
-    def server_optimiser(self) -> str:
-        """The one that is used."""
-        return self.optimiser or ("sgd" if self.sends_values else "fedadamw")
+    def resolved_server_optimizer(self) -> str:
+        """Name of the server optimizer, with the default resolved."""
+        return self.server_optimizer or ("sgd" if self.sends_values else "fedadamw")
 
     @property
     def rows_per_round(self) -> int:
-        """Rows that a device trains on in a round, unless the fleet file says other."""
+        """Rows that a device trains on in a round, unless the fleet file states another number."""
         return self.batch_size * self.accumulate * self.local_steps
 
-    def rate(self, round_number: int) -> float:
-        """Factor of the learning rate in this round, from 1: a linear rise, then a linear fall to 0."""
-        rise = int(self.warmup * self.rounds)
-        before = round_number - 1
-        if before < rise:
-            return round_number / rise
-        return (self.rounds - before) / (self.rounds - rise)
+    def lr_factor(self, round_number: int) -> float:
+        """Return the factor of the learning rate in a round (from 1): a linear rise to 1, then a linear fall to 0."""
+        warmup_rounds = int(self.warmup * self.rounds)
+        completed = round_number - 1
+        if completed < warmup_rounds:
+            return round_number / warmup_rounds
+        return (self.rounds - completed) / (self.rounds - warmup_rounds)

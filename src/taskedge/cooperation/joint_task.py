@@ -1,4 +1,4 @@
-"""What the coordinator and the devices of a run have in common beside its settings: a base, a kind of task, classes."""
+"""The task that the coordinator and the devices of a run share: the base, the kind of task, and the classes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.cost_model import block_table
 from taskedge.backbone.cost_table import BlockTable
-from taskedge.backbone.linears import head_parameters
 from taskedge.backbone.loading import Base, load_base
 from taskedge.cooperation.device.local_training import LocalTraining
 from taskedge.delta.apply import apply
@@ -20,151 +20,149 @@ from taskedge.delta.delta import Delta, Provenance
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.forms.install import fuse
-from taskedge.training.data.infer_task import CLASSES, by_labels, infer
+from taskedge.training.data.infer_task import CLASSES, NUMBERS, infer_task, task_of_labels
 from taskedge.training.data.table import Table
-from taskedge.training.run import cut_at
-from taskedge.training.tasks import TASKS, Columns, Measures, Row, Say, Task
-
-NUMBERS = "text-regression"
+from taskedge.training.run import token_limit
+from taskedge.training.tasks import TASKS, Columns, Log, Measures, Row, Task
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a user says of the model and the data."""
+class TaskSpec:
+    """A user's description of the model and the data."""
 
     model: str
     data: Path | None = None
-    """A device's own data; for a coordinator an example of it, which may be left out where ``classes`` are named."""
+    """The data of a device. For a coordinator, an example of it; None if ``classes`` are given."""
     columns: Columns = Columns()  # noqa: RUF009  # it is frozen
     task: str | None = None
     classes: tuple[str, ...] = ()
-    """All classes of the run, where the data does not hold every one."""
+    """All classes of the run; needed if the data does not contain every class."""
     max_length: int | None = None
     seed: int = 0
-    """Of a fresh head; a device gets the coordinator's."""
+    """Seed of a new head. A device gets the head of the coordinator."""
 
 
 @dataclass(frozen=True)
 class JointTask:
-    """A base and the task that a run tunes it for; :func:`joint_task` makes it."""
+    """A base and the task that a run trains it for. Made by :func:`joint_task`."""
 
     base: Base
     task: Task
     columns: Columns
     max_length: int
     table: Table | None
-    asked: Asked
-    say: Say
+    spec: TaskSpec
+    log: Log
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes in the order that rows count them; empty where there are none."""
+        """The classes, in the order of the rows' label indices; empty if the task has none."""
         return self.task.labels
 
     @property
-    def whole(self) -> list[str]:
-        """Parameters that train whole: the head, and whatever else the base's files do not hold."""
-        return list(dict.fromkeys([*head_parameters(self.base.model), *self.base.fresh]))
+    def full_parameters(self) -> list[str]:
+        """Names of the parameters that are trained in full: the head, and others that are not in the base's files."""
+        return list(dict.fromkeys([*head_parameters(self.base.model), *self.base.new_parameters]))
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The table's rows, as the model takes them."""
+        """The rows of the table, encoded for the model."""
         assert self.table is not None
         return self.encode(self.table)
 
     def encode(self, table: Table) -> list[Row]:
-        """A table with answers, as the model takes it."""
-        return self.task.encode(self.base, table, self.max_length, self.say)
+        """Return the rows of a table with answers, encoded for the model."""
+        return self.task.encode(self.base, table, self.max_length, self.log)
 
-    def training(self) -> LocalTraining:
-        """A device's part: the model and the table's rows."""
-        return LocalTraining(self.base.model, self.rows, self.task.collate(self.base), self.whole)
+    def local_training(self) -> LocalTraining:
+        """Return what a device trains with: the model and the rows of the table."""
+        return LocalTraining(self.base.model, self.rows, self.task.collate(self.base), self.full_parameters)
 
-    def costs(self) -> BlockTable | None:
-        """The block table of a model of images; None for texts, which the coordinator counts itself."""
-        if self.base.images is None:
+    def block_table(self) -> BlockTable | None:
+        """Return the block table of an image model; None for a text model, which the coordinator computes itself."""
+        if self.base.image_processor is None:
             return None
         from PIL import Image
 
         model: nn.Module = self.base.model
         body = getattr(model, getattr(model, "base_model_prefix", "") or "-", model)
-        blank = self.base.images([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+        blank = self.base.image_processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
         pixels = blank.to(next(model.parameters()).dtype)
         return block_table(body, {"pixel_values": pixels}, share=0.0, name=type(model).__name__)
 
-    def told(self, delta: Delta, training: Mapping[str, Any]) -> Delta:
-        """The delta with what ``eval`` and ``predict`` must know of the task, and with the settings of its run."""
-        about = {**training, **self.columns.named, **self.task.about()}
+    def with_run_provenance(self, delta: Delta, training: Mapping[str, Any]) -> Delta:
+        """Return the delta with the provenance that ``eval`` and ``predict`` need, and the settings of its run."""
+        provenance = {**training, **self.columns.named, **self.task.to_provenance()}
         if self.max_length:
-            about["max_length"] = self.max_length
-        return delta.with_provenance(base=self.asked.model, task=self.task.name, labels=self.labels, training=about)
+            provenance["max_length"] = self.max_length
+        return delta.with_provenance(base=self.spec.model, task=self.task.name, labels=self.labels, training=provenance)
 
-    def evaluate(self, written: Path, table: Table, batch_size: int) -> Measures:
-        """How well a delta of this base does on a table with answers; the model carries it afterwards."""
-        apply(fuse(self.base.model), load(written), force=True)
+    def evaluate(self, delta_path: Path, table: Table, batch_size: int) -> Measures:
+        """Return the measures of a delta on a table with answers. The model has the delta applied afterwards."""
+        apply(fuse(self.base.model), load(delta_path), force=True)
         return self.task.evaluate(self.base.model, self.base, self.encode(table), batch_size, lambda _: None)
 
 
-def joint_task(asked: Asked, say: Say) -> JointTask:
-    """Reads the data and loads the base.
+def joint_task(spec: TaskSpec, log: Log) -> JointTask:
+    """Read the data and load the base.
 
     Raises:
-        InputError: either cannot be used, or they do not belong together; a kind of task that cannot be trained so.
+        InputError: Data or base cannot be used, or not together, or several devices cannot train this kind of task.
     """
     from transformers import set_seed
 
-    task, columns, table = _task(asked, say)
-    say(f"loading {asked.model}")
-    set_seed(asked.seed)
-    base = load_base(task.name, asked.model, task.labels, say=say)
-    max_length = cut_at(task, base, asked.max_length, say)
-    return JointTask(base, task.meet(base, table, max_length), columns, max_length, table, asked, say)
+    task, columns, table = _make_task(spec, log)
+    log(f"loading {spec.model}")
+    set_seed(spec.seed)
+    base = load_base(task.name, spec.model, task.labels, log=log)
+    max_length = token_limit(task, base, spec.max_length, log)
+    return JointTask(base, task.bind(base, table, max_length), columns, max_length, table, spec, log)
 
 
-def read_like(joint: JointTask, path: Path, say: Say) -> Table:
-    """Reads more data of the same task, with answers.
+def read_table_like(joint: JointTask, path: Path, log: Log) -> Table:
+    """Read more data of the same task, with answers.
 
     Raises:
-        InputError: it cannot be read, or has answers that the task does not know.
+        InputError: The data cannot be read, or has answers that the task does not have.
     """
-    same = joint.columns.named and not path.is_dir()
-    columns = joint.columns if same else infer(path, Columns(), joint.task.name).columns
-    table = joint.task.read(path, columns, answers=True, say=say)
+    same_columns = joint.columns.named and not path.is_dir()
+    columns = joint.columns if same_columns else infer_task(path, Columns(), joint.task.name).columns
+    table = joint.task.read(path, columns, answers=True, log=log)
     joint.task.check(table)
     return table
 
 
-def _task(asked: Asked, say: Say) -> tuple[Task, Columns, Table | None]:
-    if asked.data is None:
-        if not asked.classes:
-            raise InputError("what is trained is not known: name the classes with --class, or a table with --eval")
-        kind = _supported(TASKS[asked.task or CLASSES])
-        return _of_classes(kind, asked.classes), asked.columns, None
-    found = infer(asked.data, asked.columns, asked.task)
-    kind = TASKS[found.task]
-    table = kind.read(asked.data, found.columns, answers=True, say=say)
-    if found.open and not asked.classes:
-        kind = TASKS[by_labels(table)]
-    _supported(kind)
-    if asked.classes:
-        task = _of_classes(kind, asked.classes)
+def _make_task(spec: TaskSpec, log: Log) -> tuple[Task, Columns, Table | None]:
+    if spec.data is None:
+        if not spec.classes:
+            raise InputError("the task is not known: name the classes with --class, or a table with --eval")
+        kind = _check_supported(TASKS[spec.task or CLASSES])
+        return _task_of_classes(kind, spec.classes), spec.columns, None
+    inferred = infer_task(spec.data, spec.columns, spec.task)
+    kind = TASKS[inferred.task]
+    table = kind.read(spec.data, inferred.columns, answers=True, log=log)
+    if inferred.depends_on_labels and not spec.classes:
+        kind = TASKS[task_of_labels(table)]
+    _check_supported(kind)
+    if spec.classes:
+        task = _task_of_classes(kind, spec.classes)
         task.check(table)
-        return task, found.columns, table
+        return task, inferred.columns, table
     try:
-        return kind.learn(table, found.columns), found.columns, table
+        return kind.from_table(table, inferred.columns), inferred.columns, table
     except InputError as error:
-        raise InputError(f"{error}; where other devices have the others, name all with --class") from None
+        raise InputError(f"{error}; if other devices have the others, name all with --class") from None
 
 
-def _supported(kind: type[Task]) -> type[Task]:
-    if kind.name == NUMBERS:
+def _check_supported(kind: type[Task]) -> type[Task]:
+    if kind.name == NUMBERS:  # each device would scale its numbers differently
         raise InputError(f"{kind.name} cannot be trained by several devices: each would scale its numbers its own way")
     return kind
 
 
-def _of_classes(kind: type[Task], classes: tuple[str, ...]) -> Task:
-    if "label" not in kind.reads[0]:
+def _task_of_classes(kind: type[Task], classes: tuple[str, ...]) -> Task:
+    if "label" not in kind.column_sets[0]:
         raise InputError(f"--class means nothing for {kind.name}: leave it out")
     if len(set(classes)) < max(2, len(classes)):
         raise InputError(f"--class {' --class '.join(classes)}: name at least two, each once")
-    return kind.recall(Provenance(labels=classes))
+    return kind.from_provenance(Provenance(labels=classes))

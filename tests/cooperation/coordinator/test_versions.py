@@ -17,8 +17,8 @@ def test_state_and_tensors_come_back_bit_by_bit(tmp_path):
     assert state == {"round": 3, "loss": 0.1}
     assert found.keys() == tensors.keys()
     assert torch.equal(found["value/x"].view(torch.int32), tensors["value/x"].view(torch.int32))
-    assert versions.under("value", found).keys() == {"x"}
-    assert versions.prefixed("value", versions.under("value", found)).keys() == {"value/x"}
+    assert versions.strip_prefix("value", found).keys() == {"x"}
+    assert versions.add_prefix("value", versions.strip_prefix("value", found)).keys() == {"value/x"}
 
 
 def test_two_are_kept(tmp_path):

@@ -1,4 +1,4 @@
-"""What a device answers, and that it outlives whatever it is sent."""
+"""A device answers every message, and outlives those that fail."""
 
 import asyncio
 import time
@@ -9,104 +9,111 @@ import torch
 
 import taskedge as te
 from taskedge.cooperation.device.device import Device
-from taskedge.cooperation.device.local_training import Job
+from taskedge.cooperation.device.local_training import LocalTraining
+from taskedge.cooperation.device.suspend_clock import SuspendAwareClock
 from taskedge.cooperation.protocol.message import Message
-from taskedge.cooperation.protocol.payloads import support_facts
+from taskedge.cooperation.protocol.payloads import encode_support
 from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
-
-JOB = Job(
-    (0, 1), 1, 5, batch_size=4, accumulate=1, local_steps=1, optimiser="sgd", lr=0.1, head_lr=0.1, weight_decay=0.0
-)
 
 
 def install(run="r"):
     model = tiny_fleet.model()
-    facts, tensors = support_facts(te.select(model, rule="magnitude", per_neuron=1))
+    header, tensors = encode_support(te.select(model, rule="magnitude", per_neuron=1))
     head = {f"head/{name}": p.detach() for name, p in model.named_parameters() if name.startswith("classifier")}
-    return Message("install", {"run": run, "step": "plain", "sizes": None, "support": facts}, {**tensors, **head})
+    return Message("install", {"run": run, "step": "plain", "sizes": None, "support": header}, {**tensors, **head})
 
 
-def task(since=0, version=0, run="r", expires=60.0, tensors=None, **job):
-    facts = {"run": run, "round": 1, "version": version, "since": since, "expires_in": expires, "upload": "float32"}
-    return Message("task", {**facts, "job": {**JOB.facts(), **job}}, tensors or {})
+def task(since=0, version=0, run="r", expires=60.0, tensors=None, **changes):
+    round_task, recipe = tiny_fleet.round_task(**{"blocks": (0, 1), "head_lr": 0.1, **changes})
+    header = {"run": run, "round": 1, "version": version, "since": since, "expires_in": expires, "upload": "float32"}
+    return Message("task", {**header, "job": round_task.header(recipe)}, tensors or {})
 
 
-def told(*messages, **about):
-    """A device's answers to messages, and the device."""
-    device = Device(MemoryCoordinatorLink().device("d"), tiny_fleet.training(), **about)
+def answers_to(*messages, training=None, **options):
+    """A device's answers to messages, and its training."""
+    training = training or tiny_fleet.training()
+    device = Device(None, training, **options)
 
-    async def ask():
+    async def answer():
         return [await device.answer(Message.unpack(message.pack())) for message in messages]
 
-    return [Message.unpack(answer.pack()) for answer in asyncio.run(ask())], device
+    return [Message.unpack(message.pack()) for message in asyncio.run(answer())], training
 
 
-def test_it_says_who_it_is_and_nothing_of_its_data():
-    (hello,), _ = told(Message("hello", {}), labels=["no", "yes"], memory_bytes=1e9)
-    assert hello.facts.keys() == {"protocol", "base", "labels", "rows", "memory_bytes", "profile", "run", "version"}
-    assert (hello.facts["rows"], hello.facts["labels"], hello.facts["version"]) == (20, ["no", "yes"], None)
+def slow_training(seconds):
+    """A training whose every batch takes ``seconds`` more."""
+
+    def slow_collate(rows):
+        time.sleep(seconds)
+        return tiny_fleet.collate(rows)
+
+    return LocalTraining(tiny_fleet.model(seed=100), tiny_fleet.rows(), slow_collate)
+
+
+def test_hello_describes_the_device_and_holds_none_of_its_data():
+    (hello,), _ = answers_to(Message("hello", {}), labels=["no", "yes"], memory_bytes=1e9)
+    assert hello.header.keys() == {"protocol", "base", "labels", "rows", "memory_bytes", "profile", "run", "version"}
+    assert (hello.header["rows"], hello.header["labels"], hello.header["version"]) == (20, ["no", "yes"], None)
     assert not hello.tensors
 
 
 def test_a_task_is_answered_with_the_gradients_of_its_blocks():
-    (installed, answer), device = told(install(), task())
+    (installed, answer), training = answers_to(install(), task())
     assert installed.kind == "installed"
     assert answer.kind == "gradients"
-    assert {key: answer.facts[key] for key in ("run", "round", "version")} == {"run": "r", "round": 1, "version": 0}
-    assert sorted(answer.tensors) == sorted(device._training.blocks.of([0, 1]))
-    assert answer.facts["tokens"] > 0 < answer.facts["loss"]
-    (_, answer), _ = told(install(), task(local_steps=2))
+    assert {key: answer.header[key] for key in ("run", "round", "version")} == {"run": "r", "round": 1, "version": 0}
+    assert sorted(answer.tensors) == sorted(training.blocks.names_in([0, 1]))
+    assert answer.header["tokens"] > 0 < answer.header["loss"]
+    (_, answer), _ = answers_to(install(), task(local_steps=2))
     assert answer.kind == "values"
 
 
-def test_values_are_taken_up_before_training():
+def test_values_are_taken_over_before_training():
     name = "bert.encoder.layer.3.output.dense.entries.offsets"
-    (_, before, after), device = told(install(), task(), task(version=4, tensors={name: torch.ones(16)}))
-    assert before.facts["loss"] != after.facts["loss"]
-    parameter = dict(device._training.model.named_parameters())[name]
+    (_, before, after), training = answers_to(install(), task(), task(version=4, tensors={name: torch.ones(16)}))
+    assert before.header["loss"] != after.header["loss"]
+    parameter = dict(training.model.named_parameters())[name]
     assert parameter.tolist() == [1.0] * 16
 
 
-def test_a_version_that_it_does_not_hold_makes_it_unready():
-    (nothing, _, other, gap, old), _ = told(
+def test_a_task_for_another_version_is_answered_with_unready():
+    (nothing, _, other, gap, old), _ = answers_to(
         task(), install(), task(run="another"), task(since=3, version=4), task(version=0)
     )
-    assert nothing.facts["holds"] == ["", None]
+    assert nothing.header["holds"] == ["", None]
     assert [answer.kind for answer in (nothing, other, gap, old)] == ["unready", "unready", "unready", "gradients"]
-    assert gap.facts["holds"] == ["r", 0]
-    (_, _, late), _ = told(install(), task(version=5), task(version=3))
+    assert gap.header["holds"] == ["r", 0]
+    (_, _, late), _ = answers_to(install(), task(version=5), task(version=3))
     assert late.kind == "unready"  # an old task must not take values back
 
 
 def test_an_expired_task_is_not_trained():
-    device = Device(MemoryCoordinatorLink().device("d"), tiny_fleet.training())
-    calls = []
-    train = device._training.train
-    device._training.train = lambda *given: calls.append(1) or train(*given)
+    trained = []
 
-    async def frozen():
+    class Recorded(LocalTraining):
+        def train(self, *args, **kwargs):
+            trained.append(1)
+            return super().train(*args, **kwargs)
+
+    times = [time.monotonic() - 30]
+    clock = SuspendAwareClock(lambda: times[-1])
+    device = Device(None, Recorded(tiny_fleet.model(seed=100), tiny_fleet.rows(), tiny_fleet.collate), clock=clock)
+
+    async def suspended():
         await device.answer(install())
-        device._arrival._last = time.monotonic() - 30  # the process did not run for half a minute
+        times.append(time.monotonic())  # the process did not run for half a minute
         late = await device.answer(task(expires=10.0))
         fits = await device.answer(task(expires=60.0))
         return late, fits
 
-    late, fits = asyncio.run(frozen())
+    late, fits = asyncio.run(suspended())
     assert (late.kind, fits.kind) == ("expired", "gradients")
-    assert late.facts == {"run": "r", "round": 1, "version": 0}
-    assert len(calls) == 1
+    assert late.header == {"run": "r", "round": 1, "version": 0}
+    assert len(trained) == 1
 
 
-def test_what_it_finishes_too_late_is_not_sent():
-    device = Device(MemoryCoordinatorLink().device("d"), tiny_fleet.training())
-
-    async def slow():
-        await device.answer(install())
-        collate = device._training.collate
-        device._training.collate = lambda rows: time.sleep(0.2) or collate(rows)
-        return await device.answer(task(expires=0.1))
-
-    answer = asyncio.run(slow())
+def test_a_result_that_is_late_is_not_sent():
+    (_, answer), _ = answers_to(install(), task(expires=0.1), training=slow_training(0.2))
     assert answer.kind == "expired"
     assert not answer.tensors
 
@@ -114,49 +121,58 @@ def test_what_it_finishes_too_late_is_not_sent():
 BROKEN = {
     "unknown kind": Message("dance"),
     "KeyError": Message("task"),
-    "nothing to train in blocks": task(blocks=[9]),
+    "nothing to train in blocks": task(blocks=(9,)),
     "does not train": task(version=1, tensors={"bert.pooler.dense.bias": torch.zeros(16)}),
     "without a sound support": Message("install", {"support": {}, "run": "r", "step": "plain", "sizes": None}),
-    "do not make up": Message("install", {**install().facts, "sizes": [1]}, install().tensors),
-    "unexpected keyword": Message("task", {**task().facts, "job": {**JOB.facts(), "order": "all"}}),
+    "do not make up": Message("install", {**install().header, "sizes": [1]}, install().tensors),
+    "unexpected keyword": Message("task", {**task().header, "job": {**task().header["job"], "order": "all"}}),
 }
 
 
 @pytest.mark.parametrize("why", sorted(BROKEN))
-def test_what_it_cannot_do_is_answered_and_outlived(why):
-    (_, error, hello), _ = told(install(), BROKEN[why], Message("hello"))
+def test_a_message_that_fails_is_answered_with_the_reason(why):
+    (_, error, hello), _ = answers_to(install(), BROKEN[why], Message("hello"))
     assert error.kind == "error"
-    assert why in error.facts["why"]
+    assert why in error.header["why"]
     assert hello.kind == "hello"
 
 
 def test_a_training_that_hangs_is_reported():
     hung = []
-    device = Device(
-        MemoryCoordinatorLink().device("d"), tiny_fleet.training(), on_hung=lambda: hung.append(1), patience=1
+    (_, answer), _ = answers_to(
+        install(), task(expires=0.5), training=slow_training(1.5), on_hung=lambda: hung.append(1), patience=1
     )
-
-    async def hang():
-        await device.answer(install())
-        collate = device._training.collate
-        device._training.collate = lambda rows: time.sleep(1.5) or collate(rows)
-        return await device.answer(task(expires=0.5))
-
-    assert asyncio.run(hang()).kind == "expired"
+    assert answer.kind == "expired"
     assert hung == [1]
 
 
-def test_it_leaves_when_the_run_is_done():
-    async def whole():
-        hub = MemoryCoordinatorLink()
-        device = Device(hub.device("d"), tiny_fleet.training())
-        serving = asyncio.create_task(device.serve())
-        await hub.ask("d", install(), 30)
-        name = "classifier.bias"
-        bye = await hub.ask("d", Message("done", {"run": "r", "since": 0, "version": 9}, {name: torch.ones(3)}), 30)
+def test_a_device_leaves_when_the_run_is_done():
+    async def run():
+        link, training = MemoryCoordinatorLink(), tiny_fleet.training()
+        serving = asyncio.create_task(Device(link.device("d"), training).serve())
+        await link.request("d", install(), 30)
+        values = {"classifier.bias": torch.ones(3)}
+        bye = await link.request("d", Message("done", {"run": "r", "since": 0, "version": 9}, values), 30)
         await asyncio.wait_for(serving, 30)
-        return bye, device
+        return bye, training
 
-    bye, device = asyncio.run(whole())
-    assert (bye.kind, bye.facts["version"]) == ("bye", 9)
-    assert te.extract(device._training.model).whole["classifier.bias"].tolist() == [1.0] * 3
+    bye, training = asyncio.run(run())
+    assert (bye.kind, bye.header["version"]) == ("bye", 9)
+    assert te.extract(training.model).full_parameters["classifier.bias"].tolist() == [1.0] * 3
+
+
+def test_another_process_continues_from_the_kept_values():
+    change = {"classifier.bias": torch.full((3,), 0.25)}
+
+    async def run():
+        first, second = Device(None, tiny_fleet.training()), Device(None, tiny_fleet.training())
+        assert first.values_message() is None
+        await first.answer(install())
+        await first.answer(task(version=1, tensors=change))
+        await second.restore(install(), Message.unpack(first.values_message().pack()))
+        assert second.run_version == first.run_version == ("r", 1)
+        return await first.answer(task(since=1, version=1)), await second.answer(task(since=1, version=1))
+
+    one, other = asyncio.run(run())
+    assert one.header["loss"] == other.header["loss"]
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)

@@ -1,4 +1,4 @@
-"""What a device computes is what dense autograd gives, no deeper than it must, and its model stays the base's."""
+"""A device computes the gradients of dense autograd, goes no deeper than its blocks, and leaves its model unchanged."""
 
 import pytest
 import tiny
@@ -6,24 +6,19 @@ import tiny_fleet
 import torch
 
 import taskedge as te
-from taskedge.cooperation.device.local_training import Expired, Job, LocalTraining, loss_of, tokens_in
-from taskedge.cooperation.device.sampling import rows_of_round
+from taskedge.cooperation.device.local_training import LocalTraining, TaskExpired, rows_of_round, tokens_in
 from taskedge.errors import InputError
-from taskedge.training.seeds import derive
-
-JOB = Job(
-    (0, 1, 2), 1, 5, batch_size=4, accumulate=1, local_steps=1, optimiser="sgd", lr=0.1, head_lr=0.2, weight_decay=0.0
-)
 
 
-def job(**changes):
-    return Job(**{**JOB.facts(), **changes})
+def train(made, check=lambda: None, **changes):
+    """One round of a task with these changes."""
+    return made.train(*tiny_fleet.round_task(**changes), check)
 
 
 def ready(**about):
     made = tiny_fleet.training(**about)
     support = te.select(made.model, rule="magnitude", per_neuron=1)
-    head = {name: p.detach().clone() for name, p in made.model.named_parameters() if name in made.whole}
+    head = {name: p.detach().clone() for name, p in made.model.named_parameters() if name in made.full_parameters}
     made.install(support, "plain", None, head)
     return made, support
 
@@ -38,13 +33,13 @@ def dense(support, made, batches):
         f"{name}.entries.offsets": parameters[f"{name}.weight"].grad[linear.rows, linear.columns]
         for name, linear in support.linears.items()
     }
-    return entries | {name: parameters[name].grad for name in made.whole}
+    return entries | {name: parameters[name].grad for name in made.full_parameters}
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_gradients_are_those_of_dense_autograd(accumulate):
     made, support = ready()
-    trained = made.train(job(blocks=(0, 1, 2, 3, 4), accumulate=accumulate))
+    trained = train(made, blocks=(0, 1, 2, 3, 4), accumulate=accumulate)
     order = rows_of_round(20, 4 * accumulate, 1, 5)
     parts = [order[start : start + 4] for start in range(0, len(order), 4)]
     batches = [tiny_fleet.collate([made.rows[place] for place in part]) for part in parts]
@@ -57,15 +52,15 @@ def test_gradients_are_those_of_dense_autograd(accumulate):
 
 def test_idle_names_get_no_gradient_and_the_others_theirs():
     made, _ = ready()
-    names = made.blocks.of((0, 1, 3))
+    names = made.blocks.names_in((0, 1, 3))
     idle = tuple(place for place, name in enumerate(names) if name in made.blocks.names[3] or place % 2)
-    whole = made.train(job(blocks=(0, 1, 3))).tensors
-    some = made.train(job(blocks=(0, 1, 3), idle=idle)).tensors
+    whole = train(made, blocks=(0, 1, 3)).tensors
+    some = train(made, blocks=(0, 1, 3), idle=idle).tensors
     assert list(some) == [name for place, name in enumerate(names) if place not in idle]
     assert all(torch.equal(some[name], whole[name]) for name in some)
     for wrong in ((len(names),), (-1,), tuple(range(len(names)))):
-        with pytest.raises(InputError, match=r"nothing to train in blocks \[0, 1, 3\] but for"):
-            made.train(job(blocks=(0, 1, 3), idle=wrong))
+        with pytest.raises(InputError, match=r"nothing to train in blocks \[0, 1, 3\] except"):
+            train(made, blocks=(0, 1, 3), idle=wrong)
 
 
 @pytest.mark.parametrize("blocks", [(0, 1), (0, 2), (1, 3), (4,)])
@@ -81,25 +76,25 @@ def test_backpropagation_ends_at_the_deepest_block(blocks):
                 output.register_hook(lambda _: arrived.add(depth))
 
         layer.register_forward_hook(forward)
-    trained = made.train(job(blocks=blocks))
+    trained = train(made, blocks=blocks)
     assert arrived == set(range(1, max(blocks) + 1))
-    assert sorted(trained.tensors) == sorted(made.blocks.of(blocks))
+    assert sorted(trained.tensors) == sorted(made.blocks.names_in(blocks))
     assert all(p.grad is None and not p.requires_grad for p in made.model.parameters())
 
 
 def test_a_blocks_gradient_does_not_depend_on_which_others_are_trained():
     made, _ = ready()
-    alone, together = made.train(job(blocks=(3,))), made.train(job(blocks=(0, 1, 2, 3, 4)))
+    alone, together = train(made, blocks=(3,)), train(made, blocks=(0, 1, 2, 3, 4))
     for name, gradient in alone.tensors.items():
         torch.testing.assert_close(gradient, together.tensors[name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
-def test_local_steps_are_torchs_own_and_leave_no_trace(optimiser):
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_local_steps_are_torchs_own_and_leave_no_trace(kind):
     made, support = ready()
-    how = job(blocks=(0, 2), local_steps=3, accumulate=2, optimiser=optimiser, weight_decay=0.1)
+    task, recipe = tiny_fleet.round_task(blocks=(0, 2), local_steps=3, accumulate=2, optimizer=kind, weight_decay=0.1)
     before = tiny.state(made.model)
-    trained = made.train(how)
+    trained = made.train(task, recipe)
     assert tiny.same_bits(before, tiny.state(made.model))
 
     model = te.install(tiny_fleet.model(seed=100), support, step="plain")
@@ -107,11 +102,11 @@ def test_local_steps_are_torchs_own_and_leave_no_trace(optimiser):
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in trained.tensors)
     groups = [
-        {"params": [parameters[n] for n in trained.tensors if n not in made.whole], "lr": how.lr},
-        {"params": [parameters[n] for n in made.whole], "lr": how.head_lr},
+        {"params": [parameters[n] for n in trained.tensors if n not in made.full_parameters], "lr": recipe.lr},
+        {"params": [parameters[n] for n in made.full_parameters], "lr": recipe.head_lr},
     ]
-    kind = torch.optim.SGD if optimiser == "sgd" else torch.optim.AdamW
-    optimizer = kind(groups, weight_decay=0.1)
+    optimizer_class = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+    optimizer = optimizer_class(groups, weight_decay=0.1)
     order = rows_of_round(20, 24, 1, 5)
     for step in range(3):
         for half in range(2):
@@ -126,25 +121,25 @@ def test_local_steps_are_torchs_own_and_leave_no_trace(optimiser):
 
 def test_dropout_and_order_depend_on_seed_and_round_only():
     made, _ = ready(dropout=0.3)
-    first = made.train(job())
-    made.train(job(round=2))
+    first = train(made)
+    train(made, round=2)
     torch.manual_seed(99)
-    again = made.train(job())
+    again = train(made)
     assert first.loss == again.loss
     assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in first.tensors)
-    assert made.train(job(seed=6)).loss != first.loss
+    assert train(made, seed=6).loss != first.loss
     assert not made.model.training
 
 
 def test_a_new_support_begins_at_the_base():
     made, support = ready()
     plain = tiny_fleet.model(seed=100)
-    made.receive({name: torch.full_like(p, 0.5) for name, p in made._values.items()})
+    made.receive({name: torch.full_like(p, 0.5) for name, p in made.values.items()})
     made.statistics(("inputs",), 1, 4, 0)
     without_head = {k: v for k, v in tiny.state(made.model).items() if not k.startswith("classifier")}
     assert tiny.same_bits(without_head, {k: v for k, v in tiny.state(plain).items() if not k.startswith("classifier")})
     made.install(support, "plain", None, {})
-    assert all(not layer.any() for name, layer in made._values.items() if name.endswith("offsets"))
+    assert all(not layer.any() for name, layer in made.values.items() if name.endswith("offsets"))
 
 
 def test_what_does_not_fit_is_refused():
@@ -153,12 +148,10 @@ def test_what_does_not_fit_is_refused():
         made.receive({"bert.pooler.dense.weight": torch.zeros(16, 16)})
     with pytest.raises(InputError, match="does not train"):
         made.receive({"classifier.bias": torch.zeros(4)})
-    with pytest.raises(InputError, match=r"nothing to train in blocks \[9\] but for 0 idle names: the model has 4"):
-        made.train(job(blocks=(9,)))
+    with pytest.raises(InputError, match=r"nothing to train in blocks \[9\] except 0 idle names: the model has 4"):
+        train(made, blocks=(9,))
     with pytest.raises(InputError, match="no rows"):
         LocalTraining(tiny_fleet.model(), [], tiny_fleet.collate)
-    with pytest.raises(InputError, match="no loss"):
-        loss_of({"logits": torch.zeros(2)})
 
 
 def test_a_training_whose_time_is_over_ends_at_the_next_batch():
@@ -168,12 +161,12 @@ def test_a_training_whose_time_is_over_ends_at_the_next_batch():
     def check():
         calls.append(1)
         if len(calls) == 3:
-            raise Expired
+            raise TaskExpired
 
-    with pytest.raises(Expired):
-        made.train(job(local_steps=5), check)
+    with pytest.raises(TaskExpired):
+        train(made, check, local_steps=5)
     assert len(calls) == 3
-    assert made.train(job()).loss > 0
+    assert train(made).loss > 0
 
 
 def test_tokens_are_what_the_mask_keeps():
@@ -183,11 +176,18 @@ def test_tokens_are_what_the_mask_keeps():
     assert tokens_in({"pixel_values": torch.zeros(5, 3, 8, 8)}) == 5
 
 
-def test_rounds_go_through_all_rows_before_any_comes_again():
-    seen = [place for number in range(1, 6) for place in rows_of_round(20, 8, number, seed=3)]
+def test_every_row_is_seen_once_before_any_is_seen_twice():
+    seen = [index for number in range(1, 6) for index in rows_of_round(20, 8, number, seed=3)]
     assert sorted(seen[:20]) == list(range(20))
     assert sorted(seen[20:40]) == list(range(20))
     assert seen[:20] != seen[20:40]
+
+
+def test_a_round_does_not_depend_on_the_rounds_before():
+    seen = [index for number in range(1, 6) for index in rows_of_round(20, 8, number, seed=3)]
     assert rows_of_round(20, 8, 4, seed=3) == seen[24:32]
+    assert rows_of_round(20, 8, 4, seed=4) != seen[24:32]
+
+
+def test_a_round_may_take_several_passes():
     assert sorted(rows_of_round(3, 9, 1, seed=0)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert derive(1, "a") != derive(1, "b") != derive(2, "a")

@@ -1,38 +1,56 @@
-"""A message that is handled right after a freeze may have come at its beginning."""
+"""A message that is handled right after a suspension may have arrived at its beginning."""
 
-from taskedge.cooperation.device.suspend_clock import AFTER, GAP, TICK, Arrival
+import asyncio
+
+import pytest
+
+from taskedge.cooperation.device.suspend_clock import AFTER_GAP_SECONDS, GAP_SECONDS, TICK_SECONDS, SuspendAwareClock
 
 
-class Clock:
+class Time:
     def __init__(self):
-        self.time = 100.0
+        self.now = 100.0
 
     def __call__(self):
-        return self.time
+        return self.now
 
 
-def running(clock, arrival, seconds):
-    for _ in range(round(seconds / TICK)):
-        clock.time += TICK
-        arrival.note()
+def run_for(time, clock, seconds):
+    for _ in range(round(seconds / TICK_SECONDS)):
+        time.now += TICK_SECONDS
+        clock.tick()
 
 
 def test_in_a_process_that_runs_it_is_now():
-    clock = Clock()
-    arrival = Arrival(clock)
-    running(clock, arrival, 5)
-    clock.time += GAP / 2
-    assert arrival.earliest() == clock.time
+    time = Time()
+    clock = SuspendAwareClock(time)
+    run_for(time, clock, 5)
+    time.now += GAP_SECONDS / 2
+    assert clock.earliest_arrival() == time.now
 
 
-def test_after_a_freeze_it_is_when_the_freeze_began():
-    clock = Clock()
-    arrival = Arrival(clock)
-    running(clock, arrival, 5)
-    frozen = clock.time
-    clock.time += 60
-    assert arrival.earliest() == frozen  # whether the message is handled before the ticker wakes
-    running(clock, arrival, AFTER / 2)
-    assert arrival.earliest() == frozen  # or shortly after
-    running(clock, arrival, AFTER)
-    assert arrival.earliest() == clock.time
+def test_after_a_suspension_it_is_the_beginning_of_the_suspension():
+    time = Time()
+    clock = SuspendAwareClock(time)
+    run_for(time, clock, 5)
+    suspended_at = time.now
+    time.now += 60
+    assert clock.earliest_arrival() == suspended_at  # whether the message is handled before the ticker wakes
+    run_for(time, clock, AFTER_GAP_SECONDS / 2)
+    assert clock.earliest_arrival() == suspended_at  # or shortly after
+    run_for(time, clock, AFTER_GAP_SECONDS)
+    assert clock.earliest_arrival() == time.now
+
+
+def test_run_ticks_until_cancelled():
+    time = Time()
+    clock = SuspendAwareClock(time)
+
+    async def run():
+        async with asyncio.timeout(0.01):
+            time.now += 60
+            await clock.run()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(run())
+    assert clock.earliest_arrival() == 100.0

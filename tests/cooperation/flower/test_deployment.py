@@ -23,10 +23,10 @@ import torch
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'taskedge[flower]' in an environment of its own")
 
 import taskedge as te
-from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.coordinator.coordinator import Coordinator
 from taskedge.cooperation.device.device import Device
-from taskedge.cooperation.joint_task import Asked, joint_task
+from taskedge.cooperation.joint_task import TaskSpec, joint_task
 from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
 
 ROOT = Path(__file__).parents[3]
@@ -39,7 +39,7 @@ SETTINGS = {
     "per_neuron": 1,
     "first_deadline": 300.0,
     "wait_seconds": 300.0,
-    "follow_pace": False,
+    "calibrate": False,
 }
 STARTED_WITHIN, RUN_WITHIN = 120.0, 600.0
 
@@ -115,22 +115,22 @@ def settings_text() -> str:
     return " ".join(f"{name}={str(value).lower()}" for name, value in SETTINGS.items())
 
 
-def our_own(folder: Path) -> te.Delta:
+def without_flower(folder: Path) -> te.Delta:
     """The same run over links in memory."""
 
     async def run() -> te.Delta:
         link, serving = MemoryCoordinatorLink(), []
         for name in NAMES:
-            joint = joint_task(Asked(str(folder / "base"), folder / f"{name}.csv", classes=CLASSES), lambda _: None)
-            device = Device(link.device(name), joint.training(), labels=joint.labels)
+            joint = joint_task(TaskSpec(str(folder / "base"), folder / f"{name}.csv", classes=CLASSES), lambda _: None)
+            device = Device(link.device(name), joint.local_training(), labels=joint.labels)
             serving.append(asyncio.create_task(device.serve()))
-        joint = joint_task(Asked(str(folder / "base"), classes=CLASSES), lambda _: None)
+        joint = joint_task(TaskSpec(str(folder / "base"), classes=CLASSES), lambda _: None)
         coordinator = Coordinator(
             link,
             joint.base.model,
-            CooperateSettings(**SETTINGS),
+            CooperationConfig(**SETTINGS),
             folder / "run",
-            whole=joint.whole,
+            full_parameters=joint.full_parameters,
             labels=joint.labels,
         )
         await coordinator.run()
@@ -141,7 +141,7 @@ def our_own(folder: Path) -> te.Delta:
 
 
 @pytest.mark.timeout(RUN_WITHIN + 3 * STARTED_WITHIN)
-def test_flwr_run_gives_the_delta_of_our_own_run(tmp_path, processes):
+def test_flwr_run_gives_the_delta_of_a_run_without_flower(tmp_path, processes):
     tiny_task.bert(tmp_path / "base", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     for place, name in enumerate(NAMES):
         tiny_task.table(tmp_path / f"{name}.csv", tiny_task.rows(24, place))
@@ -162,19 +162,19 @@ def test_flwr_run_gives_the_delta_of_our_own_run(tmp_path, processes):
         about = f'name="{name}" data="{tmp_path / name}.csv"'
         options = (f"--superlink=127.0.0.1:{port}", f"--port={free_port()}", "--node-config", about)
         processes.start(f"{name}.log", "flower-supernode", "--insecure", *options)
-    told = f'model="{tmp_path / "base"}" settings="{settings_text()}" out="{tmp_path / "task.safetensors"}"'
-    run = processes.start("run.log", "flwr", "run", str(app), "here", "--stream", "--run-config", told)
+    run_config = f'model="{tmp_path / "base"}" settings="{settings_text()}" out="{tmp_path / "task.safetensors"}"'
+    run = processes.start("run.log", "flwr", "run", str(app), "here", "--stream", "--run-config", run_config)
     written, end = tmp_path / "task.safetensors", time.monotonic() + RUN_WITHIN
     while not written.exists() and time.monotonic() < end and link.poll() is None:
         assert run.poll() in (None, 0), processes.said()
         time.sleep(0.5)
     assert written.exists(), processes.said()
-    found, expected = te.load(written), our_own(tmp_path)
+    found, expected = te.load(written), without_flower(tmp_path)
     assert found.provenance.labels == CLASSES
     assert found.linears.keys() == expected.linears.keys()
     for name, linear in expected.linears.items():
         assert torch.equal(found.linears[name].columns, linear.columns)
         torch.testing.assert_close(found.linears[name].values, linear.values, rtol=0, atol=1e-6)
         assert bool((linear.values != 0).any())
-    for name, whole in expected.whole.items():
-        torch.testing.assert_close(found.whole[name], whole, rtol=0, atol=1e-6)
+    for name, whole in expected.full_parameters.items():
+        torch.testing.assert_close(found.full_parameters[name], whole, rtol=0, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Our messages pass through Flower's records byte by byte, and nothing else is taken for one."""
+"""Messages pass through Flower's records byte by byte, and nothing else is taken for one."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ def test_a_message_comes_back_as_it_was():
     content = to_content(sent)
     assert content.array_records[RECORD][ARRAY].data == sent.pack()
     found = from_content(content)
-    assert (found.kind, found.facts) == (sent.kind, sent.facts)
+    assert (found.kind, found.header) == (sent.kind, sent.header)
     assert found.tensors.keys() == {"a", "b"}
     assert found.tensors["b"].dtype == torch.bfloat16
 

@@ -1,4 +1,4 @@
-"""Messages survive the way there and back, and bytes that are none are refused."""
+"""Messages survive packing, and bytes that are no message are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge.cooperation.protocol.message import LARGEST, MAGIC, Message, MessageError
+from taskedge.cooperation.protocol.message import MAGIC, MAX_MESSAGE_BYTES, Message, MessageError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
 tensors = st.dictionaries(
@@ -19,13 +19,15 @@ tensors = st.dictionaries(
     ),
     max_size=3,
 )
-facts = st.dictionaries(st.text(max_size=5).filter(lambda name: name != "kind"), st.integers() | st.text() | st.none())
+headers = st.dictionaries(
+    st.text(max_size=5).filter(lambda name: name != "kind"), st.integers() | st.text() | st.none()
+)
 
 
-@given(st.text(max_size=10), facts, tensors)
-def test_there_and_back(kind, facts, tensors):
-    back = Message.unpack(Message(kind, facts, tensors).pack())
-    assert (back.kind, back.facts) == (kind, facts)
+@given(st.text(max_size=10), headers, tensors)
+def test_a_message_survives_packing(kind, header, tensors):
+    back = Message.unpack(Message(kind, header, tensors).pack())
+    assert (back.kind, back.header) == (kind, header)
     assert back.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert back.tensors[name].dtype == tensor.dtype
@@ -42,21 +44,21 @@ def test_noise_is_refused(noise):
 @given(st.integers(0, 400))
 def test_a_message_cut_short_is_refused(kept):
     packed = Message("task", {"round": 3}, {"x": torch.arange(40.0)}).pack()
-    facts_only = 7 + int.from_bytes(packed[3:7], "little")
-    if kept < len(packed) and kept != facts_only:
+    header_only = 7 + int.from_bytes(packed[3:7], "little")
+    if kept < len(packed) and kept != header_only:
         with pytest.raises(MessageError):
             Message.unpack(packed[:kept])
 
 
-def test_what_is_not_json_and_what_is_too_large_is_refused(monkeypatch):
+def test_a_header_that_is_no_json_and_a_large_message_are_refused(monkeypatch):
     with pytest.raises(MessageError, match="no JSON"):
         Message("task", {"x": float("nan")}).pack()
     with pytest.raises(MessageError, match="the most"):
-        Message("task", {}, {"x": torch.zeros(LARGEST // 4)}).pack()
+        Message("task", {}, {"x": torch.zeros(MAX_MESSAGE_BYTES // 4)}).pack()
 
 
 def test_the_kind_must_be_a_text():
-    for facts in ({"kind": 3}, {}, [1], "kind"):
-        text = json.dumps(facts).encode()
+    for header in ({"kind": 3}, {}, [1], "kind"):
+        text = json.dumps(header).encode()
         with pytest.raises(MessageError):
             Message.unpack(MAGIC + len(text).to_bytes(4, "little") + text)

@@ -1,4 +1,4 @@
-"""Supports and statistics cross the wire unchanged; what is unsound is refused."""
+"""Supports and statistics cross the wire unchanged, and unsound ones are refused."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ import tiny_fleet
 import torch
 
 import taskedge as te
-from taskedge.backbone.linears import candidates
+from taskedge.backbone.candidates import candidates
 from taskedge.cooperation.protocol.message import Message, MessageError
 from taskedge.cooperation.protocol.payloads import (
-    added,
+    decode_support,
+    encode_support,
     read_statistics,
-    read_support,
     statistics_message,
-    support_facts,
+    sum_statistics,
 )
 from taskedge.selection.statistics import measure
 
@@ -29,7 +29,7 @@ def same(one, other):
     assert dataclasses.replace(one, linears={}) == dataclasses.replace(other, linears={})
     for name, linear in one.linears.items():
         twin = other.linears[name]
-        assert (linear.shape, linear.reads) == (twin.shape, twin.reads)
+        assert (linear.shape, linear.shared_input) == (twin.shape, twin.shared_input)
         assert torch.equal(linear.flat, twin.flat)
         assert (linear.input_rms is None) == (twin.input_rms is None)
         assert linear.input_rms is None or torch.equal(linear.input_rms, twin.input_rms)
@@ -39,33 +39,45 @@ def same(one, other):
 def test_a_support_crosses_the_wire(given):
     rule = "taskedge" if given else "magnitude"
     support = te.select(tiny_fleet.model(), batches(0) if given else None, budget="3%", rule=rule)
-    facts, tensors = support_facts(support)
-    message = Message.unpack(Message("install", {"support": facts}, tensors).pack())
-    same(read_support(message.facts["support"], message.tensors), support)
+    header, tensors = encode_support(support)
+    message = Message.unpack(Message("install", {"support": header}, tensors).pack())
+    same(decode_support(message.header["support"], message.tensors), support)
     if given:  # query, key and value read one tensor, whose norms are sent once
         assert sum(name.startswith("rms/") for name in tensors) == 4 * len(support.linears) // 6
 
 
-def test_norms_that_are_not_shared_are_sent_apart():
+def test_the_keys_of_the_wire_format():
+    """Peers of an older version read these keys."""
+    header, tensors = encode_support(te.select(tiny_fleet.model(), rule="magnitude", per_neuron=1))
+    assert header.keys() == {"about", "shapes"}
+    assert header["about"].keys() == {
+        "model_parameters", "rule", "allocation", "budget", "settings",
+        "low_rank", "low_rank_parameters", "whole", "whole_parameters",
+    }  # fmt: skip
+    assert {name.partition("/")[0] for name in tensors} == {"flat"}
+
+
+def test_norms_that_are_not_shared_are_sent_for_each_linear():
     support = te.select(tiny_fleet.model(), batches(0), per_neuron=1)
     name = "bert.encoder.layer.1.attention.self.value"
     other = dataclasses.replace(support.linears[name], input_rms=torch.rand(16))
     support = dataclasses.replace(support, linears=support.linears | {name: other})
-    same(read_support(*support_facts(support)), support)
+    same(decode_support(*encode_support(support)), support)
 
 
-def test_no_support_is_refused():
-    facts, tensors = support_facts(te.select(tiny_fleet.model(), rule="magnitude", per_neuron=1))
+def test_an_unsound_support_is_refused():
+    header, tensors = encode_support(te.select(tiny_fleet.model(), rule="magnitude", per_neuron=1))
     first = next(iter(tensors))
     for wrong in (
         ({}, tensors),
-        (facts, {}),
-        (facts | {"about": {"colour": 1}}, tensors),
-        (facts, tensors | {first: tensors[first].flip(0)}),
-        (facts, tensors | {first: tensors[first] + 10**6}),
+        (header, {}),
+        (header | {"about": {"color": 1}}, tensors),
+        (header | {"about": header["about"] | {"color": 1}}, tensors),
+        (header, tensors | {first: tensors[first].flip(0)}),
+        (header, tensors | {first: tensors[first] + 10**6}),
     ):
         with pytest.raises(MessageError, match="without a sound support"):
-            read_support(*wrong)
+            decode_support(*wrong)
 
 
 def statistics(seed):
@@ -84,17 +96,17 @@ def test_the_sum_of_devices_is_that_of_a_central_run_to_the_last_bit():
         parts = [
             read_statistics(Message.unpack(statistics_message(statistics(seed)).pack()), shapes()) for seed in order
         ]
-        together = added(parts)
+        together = sum_statistics(parts)
         assert list(together) == list(central)
         for name, seen in together.items():
-            assert (seen.reads, seen.tokens) == (central[name].reads, central[name].tokens)
+            assert (seen.shared_input, seen.tokens) == (central[name].shared_input, central[name].tokens)
             assert torch.equal(seen.input_squares, central[name].input_squares)
 
 
-def test_statistics_that_cannot_be_are_refused():
+def test_impossible_statistics_are_refused():
     sound = statistics_message(statistics(0))
     name = "bert.encoder.layer.0.attention.self.query"
-    tensor, linears = f"squares/{name}", sound.facts["linears"]
+    tensor, linears = f"squares/{name}", sound.header["linears"]
 
     def wrong(facts=None, **tensors):
         return Message("statistics", {"linears": linears | (facts or {})}, {**sound.tensors, **tensors})
@@ -118,6 +130,6 @@ def test_statistics_that_cannot_be_are_refused():
 def test_devices_that_disagree_about_the_model_are_refused():
     one, other = statistics(0), statistics(1)
     name = "bert.encoder.layer.0.attention.self.key"
-    other[name] = dataclasses.replace(other[name], reads=name)
+    other[name] = dataclasses.replace(other[name], shared_input=name)
     with pytest.raises(MessageError, match="disagree"):
-        added([one, other])
+        sum_statistics([one, other])

@@ -4,22 +4,30 @@ import pytest
 import torch
 
 from taskedge.cooperation.protocol.message import Message
-from taskedge.cooperation.protocol.validation import NORMS_NEEDED, Expected, Norms, Refused, block_norms, checked
+from taskedge.cooperation.protocol.validation import (
+    NORMS_NEEDED,
+    AnswerRefused,
+    ExpectedAnswer,
+    NormTracker,
+    block_norms,
+    check_answer,
+    check_finite,
+)
 
-EXPECTED = Expected("gradients", "run", 3, 2, {"x": torch.Size([4]), "y": torch.Size([2, 2])}, most_tokens=100)
-FACTS = {"run": "run", "round": 3, "version": 2, "tokens": 50, "loss": 1.5, "seconds": 0.1}
+EXPECTED = ExpectedAnswer("gradients", "run", 3, 2, {"x": torch.Size([4]), "y": torch.Size([2, 2])}, max_tokens=100)
+HEADER = {"run": "run", "round": 3, "version": 2, "tokens": 50, "loss": 1.5, "seconds": 0.1}
 
 
 def tensors(**changes):
     return {"x": torch.arange(4.0), "y": torch.ones(2, 2), **changes}
 
 
-def answer(kind="gradients", of=None, **facts):
-    return Message(kind, {**FACTS, **facts}, tensors() if of is None else of)
+def answer(kind="gradients", of=None, **fields):
+    return Message(kind, {**HEADER, **fields}, tensors() if of is None else of)
 
 
-def test_what_was_asked_for_is_accepted():
-    found = checked(answer(), EXPECTED)
+def test_an_expected_answer_is_accepted():
+    found = check_answer(answer(), EXPECTED)
     assert (found.tokens, found.loss, found.seconds) == (50, 1.5, 0.1)
     assert found.tensors.keys() == {"x", "y"}
 
@@ -48,32 +56,38 @@ WRONG = {
 
 
 @pytest.mark.parametrize("why", sorted(WRONG))
-def test_what_was_not_is_refused(why):
-    with pytest.raises(Refused, match=why):
-        checked(WRONG[why], EXPECTED)
+def test_any_other_answer_is_refused(why):
+    with pytest.raises(AnswerRefused, match=why):
+        check_answer(WRONG[why], EXPECTED)
 
 
 def test_a_long_reason_is_cut():
-    with pytest.raises(Refused) as error:
-        checked(answer(run="x" * 10_000), EXPECTED)
+    with pytest.raises(AnswerRefused) as error:
+        check_answer(answer(run="x" * 10_000), EXPECTED)
     assert len(str(error.value)) < 120
 
 
 def test_a_norm_is_absurd_beside_the_median_of_its_block():
-    norms = Norms(10.0)
+    norms = NormTracker(10.0)
     for _ in range(NORMS_NEEDED - 1):
         norms.add({1: 2.0, 2: 200.0})
     norms.check({1: 1e9})  # too few to say
     norms.add({1: 2.0, 2: 200.0})
     norms.check({1: 19.0, 2: 1900.0, 3: 1e9})
-    with pytest.raises(Refused, match="absurd norm: 21 in block 1, where 2 is the median"):
+    with pytest.raises(AnswerRefused, match="absurd norm: 21 in block 1, where 2 is the median"):
         norms.check({1: 21.0})
-    again = Norms(10.0)
-    again.load(norms.state())
-    with pytest.raises(Refused, match="absurd norm"):
+    again = NormTracker(10.0)
+    again.load_state_dict(norms.state_dict())
+    with pytest.raises(AnswerRefused, match="absurd norm"):
         again.check({1: 21.0})
 
 
 def test_norms_are_per_block():
     change = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0]), "c": torch.tensor([1.0])}
     assert block_norms(change, {"a": 1, "b": 1, "c": 0}) == {1: 5.0, 0: 1.0}
+
+
+def test_finite_tensors_pass():
+    check_finite({"x": torch.ones(2), "y": torch.ones(2, dtype=torch.bfloat16)})
+    with pytest.raises(AnswerRefused, match="not finite: 'x'"):
+        check_finite({"x": torch.tensor([1.0, torch.inf])})

@@ -1,4 +1,4 @@
-"""Which modules train when: halving down to the share, trials by staleness, swaps; and a stopped schedule goes on."""
+"""Modules are halved down to the share, idle ones are tried by staleness, and a resumed schedule is unchanged."""
 
 import json
 import math
@@ -7,35 +7,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge.cooperation.scheduling.freezing import Revival, ReviveSettings
+from taskedge.cooperation.scheduling.freezing import ActiveModules, FreezingConfig
 
-SETTINGS = ReviveSettings(active_share=0.25, stage=3, window=3, every=6)
+SETTINGS = FreezingConfig(active_share=0.25, stage=3, window=3, every=6)
 
 
 def made(count, settings=SETTINGS):
-    return Revival([f"w{place}" for place in range(count)], settings)
+    return ActiveModules([f"w{index}" for index in range(count)], settings)
 
 
-def play(gains, revival, rounds, first=1):
+def play(gains, modules, rounds, first=1):
     """(active modules, decisions) of every round, where a module gains the same whenever it trains."""
     seen = []
     for number in range(first, rounds + 1):
-        active = revival.active(number)
-        seen.append((active, revival.ended(number, {name: gains[name] for name in active})))
+        active = modules.begin_round(number)
+        seen.append((active, modules.end_round(number, {name: gains[name] for name in active})))
     return seen
 
 
 def named(*gains):
-    return {f"w{place}": gain for place, gain in enumerate(gains)}
+    return {f"w{index}": gain for index, gain in enumerate(gains)}
 
 
 def test_all_train_at_first_and_then_the_halves_that_gain_most_down_to_the_share():
     seen = play(named(0.01, 0.3, 0.02, 0.03, 0.01, 0.02, 0.2, 0.01), made(8), 10)
-    assert [active for active, _ in seen[:3]] == [[f"w{place}" for place in range(8)]] * 3
+    assert [active for active, _ in seen[:3]] == [[f"w{index}" for index in range(8)]] * 3
     assert [active for active, _ in seen[3:6]] == [["w1", "w2", "w3", "w6"]] * 3
     assert seen[2][1] == ["4 of 8 modules stay active: w1, w2, w3, w6"]
     assert seen[5][1] == ["2 of 8 modules stay active: w1, w6"]
-    assert [decided for place, (_, decided) in enumerate(seen[:6]) if place not in (2, 5)] == [[]] * 4
+    assert [decisions for index, (_, decisions) in enumerate(seen[:6]) if index not in (2, 5)] == [[]] * 4
     assert seen[9][0] == ["w1", "w6"]
 
 
@@ -44,31 +44,31 @@ def test_all_train_at_first_and_then_the_halves_that_gain_most_down_to_the_share
     [(36, 1 / 8, [18, 9, 5]), (8, 1 / 8, [4, 2, 1]), (5, 0.3, [3, 2]), (7, 0.9, []), (10, 0.6, [6])],
 )
 def test_the_last_halving_stops_at_the_share(count, share, left):
-    revival = made(count, ReviveSettings(share, stage=2, window=1, every=50))
-    seen = play({f"w{place}": 1.0 for place in range(count)}, revival, 20)
-    assert [said for _, decided in seen for said in decided if "stay active" in said] == [
-        f"{stay} of {count} modules stay active: {', '.join(sorted(f'w{place}' for place in range(count))[:stay])}"
+    modules = made(count, FreezingConfig(share, stage=2, window=1, every=50))
+    seen = play({f"w{index}": 1.0 for index in range(count)}, modules, 20)
+    assert [lines for _, decisions in seen for lines in decisions if "stay active" in lines] == [
+        f"{stay} of {count} modules stay active: {', '.join(sorted(f'w{index}' for index in range(count))[:stay])}"
         for stay in left
     ]
 
 
 def test_every_stage_has_gains_of_its_own():
-    """What gained much in the first stage alone does not stay for it in the second."""
-    revival = made(4, ReviveSettings(0.25, stage=1, window=1, every=9))
-    play(named(9.0, 1.0, 0.0, 0.0), revival, 1)
-    assert play(named(0.1, 0.2, 0.0, 0.0), revival, 2, first=2)[-1][1] == ["1 of 4 modules stay active: w1"]
+    """A module that gained much in the first stage alone does not stay active after the second."""
+    modules = made(4, FreezingConfig(0.25, stage=1, window=1, every=9))
+    play(named(9.0, 1.0, 0.0, 0.0), modules, 1)
+    assert play(named(0.1, 0.2, 0.0, 0.0), modules, 2, first=2)[-1][1] == ["1 of 4 modules stay active: w1"]
 
 
 def test_gains_are_of_the_whole_stage():
     """Module 0 gains in the first round alone, and more than the other in all of them."""
-    revival = made(2, ReviveSettings(0.5, stage=3, window=1, every=4))
+    modules = made(2, FreezingConfig(0.5, stage=3, window=1, every=4))
     for number, gains in enumerate(({"w0": 9.0, "w1": 1.0}, {"w0": 0.0, "w1": 1.0}, {"w0": 0.0, "w1": 1.0}), start=1):
-        revival.active(number)
-        said = revival.ended(number, gains)
-    assert said == ["1 of 2 modules stay active: w0"]
+        modules.begin_round(number)
+        lines = modules.end_round(number, gains)
+    assert lines == ["1 of 2 modules stay active: w0"]
 
 
-def test_idle_modules_are_tried_by_staleness_and_every_one_has_its_turn():
+def test_idle_modules_are_tried_in_order_of_staleness():
     seen = play(named(0.4, 0.4, *[0.001] * 6), made(8), 6 + 3 * 6)
     tried = []
     for start in range(6, len(seen), 6):
@@ -79,43 +79,43 @@ def test_idle_modules_are_tried_by_staleness_and_every_one_has_its_turn():
     assert tried == ["w4", "w5", "w6", "w7", "w2", "w3"]  # those that went idle first
 
 
-def test_what_gains_more_in_the_window_takes_the_place_of_what_gains_least():
-    gains, revival = named(0.2, 0.3, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01), made(8)
-    play(gains, revival, 6)
-    seen = play(gains | {"w4": 0.25}, revival, 12, first=7)
-    assert [decided for _, decided in seen if decided] == [["revived w4; idle from now on w0"]]
+def test_a_module_that_gains_more_in_the_window_replaces_the_one_that_gains_least():
+    gains, modules = named(0.2, 0.3, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01), made(8)
+    play(gains, modules, 6)
+    seen = play(gains | {"w4": 0.25}, modules, 12, first=7)
+    assert [decisions for _, decisions in seen if decisions] == [["revived w4; idle from now on w0"]]
     assert seen[-1][0] == ["w1", "w4"]
 
 
-def test_windows_are_measured_apart_so_that_a_falling_rate_favours_nothing():
-    """All gain less and less; whoever gained much long ago has no advantage."""
-    revival = made(2, ReviveSettings(0.5, stage=3, window=3, every=3))
-    play(named(9.0, 1.0), revival, 3)
-    seen = play(named(0.1, 0.2), revival, 6, first=4)
+def test_each_window_has_gains_of_its_own():
+    """Gains fall with the learning rate, so a module that gained much long ago has no advantage."""
+    modules = made(2, FreezingConfig(0.5, stage=3, window=3, every=3))
+    play(named(9.0, 1.0), modules, 3)
+    seen = play(named(0.1, 0.2), modules, 6, first=4)
     assert seen[-1][1] == ["revived w1; idle from now on w0"]
 
 
-def test_only_what_was_updated_in_the_whole_window_comes_in():
-    revival = made(4, ReviveSettings(0.5, stage=3, window=3, every=6))
-    play(named(0.5, 0.4, 0.1, 0.1), revival, 3)
+def test_only_modules_updated_in_the_whole_window_become_active():
+    modules = made(4, FreezingConfig(0.5, stage=3, window=3, every=6))
+    play(named(0.5, 0.4, 0.1, 0.1), modules, 3)
     for number in range(4, 7):
-        active = revival.active(number)
+        active = modules.begin_round(number)
         assert active == ["w0", "w1", "w2", "w3"]
         gains = {"w0": 0.1, "w1": 0.1, "w2": 9.0} if number > 4 else {"w0": 0.1, "w1": 0.1}
-        said = revival.ended(number, gains)
-    assert said == []
-    assert revival.active(7) == ["w0", "w1"]
+        lines = modules.end_round(number, gains)
+    assert lines == []
+    assert modules.begin_round(7) == ["w0", "w1"]
 
 
 def test_a_share_of_one_is_off():
-    revival = made(4, ReviveSettings())
-    assert revival.everything
-    assert play(named(*[0.1] * 4), revival, 30) == [([f"w{place}" for place in range(4)], [])] * 30
+    modules = made(4, FreezingConfig())
+    assert modules.all_active
+    assert play(named(*[0.1] * 4), modules, 30) == [([f"w{index}" for index in range(4)], [])] * 30
 
 
 @pytest.mark.parametrize(("share", "stay"), [(1 / 8, 5), (0.01, 1), (0.5, 18)])
 def test_the_share_is_of_modules_and_at_least_one(share, stay):
-    seen = play({f"w{place}": place for place in range(36)}, made(36, ReviveSettings(share)), 75)
+    seen = play({f"w{index}": index for index in range(36)}, made(36, FreezingConfig(share)), 75)
     assert len(seen[-1][0]) == stay
 
 
@@ -131,13 +131,13 @@ def test_the_share_is_of_modules_and_at_least_one(share, stay):
 def test_whatever_the_settings_the_share_is_kept_and_a_stop_changes_nothing(
     count, share, stage, window, every, stop, draw
 ):
-    settings = ReviveSettings(share, stage, window, every)
-    gains = {f"w{place}": draw.random() for place in range(count)}
+    settings = FreezingConfig(share, stage, window, every)
+    gains = {f"w{index}": draw.random() for index in range(count)}
     whole = play(gains, made(count, settings), 41)
 
     first, second = made(count, settings), made(count, settings)
     before = play(gains, first, stop)
-    second.load(json.loads(json.dumps(first.state())))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert before + play(gains, second, 41, first=stop + 1) == whole
 
     keep = max(1, math.ceil(share * count))

@@ -1,9 +1,10 @@
-"""What every link promises, over each engine."""
+"""The promises of every link, over each transport."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def around(request):
     if request.param == "memory":
         return in_memory
     fleet = request.getfixturevalue("nats_fleet")
-    return lambda: over_nats(fleet)
+    return partial(over_nats, fleet)
 
 
 def test_a_question_and_its_answer(around):
@@ -41,14 +42,16 @@ def test_a_question_and_its_answer(around):
             await fleet.hears(("edge0", "joined"), ("edge1", "joined"))
             tensor = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
             for device in ("edge0", "edge1", "edge0"):
-                answer = await fleet.coordinator.ask(device, Message("task", {"to": device}, {"x": tensor}), SECONDS)
-                assert (answer.kind, answer.facts) == ("answer", {"to": device})
+                answer = await fleet.coordinator.request(
+                    device, Message("task", {"to": device}, {"x": tensor}), SECONDS
+                )
+                assert (answer.kind, answer.header) == ("answer", {"to": device})
                 assert torch.equal(answer.tensors["x"], tensor)
 
     asyncio.run(run())
 
 
-def test_all_at_once(around):
+def test_requests_to_several_devices_at_once(around):
     async def run():
         async with around() as fleet:
             fleet.device("edge0")
@@ -57,98 +60,97 @@ def test_all_at_once(around):
             asked = [(device, number) for number in range(10) for device in ("edge0", "edge1")]
             answers = await asyncio.gather(
                 *(
-                    fleet.coordinator.ask(device, Message("task", {"n": [device, number]}), SECONDS)
+                    fleet.coordinator.request(device, Message("task", {"n": [device, number]}), SECONDS)
                     for device, number in asked
                 )
             )
-            assert [answer.facts["n"] for answer in answers] == [list(pair) for pair in asked]
+            assert [answer.header["n"] for answer in answers] == [list(pair) for pair in asked]
 
     asyncio.run(run())
 
 
-def test_a_message_of_many_parts(around):
+def test_a_message_of_many_chunks(around):
     async def run():
         async with around() as fleet:
             fleet.device("edge0")
             await fleet.hears(("edge0", "joined"))
             large = torch.randint(0, 255, (5 * 2**20 + 7,), dtype=torch.uint8)
             one, other = await asyncio.gather(
-                fleet.coordinator.ask("edge0", Message("task", {"n": 1}, {"x": large}), SECONDS),
-                fleet.coordinator.ask("edge0", Message("task", {"n": 2}, {"x": large.flip(0)}), SECONDS),
+                fleet.coordinator.request("edge0", Message("task", {"n": 1}, {"x": large}), SECONDS),
+                fleet.coordinator.request("edge0", Message("task", {"n": 2}, {"x": large.flip(0)}), SECONDS),
             )
-            assert (one.facts["n"], other.facts["n"]) == (1, 2)
+            assert (one.header["n"], other.header["n"]) == (1, 2)
             assert torch.equal(one.tensors["x"], large)
             assert torch.equal(other.tensors["x"], large.flip(0))
 
     asyncio.run(run())
 
 
-def test_nobody_there(around):
+def test_a_device_that_is_not_there(around):
     async def run():
         async with around() as fleet:
             with pytest.raises(DeviceGone, match="edge0"):
-                await fleet.coordinator.ask("edge0", Message("task"), SECONDS)
+                await fleet.coordinator.request("edge0", Message("task"), SECONDS)
 
     asyncio.run(run())
 
 
-def test_who_comes_and_goes(around):
+def test_devices_join_and_leave(around):
     async def run():
         async with around() as fleet:
             link = fleet.device("edge0")
             await fleet.hears(("edge0", "joined"))
             late = fleet.coordinator.presence()
-            assert (await anext(late)).what == "joined"  # who is there already comes first
+            assert (await anext(late)).event == "joined"  # devices that are there come first
             await link.close()
             await fleet.hears(("edge0", "left"))
-            assert (await anext(late)).what == "left"
+            assert (await anext(late)).event == "left"
             fleet.device("edge0")
             await fleet.hears(("edge0", "joined"))
-            await fleet.coordinator.ask("edge0", Message("task"), SECONDS)
+            await fleet.coordinator.request("edge0", Message("task"), SECONDS)
 
     asyncio.run(run())
 
 
-def test_what_is_said_unasked(around):
+def test_a_message_without_a_request(around):
     async def run():
         async with around() as fleet:
             link = fleet.device("edge0")
-            await link.say(Message("profile", {"cores": 2}, {"x": torch.ones(3)}))
+            await link.send(Message("profile", {"cores": 2}, {"x": torch.ones(3)}))
             await fleet.hears(("edge0", "joined"))
-            (said,) = await fleet.hears(("edge0", "said"))
-            assert said.message.kind == "profile"
-            assert said.message.facts == {"cores": 2}
-            assert torch.equal(said.message.tensors["x"], torch.ones(3))
+            (heard,) = await fleet.hears(("edge0", "message"))
+            assert heard.message.kind == "profile"
+            assert heard.message.header == {"cores": 2}
+            assert torch.equal(heard.message.tensors["x"], torch.ones(3))
 
     asyncio.run(run())
 
 
-def test_what_is_said_before_anybody_listens_waits(around):
+def test_messages_from_before_the_first_reader_wait_for_it(around):
     async def run():
-        async with around() as fleet:
-            fleet.coordinator._listeners.clear()
+        async with around(listen=False) as fleet:
             link = fleet.device("edge0")
-            await link.say(Message("profile", {"n": 1}))
+            await link.send(Message("profile", {"n": 1}))
             while not fleet.coordinator.traffic("edge0")[1].bytes.get("profile"):
                 await asyncio.sleep(0.01)
             presence = fleet.coordinator.presence()
-            assert (await anext(presence)).what == "joined"
-            assert (await anext(presence)).message.facts == {"n": 1}
+            assert (await anext(presence)).event == "joined"
+            assert (await anext(presence)).message.header == {"n": 1}
 
     asyncio.run(run())
 
 
-def test_a_device_that_only_talks_does_not_fill_the_memory(around):
+def test_a_device_cannot_fill_the_memory_with_messages(around):
     async def run():
         async with around() as fleet:
             link = fleet.device("edge0")
             for number in range(100):
-                await link.say(Message("talk", {"n": number}))
+                await link.send(Message("talk", {"n": number}))
             while fleet.coordinator.traffic("edge0")[1].messages["talk"] < 100:
                 await asyncio.sleep(0.01)
-            assert len(fleet.coordinator._listeners[0].waiting) < 20
-            await fleet.hears(("edge0", "joined"))
-            assert (await fleet.hears(("edge0", "said")))[0].message.facts == {"n": 0}
+            _, *heard = await fleet.hears(("edge0", "joined"), *[("edge0", "message")] * 16)
+            assert [presence.message.header["n"] for presence in heard] == list(range(16))
+            await fleet.hears_nothing(0.1)
 
     asyncio.run(run())
 
@@ -160,51 +162,51 @@ def test_no_answer_in_time_and_one_that_is_late(around):
             handled = []
 
             async def answer(message):
-                handled.append(message.facts["n"])
-                if message.facts["n"] == 1:
+                handled.append(message.header["n"])
+                if message.header["n"] == 1:
                     await slow.wait()
                 return await echo(message)
 
             fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
             with pytest.raises(NoAnswer, match=r"edge0.*0.2 s"):
-                await fleet.coordinator.ask("edge0", Message("task", {"n": 1}), 0.2)
-            with pytest.raises(NoAnswer):  # waits behind the first, and is given up before it is begun
-                await fleet.coordinator.ask("edge0", Message("task", {"n": 2}), 0.2)
-            third = asyncio.create_task(fleet.coordinator.ask("edge0", Message("task", {"n": 3}), SECONDS))
+                await fleet.coordinator.request("edge0", Message("task", {"n": 1}), 0.2)
+            with pytest.raises(NoAnswer):  # waits behind the first, and is given up before it begins
+                await fleet.coordinator.request("edge0", Message("task", {"n": 2}), 0.2)
+            third = asyncio.create_task(fleet.coordinator.request("edge0", Message("task", {"n": 3}), SECONDS))
             await asyncio.sleep(0.05)
             slow.set()
-            assert (await third).facts == {"n": 3}
+            assert (await third).header == {"n": 3}
             assert handled == [1, 3]
             assert fleet.coordinator.traffic("edge0")[1].messages["late"] == 1
 
     asyncio.run(run())
 
 
-def test_many_that_were_given_up_leave_nothing_behind(around):
+def test_many_requests_that_were_given_up_leave_nothing_behind(around):
     async def run():
         async with around() as fleet:
             slow = asyncio.Event()
             handled = []
 
             async def answer(message):
-                handled.append(message.facts["n"])
+                handled.append(message.header["n"])
                 await slow.wait()
                 return await echo(message)
 
             fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
-            asked = [fleet.coordinator.ask("edge0", Message("task", {"n": number}), 0.5) for number in range(100)]
+            asked = [fleet.coordinator.request("edge0", Message("task", {"n": number}), 0.5) for number in range(100)]
             given_up = await asyncio.gather(*asked, return_exceptions=True)
             assert {type(error) for error in given_up} == {NoAnswer}
             slow.set()
-            assert (await fleet.coordinator.ask("edge0", Message("task", {"n": 100}), SECONDS)).facts == {"n": 100}
+            assert (await fleet.coordinator.request("edge0", Message("task", {"n": 100}), SECONDS)).header == {"n": 100}
             assert handled == [0, 100]
 
     asyncio.run(run())
 
 
-def test_gone_before_it_answered(around):
+def test_a_device_that_leaves_before_it_answers(around):
     async def run():
         async with around() as fleet:
             never = asyncio.Event()
@@ -214,7 +216,7 @@ def test_gone_before_it_answered(around):
 
             link = fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
-            asked = asyncio.create_task(fleet.coordinator.ask("edge0", Message("task"), 60))
+            asked = asyncio.create_task(fleet.coordinator.request("edge0", Message("task"), 60))
             await asyncio.sleep(0.05)
             await link.close()
             with pytest.raises(DeviceGone, match="went away"):
@@ -230,16 +232,18 @@ def test_an_answer_still_leaves_when_the_device_does(around):
 
             async def answer(message):
                 worked.set()
-                return Message("answer", message.facts, {"x": torch.ones(2**20)})  # parts of it are still to go
+                return Message(
+                    "answer", message.header, {"x": torch.ones(2**20)}
+                )  # its last chunks are still to be sent
 
             link = fleet.device("edge0", None)
             serving = asyncio.create_task(link.serve(answer))
             await fleet.hears(("edge0", "joined"))
-            asked = asyncio.create_task(fleet.coordinator.ask("edge0", Message("task", {"n": 1}), SECONDS))
+            asked = asyncio.create_task(fleet.coordinator.request("edge0", Message("task", {"n": 1}), SECONDS))
             await worked.wait()
             serving.cancel()
             await link.close()
-            assert (await asked).facts == {"n": 1}
+            assert (await asked).header == {"n": 1}
 
     asyncio.run(run())
 
@@ -253,13 +257,13 @@ def test_an_answer_that_is_no_message(around):
         async with around() as fleet:
 
             async def answer(message):
-                return Noise("answer") if message.facts["n"] == 1 else await echo(message)
+                return Noise("answer") if message.header["n"] == 1 else await echo(message)
 
             fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
             with pytest.raises(MessageError):
-                await fleet.coordinator.ask("edge0", Message("task", {"n": 1}), SECONDS)
-            assert (await fleet.coordinator.ask("edge0", Message("task", {"n": 2}), SECONDS)).facts == {"n": 2}
+                await fleet.coordinator.request("edge0", Message("task", {"n": 1}), SECONDS)
+            assert (await fleet.coordinator.request("edge0", Message("task", {"n": 2}), SECONDS)).header == {"n": 2}
             assert fleet.coordinator.traffic("edge0")[1].bytes["refused"] == 5
 
     asyncio.run(run())
@@ -274,8 +278,8 @@ def test_traffic_by_device_kind_and_direction(around):
             task = Message("task", {}, {"x": torch.zeros(1000)})
             other = Message("probe", {"n": 1})
             for _ in range(3):
-                await fleet.coordinator.ask("edge0", task, SECONDS)
-            await fleet.coordinator.ask("edge0", other, SECONDS)
+                await fleet.coordinator.request("edge0", task, SECONDS)
+            await fleet.coordinator.request("edge0", other, SECONDS)
             sent, received = fleet.coordinator.traffic("edge0")
             assert sent.bytes == {"task": 3 * len(task.pack()), "probe": len(other.pack())}
             assert sent.messages == {"task": 3, "probe": 1}
@@ -292,12 +296,12 @@ def test_kinds_that_a_device_invents_are_counted_together(around):
         async with around() as fleet:
 
             async def answer(message):
-                return Message(f"kind {message.facts['n']}")
+                return Message(f"kind {message.header['n']}")
 
             fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
             for number in range(50):
-                await fleet.coordinator.ask("edge0", Message("task", {"n": number}), SECONDS)
+                await fleet.coordinator.request("edge0", Message("task", {"n": number}), SECONDS)
             assert len(fleet.coordinator.traffic("edge0")[1].bytes) < 40
             assert fleet.coordinator.traffic("edge0")[1].messages["other"] > 10
 
@@ -314,10 +318,10 @@ def test_work_in_a_thread_leaves_the_link_alive(around):
 
             link = fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
-            asked = asyncio.create_task(fleet.coordinator.ask("edge0", Message("task"), SECONDS))
+            asked = asyncio.create_task(fleet.coordinator.request("edge0", Message("task"), SECONDS))
             await asyncio.sleep(0.05)
-            await link.say(Message("metric", {"loss": 1.5}))
-            await fleet.hears(("edge0", "said"))
+            await link.send(Message("metric", {"loss": 1.5}))
+            await fleet.hears(("edge0", "message"))
             assert not asked.done()
             await asked
 

@@ -1,10 +1,10 @@
-"""``taskedge cooperate``: one file for each of its verbs."""
+"""The verbs of ``taskedge cooperate``."""
 
 from __future__ import annotations
 
 import click
 
-from taskedge.cli.cooperate import join, local, members, serve, status, stop
+from taskedge.cli.cooperate import enrollment, join, local, serve, status, stop
 
 EPILOG = """\b
 Examples:
@@ -20,9 +20,10 @@ Examples:
 
 VERBS = (
     local.command,
-    members.init,
-    members.enrol,
-    members.revoke,
+    enrollment.init,
+    enrollment.enrol,
+    enrollment.revoke,
+    enrollment.renew,
     serve.command,
     join.command,
     status.command,
@@ -31,9 +32,10 @@ VERBS = (
 
 
 class InOrder(click.Group):
-    """Lists its verbs in the order in which they are used."""
+    """A group that lists its verbs in the order in which they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the verbs."""
         return list(self.commands)
 
 
@@ -41,6 +43,6 @@ class InOrder(click.Group):
 def command() -> None:
     """Fine-tune one model on many devices, whose data stays where it is.
 
-    local tries it on this machine and needs nothing else. For real devices: init makes a fleet, enrol a folder of keys
-    for each device, serve coordinates, and join runs on the devices.
+    local tries this on one machine and needs nothing else. For real devices, init creates a fleet, enrol creates the
+    keys of a device, serve coordinates a run, and join runs on the devices.
     """

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.config_options import note
-from taskedge.cli.cooperate.shared import asked, task_options
+from taskedge.cli.cooperate.cooperate_options import model_option, task_options, task_spec_from_flags
+from taskedge.cli.shared_options import print_status
 
 if TYPE_CHECKING:
-    from taskedge.cooperation.transport.nats.nats_links import NatsDeviceLink
+    from taskedge.cooperation.transport.nats.device_link import NatsDeviceLink
 
 TROUBLE_SECONDS = 5.0
+"""Seconds between two checks of the connection."""
 
 
 @click.command(
@@ -29,16 +30,19 @@ Examples:
   taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv --unit
 """,
 )
-@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="The folder that `enrol` made.")
+@click.option("--bundle", required=True, type=click.Path(path_type=Path), help="Folder that `enrol` created.")
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Data of this device; it stays here.")
+@model_option()
 @task_options
-@click.option("--profile", type=click.Path(path_type=Path), help="What `taskedge measure` found here, for the plan.")
+@click.option("--profile", type=click.Path(path_type=Path), help="Result of `taskedge measure` here, for the plan.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option(
-    "--emulate", is_flag=True, help="Be as slow as the plan takes this device for (docs/cooperation-commands.md)."
+    "--emulate",
+    is_flag=True,
+    help="Slow down to the speed that the plan assumes for this device (docs/cooperation-commands.md).",
 )
-@click.option("--stay", is_flag=True, help="Wait for the next run when one is done.")
-@click.option("--unit", is_flag=True, help="Print a systemd unit that does this from the start of the machine on.")
+@click.option("--stay", is_flag=True, help="When a run is done, wait for the next one.")
+@click.option("--unit", is_flag=True, help="Print a systemd unit that runs this command from boot on, and exit.")
 def command(
     bundle: Path,
     data: Path,
@@ -51,17 +55,17 @@ def command(
 ) -> None:
     """Take part in the runs of a fleet with this machine and its data, until the run is done.
 
-    What leaves the machine: sums over its data that the choice of weights needs, gradients or values of the chosen
-    weights, and how long it took. No row of the data.
+    The machine sends sums over its data for the choice of weights, gradients or values of the chosen weights, and
+    durations. It never sends a row of its data.
     """
     if unit:
         click.echo(_unit(bundle, data, profile, {"threads": threads, "emulate": emulate} | flags), nl=False)
         return
-    from taskedge.cooperation.fleet.bundle import Bundle
+    from taskedge.cooperation.transport.nats.bundle import Bundle
     from taskedge.profiling.profile_file import read_profile
 
-    opened = Bundle.open(bundle)
-    known = read_profile(profile) if profile else None
+    identity = Bundle.open(bundle)
+    measured = read_profile(profile) if profile else None
 
     import asyncio
 
@@ -70,57 +74,69 @@ def command(
     from taskedge.cooperation.device.device import Device
     from taskedge.cooperation.joint_task import joint_task
     from taskedge.cooperation.transport.emulated import EmulatedLink
-    from taskedge.cooperation.transport.nats.nats_links import NatsDeviceLink
+    from taskedge.cooperation.transport.nats.device_link import NatsDeviceLink
 
     if threads is not None:
         torch.set_num_threads(threads)
-    joint = joint_task(asked(flags, data), note)
-    training = joint.training()
-    note(f"{opened.name}: {len(training.rows):,} rows; waits for the coordinator of {opened.fleet} at {opened.server}")
+    joint = joint_task(task_spec_from_flags(flags, data), print_status)
+    training = joint.local_training()
+    print_status(
+        f"{identity.name}: {len(training.rows):,} rows; waits for the coordinator of {identity.fleet} at "
+        f"{identity.server}"
+    )
 
     async def take_part() -> None:
-        link = NatsDeviceLink(bundle)
-        end = EmulatedLink(link, note) if emulate else link
-        device = Device(end, training, profile=known, labels=joint.labels, on_hung=lambda: os._exit(1), say=note)
-        trouble = asyncio.create_task(_tell_trouble(link))
+        nats_link = NatsDeviceLink(bundle)
+        device = Device(
+            EmulatedLink(nats_link, print_status) if emulate else nats_link,
+            training,
+            profile=measured,
+            labels=joint.labels,
+            on_hung=lambda: os._exit(1),
+            log=print_status,
+        )
+        reporting = asyncio.create_task(_report_trouble(nats_link))
         try:
             await device.serve(stay=stay)
         finally:
-            trouble.cancel()
+            reporting.cancel()
 
     asyncio.run(take_part())
-    note("the run is done")
+    print_status("the run is done")
 
 
-async def _tell_trouble(link: NatsDeviceLink) -> None:
-    """A line where there is no connection, and why."""
+async def _report_trouble(link: NatsDeviceLink) -> None:
+    """Print a line when the connection is lost, and why."""
     import asyncio
 
-    told = None
+    reported = None
     while True:
         await asyncio.sleep(TROUBLE_SECONDS)
-        if link.trouble and link.trouble != told:
-            note(f"no connection ({link.trouble}): keeps trying")
-        told = link.trouble
+        if link.trouble and link.trouble != reported:
+            print_status(f"no connection ({link.trouble}): keeps trying")
+        reported = link.trouble
 
 
 def _unit(bundle: Path, data: Path, profile: Path | None, flags: dict[str, Any]) -> str:
-    """The unit of this command, with whole paths: systemd starts it elsewhere."""
-    from taskedge.cooperation.fleet.bundle import Bundle
+    """Return the unit of this command, with absolute paths: systemd starts it in another folder."""
     from taskedge.cooperation.fleet.systemd import device_unit
+    from taskedge.cooperation.transport.nats.bundle import Bundle
 
     model = Path(flags["model"])
     flags = flags | {"model": model.resolve() if model.is_dir() else flags["model"]}
-    named = {"bundle": bundle.resolve(), "data": data.resolve(), "profile": profile and profile.resolve()}
-    words = joining(named | flags)
-    return device_unit(Bundle.open(bundle).name, [*words, "--stay"], getpass.getuser())
+    paths = {"bundle": bundle.resolve(), "data": data.resolve(), "profile": profile and profile.resolve()}
+    command_line = join_command(paths | flags)
+    return device_unit(Bundle.open(bundle).name, [*command_line, "--stay"], getpass.getuser())
 
 
-def joining(options: dict[str, Any]) -> list[str]:
-    """A command that joins with these options; those that are None, empty or False are left out."""
+def join_command(options: dict[str, Any]) -> list[str]:
+    """Return a command line that joins with these options. Options with None, an empty list or False are left out."""
     words = [sys.executable, "-m", "taskedge.cli.main", "cooperate", "join"]
     for name, value in options.items():
         flag = "--class" if name == "classes" else f"--{name.replace('_', '-')}"
-        every = value if isinstance(value, list | tuple) else [value]
-        words += [flag if one is True else f"{flag}={one}" for one in every if one is not None and one is not False]
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if item is True:
+                words.append(flag)
+            elif item is not None and item is not False:
+                words.append(f"{flag}={item}")
     return words

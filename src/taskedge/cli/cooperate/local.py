@@ -5,77 +5,97 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.config_options import force_option, given, json_option, note, options_of
-from taskedge.cli.cooperate.join import joining
-from taskedge.cli.cooperate.shared import (
-    asked,
-    described,
+from taskedge.cli.cooperate.cooperate_options import (
     eval_option,
+    load_fleet_spec,
+    load_plan,
+    model_option,
     out_option,
+    plan_option,
     resume_option,
+    sigterm_as_interrupt,
     task_options,
-    told_to_end,
+    task_spec_from_flags,
     traffic_option,
 )
-from taskedge.cli.plan_options import refuse_existing
-from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cli.cooperate.join import join_command
+from taskedge.cli.shared_options import (
+    force_option,
+    given_flags,
+    json_option,
+    options_of,
+    print_status,
+    refuse_existing,
+)
+from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.errors import InputError, Interrupted, TaskEdgeError
 
 if TYPE_CHECKING:
-    from taskedge.cli.cooperate.finish import Finished
+    from taskedge.cli.cooperate.run_summary import RunSummary
     from taskedge.cooperation.coordinator.event_log import Event
-    from taskedge.cooperation.coordinator.nats_run import Led
-    from taskedge.cooperation.fleet.device_registry import Fleet
-    from taskedge.cooperation.fleet.local_processes import Processes
-    from taskedge.cooperation.joint_task import Asked, JointTask
-    from taskedge.planning.fleet_spec import Fleet as Described
+    from taskedge.cooperation.fleet.device_registry import DeviceRegistry
+    from taskedge.cooperation.fleet.local_processes import LocalProcesses
+    from taskedge.cooperation.fleet.nats_run import CoordinatorOutcome
+    from taskedge.cooperation.joint_task import TaskSpec
+    from taskedge.planning.fleet_spec import FleetSpec
+    from taskedge.planning.plan import Plan
 
 DEVICES = 4
 WAIT_SECONDS = 600.0
-"""For devices that all load their models on one machine at once; one that ends is noticed at once."""
+"""All devices load their models on one machine at once. A device that ends is noticed at once."""
 GOODBYE_SECONDS = 10.0
+"""Seconds that the devices have to end by themselves after the run."""
 WATCH_SECONDS = 0.2
+"""Seconds between two checks of the devices' processes."""
 
 
 @click.command(
     "local",
-    short_help="A whole fleet on this machine.",
+    short_help="Run a whole fleet on this machine.",
     epilog="""\b
 Examples:
   taskedge cooperate local --model ./minilm --train reviews.csv --text review --label sentiment
   taskedge cooperate local --model ./minilm --train reviews.csv --devices 2 --mode fedavg --skew --eval heldout.csv
   taskedge cooperate local --model ./minilm --train reviews.csv --fleet fleet.toml --rounds 50 --show-traffic
+  taskedge cooperate local --model ./minilm --train reviews.csv --fleet fleet.toml --plan plan.json
   taskedge cooperate local --model ./minilm --train reviews.csv --fleet fleet.toml --emulate --solver equal
 """,
 )
+@model_option()
 @task_options
 @click.option("--train", required=True, type=click.Path(path_type=Path), help="Training data, split among the devices.")
 @eval_option
 @click.option("--skew", is_flag=True, help="Split by label, so that each device has few of the classes.")
-@click.option("--fleet", type=click.Path(path_type=Path), help="Fleet file: names, speeds and links of the devices.")
-@click.option("--emulate", is_flag=True, help="Make each device as slow as the fleet file says.")
+@click.option(
+    "--fleet",
+    "fleet_path",
+    type=click.Path(path_type=Path),
+    help="Fleet file: names, speeds and links of the devices.",
+)
+@plan_option
+@click.option("--emulate", is_flag=True, help="Slow each device down to its speed in the fleet file.")
 @click.option(
     "--devices",
     type=click.IntRange(1),
-    help=f"How many devices.  [default: {DEVICES}, or those of the fleet file]",
+    help=f"Number of devices.  [default: {DEVICES}, or all in the fleet file or the plan]",
 )
 @click.option(
     "--wait-seconds",
     default=WAIT_SECONDS,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="How long to wait for devices, before the run gives up.",
+    help="Seconds to wait for devices before the run stops.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each device.  [default: an even share]")
-@options_of(CooperateSettings, "devices", "wait_seconds")
+@options_of(CooperationConfig, "devices", "wait_seconds")
 @out_option
 @resume_option
 @traffic_option
@@ -83,9 +103,10 @@ Examples:
 @json_option
 def command(
     train: Path,
-    held_out: Path | None,
+    eval_path: Path | None,
     skew: bool,
-    fleet: Path | None,
+    fleet_path: Path | None,
+    plan_path: Path | None,
     emulate: bool,
     devices: int | None,
     threads: int | None,
@@ -96,165 +117,215 @@ def command(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Train on several devices that are processes of this machine, and write what they learnt as a delta file.
+    """Train on several devices that are processes of this machine, and write the result as a delta file.
 
     Starts a server on loopback with keys of its own, splits the data, starts a `taskedge cooperate join` for each
-    device, and ends them all when it ends. What an interrupted run leaves is in OUT.run and goes on with --resume.
+    device, and ends them all when it ends. An interrupted run stays in OUT.run and is resumed with --resume.
     """
     refuse_existing([out], force or resume)
-    wanted = asked(flags, train)
-    known = described(fleet)
-    if emulate and known is None:
-        raise InputError("--emulate: name the fleet file that says how slow the devices are, with --fleet")
-    names = _names(devices, known)
-    settings = CooperateSettings(**given(flags), devices=len(names))
-    wanted = replace(wanted, seed=settings.seed)
+    spec = task_spec_from_flags(flags, train)
+    fleet, plan = load_fleet_spec(fleet_path), load_plan(plan_path)
+    if emulate and fleet is None:
+        raise InputError("--emulate: name the fleet file with the devices' speeds, with --fleet")
+    names = device_names(devices, fleet, plan)
+    config = CooperationConfig(**given_flags(flags), devices=len(names))
     folder = out.with_name(f"{out.name}.run")
-    _make_room(folder, resume=resume, force=force)
-    threads = threads or max(1, (os.cpu_count() or 1) // len(names))
+    _prepare_folder(folder, resume=resume, force=force)
 
-    from taskedge.cooperation.coordinator.event_log import RUN
-    from taskedge.cooperation.fleet.coordinator_lock import sole
+    from taskedge.cooperation.coordinator.event_log import RUN_FILE
+    from taskedge.cooperation.fleet.coordinator_lock import hold_coordinator_lock
     from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
 
+    run = _LocalRun(
+        spec=replace(spec, seed=config.seed),
+        config=config,
+        names=names,
+        folder=folder,
+        fleet=fleet,
+        plan=plan,
+        threads=threads or max(1, (os.cpu_count() or 1) // len(names)),
+        emulate=emulate,
+        resume=resume,
+    )
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
-        with sole(folder), told_to_end():
-            how = {"threads": threads, "emulate": emulate}
-            finished = _run(wanted, settings, names, folder, known, held_out, out, how, resume=resume, skew=skew)
+        with hold_coordinator_lock(folder), sigterm_as_interrupt():
+            summary = run.run(eval_path, out, skew=skew)
     except BaseException as error:
-        if not (folder / RUN_FOLDER / RUN).exists():
-            shutil.rmtree(folder, ignore_errors=True)  # nothing that could go on
+        if not (folder / RUN_FOLDER / RUN_FILE).exists():
+            shutil.rmtree(folder, ignore_errors=True)  # there is nothing to resume
         elif isinstance(error, KeyboardInterrupt):
-            raise Interrupted("interrupted: go on with --resume") from None
+            raise Interrupted("interrupted: continue with --resume") from None
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    finished.tell(show_traffic=show_traffic, as_json=as_json)
+    summary.print_summary(show_traffic=show_traffic, as_json=as_json)
 
 
-def _names(devices: int | None, known: Described | None) -> list[str]:
-    """Of the devices: the fleet file's first ones, or numbers."""
-    if known is None:
+def device_names(devices: int | None, fleet: FleetSpec | None, plan: Plan | None = None) -> list[str]:
+    """Return the names of the devices: the first ones of the fleet file, else of the plan, else numbered ones.
+
+    Args:
+        devices: Number of devices; None for all that the fleet file or the plan names.
+        fleet: The fleet file.
+        plan: The plan.
+
+    Raises:
+        InputError: There are more ``devices`` than names.
+    """
+    if fleet is not None:
+        names, source = [device.name for device in fleet.device], "the fleet file describes"
+    elif plan is not None:
+        names, source = [*(part.device for part in plan.parts), *plan.idle], "the plan names"
+    else:
         return [f"device-{number}" for number in range(1, (devices or DEVICES) + 1)]
-    named = [device.name for device in known.device]
-    if devices is not None and devices > len(named):
-        raise InputError(f"--devices {devices}: the fleet file describes {len(named)}")
-    return named[:devices]
+    if devices is not None and devices > len(names):
+        raise InputError(f"--devices {devices}: {source} {len(names)}")
+    return names[:devices]
 
 
-def _make_room(folder: Path, *, resume: bool, force: bool) -> None:
-    from taskedge.cooperation.coordinator.event_log import RUN
-    from taskedge.cooperation.fleet.coordinator_lock import coordinated
+def _prepare_folder(folder: Path, *, resume: bool, force: bool) -> None:
+    """Check that the folder can be used, and remove what an earlier run left if it is not resumed."""
+    from taskedge.cooperation.coordinator.event_log import RUN_FILE
+    from taskedge.cooperation.fleet.coordinator_lock import is_coordinated
     from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
 
-    if coordinated(folder):
-        raise InputError(f"{folder}: a run goes on there: name another file with --out")
-    there = (folder / RUN_FOLDER / RUN).exists()
-    if there and resume:
+    if is_coordinated(folder):
+        raise InputError(f"{folder}: a run is in progress there: name another file with --out")
+    has_run = (folder / RUN_FOLDER / RUN_FILE).exists()
+    if has_run and resume:
         return
     if resume:
         raise InputError(f"{folder} holds no run to resume: leave out --resume to begin one")
-    if not force and (there or (folder / "settings.json").exists()):
-        raise InputError(f"{folder} holds an interrupted run: go on with --resume, or start anew with --force")
+    has_other_run = (folder / "settings.json").exists()  # of `taskedge tune`
+    if not force and (has_run or has_other_run):
+        raise InputError(f"{folder} holds an interrupted run: continue with --resume, or start anew with --force")
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(
-    wanted: Asked,
-    settings: CooperateSettings,
-    names: Sequence[str],
-    folder: Path,
-    known: Described | None,
-    held_out: Path | None,
-    out: Path,
-    how: dict[str, Any],
-    *,
-    resume: bool,
-    skew: bool,
-) -> Finished:
-    """``how``: options of the devices' processes."""
-    from taskedge.cli.cooperate.finish import finish
-    from taskedge.cli.cooperate.screen import TaskTable
-    from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
-    from taskedge.cooperation.fleet.split_data import write_parts
-    from taskedge.cooperation.joint_task import joint_task, read_like
+@dataclass(frozen=True)
+class _LocalRun:
+    """A run on this machine."""
 
-    joint = joint_task(wanted, note)
-    measured = read_like(joint, held_out, note) if held_out else None
-    parts = folder / "parts"
-    columns = write_parts(joint, parts, names, skew=skew, seed=settings.seed, same=resume)
+    spec: TaskSpec
+    config: CooperationConfig
+    names: Sequence[str]
+    folder: Path
+    fleet: FleetSpec | None
+    plan: Plan | None
+    threads: int
+    """CPU threads of each device."""
+    emulate: bool
+    resume: bool
 
-    def command_of(name: str, bundle: Path) -> list[str]:
-        about = {"model": wanted.model, "task": joint.task.name, "classes": joint.labels, **columns.named}
-        about |= {"max_length": joint.max_length or None, **how}
-        return joining({"bundle": bundle, "data": parts / f"{name}.jsonl", **about})
+    def run(self, eval_path: Path | None, out: Path, *, skew: bool) -> RunSummary:
+        """Split the data, start the fleet, run all rounds, and write the delta."""
+        from taskedge.cli.cooperate.event_display import TaskTable
+        from taskedge.cli.cooperate.run_summary import finish_run
+        from taskedge.cooperation.fleet.fleet_status import RUN_FOLDER
+        from taskedge.cooperation.fleet.nats_run import run_over_nats
+        from taskedge.cooperation.fleet.split_data import write_parts
+        from taskedge.cooperation.joint_task import joint_task, read_table_like
 
-    show = TaskTable()
-    with _fleet_here(folder, names, command_of, how["threads"]) as (fleet, processes):
-        led = asyncio.run(_watched(fleet, processes, joint, settings, folder / RUN_FOLDER, known, show, resume=resume))
-        processes.stop(GOODBYE_SECONDS)  # they end by themselves
-    return finish(joint, led, out, measured, settings.batch_size)
+        joint = joint_task(self.spec, print_status)
+        eval_table = read_table_like(joint, eval_path, print_status) if eval_path else None
+        parts = self.folder / "parts"
+        columns = write_parts(joint, parts, self.names, skew=skew, seed=self.config.seed, must_match=self.resume)
+        options = {
+            "model": self.spec.model,
+            "task": joint.task.name,
+            "classes": joint.labels,
+            **columns.named,
+            "max_length": joint.max_length or None,
+            "threads": self.threads,
+            "emulate": self.emulate,
+        }
 
+        def command_of(name: str, bundle: Path) -> list[str]:
+            return join_command({"bundle": bundle, "data": parts / f"{name}.jsonl", **options})
 
-@contextmanager
-def _fleet_here(
-    folder: Path, names: Sequence[str], command_of: Callable[[str, Path], list[str]], threads: int
-) -> Iterator[tuple[Fleet, Processes]]:
-    """A fleet with new keys, its server, and a process for each device; all of it is gone afterwards."""
-    from taskedge.cooperation.fleet.device_registry import Fleet
-    from taskedge.cooperation.fleet.fleet_status import FLEET_FOLDER
-    from taskedge.cooperation.fleet.local_processes import Processes
-    from taskedge.cooperation.transport.nats.server import free_port
+        with self._started_fleet(command_of) as (registry, processes):
+            outcome = asyncio.run(
+                _watched(
+                    processes,
+                    TaskTable(),
+                    lambda on_event: run_over_nats(
+                        registry,
+                        joint,
+                        self.config,
+                        self.folder / RUN_FOLDER,
+                        resume=self.resume,
+                        fleet=self.fleet,
+                        plan=self.plan,
+                        on_event=on_event,
+                    ),
+                )
+            )
+            processes.stop(GOODBYE_SECONDS)
+        return finish_run(joint, outcome, out, eval_table, self.config.batch_size)
 
-    place, logs = folder / FLEET_FOLDER, folder / "logs"
-    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
-    logs.mkdir(exist_ok=True)
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    fleet, processes = Fleet.create(place, name="local", port=free_port()), Processes()
-    bundles = {name: fleet.enrol(name) for name in names}
-    server = fleet.start_server()
-    try:
-        processes.guard(server.pid)
-        for name in names:
-            processes.start(name, command_of(name, bundles[name]), logs / f"{name}.log", environment)
-        processes.guard(server.pid)
-        note(f"started {len(names)} devices: {', '.join(names)}")
-        yield fleet, processes
-    finally:
-        processes.stop()
-        server.stop()
-        processes.end()
-        shutil.rmtree(place, ignore_errors=True)
+    @contextmanager
+    def _started_fleet(
+        self, command_of: Callable[[str, Path], list[str]]
+    ) -> Iterator[tuple[DeviceRegistry, LocalProcesses]]:
+        """Start a fleet with new keys, its server, and a process for each device. End and remove all of it at the end.
+
+        Args:
+            command_of: Returns the command line of a device, from its name and the folder with its keys.
+        """
+        from taskedge.cooperation.fleet.device_registry import DeviceRegistry
+        from taskedge.cooperation.fleet.fleet_status import FLEET_FOLDER
+        from taskedge.cooperation.fleet.local_processes import LocalProcesses
+        from taskedge.cooperation.transport.nats.server import free_port
+
+        fleet_path, logs = self.folder / FLEET_FOLDER, self.folder / "logs"
+        shutil.rmtree(fleet_path, ignore_errors=True)  # of a run that was killed
+        logs.mkdir(exist_ok=True)
+        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "TOKENIZERS_PARALLELISM": "false"}
+        registry, processes = DeviceRegistry.create(fleet_path, name="local", port=free_port()), LocalProcesses()
+        bundles = {name: registry.enroll(name) for name in self.names}
+        server = registry.start_server()
+        try:
+            processes.guard(server.pid)
+            for name in self.names:
+                processes.start(name, command_of(name, bundles[name]), logs / f"{name}.log", environment)
+            processes.guard(server.pid)
+            print_status(f"started {len(self.names)} devices: {', '.join(self.names)}")
+            yield registry, processes
+        finally:
+            processes.stop()
+            server.stop()
+            processes.end_guard()
+            shutil.rmtree(fleet_path, ignore_errors=True)
 
 
 async def _watched(
-    fleet: Fleet,
-    processes: Processes,
-    joint: JointTask,
-    settings: CooperateSettings,
-    run: Path,
-    known: Described | None,
+    processes: LocalProcesses,
     show: Callable[[Event], None],
-    *,
-    resume: bool,
-) -> Led:
-    """The run, which ends at once when a device cannot even begin, or when all have ended."""
-    from taskedge.cooperation.coordinator.nats_run import lead
+    start: Callable[[Callable[[Event], None]], Coroutine[Any, Any, CoordinatorOutcome]],
+) -> CoordinatorOutcome:
+    """Run the coordinator, and stop at once if a device ends before the first round, or if all devices have ended.
 
-    begun = asyncio.Event()
+    Args:
+        processes: The devices.
+        show: Called with each event.
+        start: Returns the coordinator's run, from the function that it calls with each event.
+    """
+    has_completed_round = False
 
     def on_event(event: Event) -> None:
+        nonlocal has_completed_round
         show(event)
         if event["event"] == "round":
-            begun.set()
+            has_completed_round = True
 
-    running = asyncio.create_task(lead(fleet, joint, settings, run, resume=resume, described=known, on_event=on_event))
+    running = asyncio.create_task(start(on_event))
     try:
         while not running.done():
             await asyncio.wait([running], timeout=WATCH_SECONDS)
-            failed = processes.failed()
-            if failed and not running.done() and not (begun.is_set() and processes.running()):
-                raise TaskEdgeError("; ".join(f"{name} ended: {why}" for name, why in failed.items()))
+            failures = processes.failures()
+            can_continue = has_completed_round and processes.running()
+            if failures and not running.done() and not can_continue:
+                raise TaskEdgeError("; ".join(f"{name} ended: {reason}" for name, reason in failures.items()))
         return running.result()
     finally:
         running.cancel()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.cooperate.shared import fleet_folder, folder_option
+from taskedge.cli.cooperate.cooperate_options import fleet_folder, folder_option
 
 
 @click.command(
     "stop",
-    short_help="End the coordinator and the server.",
+    short_help="Stop the coordinator and the server.",
     epilog="""\b
 Examples:
   taskedge cooperate stop
@@ -20,29 +20,30 @@ Examples:
 """,
 )
 @folder_option
-@click.option("--keep-server", is_flag=True, help="End the coordinator alone: devices stay connected.")
+@click.option("--keep-server", is_flag=True, help="Stop only the coordinator: devices stay connected.")
 @click.option(
     "--seconds",
     default=60.0,
     show_default=True,
     type=click.FloatRange(0, min_open=True),
-    help="How long to wait for the coordinator to end.",
+    help="Seconds to wait for the coordinator to end.",
 )
 def command(folder: Path | None, keep_server: bool, seconds: float) -> None:
-    """End the coordinator of a fleet and then its server, wherever they were started on this machine.
+    """Stop the coordinator of a fleet and then its server, wherever on this machine they were started.
 
-    What was committed stays: the run goes on with --resume. The folder of a local run can be named, too.
+    Committed versions stay: the run is resumed with --resume. --folder also accepts the folder of a run on one machine
+    (OUT.run).
     """
-    from taskedge.cooperation.fleet.stop_fleet import stop
+    from taskedge.cooperation.fleet.stop_fleet import stop_fleet
 
-    place = fleet_folder(folder)
-    ended = stop(place, seconds, keep_server=keep_server)
-    if ended.coordinator is None:
-        click.echo(f"{place}: no coordinator runs")
+    path = fleet_folder(folder)
+    stopped = stop_fleet(path, seconds, keep_server=keep_server)
+    if stopped.coordinator is None:
+        click.echo(f"{path}: no coordinator runs")
     else:
-        more = ": its run goes on with --resume" if ended.resumable else ""
-        click.echo(f"{place}: the coordinator (process {ended.coordinator}) has ended{more}")
-    if ended.server is not None:
-        click.echo(f"{place}: the server (process {ended.server}) has ended; devices keep trying to come back")
-    elif not keep_server and ended.coordinator is None:
-        click.echo(f"{place}: no server runs")
+        advice = ": its run can be continued with --resume" if stopped.resumable else ""
+        click.echo(f"{path}: the coordinator (process {stopped.coordinator}) has ended{advice}")
+    if stopped.server is not None:
+        click.echo(f"{path}: the server (process {stopped.server}) has ended; devices keep trying to come back")
+    elif not keep_server and stopped.coordinator is None:
+        click.echo(f"{path}: no server runs")

@@ -1,8 +1,8 @@
-"""The coordinator of a cooperative run: from devices that are there to a delta file, resumable at any moment.
+"""The coordinator of a cooperative run: from the devices that are present to a delta, resumable at any moment.
 
-coordinator = Coordinator(link, model, settings, Path("task.run"))
+coordinator = Coordinator(link, model, config, Path("task.run"))
 result = await coordinator.run()
-coordinator.delta().save("task.safetensors")
+save(coordinator.delta(), "task.safetensors")
 """
 
 from __future__ import annotations
@@ -17,40 +17,42 @@ from pathlib import Path
 from torch import nn
 
 from taskedge.backbone.cost_table import BlockTable
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.device_sessions import Member, Members
-from taskedge.cooperation.coordinator.event_log import LOG, Event, RunLog
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.cooperation.coordinator.device_sessions import DeviceSession, DeviceSessions
+from taskedge.cooperation.coordinator.event_log import LOG_FILE, Event, EventLog
 from taskedge.cooperation.coordinator.rounds import Rounds
 from taskedge.cooperation.coordinator.run_folder import RunFolder
-from taskedge.cooperation.coordinator.run_setup import Beginning
+from taskedge.cooperation.coordinator.run_setup import RunSetup
 from taskedge.cooperation.coordinator.run_state import RunState
 from taskedge.cooperation.protocol.message import Message, MessageError
 from taskedge.cooperation.protocol.payloads import Statistics
-from taskedge.cooperation.scheduling.freezing import ReviveSettings
-from taskedge.cooperation.scheduling.round_planner import Planner
+from taskedge.cooperation.scheduling.freezing import FreezingConfig
+from taskedge.cooperation.scheduling.round_planner import RoundPlanner
 from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.errors import InputError, TaskEdgeError
-from taskedge.planning.fleet_spec import Fleet
+from taskedge.planning.fleet_spec import FleetSpec
+from taskedge.planning.plan import Plan
 from taskedge.selection.support import Support
 
 GOODBYE_SECONDS = 10.0
+"""Seconds that a device has to confirm the end of the run."""
 
 
 @dataclass(frozen=True)
-class CooperateResult:
-    """What a run made."""
+class CooperationResult:
+    """Figures of a run."""
 
     rounds: int
     version: int
-    """How many rounds changed something."""
+    """Number of rounds that changed values."""
     loss: float | None
-    """Of the last round with a usable answer in this process."""
+    """Mean loss of the last round with a usable answer in this process."""
     entries: int
     share: float
     head: int
-    """Values that train whole, counted apart."""
+    """Number of values trained in full, which ``entries`` does not count."""
     seconds: float
     bytes_down: dict[str, dict[str, int]]
     bytes_up: dict[str, dict[str, int]]
@@ -61,154 +63,163 @@ class Coordinator:
     """Runs one cooperative run.
 
     Args:
-        link: the coordinator's end.
-        model: the base with a head; this run installs a support on it, and leaves it with the last values.
-        settings: how.
-        folder: of the run: support, versions and log. ``run(resume=True)`` goes on from it.
-        whole: parameters that train whole; None: the model's head.
-        labels: the classes; devices with others take no part.
-        fleet: what is known of devices and links; devices that it does not name are taken as they describe themselves.
-        table: the model's block table, one row a layer; None: counted for token ids of 128 tokens.
-        most_tokens: in a row, at most; None: the model's positions.
-        revive: schedule of idle modules; None: the default one at the settings' ``active_share``.
-        on_event: told of every line of the log as it is written.
+        link: The coordinator's end.
+        model: The base with a head. The run installs a support on it, and leaves it with the last values.
+        config: The run's settings.
+        folder: The run's folder, with its support, versions and event log. ``run(resume=True)`` resumes from it.
+        full_parameters: Names of the parameters that are trained in full; None: the model's head.
+        labels: The classes. Devices with others take no part.
+        fleet: Costs and links of devices. Devices that it does not list are taken as they describe themselves.
+        table: The model's block table, one block per layer; None: computed for rows of 128 token ids.
+        max_tokens: Most tokens in a row; None: the model's number of positions.
+        freezing: Schedule of idle modules; None: the default one with the settings' ``active_share``.
+        plan: Plan to follow while its devices are ready and can hold their blocks; None: rounds are planned from costs.
+        on_event: Called with each event of the log after it is written.
     """
 
     def __init__(
         self,
         link: CoordinatorLink,
         model: nn.Module,
-        settings: CooperateSettings,
+        config: CooperationConfig,
         folder: Path,
         *,
-        whole: Sequence[str] | None = None,
+        full_parameters: Sequence[str] | None = None,
         labels: Sequence[str] = (),
-        fleet: Fleet | None = None,
+        fleet: FleetSpec | None = None,
         table: BlockTable | None = None,
-        most_tokens: int | None = None,
-        revive: ReviveSettings | None = None,
+        max_tokens: int | None = None,
+        freezing: FreezingConfig | None = None,
+        plan: Plan | None = None,
         on_event: Callable[[Event], None] = lambda _: None,
     ) -> None:
-        self._link, self._model, self._settings, self._path = link, model, settings, folder
+        self._link, self._model, self._config, self._path = link, model, config, folder
         self._on_event = on_event
-        self._beginning = Beginning(
+        self._setup = RunSetup(
             model,
-            settings,
-            whole=whole,
+            config,
+            full_parameters=full_parameters,
             labels=labels,
             fleet=fleet,
             table=table,
-            most_tokens=most_tokens,
-            revive=revive,
+            max_tokens=max_tokens,
+            freezing=freezing,
+            plan=plan,
         )
         self.state: RunState | None = None
-        """What the run is; None until the support is installed."""
+        """The state of the run; None until the support is installed."""
 
-    async def run(self, *, resume: bool = False) -> CooperateResult:
-        """Runs all rounds, or with ``resume`` those after the last committed version.
+    async def run(self, *, resume: bool = False) -> CooperationResult:
+        """Run all rounds, or with ``resume`` those after the last committed version.
 
         Raises:
-            InputError: the folder, or what is in it; a disk that is full.
-            InfeasiblePlan: no device can hold some block.
-            TaskEdgeError: too few devices came, or none gave a usable answer for too long; see :class:`Rounds`.
+            InputError: The folder cannot be used (see :class:`RunFolder`), or the disk is full.
+            InfeasiblePlan: No device can hold some block.
+            TaskEdgeError: Too few devices came, or no answer was usable for too long (see :class:`Rounds`).
         """
         started = time.monotonic()
-        beginning = self._beginning
-        folder = RunFolder(self._path, self._settings, beginning.digest, beginning.labels, resume=resume)
-        log = RunLog(folder.path / LOG, self._on_event)
-        members = Members(self._link, folder.run, beginning.unfit, self._settings, log)
+        setup = self._setup
+        folder = RunFolder(
+            self._path,
+            self._config,
+            setup.base_digest,
+            setup.labels,
+            plan_digest=setup.plan_digest,
+            resume=resume,
+        )
+        log = EventLog(folder.path / LOG_FILE, self._on_event)
+        sessions = DeviceSessions(self._link, folder.run_id, setup.unfit_reason, self._config, log)
         loss = None
-        members.start()
+        sessions.start()
         try:
-            await self._wait_for(members, lambda: len(members.present()) >= self._settings.devices)
+            await self._wait_for(sessions, lambda: len(sessions.present()) >= self._config.devices)
             if folder.support is None:
-                folder.keep(await self._choose(members, log))
+                folder.save_support(await self._choose_support(sessions, log))
             assert folder.support is not None
-            self.state, planner = beginning.begin(folder.support)
+            self.state, planner = setup.install_support(folder.support)
             state = self.state
-            rounds = Rounds(self._link, members, state, planner, folder, log, beginning.most_tokens)
+            rounds = Rounds(self._link, sessions, state, planner, folder, log, setup.max_tokens)
             if folder.resumed:
-                rounds.load(*folder.resumed)
+                rounds.load_state_dict(*folder.resumed)
                 log.write("resumed", round=state.round, version=state.version)
             else:
-                await rounds.commit()  # devices are about to be told where the head begins
-            members.prepare(beginning.install_message(folder.run, folder.support, state), planner.pace.cold)
-            await self._wait_for(members, lambda: self._enough(members, planner))
-            while state.round < self._settings.rounds:
-                loss = await rounds.run_one() or loss
-            await self._say_goodbye(members, folder.run, state)
+                await rounds.commit()  # before a device gets the initial head: a resumed run must have the same one
+            install_message = setup.install_message(folder.run_id, folder.support, state)
+            sessions.install_on_all(install_message, planner.calibration.mark_cold_start)
+            await self._wait_for(sessions, lambda: self._enough_ready(sessions, planner))
+            while state.round < self._config.rounds:
+                loss = await rounds.run_round() or loss
+            await self._send_final_values(sessions, folder.run_id, state)
             log.write("done", round=state.round, version=state.version)
         finally:
-            await members.stop()
+            await sessions.stop()
             if self.state is not None:
                 self.state.write_into(self._model)
-        seconds = time.monotonic() - started
-        return CooperateResult(
+        return CooperationResult(
             rounds=state.round,
             version=state.version,
             loss=loss,
-            entries=folder.support.entries,
+            entries=folder.support.num_entries,
             share=folder.support.share,
-            head=sum(value.numel() for value in state.head_start().values()),
-            seconds=seconds,
-            bytes_down={name: dict(self._link.traffic(name)[0].bytes) for name in sorted(members.known)},
-            bytes_up={name: dict(self._link.traffic(name)[1].bytes) for name in sorted(members.known)},
+            head=sum(value.numel() for value in state.initial_full_parameters().values()),
+            seconds=time.monotonic() - started,
+            bytes_down={name: dict(self._link.traffic(name)[0].bytes) for name in sorted(sessions.by_name)},
+            bytes_up={name: dict(self._link.traffic(name)[1].bytes) for name in sorted(sessions.by_name)},
         )
 
     def delta(self) -> Delta:
-        """The support with the values as they are now, as a delta.
+        """Return the support with the present values as a delta.
 
         Raises:
-            InputError: the run has not come so far.
+            InputError: The run has not chosen a support yet.
         """
         if self.state is None:
             raise InputError("the run has no support yet: run it first")
         self.state.write_into(self._model)
         return extract(self._model)
 
-    async def _wait_for(self, members: Members, enough: Callable[[], bool]) -> None:
-        seconds = self._settings.wait_seconds
-        if not await members.wait(enough, seconds):
-            there = ", ".join(member.name for member in members.present()) or "none"
-            unfit = "".join(f"; {m.name}: {m.unfit}" for m in members.known.values() if m.unfit)
+    async def _wait_for(self, sessions: DeviceSessions, condition: Callable[[], bool]) -> None:
+        seconds = self._config.wait_seconds
+        if not await sessions.wait(condition, seconds):
+            present = ", ".join(session.name for session in sessions.present()) or "none"
+            unfit = "".join(f"; {s.name}: {s.unfit_reason}" for s in sessions.by_name.values() if s.unfit_reason)
             raise TaskEdgeError(
-                f"not enough devices came within {seconds:g} s ({self._settings.devices} are needed, there: "
-                f"{there}{unfit}): start them, or ask for fewer"
+                f"not enough devices came within {seconds:g} s ({self._config.devices} are needed, there: "
+                f"{present}{unfit}): start them, or ask for fewer"
             )
 
-    def _enough(self, members: Members, planner: Planner) -> bool:
-        """Whether rounds can begin: with as many devices as asked for, and after a resumption with the same ones."""
-        ready = {member.name for member in members.ready()}
-        return len(ready) >= self._settings.devices and ready >= set(planner.members)
+    def _enough_ready(self, sessions: DeviceSessions, planner: RoundPlanner) -> bool:
+        """Return whether rounds can begin: with the number of devices set, and if resumed, with the planned ones."""
+        ready = {session.name for session in sessions.ready()}
+        return len(ready) >= self._config.devices and ready >= set(planner.planned_devices)
 
-    async def _choose(self, members: Members, log: RunLog) -> Support:
-        """The support, from the sum of the devices' statistics."""
-        asked = members.present()
+    async def _choose_support(self, sessions: DeviceSessions, log: EventLog) -> Support:
+        """Choose the support by the sum of the devices' statistics."""
+        present = sessions.present()
 
-        async def ask(member: Member) -> Statistics | None:
-            message = self._beginning.ask_statistics(member.name, len(asked))
+        async def request(session: DeviceSession) -> Statistics | None:
+            message = self._setup.statistics_request(session.name, len(present))
             try:
-                answer = await self._link.ask(member.name, message, self._settings.first_deadline)
-                return self._beginning.statistics(answer)
+                answer = await self._link.request(session.name, message, self._config.first_deadline)
+                return self._setup.read_statistics_answer(answer)
             except (NoAnswer, DeviceGone, MessageError) as error:
-                log.write("no statistics", device=member.name, why=str(error))
+                log.write("no statistics", device=session.name, why=str(error))
                 return None
 
-        parts = [part for part in await asyncio.gather(*map(ask, asked)) if part is not None]
+        parts = [part for part in await asyncio.gather(*map(request, present)) if part is not None]
         if not parts:
             raise TaskEdgeError("no device gave statistics to choose weights by: the log says why")
-        support = await asyncio.to_thread(self._beginning.choose, parts)
-        log.write("support", entries=support.entries, share=support.share, devices=len(parts))
+        support = await asyncio.to_thread(self._setup.choose_support, parts)
+        log.write("support", entries=support.num_entries, share=support.share, devices=len(parts))
         return support
 
-    async def _say_goodbye(self, members: Members, run: str, state: RunState) -> None:
-        """Gives every device the last values, where it still hears."""
+    async def _send_final_values(self, sessions: DeviceSessions, run_id: str, state: RunState) -> None:
+        """Send the last values to every device that still answers."""
 
-        async def tell(member: Member) -> None:
-            facts = {"run": run, "since": member.holds, "version": state.version}
+        async def send(session: DeviceSession) -> None:
+            header = {"run": run_id, "since": session.version, "version": state.version}
+            message = Message("done", header, state.values_since(session.version or 0))
             with suppress(NoAnswer, DeviceGone, MessageError):
-                await self._link.ask(
-                    member.name, Message("done", facts, state.since(member.holds or 0)), GOODBYE_SECONDS
-                )
+                await self._link.request(session.name, message, GOODBYE_SECONDS)
 
-        await asyncio.gather(*map(tell, members.ready()))
+        await asyncio.gather(*map(send, sessions.ready()))

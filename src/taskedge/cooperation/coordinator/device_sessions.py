@@ -1,8 +1,8 @@
-"""The devices of a run: who is there, what each holds, and which of them get tasks.
+"""The devices of a run: which are present, which version each has, and which get tasks.
 
-A device that comes, or that did not answer in time, is asked who it is until it answers: since it answers one message
-after another, an answer also proves that nothing old waits there. Then the run's support is installed on it, beside the
-rounds, and from then on it gets tasks.
+A device that joins, or that did not answer in time, is asked for its :class:`DeviceInfo` until it answers. A device
+answers one message after another, so the answer also proves that no older message waits there. Then the run's support
+is installed on it, in the background of the rounds, and from then on it gets tasks.
 """
 
 from __future__ import annotations
@@ -13,228 +13,215 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.event_log import RunLog
-from taskedge.cooperation.device.device import PROTOCOL
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.cooperation.coordinator.event_log import EventLog
+from taskedge.cooperation.protocol.device_info import DeviceInfo, read_device_info
 from taskedge.cooperation.protocol.message import Message, MessageError
 from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer
-from taskedge.profiling.profile_file import Profile
 
 HELLO_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class About:
-    """What a device says of itself."""
-
-    base: str
-    labels: tuple[str, ...]
-    rows: int
-    memory_bytes: float
-    profile: Profile | None
-    run: str
-    version: int | None
+"""Seconds that a device has to answer ``hello``."""
+RETRY_SECONDS = 0.2
+"""Seconds between two attempts to reach a device that does not answer."""
 
 
 @dataclass
-class Member:
+class DeviceSession:
     """A device that was seen in this run."""
 
     name: str
     present: bool = True
-    visit: int = 0
-    """Counts how often it came: what was found out in an earlier visit may not hold any more."""
-    about: About | None = None
-    """None until it has said who it is, and again while it is unsure whether it hears."""
-    holds: int | None = None
-    """The version of this run that it is known to hold."""
+    session_id: int = 0
+    """Number of times that it joined. A result from an earlier session may no longer hold."""
+    info: DeviceInfo | None = None
+    """None until it has answered ``hello``, and again after it did not answer a task."""
+    version: int | None = None
+    """Version of this run's values that it is known to have."""
     ready: bool = False
     """Whether it gets tasks."""
-    unfit: str = ""
-    """Why it never gets one."""
-    refused: int = 0
+    unfit_reason: str = ""
+    """Why it never gets a task in this session."""
+    num_refused: int = 0
+    """Refused answers in this run."""
 
 
-class Members:
-    """Follows presence and brings devices to where they can get tasks.
+class DeviceSessions:
+    """Follows which devices are present, and makes them ready for tasks.
 
     Args:
-        link: the coordinator's end.
-        run: the run's id.
-        fit: says why a device cannot take part, or an empty string.
+        link: The coordinator's end.
+        run_id: Id of the run.
+        unfit_reason: Returns why a device cannot take part, or an empty string.
+        config: The run's settings.
+        log: Receives the events.
+
+    Attributes:
+        by_name: All devices that were seen.
     """
 
     def __init__(
-        self, link: CoordinatorLink, run: str, fit: Callable[[About], str], settings: CooperateSettings, log: RunLog
+        self,
+        link: CoordinatorLink,
+        run_id: str,
+        unfit_reason: Callable[[DeviceInfo], str],
+        config: CooperationConfig,
+        log: EventLog,
     ) -> None:
-        self._link, self._run, self._fit, self._settings, self._log = link, run, fit, settings, log.write
+        self._link, self._run_id, self._config, self._log = link, run_id, config, log.write
+        self._unfit_reason = unfit_reason
         self._install_message: Message | None = None
         self._on_installed: Callable[[str], None] = lambda _: None
-        self.known: dict[str, Member] = {}
+        self.by_name: dict[str, DeviceSession] = {}
         self._changed = asyncio.Event()
         self._refused_before: dict[str, int] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        """Refused answers before a resumption, by device."""
+        self._handshakes: dict[str, asyncio.Task[None]] = {}
         self._watcher: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins to follow who is there."""
+        """Start to follow which devices are present."""
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
-        """Ends all that runs beside the rounds."""
-        tasks = [task for task in (self._watcher, *self._tasks.values()) if task is not None]
+        """Cancel everything that runs in the background."""
+        tasks = [task for task in (self._watcher, *self._handshakes.values()) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def present(self) -> list[Member]:
-        """Those that have said who they are, are fit and not in quarantine, by name."""
-        return [m for _, m in sorted(self.known.items()) if m.present and m.about is not None and not self._barred(m)]
+    def present(self) -> list[DeviceSession]:
+        """Return the devices that have answered ``hello`` and are neither unfit nor in quarantine, by name."""
+        sessions = [session for _, session in sorted(self.by_name.items())]
+        return [s for s in sessions if s.present and s.info is not None and not self._is_excluded(s)]
 
-    def ready(self) -> list[Member]:
-        """Those that get tasks, by name."""
-        return [member for member in self.present() if member.ready]
+    def ready(self) -> list[DeviceSession]:
+        """Return the devices that get tasks, by name."""
+        return [session for session in self.present() if session.ready]
 
-    def prepare(self, message: Message, on_installed: Callable[[str], None]) -> None:
-        """There is a support now: installs it with ``message`` on everyone, and on all who come later."""
+    def install_on_all(self, message: Message, on_installed: Callable[[str], None]) -> None:
+        """Install the support with ``message`` on all devices, and on those that join later.
+
+        ``on_installed`` is called with the name of each device after it installed the support.
+        """
         self._install_message, self._on_installed = message, on_installed
-        for member in self.present():
-            self._greet(member)
+        for session in self.present():
+            self._start_handshake(session)
 
-    def unsure(self, member: Member) -> None:
-        """The device did not answer: no tasks until it says who it is."""
-        member.ready, member.about = False, None
+    def mark_unresponsive(self, session: DeviceSession) -> None:
+        """Give a device no tasks until it answers ``hello``."""
+        session.ready, session.info = False, None
         self._changed.set()
-        if member.present:
-            self._greet(member)
+        if session.present:
+            self._start_handshake(session)
 
-    def refuse(self, member: Member, why: str) -> None:
-        """Counts a refused answer; too many, and the device is in quarantine for the rest of the run."""
-        member.refused += 1
-        if self._barred(member):
-            member.ready = False
+    def record_refusal(self, session: DeviceSession, reason: str) -> None:
+        """Count a refused answer. After ``quarantine_after`` of them a device gets no more tasks in this run."""
+        session.num_refused += 1
+        if self._is_excluded(session):
+            session.ready = False
             self._changed.set()
-            self._log("quarantined", device=member.name, refused=member.refused, why=why)
+            self._log("quarantined", device=session.name, refused=session.num_refused, why=reason)
 
-    def state(self) -> dict[str, Any]:
-        """JSON-able: refused answers by device."""
-        counts = {name: m.refused for name, m in self.known.items() if m.refused}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the refused answers by device, JSON-able."""
+        counts = {name: session.num_refused for name, session in self.by_name.items() if session.num_refused}
         return {"refused": self._refused_before | counts}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
         self._refused_before = {str(name): int(count) for name, count in state["refused"].items()}
-        for name, member in self.known.items():
-            member.refused += self._refused_before.get(name, 0)
+        for name, session in self.by_name.items():
+            session.num_refused += self._refused_before.get(name, 0)
 
-    async def wait(self, enough: Callable[[], bool], seconds: float) -> bool:
-        """Waits until ``enough()``, which is asked whenever something changed; whether it came in time."""
+    async def wait(self, condition: Callable[[], bool], seconds: float) -> bool:
+        """Wait until ``condition()`` is true, and return whether it is within ``seconds``.
+
+        The condition is evaluated after each change of a device, and at least once per second.
+        """
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while not enough():
+        while not condition():
             if self._watcher is not None and self._watcher.done():
-                self._watcher.result()  # raises what ended it
+                self._watcher.result()  # raises the error that ended it
             self._changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), min(1.0, max(0.0, end - loop.time())))
             if loop.time() >= end:
-                return enough()
+                return condition()
         return True
 
-    def _barred(self, member: Member) -> bool:
-        return bool(member.unfit) or member.refused >= self._settings.quarantine_after
+    def _is_excluded(self, session: DeviceSession) -> bool:
+        return bool(session.unfit_reason) or session.num_refused >= self._config.quarantine_after
 
     async def _watch(self) -> None:
-        async for seen in self._link.presence():
-            if seen.what == "said":
+        async for presence in self._link.presence():
+            if presence.event == "message":
                 continue
-            member = self.known.get(seen.device)
-            if member is None:
-                member = Member(seen.device, refused=self._refused_before.get(seen.device, 0))
-                self.known[seen.device] = member
-            self._log(seen.what, device=seen.device)
-            member.visit += seen.what == "joined"
-            member.present, member.ready, member.about, member.unfit = seen.what == "joined", False, None, ""
+            session = self.by_name.get(presence.device)
+            if session is None:
+                session = DeviceSession(presence.device, num_refused=self._refused_before.get(presence.device, 0))
+                self.by_name[presence.device] = session
+            self._log(presence.event, device=presence.device)
+            session.present = presence.event == "joined"
+            session.ready, session.info, session.unfit_reason = False, None, ""
+            if session.present:
+                session.session_id += 1
             self._changed.set()
-            if member.present:
-                self._greet(member)
+            if session.present:
+                self._start_handshake(session)
 
-    def _greet(self, member: Member) -> None:
-        before = self._tasks.get(member.name)
-        if before is not None:
-            before.cancel()
-        self._tasks[member.name] = asyncio.create_task(self._bring(member))
+    def _start_handshake(self, session: DeviceSession) -> None:
+        running = self._handshakes.get(session.name)
+        if running is not None:
+            running.cancel()
+        self._handshakes[session.name] = asyncio.create_task(self._handshake(session))
 
-    async def _bring(self, member: Member) -> None:
-        """Hello, and the installation where one is due, until the device answers both or leaves."""
+    async def _handshake(self, session: DeviceSession) -> None:
+        """Ask for the device's info and install the support if it is missing, until the device answers or leaves."""
         while True:
             with suppress(NoAnswer):
-                if await self._hello(member):
-                    return
-            await asyncio.sleep(0.2)
+                await self._make_ready(session)
+                return
+            await asyncio.sleep(RETRY_SECONDS)
 
-    async def _hello(self, member: Member) -> bool:
-        """Whether nothing is left to do with the device."""
+    async def _make_ready(self, session: DeviceSession) -> None:
+        """Make one attempt to get a device ready.
+
+        Raises:
+            NoAnswer: It did not answer in time.
+        """
         try:
-            about = read_about(await self._link.ask(member.name, Message("hello", {"run": self._run}), HELLO_SECONDS))
-            member.unfit = self._fit(about)
-            member.about = about
-            if member.unfit:
-                self._log("unfit", device=member.name, why=member.unfit)
-                return True
+            answer = await self._link.request(session.name, Message("hello", {"run": self._run_id}), HELLO_SECONDS)
+            info = read_device_info(answer)
+            session.unfit_reason = self._unfit_reason(info)
+            session.info = info
+            if session.unfit_reason:
+                self._log("unfit", device=session.name, why=session.unfit_reason)
+                return
             self._changed.set()
             if self._install_message is None:
-                return True
-            member.holds = about.version if about.run == self._run else None
-            if member.holds is None:
-                await self._install(member)
+                return
+            session.version = info.version if info.run == self._run_id else None
+            if session.version is None:
+                await self._install(session, self._install_message)
         except DeviceGone:
-            return True  # presence says so as well
+            return  # presence reports it as well
         except (MessageError, _NotInstalled) as error:
-            member.unfit = str(error)
-            self._log("unfit", device=member.name, why=member.unfit)
-            return True
-        member.ready = not self._barred(member)
-        if member.ready:
-            self._log("ready", device=member.name, holds=member.holds)
+            session.unfit_reason = str(error)
+            self._log("unfit", device=session.name, why=session.unfit_reason)
+            return
+        session.ready = not self._is_excluded(session)
+        if session.ready:
+            self._log("ready", device=session.name, holds=session.version)
         self._changed.set()
-        return True
 
-    async def _install(self, member: Member) -> None:
-        assert self._install_message is not None
-        answer = await self._link.ask(member.name, self._install_message, self._settings.first_deadline)
+    async def _install(self, session: DeviceSession, message: Message) -> None:
+        answer = await self._link.request(session.name, message, self._config.first_deadline)
         if answer.kind != "installed":
-            raise _NotInstalled(f"the support cannot be installed there: {str(answer.facts.get('why'))[:300]}")
-        member.holds = 0
-        self._on_installed(member.name)
+            raise _NotInstalled(f"the support cannot be installed there: {str(answer.header.get('why'))[:300]}")
+        session.version = 0
+        self._on_installed(session.name)
 
 
 class _NotInstalled(Exception):
-    """The device answered, but not that it installed."""
-
-
-def read_about(answer: Message) -> About:
-    """What a device says of itself.
-
-    Raises:
-        MessageError: it is no sound hello.
-    """
-    facts = answer.facts
-    if answer.kind != "hello" or facts.get("protocol") != PROTOCOL:
-        raise MessageError(f"it speaks protocol {facts.get('protocol')!r}, not {PROTOCOL}: install the same taskedge")
-    try:
-        profile = facts["profile"]
-        version = facts["version"]
-        return About(
-            base=str(facts["base"]),
-            labels=tuple(map(str, facts["labels"])),
-            rows=int(facts["rows"]),
-            memory_bytes=max(1.0, float(facts["memory_bytes"])),
-            profile=None if profile is None else Profile.model_validate(profile),
-            run=str(facts["run"]),
-            version=None if version is None else int(version),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError, ValidationError) as error:
-        raise MessageError(f"it does not say who it is ({type(error).__name__}: {error})") from None
+    """The device answered, but it did not install the support."""

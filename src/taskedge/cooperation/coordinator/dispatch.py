@@ -1,165 +1,179 @@
-"""One task: what is sent to a device, what comes back, and whether it may be used."""
+"""Send one task to a device and validate its answer. The state of the run is only read here."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.device_sessions import Member
+from taskedge.cooperation.coordinator.device_sessions import DeviceSession
 from taskedge.cooperation.coordinator.run_state import RunState
-from taskedge.cooperation.device.local_training import Job
 from taskedge.cooperation.protocol.message import Message, MessageError
-from taskedge.cooperation.protocol.quantization import answer_kind, decoded
-from taskedge.cooperation.protocol.validation import Accepted, Expected, Refused, check_finite, checked
-from taskedge.cooperation.scheduling.round_tasks import Share
-from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer, Traffic
-from taskedge.training.seeds import derive
+from taskedge.cooperation.protocol.quantization import answer_kind, dequantize
+from taskedge.cooperation.protocol.round_task import RoundTask, TrainingRecipe
+from taskedge.cooperation.protocol.validation import (
+    AcceptedAnswer,
+    AnswerRefused,
+    ExpectedAnswer,
+    check_answer,
+    check_finite,
+)
+from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer
+from taskedge.training.data_order import derive_seed
 
 
 @dataclass(frozen=True)
-class Returned:
-    """What became of one task."""
+class TaskOutcome:
+    """The outcome of one task."""
 
-    result: str
-    """``accepted``, ``refused``, ``late``, ``gone`` or ``unready``."""
-    why: str = ""
-    accepted: Accepted | None = None
+    result: Literal["accepted", "refused", "late", "gone", "unready"]
+    reason: str = ""
+    """Why the answer was not accepted."""
+    answer: AcceptedAnswer | None = None
+    """Set if ``result`` is ``accepted``."""
     norms: dict[int, float] = field(default_factory=dict)
-    """Of the update, per block, where it was accepted."""
+    """l2 norm of an accepted update, per block."""
     seconds: float = 0.0
-    """From the task's leaving to its end."""
+    """From sending the task to its outcome."""
     bytes_down: int = 0
     bytes_up: int = 0
     """On the link, before encryption."""
-    visit: int = 0
-    """The device's, in which it got the task."""
+    session_id: int = 0
+    """Session of the device that got the task."""
 
 
-async def exchange(
+def complete_task(task: RoundTask, state: RunState, accumulate: int) -> RoundTask:
+    """Return a planned task with the fields that its device needs: idle names, seed, batches per local step."""
+    training = set(state.training.names_in(task.blocks))
+    names = state.blocks.names_in(task.blocks)
+    idle = tuple(i for i, name in enumerate(names) if name not in training)
+    return replace(task, idle=idle, seed=derive_seed(state.config.seed, task.device), accumulate=accumulate)
+
+
+async def dispatch_task(
     link: CoordinatorLink,
-    run: str,
-    member: Member,
-    share: Share,
+    run_id: str,
+    session: DeviceSession,
+    task: RoundTask,
     state: RunState,
     round_number: int,
     *,
-    accumulate: int,
     deadline: float,
-    most_tokens: int,
-    stated: Mapping[str, float],
-) -> Returned:
-    """Sends one task and judges the answer; nothing of the run is changed.
+    max_tokens: int,
+    nominal: Mapping[str, float],
+) -> TaskOutcome:
+    """Send one task, wait for the answer and validate it.
 
     Args:
-        accumulate: batches per local step of this device.
-        deadline: seconds, for the answer to be here.
-        most_tokens: what a row can hold at most, as a bound for the weight that the device claims.
-        stated: what the plan takes the device's part for, by ``emulate.STATED``: a device that emulates keeps to it.
+        link: The coordinator's end.
+        run_id: Id of the run.
+        session: The device.
+        task: A task from :func:`complete_task`.
+        state: State of the run; it is not changed.
+        round_number: The current round.
+        deadline: Seconds until the answer must be here.
+        max_tokens: Most tokens in a row, as a bound for the weight that the device claims.
+        nominal: Planned costs of the task (``emulated.NOMINAL_FIELDS``), which an emulated device keeps to.
     """
-    message = task_message(run, member.holds or 0, share, state, round_number, accumulate, deadline, stated)
-    before, started, visit = _bytes(link.traffic(member.name)), time.monotonic(), member.visit
-
-    def ended(
-        result: str, why: str = "", accepted: Accepted | None = None, norms: dict[int, float] | None = None
-    ) -> Returned:
-        down, up = (now - then for now, then in zip(_bytes(link.traffic(member.name)), before, strict=True))
-        return Returned(result, why, accepted, norms or {}, time.monotonic() - started, down, up, visit)
-
+    message = task_message(run_id, session.version or 0, task, state, round_number, deadline, nominal)
+    session_id = session.session_id
+    started, bytes_before = time.monotonic(), _num_bytes(link, session.name)
     try:
-        answer = await link.ask(member.name, message, deadline)
+        answer = await link.request(session.name, message, deadline)
     except NoAnswer:
-        return ended("late", "no answer in time")
+        outcome = TaskOutcome("late", "no answer in time")
     except DeviceGone:
-        return ended("gone")
+        outcome = TaskOutcome("gone")
     except MessageError as error:
-        return ended("refused", f"no message: {error}")
-    if answer.kind in ("expired", "unready"):
-        return ended("late" if answer.kind == "expired" else "unready", answer.kind)
+        outcome = TaskOutcome("refused", f"no message: {error}")
+    else:
+        outcome = answer_outcome(answer, run_id, task, state, round_number, max_tokens)
+    seconds, bytes_after = time.monotonic() - started, _num_bytes(link, session.name)
+    return replace(
+        outcome,
+        seconds=seconds,
+        bytes_down=bytes_after[0] - bytes_before[0],
+        bytes_up=bytes_after[1] - bytes_before[1],
+        session_id=session_id,
+    )
+
+
+def answer_outcome(
+    answer: Message, run_id: str, task: RoundTask, state: RunState, round_number: int, max_tokens: int
+) -> TaskOutcome:
+    """Return the outcome of a task by the device's answer. Arguments: see :func:`dispatch_task`."""
+    if answer.kind == "expired":
+        return TaskOutcome("late", answer.kind)
+    if answer.kind == "unready":
+        return TaskOutcome("unready", answer.kind)
     try:
-        accepted = judged(answer, run, share, state, round_number, accumulate=accumulate, most_tokens=most_tokens)
-    except Refused as reason:
-        return ended("refused", str(reason))
-    return ended("accepted", "", accepted, state.norms_of(accepted))
+        accepted = validate_answer(answer, run_id, task, state, round_number, max_tokens)
+    except AnswerRefused as error:
+        return TaskOutcome("refused", str(error))
+    return TaskOutcome("accepted", answer=accepted, norms=state.norms_of(accepted))
 
 
-def judged(
-    answer: Message,
-    run: str,
-    share: Share,
-    state: RunState,
-    round_number: int,
-    *,
-    accumulate: int,
-    most_tokens: int,
-) -> Accepted:
-    """What an answer to a task holds, decoded, if it may be used; the arguments are those of :func:`exchange`.
+def validate_answer(
+    answer: Message, run_id: str, task: RoundTask, state: RunState, round_number: int, max_tokens: int
+) -> AcceptedAnswer:
+    """Return the dequantized content of an answer that may be used. Arguments: see :func:`dispatch_task`.
 
     Raises:
-        Refused: with the reason.
+        AnswerRefused: It may not be used. The message is the reason.
     """
-    s = state.settings
-    expected = Expected(
-        kind=answer_kind(s.upload, s.local_steps),
-        run=run,
+    config = state.config
+    expected = ExpectedAnswer(
+        kind=answer_kind(config.upload, config.local_steps),
+        run=run_id,
         round=round_number,
         version=state.version,
-        shapes={name: state.values[name].shape for name in state.training.of(share.blocks)},
-        most_tokens=s.batch_size * accumulate * s.local_steps * most_tokens,
-        upload=s.upload,
+        shapes={name: state.values[name].shape for name in state.training.names_in(task.blocks)},
+        max_tokens=config.batch_size * task.accumulate * config.local_steps * max_tokens,
+        upload=config.upload,
     )
-    sent = checked(answer, expected)
-    accepted = replace(sent, tensors=decoded(expected.kind, sent.tensors, state.values))
-    check_finite(accepted.tensors)  # finite numbers may have an infinite product
+    checked = check_answer(answer, expected)
+    accepted = replace(checked, tensors=dequantize(expected.kind, checked.tensors, state.values))
+    check_finite(accepted.tensors)  # the product of a finite number and a finite scale may be infinite
     state.norms.check(state.norms_of(accepted))
     return accepted
 
 
 def task_message(
-    run: str,
-    holds: int,
-    share: Share,
+    run_id: str,
+    version: int,
+    task: RoundTask,
     state: RunState,
     round_number: int,
-    accumulate: int,
     deadline: float,
-    stated: Mapping[str, float],
+    nominal: Mapping[str, float],
 ) -> Message:
-    """What a device is asked in a round, with the values that changed since the version it ``holds``."""
-    s: CooperateSettings = state.settings
-    factor = s.rate(round_number)
-    job = Job(
-        blocks=share.blocks,
+    """Return the message of a task, with the values that changed since the ``version`` that the device has."""
+    config = state.config
+    lr_factor = config.lr_factor(round_number)
+    recipe = TrainingRecipe(
         round=round_number,
-        seed=derive(s.seed, share.device),
-        batch_size=s.batch_size,
-        accumulate=accumulate,
-        local_steps=s.local_steps,
-        optimiser=s.local_optimiser,
-        lr=factor * s.lr,
-        head_lr=factor * (s.lr if s.head_lr is None else s.head_lr),
-        weight_decay=s.weight_decay,
-        idle=_idle(share, state),
+        batch_size=config.batch_size,
+        local_steps=config.local_steps,
+        optimizer=config.local_optimizer,
+        lr=lr_factor * config.lr,
+        head_lr=lr_factor * (config.lr if config.head_lr is None else config.head_lr),
+        weight_decay=config.weight_decay,
     )
-    facts = {
-        "run": run,
+    header = {
+        "run": run_id,
         "round": round_number,
         "version": state.version,
-        "since": holds,
+        "since": version,
         "expires_in": deadline,
-        "job": job.facts(),
-        "upload": s.upload,
-        **stated,
+        "job": task.header(recipe),
+        "upload": config.upload,
+        **nominal,
     }
-    return Message("task", facts, state.since(holds))
+    return Message("task", header, state.values_since(version))
 
 
-def _idle(share: Share, state: RunState) -> tuple[int, ...]:
-    """Places of the names in these blocks that do not train in this round."""
-    training = set(state.training.of(share.blocks))
-    return tuple(n for n, name in enumerate(state.blocks.of(share.blocks)) if name not in training)
-
-
-def _bytes(traffic: tuple[Traffic, Traffic]) -> tuple[int, int]:
-    return sum(traffic[0].bytes.values()), sum(traffic[1].bytes.values())
+def _num_bytes(link: CoordinatorLink, device: str) -> tuple[int, int]:
+    """Return the bytes sent to a device and received from it so far."""
+    down, up = link.traffic(device)
+    return sum(down.bytes.values()), sum(up.bytes.values())

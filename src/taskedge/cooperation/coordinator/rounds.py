@@ -1,257 +1,270 @@
-"""The rounds of a run: plan, tasks, answers, one step, one version."""
+"""The rounds of a run. One round: configure (plan and tasks), dispatch, validate, aggregate, commit."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from taskedge.cooperation.coordinator import versions
-from taskedge.cooperation.coordinator.device_sessions import Member, Members
-from taskedge.cooperation.coordinator.dispatch import Returned, exchange
-from taskedge.cooperation.coordinator.event_log import RunLog
+from taskedge.cooperation.coordinator.device_sessions import DeviceSession, DeviceSessions
+from taskedge.cooperation.coordinator.dispatch import TaskOutcome, complete_task, dispatch_task
+from taskedge.cooperation.coordinator.event_log import EventLog
 from taskedge.cooperation.coordinator.run_folder import RunFolder
-from taskedge.cooperation.coordinator.run_state import RunState, Step
+from taskedge.cooperation.coordinator.run_state import RoundUpdate, RunState
 from taskedge.cooperation.protocol.quantization import bytes_per_value
-from taskedge.cooperation.protocol.trained_blocks import TrainedBlocks
-from taskedge.cooperation.protocol.validation import NOT_FINITE, Accepted
-from taskedge.cooperation.scheduling.round_planner import Planner, RoundPlan
-from taskedge.cooperation.scheduling.round_tasks import Share, device_flops
+from taskedge.cooperation.protocol.round_task import RoundTask
+from taskedge.cooperation.protocol.validation import NOT_FINITE, AcceptedAnswer
+from taskedge.cooperation.scheduling.assign_blocks import device_flops
+from taskedge.cooperation.scheduling.round_planner import RoundPlan, RoundPlanner
+from taskedge.cooperation.scheduling.trained_blocks import TrainedBlocks
 from taskedge.cooperation.transport.links import CoordinatorLink
 from taskedge.errors import TaskEdgeError, TrainingDiverged
 from taskedge.planning.problem import InfeasiblePlan
 
-EMPTY_ROUNDS = 5
-"""Rounds in a row without a usable answer after which a run gives up."""
-DIVERGED_ROUNDS = 2
-"""Such rounds in which every answer was not finite: then it is the run that diverged, not its devices."""
+MAX_EMPTY_ROUNDS = 5
+"""Rounds in a row without a usable answer after which a run stops."""
+MAX_DIVERGED_ROUNDS = 2
+"""Rounds in a row in which no answer was finite after which a run stops: then the run diverged, not its devices."""
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """A task of a round and the device that gets it."""
+
+    session: DeviceSession
+    task: RoundTask
+    predicted_seconds: float
 
 
 class Rounds:
-    """Runs one round after the other over what the run is.
+    """Runs the rounds of a run, one after the other.
 
     Args:
-        most_tokens: what a row can hold at most, as a bound for the weights that devices claim.
+        link: The coordinator's end.
+        sessions: The devices.
+        state: The state of the run, which each round changes.
+        planner: Plans the rounds.
+        folder: The run's folder, for its versions.
+        log: Receives the events.
+        max_tokens: Most tokens in a row, as a bound for the weights that devices claim.
     """
 
     def __init__(
         self,
         link: CoordinatorLink,
-        members: Members,
+        sessions: DeviceSessions,
         state: RunState,
-        planner: Planner,
+        planner: RoundPlanner,
         folder: RunFolder,
-        log: RunLog,
-        most_tokens: int,
+        log: EventLog,
+        max_tokens: int,
     ) -> None:
-        self._link, self._members, self._state, self._planner = link, members, state, planner
-        self._folder, self._log, self._most_tokens = folder, log, most_tokens
-        self._settings = state.settings
-        self._hope = Hope()
+        self._link, self._sessions, self._state, self._planner = link, sessions, state, planner
+        self._folder, self._log, self._max_tokens = folder, log, max_tokens
+        self._config = state.config
+        self._stopping_rule = StoppingRule()
 
-    async def run_one(self) -> float | None:
-        """One round, from the plan to the committed version; returns its mean loss, None where no answer was usable.
+    async def run_round(self) -> float | None:
+        """Run one round, from the plan to the committed version.
+
+        Returns:
+            The mean loss; None if no answer was usable.
 
         Raises:
-            InfeasiblePlan: no device can hold some block, and no other came.
-            TrainingDiverged: all answers are not finite.
-            TaskEdgeError: no devices, or no usable answer for too long; a version that cannot be written.
+            InfeasiblePlan: No device can hold some block, and no other device came.
+            TrainingDiverged: No answer was finite.
+            TaskEdgeError: There are no devices, or no usable answers for too long, or the version cannot be written.
         """
-        state, number = self._state, self._state.round + 1
-        plan, busy = await self._planned(state.begin(number), number)
-        predicted = {share.device: self._planner.predicted(plan, share) for share in plan.shares}
+        round_number = self._state.round + 1
+        plan, assignments = await self._configure(round_number)
         started = time.monotonic()
-        returned = await asyncio.gather(*(self._ask(member, share, plan, number) for member, share in busy))
-        accepted = []
-        for (member, share), one in zip(busy, returned, strict=True):
-            self._book(member, share, one, plan, number, predicted[member.name])
-            if one.accepted is not None:
-                accepted.append(one.accepted)
-        step = state.apply(accepted, number) if accepted else Step()
-        state.round = number
-        decided = state.revival.ended(number, step.gains)
+        outcomes = await asyncio.gather(*(self._dispatch(each, plan, round_number) for each in assignments))
+        for assignment, outcome in zip(assignments, outcomes, strict=True):
+            self._record(assignment, outcome, plan, round_number)
+        answers = [outcome.answer for outcome in outcomes if outcome.answer is not None]
+        update = self._state.end_round(answers, round_number)
         await self.commit()
-        for words in decided:
-            self._log.write("revival", round=number, decided=words)
-        loss = mean_loss(accepted)
-        self._write(
-            plan,
-            accepted,
-            number,
-            time.monotonic() - started,
-            predicted=max(predicted.values()),
-            loss=loss,
-            norm=step.norm,
-        )
-        self._hope.after(number, returned)
-        return loss
+        for decision in update.decisions:
+            self._log.write("revival", round=round_number, decided=decision)
+        predicted_seconds = max(assignment.predicted_seconds for assignment in assignments)
+        self._log_round(plan, answers, update, predicted_seconds, time.monotonic() - started)
+        self._stopping_rule.check(round_number, outcomes)
+        return mean_loss(answers)
 
-    async def _planned(self, payload: tuple[int, ...], number: int) -> tuple[RoundPlan, list[tuple[Member, Share]]]:
-        """The plan, and who is there to carry it out."""
-        wait = self._settings.wait_seconds
+    async def commit(self) -> None:
+        """Write the present state as a version.
+
+        Raises:
+            InputError: It cannot be written. The version before is intact.
+        """
+        fields, tensors = self._state.state_dict()
+        fields |= {"planner": self._planner.state_dict(), "members": self._sessions.state_dict()}
+        await asyncio.to_thread(versions.commit, self._folder.path, self._state.round, fields, tensors)
+
+    def load_state_dict(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore the state of a committed version."""
+        self._state.load_state_dict(fields, tensors)
+        self._planner.load_state_dict(fields["planner"])
+        self._sessions.load_state_dict(fields["members"])
+
+    async def _configure(self, round_number: int) -> tuple[RoundPlan, list[_Assignment]]:
+        """Return the plan of a round and its tasks, once there are devices that can carry it out."""
+        payload = self._state.begin_round(round_number)
+        seconds = self._config.wait_seconds
         while True:
-            if not await self._members.wait(lambda: bool(self._members.ready()), wait):
+            if not await self._sessions.wait(lambda: bool(self._sessions.ready()), seconds):
                 raise TaskEdgeError(
-                    f"round {number}: no device has been ready for {wait:g} s: resume the run when they are back"
+                    f"round {round_number}: no device has been ready for {seconds:g} s: resume the run when they are "
+                    "back"
                 )
-            ready = {member.name: member for member in self._members.ready()}
-            abouts = {name: member.about for name, member in ready.items() if member.about is not None}
+            ready = {session.name: session for session in self._sessions.ready()}
+            infos = {name: session.info for name, session in ready.items() if session.info is not None}
             try:
-                plan, why = self._planner.plan(abouts, payload)
+                plan, reason = self._planner.plan(infos, payload)
+                break
             except InfeasiblePlan as error:
-                self._log.write("waiting", round=number, why=str(error))
-                if not await self._members.wait(partial(self._others_than, ready), wait):
+                self._log.write("waiting", round=round_number, why=str(error))
+                if not await self._sessions.wait(partial(self._has_device_besides, ready), seconds):
                     raise
-                continue
-            if why:
-                self._log.write("planned", round=number, why=why, **self._planner.summary(plan))
-            return plan, [(ready[share.device], share) for share in plan.shares]
+        if reason:
+            self._log.write("planned", round=round_number, why=reason, **self._planner.summary(plan))
+        return plan, [
+            _Assignment(
+                session=ready[task.device],
+                task=complete_task(task, self._state, plan.accumulate[task.device]),
+                predicted_seconds=self._planner.predicted_seconds(plan, task),
+            )
+            for task in plan.tasks
+        ]
 
-    def _others_than(self, before: dict[str, Member]) -> bool:
-        return any(member.name not in before for member in self._members.ready())
+    def _has_device_besides(self, sessions: Mapping[str, DeviceSession]) -> bool:
+        return any(session.name not in sessions for session in self._sessions.ready())
 
-    async def _ask(self, member: Member, share: Share, plan: RoundPlan, number: int) -> Returned:
-        s = self._settings
-        known = self._planner.pace.known(member.name)
-        return await exchange(
+    async def _dispatch(self, assignment: _Assignment, plan: RoundPlan, round_number: int) -> TaskOutcome:
+        config, device = self._config, assignment.session.name
+        if self._planner.calibration.is_known(device):
+            deadline = max(config.min_deadline, config.deadline_factor * self._planner.predicted_round_seconds(plan))
+        else:
+            deadline = config.first_deadline
+        return await dispatch_task(
             self._link,
-            self._folder.run,
-            member,
-            share,
+            self._folder.run_id,
+            assignment.session,
+            assignment.task,
             self._state,
-            number,
-            accumulate=plan.accumulate[member.name],
-            deadline=max(s.least_deadline, s.deadline_factor * self._planner.predicted_round(plan))
-            if known
-            else s.first_deadline,
-            most_tokens=self._most_tokens,
-            stated=self._planner.stated(plan, share),
+            round_number,
+            deadline=deadline,
+            max_tokens=self._max_tokens,
+            nominal=self._planner.nominal(plan, assignment.task),
         )
 
-    def _book(
-        self, member: Member, share: Share, one: Returned, plan: RoundPlan, number: int, predicted: float
-    ) -> None:
-        """Takes note of what became of a task."""
-        if one.accepted is not None:
-            self._state.norms.add(one.norms)
-            if member.visit == one.visit:  # else it is a new process by now, of which this says nothing
-                member.holds = self._state.version
-                self._planner.observe(plan, share, one.seconds, one.accepted.seconds)
-        elif one.result == "refused":
-            self._members.refuse(member, one.why)
+    def _record(self, assignment: _Assignment, outcome: TaskOutcome, plan: RoundPlan, round_number: int) -> None:
+        """Take the outcome of a task into account, and log it."""
+        session, task, answer = assignment.session, assignment.task, outcome.answer
+        same_session = session.session_id == outcome.session_id  # otherwise another process is there now
+        if answer is not None:
+            self._state.norms.add(outcome.norms)
+            if same_session:
+                session.version = self._state.version
+                self._planner.observe(plan, task, outcome.seconds, answer.seconds)
+        elif outcome.result == "refused":
+            self._sessions.record_refusal(session, outcome.reason)
         else:
-            if one.result == "late":
-                self._planner.pace.late(member.name)
-            if member.visit == one.visit:
-                self._members.unsure(member)
-        answer = one.accepted
+            if outcome.result == "late":
+                self._planner.calibration.mark_late(session.name)
+            if same_session:
+                self._sessions.mark_unresponsive(session)
         self._log.write(
             "task",
-            round=number,
-            device=member.name,
-            blocks=list(share.blocks),
-            result=one.result,
-            why=one.why,
-            bytes_down=one.bytes_down,
-            bytes_up=one.bytes_up,
-            predicted_seconds=predicted,
-            observed_seconds=one.seconds,
+            round=round_number,
+            device=session.name,
+            blocks=list(task.blocks),
+            result=outcome.result,
+            why=outcome.reason,
+            bytes_down=outcome.bytes_down,
+            bytes_up=outcome.bytes_up,
+            predicted_seconds=assignment.predicted_seconds,
+            observed_seconds=outcome.seconds,
             compute_seconds=answer.seconds if answer else None,
-            stated_seconds=self._planner.stated(plan, share)["compute_seconds"],
+            stated_seconds=self._planner.nominal(plan, task)["compute_seconds"],
             real_seconds=answer.real_seconds if answer else None,
             tokens=answer.tokens if answer else 0,
             loss=answer.loss if answer else None,
-            refused=member.refused,
+            refused=session.num_refused,
         )
 
-    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes up a committed version."""
-        self._state.load(facts, tensors)
-        self._planner.load(facts["planner"])
-        self._members.load(facts["members"])
-
-    async def commit(self) -> None:
-        """Writes what the run is now as a version.
-
-        Raises:
-            InputError: it cannot be written; the version before is whole.
-        """
-        facts, tensors = self._state.saved()
-        facts |= {"planner": self._planner.state(), "members": self._members.state()}
-        await asyncio.to_thread(versions.commit, self._folder.path, self._state.round, facts, tensors)
-
-    def _write(
+    def _log_round(
         self,
         plan: RoundPlan,
-        accepted: Sequence[Accepted],
-        number: int,
+        answers: Sequence[AcceptedAnswer],
+        update: RoundUpdate,
+        predicted_seconds: float,
         seconds: float,
-        *,
-        predicted: float,
-        loss: float | None,
-        norm: float,
     ) -> None:
-        everything = plan.everything or plan.shares
+        unfrozen_tasks = plan.unfrozen_tasks or plan.tasks
         table = self._planner.table
         self._log.write(
             "round",
-            round=number,
+            round=self._state.round,
             version=self._state.version,
             active=list(plan.active),
             active_values=sum(plan.payload),
-            devices=len(plan.shares),
-            accepted=len(accepted),
-            loss=loss,
-            norm=norm,
-            rate=self._settings.rate(number),
-            tokens=sum(answer.tokens for answer in accepted),
-            predicted_seconds=predicted,
+            devices=len(plan.tasks),
+            accepted=len(answers),
+            loss=mean_loss(answers),
+            norm=update.norm,
+            rate=self._config.lr_factor(self._state.round),
+            tokens=sum(answer.tokens for answer in answers),
+            predicted_seconds=predicted_seconds,
             seconds=seconds,
-            device_flops=device_flops(table, plan.shares, plan.tokens),
-            device_flops_all_active=device_flops(table, everything, plan.tokens),
-            upload_bytes=self._upload(plan.shares, self._state.training),
-            upload_bytes_all_active=self._upload(everything, self._state.blocks),
+            device_flops=device_flops(table, plan.tasks, plan.tokens),
+            device_flops_all_active=device_flops(table, unfrozen_tasks, plan.tokens),
+            upload_bytes=self._upload_bytes(plan.tasks, self._state.training),
+            upload_bytes_all_active=self._upload_bytes(unfrozen_tasks, self._state.blocks),
         )
 
-    def _upload(self, planned: Sequence[Share], blocks: TrainedBlocks) -> int:
-        """Bytes of values that these shares send up."""
-        names = [name for share in planned for name in blocks.of(share.blocks)]
-        return bytes_per_value(self._settings.upload) * sum(self._state.values[name].numel() for name in names)
+    def _upload_bytes(self, tasks: Sequence[RoundTask], blocks: TrainedBlocks) -> int:
+        """Return the bytes of values that these tasks send up."""
+        names = [name for task in tasks for name in blocks.names_in(task.blocks)]
+        return bytes_per_value(self._config.upload) * sum(self._state.values[name].numel() for name in names)
 
 
-class Hope:
-    """Whether a run is worth going on with."""
+class StoppingRule:
+    """Decides when a run without usable answers stops."""
 
     def __init__(self) -> None:
-        self._empty = self._diverged = 0
+        self._empty_rounds = self._diverged_rounds = 0
 
-    def after(self, round_number: int, returned: Sequence[Returned]) -> None:
-        """Takes note of what became of a round's tasks.
+    def check(self, round_number: int, outcomes: Sequence[TaskOutcome]) -> None:
+        """Count the outcomes of a round's tasks.
 
         Raises:
-            TrainingDiverged: all answers are not finite.
-            TaskEdgeError: no usable answer for too long.
+            TrainingDiverged: No answer was finite, ``MAX_DIVERGED_ROUNDS`` rounds in a row.
+            TaskEdgeError: No answer was usable, ``MAX_EMPTY_ROUNDS`` rounds in a row.
         """
-        if any(one.accepted for one in returned):
-            self._empty = self._diverged = 0
+        if any(outcome.answer is not None for outcome in outcomes):
+            self._empty_rounds = self._diverged_rounds = 0
             return
-        self._empty += 1
-        self._diverged += all(one.why.startswith(NOT_FINITE) for one in returned)
-        if self._diverged >= DIVERGED_ROUNDS:
+        self._empty_rounds += 1
+        if all(outcome.reason.startswith(NOT_FINITE) for outcome in outcomes):
+            self._diverged_rounds += 1
+        if self._diverged_rounds >= MAX_DIVERGED_ROUNDS:
             raise TrainingDiverged(f"in round {round_number} no device's answer was finite: try a lower learning rate")
-        if self._empty >= EMPTY_ROUNDS:
-            why = "; ".join(sorted({f"{one.result} {one.why}".strip() for one in returned}))
+        if self._empty_rounds >= MAX_EMPTY_ROUNDS:
+            reasons = "; ".join(sorted({f"{outcome.result} {outcome.reason}".strip() for outcome in outcomes}))
             raise TaskEdgeError(
-                f"{self._empty} rounds in a row without a usable answer (the last: {why}): "
+                f"{self._empty_rounds} rounds in a row without a usable answer (the last: {reasons}): "
                 "see to the devices, then resume the run"
             )
 
 
-def mean_loss(accepted: Sequence[Accepted]) -> float | None:
-    """Weighted by tokens; None where there is no answer."""
-    tokens = sum(answer.tokens for answer in accepted)
-    return sum(answer.tokens * answer.loss for answer in accepted) / tokens if tokens else None
+def mean_loss(answers: Sequence[AcceptedAnswer]) -> float | None:
+    """Return the mean of the answers' losses, weighted by tokens; None without an answer."""
+    tokens = sum(answer.tokens for answer in answers)
+    return sum(answer.tokens * answer.loss for answer in answers) / tokens if tokens else None

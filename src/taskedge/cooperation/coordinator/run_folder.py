@@ -1,92 +1,123 @@
-"""The folder of a run: who it is, its support, its versions and its log."""
+"""The folder of a run: its settings, its support, and where its versions and its event log are."""
 
 from __future__ import annotations
 
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.coordinator import versions
-from taskedge.cooperation.coordinator.event_log import RUN
+from taskedge.cooperation.coordinator.event_log import RUN_FILE
 from taskedge.errors import InputError
-from taskedge.io.atomic import write_aside
-from taskedge.selection.support import Support
-from taskedge.selection.support_file import load_support, save_support
+from taskedge.io.atomic import write_atomic
+from taskedge.selection.support import Support, load_support, save_support
 
 MAY_CHANGE = {
     "devices",
     "wait_seconds",
     "deadline_factor",
-    "least_deadline",
+    "min_deadline",
     "first_deadline",
-    "follow_pace",
-    "drift",
+    "calibrate",
+    "replan_drift",
     "norm_factor",
     "quarantine_after",
 }
-"""Settings that a resumed run may have other values of."""
+"""Settings that a resumed run may change."""
 _SUPPORT = "support.safetensors"
 
 
 class RunFolder:
-    """Opens the folder of a new run, or of one that goes on.
+    """The folder of a new run, or of one that is resumed.
+
+    Args:
+        path: The folder. For a new run it is created.
+        config: The run's settings.
+        base_digest: Digest of the base.
+        labels: The classes.
+        plan_digest: Digest of the plan file that the run follows; empty if it plans its rounds itself.
+        resume: Whether to resume the run in the folder.
 
     Attributes:
-        run: the id that all messages of the run carry.
-        resumed: state and tensors of the last committed version; None for a new run, or one without a version.
+        run_id: The id that all messages of the run carry.
+        support: The support; None before it is chosen.
+        resumed: Fields and tensors of the last committed version; None for a new run, or one without a version.
 
     Raises:
-        InputError: it holds a run and this is not to go on with it; it was made with other settings, another base or
-            other labels; it cannot be written.
+        InputError: The folder has a run and ``resume`` is False, or it has none and ``resume`` is True. Or the run was
+            started with other settings, another base, other labels or another plan. Or the folder cannot be written.
     """
 
     def __init__(
-        self, path: Path, settings: CooperateSettings, base: str, labels: Sequence[str], *, resume: bool
+        self,
+        path: Path,
+        config: CooperationConfig,
+        base_digest: str,
+        labels: Sequence[str],
+        *,
+        plan_digest: str = "",
+        resume: bool,
     ) -> None:
         self.path = path
-        identity = {k: v for k, v in asdict(settings).items() if k not in MAY_CHANGE}
-        identity |= {"base": base, "labels": list(labels)}
-        self.run = secrets.token_hex(8)
+        identity = config.model_dump(exclude=MAY_CHANGE)
+        identity |= {"base": base_digest, "labels": list(labels), "plan": plan_digest}
+        self.run_id = secrets.token_hex(8)
         self.support: Support | None = None
         self.resumed: tuple[dict[str, Any], dict[str, Tensor]] | None = None
-        if (path / RUN).exists():
-            if not resume:
-                raise InputError(f"{path} holds a run: resume it, or name another folder")
-            self._go_on(identity)
-            return
-        if resume:
+        has_run = (path / RUN_FILE).exists()
+        if has_run and not resume:
+            raise InputError(f"{path} holds a run: resume it, or name another folder")
+        if resume and not has_run:
             raise InputError(f"{path} holds no run to resume")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be made ({error.strerror})") from None
-        write_aside(path / RUN, json.dumps({"run": self.run, "identity": identity}, indent=1).encode())
+        if resume:
+            self._resume(identity)
+        else:
+            self._create(identity)
 
-    def keep(self, support: Support) -> None:
-        """Writes the support, from which on the run can be resumed."""
+    def save_support(self, support: Support) -> None:
+        """Write the support. The run can be resumed from here on."""
         save_support(support, self.path / _SUPPORT)
         self.support = support
 
-    def _go_on(self, identity: dict[str, Any]) -> None:
+    def _create(self, identity: dict[str, Any]) -> None:
         try:
-            stored = json.loads((self.path / RUN).read_text())
-            before, self.run = stored["identity"], str(stored["run"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.path / RUN}: damaged ({error}): start anew in another folder") from None
-        changed = sorted(key for key in identity if before.get(key) != identity[key])
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: cannot be made ({error.strerror})") from None
+        content = json.dumps({"run": self.run_id, "identity": identity}, indent=1)
+        write_atomic(self.path / RUN_FILE, content.encode())
+
+    def _resume(self, identity: dict[str, Any]) -> None:
+        self.run_id, stored = read_run_file(self.path)
+        stored.setdefault("plan", "")  # runs of earlier revisions follow no plan file
+        changed = sorted(key for key in identity if stored.get(key) != identity[key])
         if changed:
             raise InputError(
                 "the run was begun with other settings: "
-                + ", ".join(f"{key}={before.get(key)!r} (now {identity[key]!r})" for key in changed)
+                + ", ".join(f"{key}={stored.get(key)!r} (now {identity[key]!r})" for key in changed)
                 + ": resume it with those, or begin another"
             )
         if (self.path / _SUPPORT).exists():
             self.support = load_support(self.path / _SUPPORT)
             last = versions.latest(self.path)
             self.resumed = versions.read(last) if last else None
+
+
+def read_run_file(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Return the id and the settings of the run in a folder; former names of settings are translated.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_bytes())
+        run_id, stored = str(content["run"]), dict(content["identity"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}): start anew in another folder") from None
+    return run_id, {CooperationConfig.old_names.get(key, key): value for key, value in stored.items()}

@@ -1,4 +1,4 @@
-"""How a run begins, whatever carries its messages: who fits, which support is chosen, and what is made of it."""
+"""Set up a run, over any transport: which devices fit, which support is chosen, and the state that follows from it."""
 
 from __future__ import annotations
 
@@ -6,120 +6,140 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from taskedge.backbone.candidates import candidates, head_parameters
 from taskedge.backbone.cost_table import BlockTable
-from taskedge.backbone.linears import candidates, head_parameters
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.device_sessions import About
+from taskedge.backbone.fingerprint import base_digest
+from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.coordinator.run_state import RunState
-from taskedge.cooperation.protocol.base_identity import base_digest
+from taskedge.cooperation.protocol.device_info import DeviceInfo
 from taskedge.cooperation.protocol.message import Message
-from taskedge.cooperation.protocol.payloads import Statistics, added, read_statistics, support_facts
-from taskedge.cooperation.protocol.trained_blocks import HEAD, trained_blocks
-from taskedge.cooperation.scheduling.estimates import merged, run_table, with_payload
-from taskedge.cooperation.scheduling.freezing import ReviveSettings
-from taskedge.cooperation.scheduling.round_planner import Planner
+from taskedge.cooperation.protocol.payloads import Statistics, encode_support, read_statistics, sum_statistics
+from taskedge.cooperation.scheduling.estimates import merge_layers, text_block_table, with_trained_values
+from taskedge.cooperation.scheduling.fixed_plan import check_plan_blocks, plan_digest
+from taskedge.cooperation.scheduling.freezing import FreezingConfig
+from taskedge.cooperation.scheduling.round_planner import RoundPlanner
+from taskedge.cooperation.scheduling.trained_blocks import HEAD, trained_blocks
 from taskedge.errors import InputError
 from taskedge.forms.install import install, installation
-from taskedge.planning.fleet_spec import Fleet
+from taskedge.planning.fleet_spec import FleetSpec
+from taskedge.planning.plan import Plan
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.statistics import INPUTS
 from taskedge.selection.support import Support
-from taskedge.training.seeds import derive
+from taskedge.training.data_order import derive_seed
 
-LENGTH = 128
-"""Tokens of a row where nothing says other, for the cost model."""
+TOKENS_PER_ROW = 128
+"""Tokens of a row for the cost model, if no block table is given."""
 
 
-class Beginning:
-    """What is known before the first round. The arguments are those of :class:`taskedge.cooperation.Coordinator`.
+class RunSetup:
+    """Everything that is known before the first round.
+
+    Args:
+        model: The base with a head.
+        config: The run's settings.
+        full_parameters: Names of the parameters that are trained in full; None: the model's head.
+        labels: The classes.
+        fleet: Costs and links of devices; devices that it does not list are taken as they describe themselves.
+        table: The model's block table, one block per layer; None: computed for rows of token ids.
+        max_tokens: Most tokens in a row; None: the model's number of positions.
+        freezing: Schedule of idle modules; None: the default one with the settings' ``active_share``.
+        plan: Plan to follow while its devices are ready and can hold their blocks; None: rounds are planned from costs.
 
     Raises:
-        InputError: a rule that needs more than devices send.
+        InputError: The rule needs statistics that devices do not send, or the plan is not for this model and blocks.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        settings: CooperateSettings,
+        config: CooperationConfig,
         *,
-        whole: Sequence[str] | None = None,
+        full_parameters: Sequence[str] | None = None,
         labels: Sequence[str] = (),
-        fleet: Fleet | None = None,
+        fleet: FleetSpec | None = None,
         table: BlockTable | None = None,
-        most_tokens: int | None = None,
-        revive: ReviveSettings | None = None,
+        max_tokens: int | None = None,
+        freezing: FreezingConfig | None = None,
+        plan: Plan | None = None,
     ) -> None:
-        needs = set(RULES[settings.rule].needs) - {INPUTS}
+        needs = set(RULES[config.rule].needs) - {INPUTS}
         if needs:
             raise InputError(
-                f"the rule {settings.rule!r} looks at {', '.join(sorted(needs))}, and devices send sums over inputs "
+                f"the rule {config.rule!r} looks at {', '.join(sorted(needs))}, and devices send sums over inputs "
                 "only: choose one that looks at inputs, or at no data"
             )
-        self.model, self.settings, self.labels = model, settings, tuple(labels)
-        self.whole = list(head_parameters(model) if whole is None else whole)
-        self._fleet = fleet
+        self.model, self.config, self.labels = model, config, tuple(labels)
+        self.full_parameters = list(head_parameters(model) if full_parameters is None else full_parameters)
+        self._fleet, self._plan = fleet, plan
         positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-        length = min(LENGTH, positions) if positions else LENGTH
-        self._table = merged(table, settings) if table is not None else run_table(model, length, settings)
-        self.most_tokens = most_tokens or max(positions or 0, self._table.sequence_tokens)
-        self._revive = revive or ReviveSettings(active_share=settings.active_share)
-        self.digest = base_digest(model, self.whole)
+        if table is None:
+            length = min(TOKENS_PER_ROW, positions) if positions else TOKENS_PER_ROW
+            self._table = text_block_table(model, length, config)
+        else:
+            self._table = merge_layers(table, config)
+        if plan is not None:
+            check_plan_blocks(plan, self._table)
+        self.plan_digest = plan_digest(plan)
+        self.max_tokens = max_tokens or max(positions or 0, self._table.sequence_tokens)
+        self._freezing = freezing or FreezingConfig(active_share=config.active_share)
+        self.base_digest = base_digest(model, self.full_parameters)
 
-    def unfit(self, about: About) -> str:
-        """Why a device cannot take part; empty: it can."""
-        if about.base != self.digest:
-            return f"it holds another base ({about.base}, not {self.digest}): install the same model there"
-        if about.labels != self.labels:
-            return f"its labels are {list(about.labels)}, not {list(self.labels)}"
+    def unfit_reason(self, info: DeviceInfo) -> str:
+        """Return why a device cannot take part, or an empty string."""
+        if info.base != self.base_digest:
+            return f"it holds another base ({info.base}, not {self.base_digest}): install the same model there"
+        if info.labels != self.labels:
+            return f"its labels are {list(info.labels)}, not {list(self.labels)}"
         return ""
 
-    def ask_statistics(self, device: str, devices: int) -> Message:
-        """What to ask a device, where ``devices`` are asked."""
-        s = self.settings
-        batches = -(-s.calibration // devices)
-        facts = {"needs": [INPUTS], "batches": batches, "batch_size": s.batch_size}
-        return Message("statistics", facts | {"seed": derive(s.seed, device)})
+    def statistics_request(self, device: str, num_devices: int) -> Message:
+        """Return the request for a device's share of the calibration batches, out of ``num_devices``."""
+        batches = -(-self.config.calibration // num_devices)
+        header = {"needs": [INPUTS], "batches": batches, "batch_size": self.config.batch_size}
+        return Message("statistics", header | {"seed": derive_seed(self.config.seed, device)})
 
-    def statistics(self, answer: Message) -> Statistics:
-        """What a device answered.
+    def read_statistics_answer(self, answer: Message) -> Statistics:
+        """Return the statistics in a device's answer.
 
         Raises:
-            MessageError: no sound statistics of this model.
+            MessageError: They are no sound statistics of this model.
         """
         return read_statistics(answer, {name: layer.shape for name, layer in candidates(self.model).items()})
 
-    def choose(self, parts: Sequence[Statistics]) -> Support:
-        """The support, from the sum of the devices' statistics."""
-        s = self.settings
+    def choose_support(self, parts: Sequence[Statistics]) -> Support:
+        """Choose the support by the sum of the devices' statistics."""
+        config = self.config
         return select(
             self.model,
-            measured=added(parts),
-            budget=s.budget if s.per_neuron is None else None,
-            per_neuron=s.per_neuron,
-            rule=s.rule,
-            allocation=s.allocation,
-            max_columns=s.max_columns,
-            seed=s.seed,
+            statistics=sum_statistics(parts),
+            budget=config.budget if config.per_neuron is None else None,
+            per_neuron=config.per_neuron,
+            rule=config.rule,
+            allocation=config.allocation,
+            max_columns=config.max_columns,
+            seed=config.seed,
         )
 
-    def begin(self, support: Support) -> tuple[RunState, Planner]:
-        """The support installed on the coordinator's own model, and what follows from it."""
+    def install_support(self, support: Support) -> tuple[RunState, RoundPlanner]:
+        """Install the support on the coordinator's own model, and return the initial state and the planner."""
         if installation(self.model) is None:
-            install(self.model, support, trainable=self.whole, step=self.settings.step)
-        blocks = trained_blocks(self.model, self._sizes)
-        state = RunState(self.model, blocks, self.whole, self.settings, self._revive)
+            install(self.model, support, trainable=self.full_parameters, step=self.config.step)
+        blocks = trained_blocks(self.model, self._layers_per_block)
+        state = RunState(self.model, blocks, self.full_parameters, self.config, self._freezing)
         sizes = {name: value.numel() for name, value in state.values.items()}
-        head = sum(sizes[name] for name in blocks.names[HEAD])
-        return state, Planner(with_payload(self._table, blocks, sizes), head, self._fleet, self.settings)
+        head_values = sum(sizes[name] for name in blocks.names[HEAD])
+        table = with_trained_values(self._table, blocks, sizes)
+        return state, RoundPlanner(table, head_values, self._fleet, self.config, self._plan)
 
-    def install_message(self, run: str, support: Support, state: RunState) -> Message:
-        """What brings a device to the beginning of the run."""
-        facts, tensors = support_facts(support)
-        head = {f"head/{name}": value for name, value in state.head_start().items()}
-        more = {"run": run, "step": self.settings.step, "sizes": self._sizes}
-        return Message("install", {**more, "support": facts}, {**tensors, **head})
+    def install_message(self, run_id: str, support: Support, state: RunState) -> Message:
+        """Return the message that brings a device to the initial state of the run."""
+        support_header, tensors = encode_support(support)
+        head = {f"head/{name}": value for name, value in state.initial_full_parameters().items()}
+        header = {"run": run_id, "step": self.config.step, "sizes": self._layers_per_block, "support": support_header}
+        return Message("install", header, {**tensors, **head})
 
     @property
-    def _sizes(self) -> list[int]:
+    def _layers_per_block(self) -> list[int]:
         return [len(names) for names in self._table.layers]

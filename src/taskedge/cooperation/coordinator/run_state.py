@@ -1,151 +1,177 @@
-"""What a run is after a round: values, version, optimiser and everything else that the next round follows from."""
+"""The state of a run after a round: values, version, optimizer state and everything else that the next round needs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.aggregation import clipped, weighted_mean
-from taskedge.cooperation.coordinator.server_optimizers import OPTIMISERS
-from taskedge.cooperation.coordinator.versions import prefixed, under
-from taskedge.cooperation.protocol.trained_blocks import HEAD, TrainedBlocks
-from taskedge.cooperation.protocol.validation import Accepted, Norms, block_norms
-from taskedge.cooperation.scheduling.freezing import Revival, ReviveSettings
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.cooperation.coordinator.aggregation import SERVER_OPTIMIZERS, clip_by_norm, weighted_mean
+from taskedge.cooperation.coordinator.versions import add_prefix, strip_prefix
+from taskedge.cooperation.protocol.validation import AcceptedAnswer, NormTracker, block_norms
+from taskedge.cooperation.scheduling.freezing import ActiveModules, FreezingConfig
+from taskedge.cooperation.scheduling.trained_blocks import HEAD, TrainedBlocks
+
+_OPTIMIZER = "optimiser"  # codespell:ignore optimiser
+"""Prefix of the optimizer's tensors, in the spelling of the file format."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a step did."""
+class RoundUpdate:
+    """The changes at the end of a round."""
 
     norm: float = 0.0
-    """Of the mean gradient (or of the mean change), before clipping."""
-    gains: Mapping[str, float] = field(default_factory=dict)
-    """By how much each name's change lowers the loss, to first order: ``Σ g·(w_before - w_after)``; no head."""
+    """l2 norm of the mean gradient (or of the mean change), before clipping; 0 if no answer was usable."""
+    decisions: tuple[str, ...] = ()
+    """Lines for the log that say which modules were frozen and revived."""
 
 
 class RunState:
     """The coordinator's side of training.
 
     Args:
-        model: with the support installed, as the run begins; its values are read here and never written.
-        blocks: what it trains, by block.
-        whole: names that train whole, at the head's learning rate.
+        model: With the support installed, before training. Its values are read here and never written.
+        blocks: The names that it trains, by block.
+        full_parameters: Names of fully trained parameters, which have the head's learning rate.
+        config: The run's settings.
+        freezing: Schedule of idle modules.
 
     Attributes:
-        values: float32 by name, of the version.
-        version: counts the rounds that changed something; 0 is the beginning.
-        training: what of the blocks trains in this round.
-        round: the last one that is over.
+        values: Current float32 values by name.
+        initial_values: Values before the first round, by name.
+        version: Number of rounds that changed values; 0 before the first.
+        round: The last completed round.
+        blocks: As given.
+        training: The names that train in the current round, by block.
+        active_modules: Which modules train, round by round.
+        norms: Norms of accepted answers.
+        optimizer: The server optimizer.
     """
 
     def __init__(
         self,
         model: nn.Module,
         blocks: TrainedBlocks,
-        whole: Sequence[str],
-        settings: CooperateSettings,
-        revive: ReviveSettings,
+        full_parameters: Sequence[str],
+        config: CooperationConfig,
+        freezing: FreezingConfig,
     ) -> None:
-        self.blocks, self.settings = blocks, settings
-        self._whole = frozenset(whole)
+        self.config = config
+        self.blocks = self.training = blocks
         self._block_of = blocks.block_of()
+        self._full_parameters = frozenset(full_parameters)
         parameters = dict(model.named_parameters())
-        self.start = {name: parameters[name].detach().cpu().float().clone() for name in self._block_of}
-        self.values = {name: value.clone() for name, value in self.start.items()}
+        self.initial_values = {name: parameters[name].detach().cpu().float().clone() for name in self._block_of}
+        self.values = {name: value.clone() for name, value in self.initial_values.items()}
         self.version = self.round = 0
         self._changed_at = dict.fromkeys(self.values, 0)
-        decay = 0.0 if settings.sends_values else settings.weight_decay  # devices that step decay by themselves
-        self.optimiser = OPTIMISERS[settings.server_optimiser](decay)
-        self.norms = Norms(settings.norm_factor)
-        self.training = blocks
-        self.revival = Revival(blocks.of(range(1, len(blocks) + 1)), revive)
+        # devices that send values apply weight decay in their own steps
+        weight_decay = 0.0 if config.sends_values else config.weight_decay
+        self.optimizer = SERVER_OPTIMIZERS[config.resolved_server_optimizer](weight_decay)
+        self.norms = NormTracker(config.norm_factor)
+        self.active_modules = ActiveModules(blocks.names_in(range(1, len(blocks) + 1)), freezing)
 
-    def begin(self, round_number: int) -> tuple[int, ...]:
-        """Settles what trains in this round; asked once at its beginning.
+    def begin_round(self, round_number: int) -> tuple[int, ...]:
+        """Choose the modules that train in a round. Call once per round.
 
         Returns:
-            Per block, the first one first, how many values of it train; 0 for a block that is idle.
+            Number of values that train per block, the first block first; 0 for an idle block.
         """
-        self.training = self.blocks.only(set(self.revival.active(round_number)))
+        self.training = self.blocks.restricted_to(set(self.active_modules.begin_round(round_number)))
         return tuple(sum(self.values[name].numel() for name in names) for names in self.training.names[1:])
 
-    def since(self, version: int) -> dict[str, Tensor]:
-        """The values that changed after ``version``: what a device that holds it lacks."""
-        return {name: self.values[name] for name, at in self._changed_at.items() if at > version}
+    def end_round(self, answers: Sequence[AcceptedAnswer], round_number: int) -> RoundUpdate:
+        """Make the next version from the accepted answers: mean, clipping, one step of the server optimizer.
+
+        Without an answer, values and version stay.
+        """
+        norm, gains = self._step(answers, round_number) if answers else (0.0, {})
+        self.round = round_number
+        return RoundUpdate(norm, tuple(self.active_modules.end_round(round_number, gains)))
+
+    def _step(self, answers: Sequence[AcceptedAnswer], round_number: int) -> tuple[float, dict[str, float]]:
+        """Step, and return the norm before clipping and the gain of each name but the head's.
+
+        The gain is the decrease of the loss by the name's change, to first order: ``Σ g·(w_before - w_after)``.
+        """
+        mean = weighted_mean([(answer.tokens, answer.tensors) for answer in answers])
+        if self.config.sends_values:
+            mean = {name: self.values[name].double() - tensor for name, tensor in mean.items()}
+        mean, norm = clip_by_norm(mean, 0.0 if self.config.sends_values else self.config.clip)
+        changed = self.optimizer.step(self.values, mean, self.learning_rate(round_number))
+        gains = {
+            name: float((mean[name].double() * (self.values[name].double() - value.double())).sum())
+            for name, value in changed.items()
+            if self._block_of[name] != HEAD
+        }
+        self.version += 1
+        self.values |= changed
+        self._changed_at |= dict.fromkeys(changed, self.version)
+        return norm, gains
+
+    def learning_rate(self, round_number: int) -> Callable[[str], float]:
+        """Return the server's learning rate in a round as a function of the name."""
+        config = self.config
+        if config.sends_values:
+            return lambda _: config.server_lr
+        factor = config.lr_factor(round_number)
+        head_lr = config.lr if config.head_lr is None else config.head_lr
+        return lambda name: factor * (head_lr if name in self._full_parameters else config.lr)
+
+    def values_since(self, version: int) -> dict[str, Tensor]:
+        """Return the values that changed after ``version``, which a device with that version needs."""
+        return {name: self.values[name] for name, changed_at in self._changed_at.items() if changed_at > version}
 
     def update_of(self, answer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What an answer would change: its gradients, or the way from the values to its own."""
-        if not self.settings.sends_values:
+        """Return the change that an answer asks for: its gradients, or the values here minus its own."""
+        if not self.config.sends_values:
             return dict(answer)
         return {name: self.values[name] - tensor for name, tensor in answer.items()}
 
-    def norms_of(self, answer: Accepted) -> dict[int, float]:
-        """The norm per block of what it would change."""
+    def norms_of(self, answer: AcceptedAnswer) -> dict[int, float]:
+        """Return the l2 norm of :meth:`update_of`, per block."""
         return block_norms(self.update_of(answer.tensors), self._block_of)
 
-    def rate(self, round_number: int) -> Callable[[str], float]:
-        """The server's learning rate of a name in a round."""
-        s = self.settings
-        if s.sends_values:
-            return lambda _: s.server_lr
-        factor, head = s.rate(round_number), s.lr if s.head_lr is None else s.head_lr
-        return lambda name: factor * (head if name in self._whole else s.lr)
+    def initial_full_parameters(self) -> dict[str, Tensor]:
+        """Return the initial values of the fully trained parameters, which all devices must share.
 
-    def apply(self, accepted: Sequence[Accepted], round_number: int) -> Step:
-        """One step of the server's optimiser over the accepted answers, which makes the next version."""
-        mean = weighted_mean([(answer.tokens, answer.tensors) for answer in accepted])
-        if self.settings.sends_values:
-            mean = {name: self.values[name].double() - tensor for name, tensor in mean.items()}
-        mean, norm = clipped(mean, 0.0 if self.settings.sends_values else self.settings.clip)
-        self.version += 1
-        stepped = self.optimiser.step(self.values, mean, self.rate(round_number))
-        gains = {
-            name: float((mean[name].double() * (self.values[name].double() - value.double())).sum())
-            for name, value in stepped.items()
-            if self._block_of[name] != HEAD
-        }
-        self.values |= stepped
-        self._changed_at |= dict.fromkeys(mean, self.version)
-        return Step(norm, gains)
-
-    def head_start(self) -> dict[str, Tensor]:
-        """Where what trains whole begins, which every device must share; all else begins at the base."""
-        return {name: self.start[name] for name in self.start if name in self._whole}
+        All other trained values start at the base.
+        """
+        return {name: value for name, value in self.initial_values.items() if name in self._full_parameters}
 
     def write_into(self, model: nn.Module) -> None:
-        """Puts the values into a model on which the support is installed."""
+        """Copy the values into a model that has the support installed."""
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, value in self.values.items():
                 parameters[name].copy_(value)
 
-    def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """JSON-able facts, and tensors."""
-        facts = {
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the state as JSON-able fields and tensors, for :meth:`load_state_dict`."""
+        fields = {
             "version": self.version,
             "round": self.round,
             "changed_at": self._changed_at,
-            "norms": self.norms.state(),
-            "revival": self.revival.state(),
+            "norms": self.norms.state_dict(),
+            "revival": self.active_modules.state_dict(),
         }
         tensors = {
-            **prefixed("value", self.values),
-            **prefixed("start", self.head_start()),
-            **prefixed("optimiser", self.optimiser.state_dict()),
+            **add_prefix("value", self.values),
+            **add_prefix("start", self.initial_full_parameters()),
+            **add_prefix(_OPTIMIZER, self.optimizer.state_dict()),
         }
-        return facts, tensors
+        return fields, tensors
 
-    def load(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what :meth:`saved` gave."""
-        self.version, self.round = int(facts["version"]), int(facts["round"])
-        self._changed_at = {str(name): int(at) for name, at in facts["changed_at"].items()}
-        self.values = under("value", tensors)
-        self.start |= under("start", tensors)
-        self.optimiser.load_state_dict(under("optimiser", tensors))
-        self.norms.load(facts["norms"])
-        self.revival.load(facts["revival"])
+    def load_state_dict(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.version, self.round = int(fields["version"]), int(fields["round"])
+        self._changed_at = {str(name): int(version) for name, version in fields["changed_at"].items()}
+        self.values = strip_prefix("value", tensors)
+        self.initial_values |= strip_prefix("start", tensors)
+        self.optimizer.load_state_dict(strip_prefix(_OPTIMIZER, tensors))
+        self.norms.load_state_dict(fields["norms"])
+        self.active_modules.load_state_dict(fields["revival"])

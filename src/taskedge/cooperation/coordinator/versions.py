@@ -1,88 +1,85 @@
-"""Versions of a run on the disk: one safetensors file each, whole or not at all, the newest two kept."""
+"""Versions of a run on disk: the state after a round, one container file each. The newest two are kept."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from taskedge.delta.file import content_digest
 from taskedge.errors import InputError
-from taskedge.io.atomic import write_aside
+from taskedge.io.container import ContainerKind
 
+VERSION = ContainerKind(
+    name="version", key="state", error=InputError, remedy="remove it to resume from the version before"
+)
 PREFIX, SUFFIX = "version-", ".safetensors"
-KEPT = 2
+NUM_KEPT = 2
 
 
-def commit(folder: Path, round_number: int, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
-    """Writes what a run is after a round, and removes all but the one before it.
+def commit(folder: Path, round_number: int, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Path:
+    """Write the state of a run after a round, and remove all older versions but one.
 
     Args:
-        state: JSON-able.
-        tensors: on the CPU.
+        folder: The run's folder.
+        round_number: The round.
+        fields: State as JSON-able fields.
+        tensors: State as tensors, by name.
+
+    Returns:
+        The path of the version.
 
     Raises:
-        InputError: it cannot be written (no space left, say); what was committed before is untouched.
+        InputError: It cannot be written, for lack of space for example. Versions committed before are intact.
     """
-    from safetensors.torch import save
-
     path = folder / f"{PREFIX}{round_number}{SUFFIX}"
-    about = json.dumps(state)
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
-        write_aside(path, save(whole, {"state": about, "digest": content_digest(about, whole)}))
+        VERSION.write(path, fields, tensors)
     except InputError as error:
         last = latest(folder)
-        raise InputError(
-            f"{error}; the run stops after round {round_number}: "
-            + (f"{last.name} is whole, make room and resume from it" if last else "no version was written before")
-        ) from None
-    for older in _all(folder)[:-KEPT]:
+        advice = f"{last.name} is whole, make room and resume from it" if last else "no version was written before"
+        raise InputError(f"{error}; the run stops after round {round_number}: {advice}") from None
+    for older in _versions(folder)[:-NUM_KEPT]:
         older.unlink(missing_ok=True)
     return path
 
 
 def latest(folder: Path) -> Path | None:
-    """The version of the latest round, or None."""
-    return max(_all(folder), key=_round, default=None)
+    """Return the path of the version of the latest round; None if there is none."""
+    return max(_versions(folder), key=_round_number, default=None)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """State and tensors of a version.
+    """Read the fields and tensors of a version.
 
     Raises:
-        InputError: it is damaged.
+        InputError: The file is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()["state"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if content_digest(about, tensors) != file.metadata()["digest"]:
-                raise ValueError("its content does not match its digest")
-        return json.loads(about), tensors
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: damaged ({error}): remove it to resume from the version before") from None
+    container = VERSION.read(path)
+    return container.header, container.tensors
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix/``, without it."""
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mirror image of :func:`under`."""
+def add_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under the names ``prefix/NAME``."""
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def _all(folder: Path) -> list[Path]:
-    found = folder.glob(f"{PREFIX}*{SUFFIX}")
-    return sorted((path for path in found if path.name[len(PREFIX) : -len(SUFFIX)].isdigit()), key=_round)
+def strip_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with ``prefix/``, without it."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
-def _round(path: Path) -> int:
-    return int(path.name[len(PREFIX) : -len(SUFFIX)])
+def _versions(folder: Path) -> list[Path]:
+    """Return the paths of all versions, the oldest first."""
+    paths = [path for path in folder.glob(f"{PREFIX}*{SUFFIX}") if _stem(path).isdigit()]
+    return sorted(paths, key=_round_number)
+
+
+def _round_number(path: Path) -> int:
+    return int(_stem(path))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removeprefix(PREFIX).removesuffix(SUFFIX)

@@ -1,84 +1,64 @@
-"""A device's own part: its model, kept warm, and its rows, which never leave it. Knows nothing of messages."""
+"""A device's local training: its model, kept loaded, and its rows, which never leave it. Independent of messages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.linears import candidates, head_parameters
-from taskedge.cooperation.device.sampling import permutation, rows_of_round
-from taskedge.cooperation.protocol.trained_blocks import TrainedBlocks, trained_blocks
+from taskedge.backbone.candidates import candidates, head_parameters
+from taskedge.backbone.evaluation import loss_of, run_batch
+from taskedge.cooperation.protocol.round_task import RoundTask, TrainingRecipe
+from taskedge.cooperation.scheduling.trained_blocks import TrainedBlocks, trained_blocks
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.forms.install import fuse, install, installation
 from taskedge.forms.sparse import FreeEntries, sparse_layers
-from taskedge.selection.statistics import LinearStatistics, measure, run
+from taskedge.selection.statistics import LinearStatistics, measure
 from taskedge.selection.support import Support
-from taskedge.training.seeds import derive
+from taskedge.training.data_order import derive_seed, random_order
 
 Row = Any
 Collate = Callable[[list[Row]], Any]
 
 
-class Expired(TaskEdgeError):
-    """The task's time is over: what it would still give is of no use."""
+class TaskExpired(TaskEdgeError):
+    """The time of a task is over: its answer would not be used."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to train in one round, and how."""
-
-    blocks: tuple[int, ...]
-    """Depths, 0 for the head."""
-    round: int
-    seed: int
-    """The device's: of the order of its rows, and of dropout."""
-    batch_size: int
-    accumulate: int
-    local_steps: int
-    optimiser: str
-    lr: float
-    head_lr: float
-    weight_decay: float
-    idle: tuple[int, ...] = ()
-    """Places, among the trained names of these blocks in their order, of those that do not train in this round."""
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON-able facts; ``Job(**facts)`` reads them."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What training gave: float32 tensors by name (gradients, or new values), tokens seen, and the mean loss."""
+class LocalResult:
+    """The result of one training."""
 
     tensors: dict[str, Tensor]
+    """float32 by name: gradients, or new values."""
     tokens: int
     loss: float
+    """Mean over the batches."""
 
 
 class LocalTraining:
     """A model with a support installed, and the rows that it trains on.
 
-    Args:
-        model: the base with a head; left as it is until a support is installed.
-        rows: the device's examples; ``collate`` makes of a list of them what the model takes, with labels.
-        whole: parameters that train whole; None: the model's head.
+    Only one training runs in a process at a time, since dropout draws from torch's global generator.
 
-    One training runs in a process at a time: dropout draws from torch's global generator.
+    Args:
+        model: The base with a head. It is unchanged until a support is installed.
+        rows: The device's examples.
+        collate: Makes a batch with labels, as the model takes it, from a list of rows.
+        full_parameters: Parameters that are trained in full; None: the model's head.
     """
 
     def __init__(
-        self, model: nn.Module, rows: Sequence[Row], collate: Collate, whole: Collection[str] | None = None
+        self, model: nn.Module, rows: Sequence[Row], collate: Collate, full_parameters: Collection[str] | None = None
     ) -> None:
         if not len(rows):
             raise InputError("this device has no rows to train on")
         self.model, self.rows, self.collate = model, rows, collate
-        self.whole = list(head_parameters(model) if whole is None else whole)
+        self.full_parameters = list(head_parameters(model) if full_parameters is None else full_parameters)
         self.blocks = TrainedBlocks(((),))
         self._parameters: dict[str, nn.Parameter] = {}
         self._values: dict[str, Tensor] = {}
@@ -86,116 +66,128 @@ class LocalTraining:
     def statistics(
         self, needs: Collection[str], batches: int, batch_size: int, seed: int
     ) -> dict[str, LinearStatistics]:
-        """Statistics of the base over the first batches of the rows in a seeded order."""
-        self._uninstall()
-        order = permutation(len(self.rows), seed)[: batches * batch_size]
-        parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        given = (self.collate([self.rows[place] for place in part]) for part in parts)
-        return measure(self.model, candidates(self.model), given, needs)
+        """Return statistics of the base over the first batches of the rows in the random order of ``seed``.
 
-    def install(self, support: Support, step: str, sizes: Sequence[int] | None, head: Mapping[str, Tensor]) -> None:
-        """Makes the model train the support from the base on; ``head`` is where what trains whole begins.
-
-        Raises:
-            InputError: the support or the head is not one for this model.
+        An installed support is removed.
         """
         self._uninstall()
-        install(self.model, support, trainable=self.whole, step=step)
+        order = random_order(len(self.rows), seed)[: batches * batch_size]
+        index_batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        collated = (self.collate([self.rows[index] for index in indices]) for indices in index_batches)
+        return measure(self.model, candidates(self.model), collated, needs)
+
+    def install(self, support: Support, step: str, sizes: Sequence[int] | None, head: Mapping[str, Tensor]) -> None:
+        """Install the support on the base, and set the full parameters to the values in ``head``.
+
+        Raises:
+            InputError: The support or the head does not fit this model.
+        """
+        self._uninstall()
+        install(self.model, support, trainable=self.full_parameters, step=step)
         self.blocks = trained_blocks(self.model, sizes)
-        known = self.blocks.block_of()
-        self._parameters = {name: p for name, p in self.model.named_parameters() if name in known}
+        trained_names = self.blocks.block_of()
+        self._parameters = {name: p for name, p in self.model.named_parameters() if name in trained_names}
         self._values = {name: p.detach().cpu().clone() for name, p in self._parameters.items()}
         self.receive(head)
 
     def receive(self, values: Mapping[str, Tensor]) -> None:
-        """Takes up the coordinator's values of some trained parameters.
+        """Take over the coordinator's values of some trained parameters.
 
         Raises:
-            InputError: a name or a shape that is none of the model's.
+            InputError: The model trains no parameter of that name and shape.
         """
         for name, value in values.items():
-            mine = self._values.get(name)
-            if mine is None or mine.shape != value.shape or not value.is_floating_point():
+            own = self._values.get(name)
+            if own is None or own.shape != value.shape or not value.is_floating_point():
                 raise InputError(f"values of {name!r} {list(value.shape)}, which this device does not train")
         self._values.update({name: value.clone() for name, value in values.items()})
         self._write(values)
 
     @property
     def values(self) -> Mapping[str, Tensor]:
-        """The coordinator's values as this device holds them, float32 on the CPU."""
+        """The coordinator's values as this device has them, float32 on the CPU."""
         return self._values
 
-    def train(self, job: Job, check: Callable[[], None] = lambda: None) -> Trained:
-        """Trains the job's blocks; the model holds the coordinator's values again afterwards.
+    def train(self, task: RoundTask, recipe: TrainingRecipe, check: Callable[[], None] = lambda: None) -> LocalResult:
+        """Train the task's blocks. Afterwards the model has the coordinator's values again.
 
-        Autograd goes no deeper than the deepest of the blocks, and no entry of another block, or of an idle linear,
-        gets a gradient.
+        Autograd goes no deeper than the deepest of the blocks. Entries of other blocks and of idle linears get no
+        gradient.
 
         Args:
-            check: called before every batch; what it raises ends the training.
+            task: Blocks, idle names, seed and batches per step.
+            recipe: How to train in this round.
+            check: Called before every batch. What it raises ends the training.
 
         Raises:
-            InputError: a block or a name that the model has not, or nothing to train.
+            InputError: The model has no such block or name, or there is nothing to train.
         """
-        names = self._names(job)
-        rows = rows_of_round(len(self.rows), job.batch_size * job.accumulate * job.local_steps, job.round, job.seed)
-        batches = [rows[start : start + job.batch_size] for start in range(0, len(rows), job.batch_size)]
+        names = self._trained_names(task)
+        num_rows = recipe.batch_size * task.accumulate * recipe.local_steps
+        indices = rows_of_round(len(self.rows), num_rows, recipe.round, task.seed)
+        batches = [indices[start : start + recipe.batch_size] for start in range(0, len(indices), recipe.batch_size)]
         was_training = self.model.training
         self.model.train()
         try:
-            with torch.random.fork_rng(devices=[]), self._only(names) as trained:
-                torch.manual_seed(derive(job.seed, job.round))
-                return self._train(job, trained, batches, check)
+            with torch.random.fork_rng(devices=[]), self._only_gradients_of(names) as parameters:
+                torch.manual_seed(derive_seed(task.seed, recipe.round))
+                return self._train(task, recipe, parameters, batches, check)
         finally:
             self.model.train(was_training)
-            if job.local_steps > 1:
+            if recipe.local_steps > 1:
                 self._write({name: self._values[name] for name in names})
 
     def _train(
-        self, job: Job, trained: dict[str, nn.Parameter], batches: list[list[int]], check: Callable[[], None]
-    ) -> Trained:
-        optimiser = self._optimiser(job, trained) if job.local_steps > 1 else None
+        self,
+        task: RoundTask,
+        recipe: TrainingRecipe,
+        parameters: dict[str, nn.Parameter],
+        batches: list[list[int]],
+        check: Callable[[], None],
+    ) -> LocalResult:
+        optimizer = self._optimizer(recipe, parameters) if recipe.local_steps > 1 else None
         tokens, losses = 0, 0.0
-        for number, part in enumerate(batches, start=1):
+        for number, indices in enumerate(batches, start=1):
             check()
-            batch = self.collate([self.rows[place] for place in part])
-            loss = loss_of(run(self.model, batch))
-            (loss / job.accumulate).backward()  # type: ignore[no-untyped-call]
+            batch = self.collate([self.rows[index] for index in indices])
+            loss = loss_of(run_batch(self.model, batch))
+            (loss / task.accumulate).backward()  # type: ignore[no-untyped-call]
             tokens += tokens_in(batch)
             losses += float(loss.detach())
-            if optimiser is not None and number % job.accumulate == 0:
-                optimiser.step()
-                optimiser.zero_grad(set_to_none=True)
-        if optimiser is not None:
-            tensors = {name: parameter.detach() for name, parameter in trained.items()}
+            if optimizer is not None and number % task.accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        if optimizer is not None:
+            tensors = {name: parameter.detach() for name, parameter in parameters.items()}
         else:
-            tensors = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()}
-        kept = {name: tensor.to(device="cpu", dtype=torch.float32, copy=True) for name, tensor in tensors.items()}
-        return Trained(kept, tokens, losses / len(batches))
+            tensors = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()}
+        copies = {name: tensor.to(device="cpu", dtype=torch.float32, copy=True) for name, tensor in tensors.items()}
+        return LocalResult(copies, tokens, losses / len(batches))
 
-    def _optimiser(self, job: Job, trained: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh one in every round, so that a device that comes back is like one that stayed."""
-        entries = [parameter for name, parameter in trained.items() if name not in self.whole]
-        head = [parameter for name, parameter in trained.items() if name in self.whole]
-        groups = [{"params": entries, "lr": job.lr}, {"params": head, "lr": job.head_lr}]
-        if job.optimiser == "adamw":
-            return torch.optim.AdamW(groups, weight_decay=job.weight_decay)
-        return torch.optim.SGD(groups, weight_decay=job.weight_decay)
+    def _optimizer(self, recipe: TrainingRecipe, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """Return a fresh optimizer in every round, so that a device that comes back is like one that stayed."""
+        entries = [parameter for name, parameter in parameters.items() if name not in self.full_parameters]
+        head = [parameter for name, parameter in parameters.items() if name in self.full_parameters]
+        groups = [{"params": entries, "lr": recipe.lr}, {"params": head, "lr": recipe.head_lr}]
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, weight_decay=recipe.weight_decay)
 
-    def _names(self, job: Job) -> list[str]:
-        wrong = [block for block in job.blocks if not 0 <= block <= len(self.blocks)]
-        names = [] if wrong else self.blocks.of(job.blocks)
-        idle = set(job.idle)
+    def _trained_names(self, task: RoundTask) -> list[str]:
+        names = []
+        if all(0 <= block <= len(self.blocks) for block in task.blocks):
+            names = self.blocks.names_in(task.blocks)
+        idle = set(task.idle)
         if not idle <= set(range(len(names))) or len(idle) == len(names):
             raise InputError(
-                f"nothing to train in blocks {list(job.blocks)} but for {len(idle)} idle names: "
+                f"nothing to train in blocks {list(task.blocks)} except {len(idle)} idle names: "
                 f"the model has {len(self.blocks)} blocks"
             )
-        return [name for place, name in enumerate(names) if place not in idle]
+        return [name for index, name in enumerate(names) if index not in idle]
 
     @contextmanager
-    def _only(self, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
-        """Only these require a gradient inside; afterwards none does, and none holds one."""
+    def _only_gradients_of(self, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
+        """Only the parameters in ``names`` require a gradient inside. Afterwards none does, and none has one."""
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
         chosen = {name: self._parameters[name] for name in names}
@@ -214,7 +206,7 @@ class LocalTraining:
                 self._parameters[name].copy_(value)
 
     def _uninstall(self) -> None:
-        """The base again, bit for bit."""
+        """Restore the base, bit for bit."""
         if installation(self.model) is None:
             return
         with torch.no_grad():
@@ -224,20 +216,8 @@ class LocalTraining:
         self._parameters, self._values = {}, {}
 
 
-def loss_of(output: Any) -> Tensor:
-    """The loss in a model's output.
-
-    Raises:
-        InputError: it holds none.
-    """
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise InputError("the model gave no loss: put labels into the rows")
-    return loss
-
-
 def tokens_in(batch: Any) -> int:
-    """Positions of a batch that count: those its attention mask keeps, else all ids, else one per row."""
+    """Return the positions of a batch that count: those in its attention mask, else all ids, else one per row."""
     if isinstance(batch, Mapping):
         mask, ids = batch.get("attention_mask"), batch.get("input_ids")
         if isinstance(mask, Tensor) and mask.dim() == 2:
@@ -246,3 +226,22 @@ def tokens_in(batch: Any) -> int:
             return ids.numel()
     first = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
     return len(first)
+
+
+def rows_of_round(num_rows: int, wanted: int, round_number: int, seed: int) -> list[int]:
+    """Return the indices of the rows that a device trains on in a round, in order.
+
+    Rounds step through passes over the data, each in its own random order. So every row is seen once before any is seen
+    twice. A round that the device misses is skipped, and changes no other round.
+
+    Args:
+        num_rows: The device's rows.
+        wanted: Rows per round.
+        round_number: From 1.
+        seed: The device's seed.
+    """
+    start = (round_number - 1) * wanted
+    passes = range(start // num_rows, (start + wanted - 1) // num_rows + 1)
+    order = [index for number in passes for index in random_order(num_rows, derive_seed(seed, number))]
+    first = start - passes[0] * num_rows
+    return order[first : first + wanted]

@@ -1,8 +1,8 @@
-"""When a message may have arrived at the earliest, in a process that can be frozen at any moment.
+"""Find the earliest time at which a message may have arrived, in a process that can be suspended at any moment.
 
-A task says how long it may take, not until when: clocks of devices differ. A frozen process (stopped, or on a machine
-that slept) finds the task when it thaws and would count from then. So a ticker notes when the process last ran: what
-is handled right after a gap may have arrived at its beginning.
+A task gives the seconds that it may take, not a deadline, since the clocks of devices differ. A process that was
+suspended (stopped, or on a machine that slept) finds the task when it resumes, and would count from then. So a ticker
+records when the process last ran: a message that is handled right after a gap may have arrived at the gap's beginning.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import asyncio
 import time
 from collections.abc import Callable
 
-TICK = 0.2
-GAP = 5 * TICK
-"""A tick that is so late means that the process did not run."""
-AFTER = 1.0
-"""Seconds after a gap in which what is handled may still have arrived in it."""
+TICK_SECONDS = 0.2
+GAP_SECONDS = 5 * TICK_SECONDS
+"""Time between two ticks above which the process was suspended."""
+AFTER_GAP_SECONDS = 1.0
+"""Time after a gap in which a message that is handled may still have arrived in the gap."""
 
 
-class Arrival:
-    """Run :meth:`tick` beside what handles messages.
+class SuspendAwareClock:
+    """A clock that notices suspensions. Run :meth:`run` beside the code that handles messages.
 
-    ``now`` must go on while the process is stopped, as ``time.monotonic`` does.
+    Args:
+        now: Returns seconds. It must advance while the process is suspended, as ``time.monotonic`` does.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -29,22 +30,22 @@ class Arrival:
         self._last = now()
         self._gap: tuple[float, float] | None = None
 
-    async def tick(self) -> None:
-        """Notes that the process runs, until cancelled."""
+    async def run(self) -> None:
+        """Tick until cancelled."""
         while True:
-            self.note()
-            await asyncio.sleep(TICK)
+            self.tick()
+            await asyncio.sleep(TICK_SECONDS)
 
-    def note(self) -> None:
-        """One tick."""
+    def tick(self) -> None:
+        """Record that the process runs now."""
         now = self._now()
-        if now - self._last > GAP:
+        if now - self._last > GAP_SECONDS:
             self._gap = (self._last, now)
         self._last = now
 
-    def earliest(self) -> float:
-        """For a message that is handled now: the earliest moment at which it may have come."""
-        self.note()
-        if self._gap is not None and self._last - self._gap[1] <= AFTER:
+    def earliest_arrival(self) -> float:
+        """Return the earliest time at which a message that is handled now may have arrived."""
+        self.tick()
+        if self._gap is not None and self._last - self._gap[1] <= AFTER_GAP_SECONDS:
             return self._gap[0]
         return self._last

@@ -1,1 +1,1 @@
-"""A fleet on disk and on this machine: enrolment, certificates, bundles, status, local processes."""
+"""A fleet on disk and on this machine: device registry, certificates, status, local processes."""

@@ -1,8 +1,8 @@
-"""The certificates of a fleet: one authority of its own, and an identity for the server and for everyone who connects.
+"""Certificates of a fleet: its own authority, and an identity for the server, the coordinator and each device.
 
-Keys are on the curve P-256. A certificate is good for one side only (server or client), so that a device's key cannot
-play the server. Its subject carries its own serial number: a device that is enrolled anew has a new subject, and the
-old key is worth nothing although the name is the same.
+Keys are on the curve P-256. A certificate is valid for one side only (server or client), so a device cannot pose as the
+server. The subject contains a serial number: a device that is enrolled again has a new subject, and the server refuses
+its old key although the name is the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 AUTHORITY_DAYS = 3650
 LEAF_DAYS = 730
 _CLOCK_SKEW = timedelta(days=1)
-"""How far a device's clock may be behind when it first sees a certificate."""
+"""How far a device's clock may be behind when it first checks a certificate."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Identity:
     key: bytes
     certificate: bytes
     subject: str
-    """As the server writes it: ``CN=jetson-1,OU=<serial>``."""
+    """In the server's notation: ``CN=jetson-1,OU=<serial>``."""
     expires: str
-    """UTC, ISO 8601."""
+    """End of validity, UTC, ISO 8601."""
 
 
-def authority(fleet: str, days: int = AUTHORITY_DAYS) -> Identity:
-    """A new authority, which signs the identities of one fleet and nothing below them."""
+def create_authority(fleet: str, days: int = AUTHORITY_DAYS) -> Identity:
+    """Create an authority, which signs the identities of one fleet and no further authorities."""
+    _require_cryptography()
     from cryptography import x509
 
-    _need()
     name = _name(f"{fleet} authority")
     key = _key()
     usage = x509.KeyUsage(
@@ -65,8 +65,13 @@ def authority(fleet: str, days: int = AUTHORITY_DAYS) -> Identity:
     return _signed(builder, key, key)
 
 
-def server(ca: Identity, hosts: Sequence[str], days: int = LEAF_DAYS) -> Identity:
-    """An identity for the server, good for these names and addresses and for this machine's loopback."""
+def create_server_identity(authority: Identity, hosts: Sequence[str], days: int = LEAF_DAYS) -> Identity:
+    """Create the identity of a server, valid for ``hosts`` (names or addresses) and for loopback.
+
+    Raises:
+        InputError: A host is neither a name nor an address.
+    """
+    _require_cryptography()
     from cryptography import x509
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
@@ -80,18 +85,19 @@ def server(ca: Identity, hosts: Sequence[str], days: int = LEAF_DAYS) -> Identit
             except ValueError:
                 raise InputError(f"{host!r} is neither a host name nor an address") from None
     alternative = x509.SubjectAlternativeName(names)
-    return _leaf(ca, "server", ExtendedKeyUsageOID.SERVER_AUTH, days, alternative)
+    return _leaf(authority, "server", ExtendedKeyUsageOID.SERVER_AUTH, days, alternative)
 
 
-def client(ca: Identity, name: str, days: int = LEAF_DAYS) -> Identity:
-    """An identity for the coordinator or a device."""
+def create_client_identity(authority: Identity, name: str, days: int = LEAF_DAYS) -> Identity:
+    """Create the identity of the coordinator or a device."""
+    _require_cryptography()
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
-    return _leaf(ca, name, ExtendedKeyUsageOID.CLIENT_AUTH, days)
+    return _leaf(authority, name, ExtendedKeyUsageOID.CLIENT_AUTH, days)
 
 
 def _leaf(
-    ca: Identity,
+    authority: Identity,
     name: str,
     usage: x509.ObjectIdentifier,
     days: int,
@@ -100,8 +106,8 @@ def _leaf(
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    signer = x509.load_pem_x509_certificate(ca.certificate)
-    signing = load_pem_private_key(ca.key, password=None)
+    signer = x509.load_pem_x509_certificate(authority.certificate)
+    signing = load_pem_private_key(authority.key, password=None)
     serial = x509.random_serial_number()
     key = _key()
     builder = (
@@ -119,7 +125,7 @@ def _leaf(
     return _signed(builder, key, signing)  # type: ignore[arg-type]
 
 
-def _need() -> None:
+def _require_cryptography() -> None:
     try:
         import cryptography  # noqa: F401
     except ImportError:

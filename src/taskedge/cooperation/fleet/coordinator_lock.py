@@ -1,4 +1,8 @@
-"""One coordinator at a time for a fleet, and which process it is."""
+"""At most one coordinator per folder, and the process id of that coordinator.
+
+The lock is the kernel's (``flock``), so it ends with the process, however that ends. The process id is written into
+the locked file, and checked against the files that the process has open: an id may belong to another process by now.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,17 @@ from pathlib import Path
 
 from taskedge.errors import InputError
 
-_LOCK = ".coordinator"
+_LOCK_FILE = ".coordinator"
 
 
 @contextmanager
-def sole(folder: Path) -> Iterator[None]:
-    """Makes sure that one coordinator at a time works with a folder; freed when the process ends, however it does.
+def hold_coordinator_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, so that no second coordinator works there.
 
     Raises:
-        InputError: another one does.
+        InputError: Another coordinator holds it.
     """
-    with (folder / _LOCK).open("a") as lock:  # what stands there is the holder's until it is ours
+    with (folder / _LOCK_FILE).open("a") as lock:  # appending keeps the id of a process that holds the lock
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -33,10 +37,10 @@ def sole(folder: Path) -> Iterator[None]:
         yield
 
 
-def coordinated(folder: Path) -> bool:
-    """Whether a coordinator works with the folder now."""
+def is_coordinated(folder: Path) -> bool:
+    """Return whether a coordinator works with the folder now."""
     try:
-        with (folder / _LOCK).open() as lock:
+        with (folder / _LOCK_FILE).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -45,33 +49,32 @@ def coordinated(folder: Path) -> bool:
     return False
 
 
-def coordinator(folder: Path) -> int | None:
-    """The process of the coordinator that works with the folder now; None: there is none.
+def coordinator_pid(folder: Path) -> int | None:
+    """Return the process id of the coordinator that works with the folder now; None if there is none.
 
     Raises:
-        InputError: there is one, but the process that it says to be is not it.
+        InputError: There is one, and it belongs to another user, or the written process id is not its id.
     """
-    if not coordinated(folder):
+    if not is_coordinated(folder):
         return None
-    lock = folder / _LOCK
+    path = folder / _LOCK_FILE
     try:
-        pid = int(lock.read_text())
-        sure = _opened(pid, lock)
+        pid = int(path.read_text())
+        is_holder = _has_open(pid, path)
     except PermissionError:
         raise InputError(f"{folder}: its coordinator is another user's process ({pid}): ask as that user") from None
     except (OSError, ValueError):
-        sure = False
-    if not coordinated(folder):
-        return None  # it ended meanwhile
-    if not sure:
+        is_holder = False
+    if not is_coordinated(folder):
+        return None  # it ended in the meantime
+    if not is_holder:
         raise InputError(f"{folder}: a coordinator works there, and does not say which process it is: end it yourself")
     return pid
 
 
-def _opened(pid: int, path: Path) -> bool:
-    """Whether the process holds the file open: a pid may belong to another process by now."""
-    places = Path(f"/proc/{pid}/fd")
-    if not Path("/proc/self/fd").exists():  # not Linux: there is no cheap way to know
+def _has_open(pid: int, path: Path) -> bool:
+    """Return whether a process has a file open."""
+    if not Path("/proc/self/fd").exists():  # not Linux: no cheap way to know
         os.kill(pid, 0)
         return True
-    return any(place.exists() and place.samefile(path) for place in places.iterdir())
+    return any(link.exists() and link.samefile(path) for link in Path(f"/proc/{pid}/fd").iterdir())

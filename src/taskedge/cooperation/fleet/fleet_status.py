@@ -1,4 +1,4 @@
-"""How a fleet and its run stand, read from their folders: nothing is asked over the wire."""
+"""The state of a fleet and its run, read from their folders. Nothing is sent over the network."""
 
 from __future__ import annotations
 
@@ -6,51 +6,55 @@ import json
 from pathlib import Path
 from typing import Any
 
-from taskedge.cooperation.coordinator.event_log import LOG, RUN, Event
-from taskedge.cooperation.fleet.coordinator_lock import coordinated
-from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.coordinator.event_log import LOG_FILE, RUN_FILE, Event
+from taskedge.cooperation.coordinator.run_folder import read_run_file
+from taskedge.cooperation.fleet.coordinator_lock import is_coordinated
+from taskedge.cooperation.fleet.device_registry import DeviceRegistry
 from taskedge.errors import InputError
 
 RUN_FOLDER, LAST_RUN, FLEET_FOLDER = "run", "last-run", "fleet"
-"""Inside a fleet's folder: the run that goes on or can be resumed, and the last one that was finished. A run on one
-machine has its fleet's folder beside its run's."""
+"""In a fleet's folder: the run that is running or can be resumed, and the last finished one. A run on one machine has
+the folder of its fleet beside the folder of its run."""
 
 
-def fleet_place(folder: Path) -> Path:
-    """Where the fleet's files are: in its folder, or beside the run on one machine."""
+def registry_folder(folder: Path) -> Path:
+    """Return the folder of the fleet: ``folder``, or the one inside the folder of a run on one machine."""
     inner = folder / FLEET_FOLDER
     return inner if (inner / "fleet.json").exists() else folder
 
 
-def run_place(folder: Path) -> Path:
-    """Where a run that can go on is."""
+def run_folder(folder: Path) -> Path:
+    """Return the folder of the run that is running or can be resumed."""
     return folder / RUN_FOLDER
 
 
-def report(folder: Path) -> dict[str, Any]:
-    """JSON-able facts of the fleet in ``folder`` (or of a run on one machine there) and its run.
+def fleet_status(folder: Path) -> dict[str, Any]:
+    """Return the state of a fleet, its devices and its run, JSON-able.
+
+    Args:
+        folder: The folder of a fleet, or of a run on one machine.
 
     Raises:
-        InputError: it is neither.
+        InputError: It is neither.
     """
-    fleet = Fleet.open(fleet_place(folder))
-    live = coordinated(folder)
-    found = next((path for name in (RUN_FOLDER, LAST_RUN) if (path := folder / name).joinpath(RUN).exists()), None)
-    events = _events(found / LOG) if found else []
+    registry = DeviceRegistry.open(registry_folder(folder))
+    coordinator_runs = is_coordinated(folder)
+    runs = [folder / name for name in (RUN_FOLDER, LAST_RUN) if (folder / name / RUN_FILE).exists()]
+    events = _read_events(runs[0] / LOG_FILE) if runs else []
     return {
-        "fleet": fleet.name,
-        "server": {"address": f"{fleet.listen}:{fleet.port}", "runs": fleet.server.pid is not None},
-        "coordinator_runs": live,
+        "fleet": registry.name,
+        "server": {"address": f"{registry.listen}:{registry.port}", "runs": registry.server.pid is not None},
+        "coordinator_runs": coordinator_runs,
         "devices": [
-            {"name": name, "enrolled": one.enrolled, "expires": one.expires, **_device(name, events)}
-            for name, one in sorted(fleet.devices.items())
+            {"name": name, "enrolled": entry.enrolled, "expires": entry.expires, **_device_status(name, events)}
+            for name, entry in sorted(registry.devices.items())
         ],
-        "run": None if found is None else _run(found, events, live),
+        "run": _run_status(runs[0], events, coordinator_runs) if runs else None,
     }
 
 
-def _device(name: str, events: list[Event]) -> dict[str, Any]:
-    """Whether it was there when last heard of (None: never heard of), and what stands in its way."""
+def _device_status(name: str, events: list[Event]) -> dict[str, Any]:
+    """Return whether a device was present at its last event (None: it has none), and why it gets no tasks."""
     present, note = None, ""
     for event in events:
         if event.get("device") != name:
@@ -62,32 +66,33 @@ def _device(name: str, events: list[Event]) -> dict[str, Any]:
     return {"present": present, "note": note}
 
 
-def _run(folder: Path, events: list[Event], live: bool) -> dict[str, Any]:
+def _run_status(folder: Path, events: list[Event], coordinator_runs: bool) -> dict[str, Any]:
+    _, settings = read_run_file(folder)
     try:
-        settings = json.loads((folder / RUN).read_bytes())["identity"]
-        rounds = int(settings["rounds"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / RUN}: damaged ({error})") from None
-    last: Event = next((event for event in reversed(events) if event["event"] == "round"), {})
-    done = bool(events) and events[-1]["event"] == "done"
+        rounds, mode = int(settings["rounds"]), settings["mode"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / RUN_FILE}: damaged ({error})") from None
+    last_round: Event = next((event for event in reversed(events) if event["event"] == "round"), {})
+    is_done = bool(events) and events[-1]["event"] == "done"
+    unfinished_state = "running" if coordinator_runs else "interrupted"
     return {
-        "state": "done" if done else "goes on" if live else "interrupted",
-        "round": last.get("round", 0),
+        "state": "done" if is_done else unfinished_state,
+        "round": last_round.get("round", 0),
         "rounds": rounds,
-        "version": last.get("version", 0),
-        "loss": last.get("loss"),
-        "mode": settings["mode"],
+        "version": last_round.get("version", 0),
+        "loss": last_round.get("loss"),
+        "mode": mode,
         "folder": str(folder),
     }
 
 
-def _events(log: Path) -> list[Event]:
-    """Of the log, as far as it is written."""
-    found = []
+def _read_events(log: Path) -> list[Event]:
+    """Return the complete lines of an event log."""
+    events = []
     if log.exists():
         for line in log.read_text(encoding="utf-8").splitlines():
             try:
-                found.append(json.loads(line))
+                events.append(json.loads(line))
             except ValueError:
-                continue  # the line that is just being written
-    return found
+                continue  # a line that is being written
+    return events

@@ -11,34 +11,40 @@ from pathlib import Path
 _STOP_SECONDS = 5.0
 
 
-class Processes:
-    """Processes by name, and a guard that kills them when this process is gone."""
+class LocalProcesses:
+    """Child processes by name, and a guard process that kills them if this process ends without :meth:`stop`.
 
-    def __init__(self) -> None:
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+    Args:
+        stop_seconds: How long a process has to end after SIGTERM, before it is killed.
+    """
+
+    def __init__(self, stop_seconds: float = _STOP_SECONDS) -> None:
+        self._stop_seconds = stop_seconds
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, Path] = {}
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        """Starts one; what it says goes to ``log``."""
+        """Start a process that writes its output to ``log``."""
         with log.open("wb") as output:
-            self._running[name] = subprocess.Popen(
+            self._processes[name] = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env=dict(environment),
-                start_new_session=True,  # a Ctrl-C is for the coordinator, which ends the devices in good order
+                start_new_session=True,  # Ctrl-C reaches only the coordinator, which ends the devices in order
             )
         self._logs[name] = log
 
-    def guard(self, *others: int | None) -> None:
-        """From now on all of them, and the processes ``others``, are killed when this process ends without ``stop``.
+    def guard(self, *other_pids: int | None) -> None:
+        """Have all processes started so far, and ``other_pids``, killed when this process ends without :meth:`stop`.
 
-        A shell waits for the end of a pipe that only this process holds open: a kill -9 ends it, too.
+        The guard is a shell that waits for the end of a pipe which only this process holds open, so it also acts when
+        this process is killed with SIGKILL.
         """
-        pids = [*filter(None, others), *(process.pid for process in self._running.values())]
-        self._end_guard()
+        pids = [pid for pid in other_pids if pid] + list(self.pids().values())
+        self.end_guard()
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", 'read -r _; kill -9 "$@" 2>/dev/null', "taskedge-guard", *map(str, pids)],
             stdin=subprocess.PIPE,
@@ -47,34 +53,49 @@ class Processes:
             start_new_session=True,
         )
 
-    def failed(self) -> dict[str, str]:
-        """Those that ended with a fault, with the last line that they said."""
-        return {name: _last_line(self._logs[name]) for name, it in self._running.items() if it.poll()}
+    def pids(self) -> dict[str, int]:
+        """Return the process ids by name, of ended processes too."""
+        return {name: process.pid for name, process in self._processes.items()}
+
+    @property
+    def guard_pid(self) -> int | None:
+        """Process id of the guard; None without one."""
+        return None if self._guard is None else self._guard.pid
+
+    def failures(self) -> dict[str, str]:
+        """Return the processes that ended with an error, with the last line of their logs."""
+        return {name: _last_line(self._logs[name]) for name, process in self._processes.items() if process.poll()}
 
     def running(self) -> list[str]:
-        """Names of those that have not ended."""
-        return [name for name, process in self._running.items() if process.poll() is None]
+        """Return the names of the processes that have not ended."""
+        return [name for name, process in self._processes.items() if process.poll() is None]
 
     def stop(self, patience: float = 0.0) -> None:
-        """Ends all of them: who does not end by himself within ``patience`` seconds is told to, then killed."""
-        for how, seconds in ((None, patience), ("terminate", _STOP_SECONDS), ("kill", _STOP_SECONDS)):
-            left = [process for process in self._running.values() if process.poll() is None]
-            for process in left if how else ():
-                getattr(process, str(how))()
-            end = time.monotonic() + seconds
-            for process in left:
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.0, end - time.monotonic()))
+        """Wait ``patience`` seconds for all processes to end, then send SIGTERM, then SIGKILL."""
+        self._wait(patience)
+        for process in self._alive():
+            process.terminate()
+        self._wait(self._stop_seconds)
+        for process in self._alive():
+            process.kill()
+        self._wait(self._stop_seconds)
 
-    def end(self) -> None:
-        """Ends the guard, when all that it guards has ended."""
-        self._end_guard()
-
-    def _end_guard(self) -> None:
+    def end_guard(self) -> None:
+        """End the guard. Call it when all guarded processes have ended."""
         if self._guard is not None:
             self._guard.kill()
             self._guard.communicate()
             self._guard = None
+
+    def _alive(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self._processes.values() if process.poll() is None]
+
+    def _wait(self, seconds: float) -> None:
+        """Wait up to ``seconds`` for all processes to end."""
+        end = time.monotonic() + seconds
+        for process in self._alive():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
 
 
 def _last_line(log: Path) -> str:
@@ -82,4 +103,4 @@ def _last_line(log: Path) -> str:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if lines:
             return lines[-1].removeprefix("taskedge: ")
-    return "it said nothing"
+    return "it printed nothing"

@@ -1,4 +1,4 @@
-"""One table parted among devices that run on this machine."""
+"""Split one table among devices on this machine."""
 
 from __future__ import annotations
 
@@ -7,61 +7,81 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from taskedge.cooperation.device.sampling import permutation
 from taskedge.cooperation.joint_task import JointTask
 from taskedge.errors import InputError
-from taskedge.io.atomic import write_aside
+from taskedge.io.atomic import write_atomic
 from taskedge.training.data.image_data import image_paths
+from taskedge.training.data_order import random_order
 from taskedge.training.tasks import Columns
 
-PART_MODE = 0o700
+FOLDER_MODE = 0o700
 
 
-def split(labels: Sequence[str] | None, rows: int, devices: int, *, skew: bool, seed: int) -> list[list[int]]:
-    """Places of the rows of each device: every row on exactly one, and no two devices differ by more than one row.
+def split_rows(
+    labels: Sequence[str] | None, num_rows: int, num_devices: int, *, skew: bool, seed: int
+) -> list[list[int]]:
+    """Return the row indices of each device. Each row is on one device; their counts differ by at most one.
 
     Args:
-        labels: of the rows; with ``skew`` each device gets neighbours in their order, so few classes; else any rows.
+        labels: Labels of the rows; None if there are no classes.
+        num_rows: Number of rows.
+        num_devices: Number of devices.
+        skew: Whether each device gets a contiguous range of the rows sorted by label, so that it has few classes.
+            Otherwise rows are drawn at random.
+        seed: Seed of the random order.
 
     Raises:
-        InputError: fewer rows than devices; nothing to skew by.
+        InputError: There are fewer rows than devices, or no labels to skew by.
     """
-    if rows < devices:
-        raise InputError(f"{rows} rows cannot be split among {devices} devices: ask for fewer")
-    order = permutation(rows, seed)
+    if num_rows < num_devices:
+        raise InputError(f"{num_rows} rows cannot be split among {num_devices} devices: ask for fewer")
+    order = random_order(num_rows, seed)
     if not skew:
-        return [order[device::devices] for device in range(devices)]
+        return [order[i::num_devices] for i in range(num_devices)]
     if labels is None:
         raise InputError("--skew splits by label, and this data has no classes: leave it out")
-    order.sort(key=lambda place: labels[place])
-    ends = [rows * device // devices for device in range(devices + 1)]
-    return [order[start:end] for start, end in pairwise(ends)]
+    order.sort(key=lambda index: labels[index])
+    bounds = [num_rows * i // num_devices for i in range(num_devices + 1)]
+    return [order[start:end] for start, end in pairwise(bounds)]
 
 
-def write_parts(joint: JointTask, folder: Path, names: Sequence[str], *, skew: bool, seed: int, same: bool) -> Columns:
-    """Writes ``NAME.jsonl`` into ``folder`` for every device; returns the columns that these files have.
+def write_parts(
+    joint: JointTask, folder: Path, names: Sequence[str], *, skew: bool, seed: int, must_match: bool
+) -> Columns:
+    """Write ``NAME.jsonl`` into ``folder`` for every device.
 
     Args:
-        same: they are those of a run that goes on, and must not have changed.
+        joint: The task, with its table.
+        folder: Created if it does not exist.
+        names: Names of the devices.
+        skew: See :func:`split_rows`.
+        seed: See :func:`split_rows`.
+        must_match: Whether existing files must have the same content, because a run is resumed with them.
+
+    Returns:
+        The columns of the files.
 
     Raises:
-        InputError: the data cannot be split so, or is not what it was.
+        InputError: The data cannot be split, or differs from existing files.
     """
     table = joint.table
     assert table is not None
-    wanted = next(columns for columns in joint.task.reads if (len(columns) == 2) == (table.labels is not None))
-    inputs = [str(path.resolve()) for path in image_paths(table)] if wanted[0] == "image" else table.texts
-    classes = table.labels if joint.labels else None
-    parts = split(classes, len(table), len(names), skew=skew, seed=seed)
-    folder.mkdir(mode=PART_MODE, exist_ok=True)
-    for name, places in zip(names, parts, strict=True):
-        rows = ([inputs[place], *([table.labels[place]] if table.labels else [])] for place in places)
-        content = "".join(json.dumps(dict(zip(wanted, row, strict=True))) + "\n" for row in rows).encode()
+    has_labels = table.labels is not None
+    fields = next(columns for columns in joint.task.column_sets if (len(columns) == 2) == has_labels)
+    inputs = [str(path.resolve()) for path in image_paths(table)] if fields[0] == "image" else table.texts
+    parts = split_rows(table.labels if joint.labels else None, len(table), len(names), skew=skew, seed=seed)
+    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    for name, indices in zip(names, parts, strict=True):
+        lines = []
+        for index in indices:
+            row = [inputs[index], table.labels[index]] if table.labels else [inputs[index]]
+            lines.append(json.dumps(dict(zip(fields, row, strict=True))) + "\n")
+        content = "".join(lines).encode()
         path = folder / f"{name}.jsonl"
-        if same and path.exists() and path.read_bytes() != content:
+        if must_match and path.exists() and path.read_bytes() != content:
             raise InputError(
-                f"{table.path}: the data, or how it is split, is not what it was when the run began: start anew "
-                "with --force"
+                f"{table.path}: the data, or its split, differs from that of the interrupted run: start anew with "
+                "--force"
             )
-        write_aside(path, content, private=True)
-    return Columns.of({name: [name] if name == "text" else name for name in wanted})
+        write_atomic(path, content, private=True)
+    return Columns.of({name: [name] if name == "text" else name for name in fields})

@@ -1,4 +1,4 @@
-"""systemd units, as text: a device and a server that are started with the machine and again when they end."""
+"""systemd units, as text, for a device and for the server of a fleet: started at boot, and again when they end."""
 
 from __future__ import annotations
 
@@ -49,28 +49,41 @@ WantedBy=multi-user.target
 
 
 def device_unit(name: str, command: Sequence[str | Path], user: str) -> str:
-    """A unit that keeps a device in its fleet: ``command`` joins it, and is started again whenever it ends.
+    """Return a unit that keeps a device in its fleet: it restarts ``command``, which joins, whenever that ends.
 
-    A step that hangs cannot be stopped from within: the device ends itself, and this brings it back.
+    A device whose training hangs ends its process, because a thread cannot be stopped. The unit brings it back.
+
+    Raises:
+        InputError: The program's path is not absolute, or a word has control characters.
     """
-    return _DEVICE.format(name=name, command=_command(command), user=user)
+    return _DEVICE.format(name=name, command=_command_line(command), user=user)
 
 
 def server_unit(name: str, folder: Path, program: Path, user: str) -> str:
-    """A unit for the server of the fleet in ``folder``, run by the folder's owner; enrol and revoke still reach it."""
+    """Return a unit for the server of the fleet in ``folder``. Enrolling and revoking still reach the server.
+
+    Args:
+        name: Name of the fleet.
+        folder: The fleet's folder.
+        program: The server's program.
+        user: Owner of the folder, who runs the server.
+
+    Raises:
+        InputError: The program's path is not absolute, or a path has control characters.
+    """
     folder = folder.resolve()
-    command = _command([program, "-c", folder / "server.conf"])
-    return _SERVER.format(name=name, command=command, user=user, folder=_quoted(str(folder)))
+    command = _command_line([program, "-c", folder / "server.conf"])
+    return _SERVER.format(name=name, command=command, user=user, folder=_quote(str(folder)))
 
 
-def _command(parts: Sequence[str | Path]) -> str:
-    if not Path(parts[0]).is_absolute():
-        raise InputError(f"{parts[0]}: systemd wants the whole path of a program")
-    return " ".join(_quoted(str(part)).replace("$", "$$") for part in parts)
+def _command_line(words: Sequence[str | Path]) -> str:
+    if not Path(words[0]).is_absolute():
+        raise InputError(f"{words[0]}: systemd needs the absolute path of a program")
+    return " ".join(_quote(str(word)).replace("$", "$$") for word in words)
 
 
-def _quoted(text: str) -> str:
-    """As systemd reads it back: one word, nothing expanded."""
+def _quote(text: str) -> str:
+    """Quote a word so that systemd reads it back unchanged: one word, with nothing expanded."""
     if any(ord(character) < 32 for character in text):
         raise InputError(f"{text!r}: a unit cannot hold control characters")
     text = text.replace("%", "%%").replace("\\", "\\\\").replace('"', '\\"')

@@ -1,1 +1,1 @@
-"""Cooperative runs for people who already run Flower: a strategy for its server, an app for its clients."""
+"""Cooperative runs under Flower: a strategy for its server and an app for its clients."""

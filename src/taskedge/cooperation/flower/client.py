@@ -1,9 +1,9 @@
-"""Our device as a Flower ``ClientApp``.
+"""A taskedge device as a Flower ``ClientApp``.
 
-    app = client_app(lambda context: Part(LocalTraining(model, rows, collate), labels))
+    app = client_app(lambda context: NodeSetup(LocalTraining(model, rows, collate), labels))
 
-Flower may start a process for every message. So what a device holds of a run (its support and values) is kept in
-Flower's context, which never leaves the node, and taken up again where the process is a new one.
+Flower may start a new process for every message. The device's state in a run (support and values) is therefore kept in
+Flower's context, which never leaves the node, and restored from it in a new process.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from taskedge.profiling.profile_file import Profile
 
 NAME = "name"
 """Key of the node's configuration (``--node-config 'name="jetson-1"'``): the device's name in logs and fleet files."""
-_INSTALL, _KEPT = "taskedge.install", "taskedge.kept"
+_INSTALL, _VALUES = "taskedge.install", "taskedge.kept"
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a node brings into a run; the fields are arguments of :class:`taskedge.cooperation.device.device.Device`."""
+class NodeSetup:
+    """The part of a node in a run. The fields are arguments of :class:`taskedge.cooperation.device.device.Device`."""
 
     training: LocalTraining
     labels: tuple[str, ...] = ()
@@ -39,13 +39,13 @@ class Part:
     memory_bytes: float | None = None
 
 
-def client_app(make: Callable[[Context], Part], *, warm: int = 1) -> ClientApp:
-    """An app that answers what :class:`taskedge.cooperation.flower.strategy.TaskEdgeStrategy` asks.
+def client_app(make: Callable[[Context], NodeSetup], *, warm: int = 1) -> ClientApp:
+    """Return an app that answers :class:`taskedge.cooperation.flower.strategy.TaskEdgeStrategy`.
 
     Args:
-        make: called in a new process, and for a node whose device is not warm: loads model and rows of the node that
-            the context is of.
-        warm: how many nodes' devices to keep loaded, where one process plays several nodes.
+        make: Loads model and rows of the node of a context. Called in a new process, and for a node whose device is
+            not loaded.
+        warm: Number of devices to keep loaded, if one process serves several nodes.
     """
     devices: OrderedDict[int, Device] = OrderedDict()
 
@@ -54,39 +54,39 @@ def client_app(make: Callable[[Context], Part], *, warm: int = 1) -> ClientApp:
         if device is None:
             while len(devices) >= warm:
                 devices.popitem(last=False)
-            part = make(context)
+            setup = make(context)
             device = Device(
-                None, part.training, profile=part.profile, labels=part.labels, memory_bytes=part.memory_bytes
+                None, setup.training, profile=setup.profile, labels=setup.labels, memory_bytes=setup.memory_bytes
             )
         devices[context.node_id] = device
         return device
 
-    def answer(message: FlowerMessage, context: Context) -> FlowerMessage:
-        asked, device = from_content(message.content), device_of(context)
-        answered = asyncio.run(_answer(device, asked, context.state))
-        if asked.kind == "hello":
-            facts = {**answered.facts, NAME: str(context.node_config.get(NAME, ""))}
-            answered = Message(answered.kind, facts)
-        return FlowerMessage(to_content(answered), reply_to=message)
+    def reply(flower_message: FlowerMessage, context: Context) -> FlowerMessage:
+        message, device = from_content(flower_message.content), device_of(context)
+        answer = asyncio.run(_answer(device, message, context.state))
+        if message.kind == "hello":
+            header = {**answer.header, NAME: str(context.node_config.get(NAME, ""))}
+            answer = Message(answer.kind, header)
+        return FlowerMessage(to_content(answer), reply_to=flower_message)
 
     app = ClientApp()
-    app.query()(answer)
-    app.train()(answer)
+    app.query()(reply)
+    app.train()(reply)
     return app
 
 
-async def _answer(device: Device, asked: Message, state: RecordDict) -> Message:
-    """The device's answer; what it holds is as the state says before, and written there after."""
-    before = from_content(state, _KEPT) if _KEPT in state else None
-    if before is not None and device.holds != (before.facts["run"], before.facts["version"]):
-        await device.restore(from_content(state, _INSTALL), before)
-    answered = await device.answer(asked, arrived=time.monotonic())
-    if answered.kind == "installed":
-        state[_INSTALL] = packed_record(asked.pack())
-    kept = device.kept()
-    if kept is not None:
-        state[_KEPT] = packed_record(kept.pack())
+async def _answer(device: Device, message: Message, state: RecordDict) -> Message:
+    """Return the device's answer. Its state is restored from ``state`` before and written there afterwards."""
+    stored = from_content(state, _VALUES) if _VALUES in state else None
+    if stored is not None and device.run_version != (stored.header["run"], stored.header["version"]):
+        await device.restore(from_content(state, _INSTALL), stored)
+    answer = await device.answer(message, arrived=time.monotonic())
+    if answer.kind == "installed":
+        state[_INSTALL] = packed_record(message.pack())
+    values = device.values_message()
+    if values is not None:
+        state[_VALUES] = packed_record(values.pack())
     else:
-        for record in (_INSTALL, _KEPT):
+        for record in (_INSTALL, _VALUES):
             state.pop(record, None)
-    return answered
+    return answer

@@ -1,4 +1,4 @@
-"""The nodes of a Flower run as devices: who is there, what each holds, and what they answer to queries."""
+"""The nodes of a Flower run as devices: which are present, which version each has, and their answers to queries."""
 
 from __future__ import annotations
 
@@ -10,152 +10,172 @@ from flwr.app import Message as FlowerMessage
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.device_sessions import Member, read_about
-from taskedge.cooperation.coordinator.run_setup import Beginning
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.cooperation.coordinator.device_sessions import DeviceSession
+from taskedge.cooperation.coordinator.run_setup import RunSetup
 from taskedge.cooperation.flower.client import NAME
 from taskedge.cooperation.flower.records import from_content, to_content
+from taskedge.cooperation.protocol.device_info import read_device_info
 from taskedge.cooperation.protocol.message import Message, MessageError
 from taskedge.cooperation.protocol.payloads import Statistics
 from taskedge.errors import TaskEdgeError
 
 POLL_SECONDS = 0.5
-"""Between looks at who is there, while too few are."""
+"""Seconds between two looks at the connected nodes, while too few are present."""
 
 
-class Nodes:
-    """Follows the nodes of a run.
+class FlowerNodes:
+    """Follows the nodes of a run, and makes them ready for tasks.
 
     Args:
-        run: the run's id.
-        log: told of an event and its facts.
+        run_id: Id of the run.
+        setup: Checks devices and makes the messages before the first round.
+        config: The run's settings.
+        log: Called with the name of an event and its fields.
     """
 
-    def __init__(self, run: str, beginning: Beginning, settings: CooperateSettings, log: Callable[..., None]) -> None:
-        self._run, self._beginning, self._settings, self._log = run, beginning, settings, log
-        self._members: dict[int, Member] = {}
-        self._refused: dict[str, int] = {}
-        self._meetings = 0
+    def __init__(self, run_id: str, setup: RunSetup, config: CooperationConfig, log: Callable[..., None]) -> None:
+        self._run_id, self._setup, self._config, self._log = run_id, setup, config, log
+        self._sessions: dict[int, DeviceSession] = {}
+        self._num_refused: dict[str, int] = {}
+        self._num_updates = 0
+        """Calls of :meth:`update`."""
         self._silent: dict[int, int] = {}
-        """How often in a row a node did not answer."""
+        """Queries in a row that a node did not answer."""
         self._ask_again: dict[int, int] = {}
-        """At which meeting such a node is asked again."""
+        """Number of the update in which a silent node is queried again."""
 
-    def __getitem__(self, node: int) -> Member:
-        """What is known of a node."""
-        return self._members[node]
+    def __getitem__(self, node: int) -> DeviceSession:
+        """Return the device of a node."""
+        return self._sessions[node]
 
-    def present(self) -> dict[int, Member]:
-        """Those that have said who they are, and can take part."""
-        return {node: m for node, m in self._members.items() if m.about is not None and not m.unfit}
+    def present(self) -> dict[int, DeviceSession]:
+        """Return the devices that have answered ``hello`` and can take part, by node."""
+        return {node: s for node, s in self._sessions.items() if s.info is not None and not s.unfit_reason}
 
-    def meet(self, grid: Grid, needed: int) -> None:
-        """Asks those that came who they are, until ``needed`` are there.
+    def update(self, grid: Grid, num_needed: int) -> None:
+        """Send ``hello`` to new nodes, until ``num_needed`` devices are present.
 
-        A query is waited for up to ``first_deadline``. So a node that is silent again and again is asked less and less
+        A query is waited for up to ``first_deadline``. A node that does not answer is therefore queried less and less
         often while there are enough others.
 
         Raises:
-            TaskEdgeError: they do not come within ``wait_seconds``.
+            TaskEdgeError: They did not come within ``wait_seconds``.
         """
-        self._meetings += 1
-        end = time.monotonic() + self._settings.wait_seconds
+        self._num_updates += 1
+        end = time.monotonic() + self._config.wait_seconds
         while True:
-            here = set(grid.get_node_ids())
-            for node in sorted(self._members.keys() - here):
-                self._log("left", device=self._members.pop(node).name)
-            new = sorted(node for node in here if node not in self._members or self._members[node].about is None)
-            if len(self.present()) >= needed:
-                new = [node for node in new if self._ask_again.get(node, 0) <= self._meetings]
-            for node, answer in self._ask(grid, dict.fromkeys(new, Message("hello", {"run": self._run}))).items():
-                if answer is None:
-                    self._silent[node] = self._silent.get(node, 0) + 1
-                    self._ask_again[node] = self._meetings + 2 ** self._silent[node]
-                else:
-                    self._silent.pop(node, None)
-                    self._greet(node, answer)
-            if len(self.present()) >= needed:
+            self._query_new(grid, enough=len(self.present()) >= num_needed)
+            if len(self.present()) >= num_needed:
                 return
             if time.monotonic() > end:
-                there = ", ".join(member.name for member in self.present().values()) or "none"
-                unfit = "".join(f"; {m.name}: {m.unfit}" for m in self._members.values() if m.unfit)
+                present = ", ".join(session.name for session in self.present().values()) or "none"
+                unfit = "".join(f"; {s.name}: {s.unfit_reason}" for s in self._sessions.values() if s.unfit_reason)
                 raise TaskEdgeError(
-                    f"not enough nodes came within {self._settings.wait_seconds:g} s ({needed} are needed, there: "
-                    f"{there}{unfit}): start them, or ask for fewer"
+                    f"not enough nodes came within {self._config.wait_seconds:g} s ({num_needed} are needed, there: "
+                    f"{present}{unfit}): start them, or ask for fewer"
                 )
             time.sleep(POLL_SECONDS)
 
     def statistics(self, grid: Grid) -> list[Statistics]:
-        """Of all that are there, by name.
+        """Return the statistics of all present devices, by name.
 
         Raises:
-            TaskEdgeError: none gave any.
+            TaskEdgeError: No device sent any.
         """
-        asked = {node: m.name for node, m in sorted(self.present().items(), key=lambda pair: pair[1].name)}
-        answers = self._ask(grid, {n: self._beginning.ask_statistics(name, len(asked)) for n, name in asked.items()})
-        parts = []
-        for node, answer in answers.items():
-            try:
-                parts += [] if answer is None else [self._beginning.statistics(answer)]
-            except MessageError as error:
-                self._log("no statistics", device=asked[node], why=str(error))
-        if not parts:
-            raise TaskEdgeError("no node gave statistics to choose weights by")
-        return parts
-
-    def bring(self, grid: Grid, install: Message) -> None:
-        """Installs the support where it is not."""
-        lacking = [node for node, member in self.present().items() if not member.ready]
-        for node, answer in self._ask(grid, dict.fromkeys(lacking, install)).items():
-            member = self._members[node]
+        present = sorted(self.present().items(), key=lambda item: item[1].name)
+        names = {node: session.name for node, session in present}
+        requests = {node: self._setup.statistics_request(name, len(names)) for node, name in names.items()}
+        statistics = []
+        for node, answer in self._query(grid, requests).items():
             if answer is None:
-                member.about = None
+                continue
+            try:
+                statistics.append(self._setup.read_statistics_answer(answer))
+            except MessageError as error:
+                self._log("no statistics", device=names[node], why=str(error))
+        if not statistics:
+            raise TaskEdgeError("no node gave statistics to choose weights by")
+        return statistics
+
+    def install(self, grid: Grid, install_message: Message) -> None:
+        """Install the support on all present devices that do not have it."""
+        missing = [node for node, session in self.present().items() if not session.ready]
+        for node, answer in self._query(grid, dict.fromkeys(missing, install_message)).items():
+            session = self._sessions[node]
+            if answer is None:
+                session.info = None
             elif answer.kind != "installed":
-                member.unfit = f"the support cannot be installed there: {str(answer.facts.get('why'))[:300]}"
-                self._log("unfit", device=member.name, why=member.unfit)
+                session.unfit_reason = f"the support cannot be installed there: {str(answer.header.get('why'))[:300]}"
+                self._log("unfit", device=session.name, why=session.unfit_reason)
             else:
-                member.holds, member.ready = 0, True
+                session.version, session.ready = 0, True
 
-    def refuse(self, node: int, why: str) -> None:
-        """Counts a refused answer; after too many the device gets no more tasks, also when it comes back."""
-        member = self._members[node]
-        member.refused = self._refused[member.name] = member.refused + 1
-        if self._barred(member):
-            self._log("quarantined", device=member.name, refused=member.refused, why=why)
+    def record_refusal(self, node: int, reason: str) -> None:
+        """Count a refused answer. After ``quarantine_after`` of them a device gets no more tasks in this run."""
+        session = self._sessions[node]
+        session.num_refused = self._num_refused[session.name] = session.num_refused + 1
+        if self._exclude_if_refused(session):
+            self._log("quarantined", device=session.name, refused=session.num_refused, why=reason)
 
-    def unsure(self, node: int) -> None:
-        """It did not answer: no tasks until it says who it is."""
-        self._members[node].about, self._members[node].ready = None, False
+    def mark_unresponsive(self, node: int) -> None:
+        """Give a node no tasks until it answers ``hello``."""
+        self._sessions[node].info, self._sessions[node].ready = None, False
 
-    def _greet(self, node: int, answer: Message) -> None:
-        name = str(answer.facts.get(NAME) or f"node-{node}")[:100]
-        self._members[node] = member = Member(name, refused=self._refused.get(name, 0))
+    def _query_new(self, grid: Grid, *, enough: bool) -> None:
+        """Drop the nodes that left, and send ``hello`` to those whose device is not known."""
+        connected = set(grid.get_node_ids())
+        for node in sorted(self._sessions.keys() - connected):
+            self._log("left", device=self._sessions.pop(node).name)
+        new = sorted(n for n in connected if n not in self._sessions or self._sessions[n].info is None)
+        if enough:
+            new = [node for node in new if self._ask_again.get(node, 0) <= self._num_updates]
+        hello = Message("hello", {"run": self._run_id})
+        for node, answer in self._query(grid, dict.fromkeys(new, hello)).items():
+            if answer is None:
+                self._silent[node] = self._silent.get(node, 0) + 1
+                self._ask_again[node] = self._num_updates + 2 ** self._silent[node]
+            else:
+                self._silent.pop(node, None)
+                self._add(node, answer)
+
+    def _add(self, node: int, hello: Message) -> None:
+        name = str(hello.header.get(NAME) or f"node-{node}")[:100]
+        session = DeviceSession(name, num_refused=self._num_refused.get(name, 0))
+        self._sessions[node] = session
         try:
-            member.about = about = read_about(answer)
-            member.unfit = self._beginning.unfit(about)
-            member.holds = about.version if about.run == self._run else None
+            session.info = info = read_device_info(hello)
+            session.unfit_reason = self._setup.unfit_reason(info)
+            session.version = info.version if info.run == self._run_id else None
         except MessageError as error:
-            member.unfit = str(error)
-        if any(other.name == name for place, other in self._members.items() if place != node):
-            member.unfit = f"another node is called {name}: give each a name of its own with --node-config"
-        member.ready = member.holds is not None
-        facts: dict[str, Any] = {"why": member.unfit} if self._barred(member) or member.unfit else {}
-        self._log("unfit" if facts else "joined", device=name, **facts)
+            session.unfit_reason = str(error)
+        if any(other.name == name for other_node, other in self._sessions.items() if other_node != node):
+            session.unfit_reason = f"another node is called {name}: give each a name of its own with --node-config"
+        session.ready = session.version is not None
+        if self._exclude_if_refused(session):
+            self._log("unfit", device=name, why=session.unfit_reason)
+        else:
+            self._log("joined", device=name)
 
-    def _barred(self, member: Member) -> bool:
-        if member.refused >= self._settings.quarantine_after:
-            member.unfit = f"{member.refused} of its answers were refused"
-        return bool(member.unfit)
+    def _exclude_if_refused(self, session: DeviceSession) -> bool:
+        """Exclude a device with too many refused answers, and return whether it is excluded, for any reason."""
+        if session.num_refused >= self._config.quarantine_after:
+            session.unfit_reason = f"{session.num_refused} of its answers were refused"
+        return bool(session.unfit_reason)
 
-    def _ask(self, grid: Grid, questions: Mapping[int, Message]) -> dict[int, Message | None]:
-        """Queries, and what came back of each in time; None: nothing that can be read."""
-        seconds = self._settings.first_deadline
-        found: dict[int, Message | None] = dict.fromkeys(questions)
-        asked = [FlowerMessage(to_content(q), node, MessageType.QUERY, ttl=seconds) for node, q in questions.items()]
-        for reply in grid.send_and_receive(asked, timeout=seconds) if asked else ():
+    def _query(self, grid: Grid, messages: Mapping[int, Message]) -> dict[int, Message | None]:
+        """Send queries, and return the answers by node; None if none came in time or it cannot be read."""
+        seconds = self._config.first_deadline
+        answers: dict[int, Message | None] = dict.fromkeys(messages)
+        queries = [
+            FlowerMessage(to_content(message), node, MessageType.QUERY, ttl=seconds)
+            for node, message in messages.items()
+        ]
+        replies: Any = grid.send_and_receive(queries, timeout=seconds) if queries else ()
+        for reply in replies:
             node = reply.metadata.src_node_id
             try:
-                found[node] = None if reply.has_error() else from_content(reply.content)
+                answers[node] = None if reply.has_error() else from_content(reply.content)
             except MessageError as error:
                 self._log("unreadable", node=node, why=str(error))
-        return {node: found[node] for node in questions}
+        return {node: answers[node] for node in messages}

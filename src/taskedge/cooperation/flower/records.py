@@ -1,4 +1,4 @@
-"""Our messages as Flower's records: one array of bytes, which neither side unpickles or parses as anything else."""
+"""taskedge messages as Flower records: one array of bytes, which neither side unpickles or parses differently."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from taskedge.cooperation.protocol.message import Message, MessageError
 
 RECORD, ARRAY = "taskedge", "message"
 STYPE = "taskedge.message"
-"""How the bytes are to be read: ``Message.unpack``."""
+"""Serialization type of the array: its bytes are read by ``Message.unpack``."""
 
 
 def to_content(message: Message) -> RecordDict:
-    """A message's bytes as content. One array and not one per tensor: Flower sends every array as requests of its own.
+    """Return a message as the content of a Flower message.
+
+    The content is one array instead of one per tensor, because Flower sends every array by requests of its own.
 
     Raises:
-        MessageError: it cannot be packed.
+        MessageError: The message cannot be packed.
     """
     return RecordDict({RECORD: packed_record(message.pack())})
 
 
 def packed_record(packed: bytes) -> ArrayRecord:
-    """The bytes as a record."""
+    """Return the bytes of a packed message as a record."""
     return ArrayRecord({ARRAY: Array(dtype="uint8", shape=(len(packed),), stype=STYPE, data=packed)})
 
 
 def from_content(content: RecordDict, record: str = RECORD) -> Message:
-    """The mirror image of :func:`to_content`.
+    """Return the message in the content of a Flower message. Inverts :func:`to_content`.
 
     Raises:
-        MessageError: there is no message of ours in it.
+        MessageError: The content has no taskedge message.
     """
     try:
         array = content.array_records[record][ARRAY]

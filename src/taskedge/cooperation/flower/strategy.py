@@ -1,19 +1,19 @@
-"""Our scheduler as a Flower ``Strategy``: plans, tasks, checks, mean and step are those of ``taskedge.cooperation``.
+"""A cooperative run as a Flower ``Strategy``, with the planner, checks and aggregation of ``taskedge.cooperation``.
 
-    strategy = TaskEdgeStrategy(model, CooperateSettings(mode="deft", rounds=100, devices=4), labels=labels)
+    strategy = TaskEdgeStrategy(model, CooperationConfig(mode="deft", rounds=100, devices=4), labels=labels)
     strategy.start(grid, strategy.arrays(), num_rounds=100)
-    strategy.delta().save("task.safetensors")
+    save(strategy.delta(), "task.safetensors")
 
-What Flower does instead of us: connections, identities, and who is there. It hands answers over together, so plans
-follow the seconds that devices say they trained, not those of the link; and a round ends ``first_deadline`` seconds
-after it began at the latest.
+Flower provides connections, identities and presence. It delivers all answers of a round together, so plans are
+calibrated by the training seconds that devices report, not by those of the links; and a round ends at the latest
+``first_deadline`` seconds after it began.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from typing import Any
 
@@ -24,226 +24,256 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 
 from taskedge.backbone.cost_table import BlockTable
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.dispatch import Returned, judged, task_message
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.cooperation.coordinator.dispatch import TaskOutcome, answer_outcome, complete_task, task_message
 from taskedge.cooperation.coordinator.event_log import Event
-from taskedge.cooperation.coordinator.rounds import Hope, mean_loss
-from taskedge.cooperation.coordinator.run_setup import Beginning
-from taskedge.cooperation.coordinator.run_state import RunState, Step
-from taskedge.cooperation.flower.nodes import Nodes
+from taskedge.cooperation.coordinator.rounds import StoppingRule, mean_loss
+from taskedge.cooperation.coordinator.run_setup import RunSetup
+from taskedge.cooperation.coordinator.run_state import RunState
+from taskedge.cooperation.flower.nodes import FlowerNodes
 from taskedge.cooperation.flower.records import from_content, to_content
 from taskedge.cooperation.protocol.message import Message, MessageError
-from taskedge.cooperation.protocol.validation import Refused
-from taskedge.cooperation.scheduling.freezing import ReviveSettings
-from taskedge.cooperation.scheduling.round_planner import Planner, RoundPlan
-from taskedge.cooperation.scheduling.round_tasks import Share
+from taskedge.cooperation.protocol.round_task import RoundTask
+from taskedge.cooperation.scheduling.freezing import FreezingConfig
+from taskedge.cooperation.scheduling.round_planner import RoundPlan, RoundPlanner
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.errors import InputError
-from taskedge.planning.fleet_spec import Fleet
+from taskedge.planning.fleet_spec import FleetSpec
+from taskedge.planning.plan import Plan
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """What there is from the first round on."""
+class _StartedRun:
+    """A run after the support is installed."""
 
     state: RunState
-    planner: Planner
-    install: Message
+    planner: RoundPlanner
+    install_message: Message
 
 
 class TaskEdgeStrategy(Strategy):
-    """One run. The arguments are those of :class:`taskedge.cooperation.coordinator.coordinator.Coordinator`.
+    """A strategy for one run. Arguments: see :class:`taskedge.cooperation.coordinator.coordinator.Coordinator`.
 
-    A node is called what its ``--node-config`` says (``name="jetson-1"``), else by its id: names are what a fleet file
-    describes devices by, and what a device's order of rows is drawn from.
+    The name of a node is set by its ``--node-config`` (``name="jetson-1"``); the default is its id. Fleet files
+    describe devices by these names, and the order of a device's rows depends on its name.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        settings: CooperateSettings,
+        config: CooperationConfig,
         *,
-        whole: Sequence[str] | None = None,
+        full_parameters: Sequence[str] | None = None,
         labels: Sequence[str] = (),
-        fleet: Fleet | None = None,
+        fleet: FleetSpec | None = None,
         table: BlockTable | None = None,
-        most_tokens: int | None = None,
-        revive: ReviveSettings | None = None,
+        max_tokens: int | None = None,
+        freezing: FreezingConfig | None = None,
+        plan: Plan | None = None,
         on_event: Callable[[Event], None] = lambda _: None,
     ) -> None:
-        self._model, self._settings, self._on_event = model, settings, on_event
-        self._beginning = Beginning(
+        self._model, self._config, self._on_event = model, config, on_event
+        self._setup = RunSetup(
             model,
-            settings,
-            whole=whole,
+            config,
+            full_parameters=full_parameters,
             labels=labels,
             fleet=fleet,
             table=table,
-            most_tokens=most_tokens,
-            revive=revive,
+            max_tokens=max_tokens,
+            freezing=freezing,
+            plan=plan,
         )
-        self._run = secrets.token_hex(8)
-        self._nodes = Nodes(self._run, self._beginning, settings, self._log)
-        self._hope = Hope()
-        self._begun: _Begun | None = None
-        self._asked: dict[int, tuple[Share, RoundPlan]] = {}
-        """Who was asked what in this round, in the plan's order."""
+        self._run_id = secrets.token_hex(8)
+        self._nodes = FlowerNodes(self._run_id, self._setup, config, self._log)
+        self._stopping_rule = StoppingRule()
+        self._run: _StartedRun | None = None
+        self._plan: RoundPlan | None = None
+        """The plan of the current round."""
+        self._tasks: dict[int, RoundTask] = {}
+        """The tasks of the current round by node, in the plan's order."""
 
     @property
     def state(self) -> RunState | None:
-        """What the run is; None until the support is installed."""
-        return self._begun.state if self._begun else None
+        """The state of the run; None until the support is installed."""
+        return self._run.state if self._run else None
 
-    # what Flower calls
+    # --- methods that Flower calls ------------------------------------------------------------------------------------
 
     def summary(self) -> None:
         """See ``Strategy.summary``."""
-        s = self._settings
-        getLogger("flwr").info("\ttaskedge: %s, %d rounds, %s", s.mode, s.rounds, s.server_optimiser)
+        config = self._config
+        optimizer = config.resolved_server_optimizer
+        getLogger("flwr").info("\ttaskedge: %s, %d rounds, %s", config.mode, config.rounds, optimizer)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """A task for every node of the plan; nodes that came are made ready first, by queries.
+        """Return the tasks of a round. New nodes are made ready before, by queries.
 
         Raises:
-            InputError: more rounds than the settings plan for, or a second run of this object.
-            InfeasiblePlan: no device can hold some block.
-            TaskEdgeError: too few nodes.
+            InputError: There are more rounds than in the settings, or this object is used for a second run.
+            InfeasiblePlan: No device can hold some block.
+            TaskEdgeError: There are too few nodes.
         """
-        run = self._ready(grid)
-        if server_round > self._settings.rounds or server_round != run.state.round + 1:
+        run = self._make_ready(grid)
+        if server_round > self._config.rounds or server_round != run.state.round + 1:
             raise InputError(
-                f"round {server_round} after round {run.state.round} of {self._settings.rounds}: a strategy is good "
+                f"round {server_round} after round {run.state.round} of {self._config.rounds}: a strategy is good "
                 "for one run, and num_rounds cannot be more than the settings' rounds"
             )
-        present = {member.name: node for node, member in self._nodes.present().items() if member.ready}
-        abouts = {name: about for name, node in present.items() if (about := self._nodes[node].about)}
-        plan, why = run.planner.plan(abouts, run.state.begin(server_round))
-        if why:
-            self._log("planned", round=server_round, why=why, **run.planner.summary(plan))
-        self._asked = {present[share.device]: (share, plan) for share in plan.shares}
-        return [self._task(run, node, server_round) for node in self._asked]
+        nodes = {session.name: node for node, session in self._nodes.present().items() if session.ready}
+        infos = {name: info for name, node in nodes.items() if (info := self._nodes[node].info) is not None}
+        plan, reason = run.planner.plan(infos, run.state.begin_round(server_round))
+        if reason:
+            self._log("planned", round=server_round, why=reason, **run.planner.summary(plan))
+        self._plan = plan
+        self._tasks = {
+            nodes[task.device]: complete_task(task, run.state, plan.accumulate[task.device]) for task in plan.tasks
+        }
+        return [self._task_message(run, plan, node, task, server_round) for node, task in self._tasks.items()]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Checks, one mean, one step; nothing where no answer was usable.
+        """Validate the answers, aggregate them, and return the new values and metrics; None if no answer was usable.
 
         Raises:
-            InputError: nothing was asked in this round.
-            TrainingDiverged: all answers are not finite, twice in a row.
-            TaskEdgeError: no usable answer for too long.
+            InputError: There are no tasks in this round.
+            TrainingDiverged: No answer was finite, twice in a row.
+            TaskEdgeError: No answer was usable for too long.
         """
-        run, came = self._begun, {reply.metadata.src_node_id: reply for reply in replies}
-        if run is None or not self._asked:
+        run, plan = self._run, self._plan
+        replies_by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        if run is None or plan is None or not self._tasks:
             raise InputError(f"answers of round {server_round}, in which nothing was asked: configure_train first")
-        returned = [self._returned(run, node, came.get(node), server_round) for node in self._asked]
-        for node, one in zip(self._asked, returned, strict=True):
-            self._book(run, node, one, server_round)
-        self._asked = {}
-        state, accepted = run.state, [one.accepted for one in returned if one.accepted is not None]
-        step = state.apply(accepted, server_round) if accepted else Step()
-        state.round = server_round
-        for words in state.revival.ended(server_round, step.gains):
-            self._log("revival", round=server_round, decided=words)
-        self._hope.after(server_round, returned)
-        loss = mean_loss(accepted)
+        outcomes = {
+            node: self._outcome(run, task, replies_by_node.get(node), server_round)
+            for node, task in self._tasks.items()
+        }
+        for node, outcome in outcomes.items():
+            self._record(run, plan, node, outcome, server_round)
+        self._tasks = {}
+        answers = [outcome.answer for outcome in outcomes.values() if outcome.answer is not None]
+        update = run.state.end_round(answers, server_round)
+        for decision in update.decisions:
+            self._log("revival", round=server_round, decided=decision)
+        self._stopping_rule.check(server_round, list(outcomes.values()))
+        loss = mean_loss(answers)
         if loss is None:
             return None, None
-        facts = {"loss": loss, "norm": step.norm, "accepted": len(accepted), "tokens": sum(a.tokens for a in accepted)}
-        self._log("round", round=server_round, version=state.version, **facts)
-        return self.arrays(), MetricRecord(dict(facts))
+        metrics = {
+            "loss": loss,
+            "norm": update.norm,
+            "accepted": len(answers),
+            "tokens": sum(answer.tokens for answer in answers),
+        }
+        self._log("round", round=server_round, version=run.state.version, **metrics)
+        return self.arrays(), MetricRecord(dict(metrics))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Nothing: a run is measured at the server (``start``'s ``evaluate_fn``) or with ``taskedge eval``."""
+        """Return no messages: the server measures a run (``evaluate_fn`` of ``start``), or ``taskedge eval`` does."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[FlowerMessage]) -> MetricRecord | None:
-        """See :meth:`configure_evaluate`."""
+        """Return None; see :meth:`configure_evaluate`."""
         return None
 
-    # what a server app calls
+    # --- methods that a server app calls ------------------------------------------------------------------------------
 
     def arrays(self) -> ArrayRecord:
-        """The trained values by name; before the first round what trains whole, as it begins."""
-        if self._begun is None:
+        """Return the trained values by name; before the first round only those of the fully trained parameters."""
+        if self._run is None:
             parameters = dict(self._model.named_parameters())
-            values = {name: parameters[name].detach().cpu() for name in self._beginning.whole}
+            values = {name: parameters[name].detach().cpu() for name in self._setup.full_parameters}
         else:
-            values = self._begun.state.values
+            values = self._run.state.values
         return ArrayRecord({name: Array(value.numpy()) for name, value in values.items()})
 
     def delta(self) -> Delta:
-        """The support with the values as they are now; the model holds them afterwards.
+        """Return the support with the present values as a delta. The model has these values afterwards.
 
         Raises:
-            InputError: the run has not begun.
+            InputError: The run has not started.
         """
-        if self._begun is None:
+        if self._run is None:
             raise InputError("the run has no support yet: start it first")
-        self._begun.state.write_into(self._model)
+        self._run.state.write_into(self._model)
         return extract(self._model)
 
-    # one round
+    # --- one round ----------------------------------------------------------------------------------------------------
 
-    def _ready(self, grid: Grid) -> _Begun:
-        """Enough nodes, with the support installed on all that are there."""
-        run = self._begun
-        self._nodes.meet(grid, self._settings.devices if run is None else 1)
-        if run is None:
-            parts = self._nodes.statistics(grid)
-            support = self._beginning.choose(parts)
-            self._log("support", entries=support.entries, share=support.share, devices=len(parts))
-            state, planner = self._beginning.begin(support)
-            self._begun = run = _Begun(state, planner, self._beginning.install_message(self._run, support, state))
-        self._nodes.bring(grid, run.install)
-        return run
+    def _make_ready(self, grid: Grid) -> _StartedRun:
+        """Wait for enough nodes and install the support on all that are present; choose it before the first round."""
+        self._nodes.update(grid, self._config.devices if self._run is None else 1)
+        if self._run is None:
+            statistics = self._nodes.statistics(grid)
+            support = self._setup.choose_support(statistics)
+            self._log("support", entries=support.num_entries, share=support.share, devices=len(statistics))
+            state, planner = self._setup.install_support(support)
+            install_message = self._setup.install_message(self._run_id, support, state)
+            self._run = _StartedRun(state, planner, install_message)
+        self._nodes.install(grid, self._run.install_message)
+        return self._run
 
-    def _task(self, run: _Begun, node: int, number: int) -> FlowerMessage:
-        (share, plan), holds, seconds = self._asked[node], self._nodes[node].holds or 0, self._settings.first_deadline
-        rows, stated = plan.accumulate[share.device], run.planner.stated(plan, share)
-        task = task_message(self._run, holds, share, run.state, number, rows, seconds, stated)
-        return FlowerMessage(to_content(task), node, MessageType.TRAIN, ttl=seconds, group_id=str(number))
+    def _task_message(
+        self, run: _StartedRun, plan: RoundPlan, node: int, task: RoundTask, round_number: int
+    ) -> FlowerMessage:
+        deadline = self._config.first_deadline
+        message = task_message(
+            self._run_id,
+            self._nodes[node].version or 0,
+            task,
+            run.state,
+            round_number,
+            deadline,
+            run.planner.nominal(plan, task),
+        )
+        return FlowerMessage(to_content(message), node, MessageType.TRAIN, ttl=deadline, group_id=str(round_number))
 
-    def _returned(self, run: _Begun, node: int, reply: FlowerMessage | None, number: int) -> Returned:
-        """What became of a task; nothing of the run is changed."""
+    def _outcome(
+        self, run: _StartedRun, task: RoundTask, reply: FlowerMessage | None, round_number: int
+    ) -> TaskOutcome:
+        """Return the outcome of a task. The state of the run is not changed."""
         if reply is None:
-            return Returned("late", "no answer in time")
+            return TaskOutcome("late", "no answer in time")
         if reply.has_error():
-            return Returned("gone", str(reply.error.reason)[:300])
-        share, plan = self._asked[node]
+            return TaskOutcome("gone", str(reply.error.reason)[:300])
         try:
             answer = from_content(reply.content)
-            if answer.kind in ("expired", "unready"):
-                return Returned("late" if answer.kind == "expired" else "unready", answer.kind)
-            rows, most = plan.accumulate[share.device], self._beginning.most_tokens
-            accepted = judged(answer, self._run, share, run.state, number, accumulate=rows, most_tokens=most)
         except MessageError as error:
-            return Returned("refused", f"no message: {error}")
-        except Refused as reason:
-            return Returned("refused", str(reason))
-        return Returned("accepted", "", accepted, run.state.norms_of(accepted), accepted.seconds)
+            return TaskOutcome("refused", f"no message: {error}")
+        outcome = answer_outcome(answer, self._run_id, task, run.state, round_number, self._setup.max_tokens)
+        return outcome if outcome.answer is None else replace(outcome, seconds=outcome.answer.seconds)
 
-    def _book(self, run: _Begun, node: int, one: Returned, number: int) -> None:
-        """Takes note of what became of a task."""
-        (share, plan), answer, member = self._asked[node], one.accepted, self._nodes[node]
+    def _record(self, run: _StartedRun, plan: RoundPlan, node: int, outcome: TaskOutcome, round_number: int) -> None:
+        """Take the outcome of a task into account, and log it."""
+        task, session, answer = self._tasks[node], self._nodes[node], outcome.answer
+        fields: dict[str, Any]
         if answer is not None:
-            member.holds = run.state.version
-            run.state.norms.add(one.norms)
-            run.planner.observe(plan, share, answer.seconds, answer.seconds)
-        elif one.result == "refused":
-            self._nodes.refuse(node, one.why)
+            session.version = run.state.version
+            run.state.norms.add(outcome.norms)
+            run.planner.observe(plan, task, answer.seconds, answer.seconds)
+            fields = {"tokens": answer.tokens, "loss": answer.loss}
         else:
-            if one.result == "late":
-                run.planner.pace.late(member.name)
-            self._nodes.unsure(node)
-        facts: dict[str, Any] = {"tokens": answer.tokens, "loss": answer.loss} if answer else {"why": one.why}
-        blocks = list(share.blocks)
-        self._log("task", round=number, device=member.name, blocks=blocks, result=one.result, **facts)
+            fields = {"why": outcome.reason}
+            if outcome.result == "refused":
+                self._nodes.record_refusal(node, outcome.reason)
+            else:
+                if outcome.result == "late":
+                    run.planner.calibration.mark_late(session.name)
+                self._nodes.mark_unresponsive(node)
+        self._log(
+            "task",
+            round=round_number,
+            device=session.name,
+            blocks=list(task.blocks),
+            result=outcome.result,
+            **fields,
+        )
 
-    def _log(self, event: str, **facts: Any) -> None:
-        self._on_event({"event": event, **facts})
+    def _log(self, event: str, **fields: Any) -> None:
+        self._on_event({"event": event, **fields})

@@ -1,1 +1,1 @@
-"""What coordinator and devices send each other: messages, payloads, quantization, chunks, validation."""
+"""The messages between coordinator and devices: payloads, round tasks, quantization, chunks, validation."""

@@ -1,7 +1,8 @@
-"""Messages in parts that a server lets through, put together again only where every part fits.
+"""Split messages into chunks that a server accepts, and assemble them only if every chunk fits.
 
-A part: ``TEP`` + index, count (4 bytes each) + bytes of the whole (8) + SHA-256 of the whole (32) + its share, with
-numbers little endian. Parts come in order, since a connection keeps it; one that does not is refused.
+A chunk is ``TEP`` + index, count (4 bytes each) + bytes of the message (8) + SHA-256 of the message (32) + its piece of
+the message, with numbers in little endian. Chunks come in order, since a connection keeps it. A chunk out of order is
+refused.
 """
 
 from __future__ import annotations
@@ -11,74 +12,77 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from taskedge.cooperation.protocol.message import LARGEST, MessageError
+from taskedge.cooperation.protocol.message import MAX_MESSAGE_BYTES, MessageError
 
-SHARE = 2**20
-"""Bytes of a part, at most: below every server's limit, and small enough for signs of life to pass in between."""
+CHUNK_BYTES = 2**20
+"""Most bytes of a message in one chunk: below every server's limit, and small enough for pings to pass in between."""
 _MAGIC = b"TEP"
 _HEADER = struct.Struct("<3sIIQ32s")
 HEADER_BYTES = _HEADER.size
 
 
-def parts(packed: bytes, share: int = SHARE) -> Iterator[bytes]:
-    """The parts of a message, in order.
+def split_message(packed: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """Yield the chunks of a packed message, in order.
 
     Raises:
-        MessageError: it is larger than ``LARGEST``.
+        MessageError: The message is larger than ``MAX_MESSAGE_BYTES``.
     """
-    if len(packed) > LARGEST:
-        raise MessageError(f"a message of {len(packed):,} bytes: {LARGEST:,} is the most")
+    if len(packed) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"a message of {len(packed):,} bytes: {MAX_MESSAGE_BYTES:,} is the most")
     digest = hashlib.sha256(packed).digest()
-    count = max(1, -(-len(packed) // share))
+    count = max(1, -(-len(packed) // chunk_bytes))
     for index in range(count):
         header = _HEADER.pack(_MAGIC, index, count, len(packed), digest)
-        yield header + packed[index * share : (index + 1) * share]
+        yield header + packed[index * chunk_bytes : (index + 1) * chunk_bytes]
 
 
 @dataclass
-class Assembly:
-    """Parts of one message as they come. What it keeps in memory is never more than what was received."""
+class ChunkAssembler:
+    """Assembles the chunks of one message. It never keeps more bytes than it received."""
 
-    _head: tuple[int, int, bytes] | None = None
-    """Count, bytes of the whole, digest: as the first part says."""
-    _shares: list[bytes] = field(default_factory=list)
+    _announced: tuple[int, int, bytes] | None = None
+    """Number of chunks, bytes and digest of the message, from the first chunk."""
+    _pieces: list[bytes] = field(default_factory=list)
     _received: int = 0
 
-    def add(self, part: bytes) -> bytes | None:
-        """Takes the next part; returns the message when it is whole. A first part begins anew (it was sent again).
+    def add(self, chunk: bytes) -> bytes | None:
+        """Take the next chunk and return the message if it is complete. A first chunk starts over: it was sent again.
 
         Raises:
-            MessageError: the part does not fit what came before, or the whole is not what was announced; all that
-                came so far is dropped.
+            MessageError: The chunk does not fit the ones before, or the message is not the announced one. All chunks
+                so far are dropped.
         """
         try:
-            return self._add(part)
+            return self._add(chunk)
         except MessageError:
-            self._head, self._shares, self._received = None, [], 0
+            self._reset(None)
             raise
 
-    def _add(self, part: bytes) -> bytes | None:
-        if len(part) < _HEADER.size or part[:3] != _MAGIC:
-            raise MessageError(f"{len(part):,} bytes that are no part of a message")
-        _, index, count, total, digest = _HEADER.unpack_from(part)
-        share = part[_HEADER.size :]
-        if total > LARGEST:
-            raise MessageError(f"a message that announces {total:,} bytes: {LARGEST:,} is the most")
+    def _add(self, chunk: bytes) -> bytes | None:
+        if len(chunk) < _HEADER.size or chunk[:3] != _MAGIC:
+            raise MessageError(f"{len(chunk):,} bytes that are no chunk of a message")
+        _, index, count, total, digest = _HEADER.unpack_from(chunk)
+        piece = chunk[_HEADER.size :]
+        if total > MAX_MESSAGE_BYTES:
+            raise MessageError(f"a message that announces {total:,} bytes: {MAX_MESSAGE_BYTES:,} is the most")
         if index == 0:
-            self._head, self._shares, self._received = (count, total, digest), [], 0
-        if index != len(self._shares) or self._head != (count, total, digest):
-            raise MessageError(f"part {index} of {count} where part {len(self._shares)} was to come")
-        if not share and total:
-            raise MessageError(f"part {index} of {count} is empty")
-        self._shares.append(share)
-        self._received += len(share)
-        last = index + 1 == count
-        if index >= count or self._received > total or (last and self._received != total):
-            raise MessageError(f"{self._received:,} bytes in {index + 1} of {count} parts, {total:,} were announced")
-        if not last:
+            self._reset((count, total, digest))
+        if index != len(self._pieces) or self._announced != (count, total, digest):
+            raise MessageError(f"chunk {index} of {count} instead of chunk {len(self._pieces)}")
+        if not piece and total:
+            raise MessageError(f"chunk {index} of {count} is empty")
+        self._pieces.append(piece)
+        self._received += len(piece)
+        is_last = index + 1 == count
+        if index >= count or self._received > total or (is_last and self._received != total):
+            raise MessageError(f"{self._received:,} bytes in {index + 1} of {count} chunks, {total:,} were announced")
+        if not is_last:
             return None
-        whole = share if count == 1 else b"".join(self._shares)
-        self._head, self._shares, self._received = None, [], 0
-        if hashlib.sha256(whole).digest() != digest:
+        message = piece if count == 1 else b"".join(self._pieces)
+        self._reset(None)
+        if hashlib.sha256(message).digest() != digest:
             raise MessageError(f"a message of {total:,} bytes that was damaged on its way")
-        return whole
+        return message
+
+    def _reset(self, announced: tuple[int, int, bytes] | None) -> None:
+        self._announced, self._pieces, self._received = announced, [], 0

@@ -1,6 +1,6 @@
-"""What coordinator and devices send each other: a few facts and named tensors, as bytes that cannot run code.
+"""Messages between coordinator and devices: a header and named tensors, as bytes that cannot run code.
 
-Layout: ``TE1`` + length of the facts (4 bytes, little endian) + facts (JSON) + tensors (safetensors, may be empty).
+Layout: ``TE1`` + length of the header (4 bytes, little endian) + header (JSON) + tensors (safetensors, may be empty).
 """
 
 from __future__ import annotations
@@ -13,66 +13,63 @@ from typing import Any
 from torch import Tensor
 
 from taskedge.errors import TaskEdgeError
+from taskedge.io.container import deserialize, serialize
 
 MAGIC = b"TE1"
-LARGEST = 64 * 2**20
-"""Bytes of a message, at most."""
-_LARGEST_FACTS = 2**20
+MAX_MESSAGE_BYTES = 64 * 2**20
+"""Largest size of a message."""
+_MAX_HEADER_BYTES = 2**20
 
 
 class MessageError(TaskEdgeError):
-    """Bytes that are no message, or one that breaks the rules; the message says which."""
+    """Bytes that are no message, or a message that breaks the rules of the protocol."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message. ``kind`` says what it is for; who sent it is known from the link, never from the message."""
+    """One message. The sender is known from the link, never from the message."""
 
     kind: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Purpose of the message, which decides the fields of the header."""
+    header: Mapping[str, Any] = field(default_factory=dict)
     """JSON-able."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     """On the CPU."""
 
     def pack(self) -> bytes:
-        """The message as bytes.
+        """Return the message as bytes.
 
         Raises:
-            MessageError: it is larger than ``LARGEST``, or its facts are no JSON.
+            MessageError: It is larger than ``MAX_MESSAGE_BYTES``, or its header is no JSON.
         """
-        from safetensors.torch import save
-
         try:
-            facts = json.dumps({"kind": self.kind, **self.facts}, allow_nan=False, separators=(",", ":")).encode()
+            header = json.dumps({"kind": self.kind, **self.header}, allow_nan=False, separators=(",", ":")).encode()
         except (TypeError, ValueError) as error:
-            raise MessageError(f"the facts of a {self.kind!r} message are no JSON: {error}") from None
-        tensors = save({name: tensor.contiguous() for name, tensor in self.tensors.items()}) if self.tensors else b""
-        packed = MAGIC + len(facts).to_bytes(4, "little") + facts + tensors
-        if len(packed) > LARGEST:
-            raise MessageError(f"a {self.kind!r} message of {len(packed):,} bytes: {LARGEST:,} is the most")
+            raise MessageError(f"the header of a {self.kind!r} message is no JSON: {error}") from None
+        tensors = serialize(self.tensors) if self.tensors else b""
+        packed = MAGIC + len(header).to_bytes(4, "little") + header + tensors
+        if len(packed) > MAX_MESSAGE_BYTES:
+            raise MessageError(f"a {self.kind!r} message of {len(packed):,} bytes: {MAX_MESSAGE_BYTES:,} is the most")
         return packed
 
     @classmethod
     def unpack(cls, packed: bytes) -> Message:
-        """The message in these bytes.
+        """Return the message in these bytes.
 
         Raises:
-            MessageError: they hold none.
+            MessageError: They are no message.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-        if len(packed) > LARGEST or packed[:3] != MAGIC or len(packed) < 7:
+        if len(packed) > MAX_MESSAGE_BYTES or packed[:3] != MAGIC or len(packed) < 7:
             raise MessageError(f"{len(packed):,} bytes that are no message")
         length = int.from_bytes(packed[3:7], "little")
-        if length > min(_LARGEST_FACTS, len(packed) - 7):
-            raise MessageError(f"a message whose facts claim {length:,} bytes")
+        if length > min(_MAX_HEADER_BYTES, len(packed) - 7):
+            raise MessageError(f"a message whose header claims {length:,} bytes")
         try:
-            facts = json.loads(packed[7 : 7 + length])
-            kind = facts.pop("kind")
-            tensors = load(packed[7 + length :]) if len(packed) > 7 + length else {}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+            header = json.loads(packed[7 : 7 + length])
+            kind = header.pop("kind")
+            tensors = deserialize(packed[7 + length :])[1] if len(packed) > 7 + length else {}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise MessageError(f"a damaged message ({type(error).__name__}: {error})") from None
         if not isinstance(kind, str):
             raise MessageError("a message whose kind is no text")
-        return cls(kind, facts, tensors)
+        return cls(kind, header, tensors)

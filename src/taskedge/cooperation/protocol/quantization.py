@@ -1,16 +1,16 @@
-"""How a device's answer is coded: float8 or bfloat16 for a quarter or half of the bytes, or float32 as it is.
+"""Quantize a device's answer: float8 or bfloat16 for a quarter or half of the bytes, or float32 unchanged.
 
-What is coded is always a gradient or a change, never a value: of a value an error would be far more than a step.
+Only gradients and changes are quantized, never values: the error of a value would be far more than a step.
 
-- ``bfloat16`` is float32 without its lower 16 bits: a number is off by at most 2^-8 of itself.
-- ``float8`` (e4m3) is off by at most 2^-4 of itself, and numbers below 2^-14.8 of their tensor's largest by a fixed
-  amount; each tensor has a scale, sent beside it, that puts its largest number at the format's largest. Errors are of a
-  gradient's own size entry by entry, which suits Adam, whose steps do not depend on that size; they are small beside
-  the noise of a batch.
+- ``bfloat16`` is float32 without its lower 16 bits. The relative error of a number is at most 2^-8.
+- ``float8`` (e4m3) has a relative error of at most 2^-4, and a fixed absolute error for numbers below 2^-14.8 of their
+  tensor's largest. Each tensor has a scale, sent beside it, that maps its largest number to the format's largest.
+  Errors are relative to each entry of a gradient. That suits Adam, whose steps do not depend on the size of a gradient,
+  and the errors are small beside the noise of a batch.
 
-Nothing is carried from one round to the next (no error feedback): the error is relative, so it shrinks with what is
-sent, and the next answer is computed at the values that hold it. That keeps a device free of state, and a resumed run
-equal to one that was not stopped, bit by bit.
+There is no error feedback from one round to the next: the error is relative, so it shrinks with the change, and the
+next answer is computed at the values that contain it. A device therefore keeps no quantization state, and a resumed run
+reproduces the bits of an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -20,63 +20,67 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-UPLOADS = {"float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""By name, what answers are sent as."""
+UPLOAD_DTYPES = {"float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""Dtypes that answers can be sent in, by name."""
 SCALES = "/scales"
-"""Where float8 keeps the scales: float32, one for each tensor in the order of their names; no parameter's."""
-_LARGEST = torch.finfo(torch.float8_e4m3fn).max
-_LEAST_SCALE = torch.finfo(torch.float32).tiny
+"""Name of the tensor of float8 scales, which no parameter has: float32, one per tensor in the order of names."""
+_MAX_FLOAT8 = torch.finfo(torch.float8_e4m3fn).max
+_MIN_SCALE = torch.finfo(torch.float32).tiny
 
 
 def bytes_per_value(upload: str) -> int:
-    """Of an answer."""
-    return UPLOADS[upload].itemsize
+    """Return the bytes of one value in an answer."""
+    return UPLOAD_DTYPES[upload].itemsize
 
 
 def answer_kind(upload: str, local_steps: int) -> str:
-    """What an answer holds: ``gradients``; after several steps new ``values``, or where these are coded ``changes``."""
+    """Return the kind of an answer: ``gradients`` after one step, else ``values``, or ``changes`` if quantized."""
     if local_steps == 1:
         return "gradients"
     return "values" if upload == "float32" else "changes"
 
 
-def layout(upload: str, shapes: Mapping[str, torch.Size]) -> dict[str, tuple[torch.dtype, torch.Size]]:
-    """Dtype and shape of every tensor that an answer with these trained names holds."""
-    sent = {name: (UPLOADS[upload], shape) for name, shape in shapes.items()}
-    return sent | ({SCALES: (torch.float32, torch.Size([len(shapes)]))} if upload == "float8" else {})
+def answer_layout(upload: str, shapes: Mapping[str, torch.Size]) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    """Return dtype and shape of every tensor in an answer for trained names of these shapes."""
+    layout = {name: (UPLOAD_DTYPES[upload], shape) for name, shape in shapes.items()}
+    if upload == "float8":
+        layout[SCALES] = (torch.float32, torch.Size([len(shapes)]))
+    return layout
 
 
-def coded(kind: str, upload: str, trained: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an answer.
+def quantize(kind: str, upload: str, trained: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of an answer.
 
     Args:
+        kind: See :func:`answer_kind`.
+        upload: A key of ``UPLOAD_DTYPES``.
         trained: float32 gradients, or new values.
-        held: the values that training began with, of the same names at least.
+        base: The values that training began with, at least those of the trained names.
     """
     if kind == "changes":
-        trained = {name: tensor.double() - held[name].double() for name, tensor in trained.items()}
+        trained = {name: tensor.double() - base[name].double() for name, tensor in trained.items()}
     if upload != "float8":
-        return {name: tensor.to(UPLOADS[upload]) for name, tensor in trained.items()}
+        return {name: tensor.to(UPLOAD_DTYPES[upload]) for name, tensor in trained.items()}
     names = sorted(trained)
     scales = torch.stack([_scale(trained[name]) for name in names])
-    sent = {
-        name: (trained[name].double() / scale.double()).float().to(UPLOADS[upload])
+    quantized = {
+        name: (trained[name].double() / scale.double()).float().to(UPLOAD_DTYPES[upload])
         for name, scale in zip(names, scales, strict=True)
     }
-    return sent | {SCALES: scales}
+    return quantized | {SCALES: scales}
 
 
-def decoded(kind: str, sent: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The mirror image of :func:`coded`: float32 gradients, or new values."""
-    names = sorted(sent.keys() - {SCALES})
-    scales = sent[SCALES].double() if SCALES in sent else torch.ones(len(names), dtype=torch.float64)
-    read = {name: sent[name].double() * scale for name, scale in zip(names, scales, strict=True)}
+def dequantize(kind: str, quantized: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Invert :func:`quantize`: return float32 gradients, or new values."""
+    names = sorted(quantized.keys() - {SCALES})
+    scales = quantized[SCALES].double() if SCALES in quantized else torch.ones(len(names), dtype=torch.float64)
+    tensors = {name: quantized[name].double() * scale for name, scale in zip(names, scales, strict=True)}
     if kind == "changes":
-        read = {name: held[name].double() + change for name, change in read.items()}
-    return {name: tensor.float() for name, tensor in read.items()}
+        tensors = {name: base[name].double() + change for name, change in tensors.items()}
+    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _scale(tensor: Tensor) -> Tensor:
-    """float32: what 1 stands for; not finite where the tensor is not."""
+    """Return the float32 value of a quantized 1; not finite if the tensor is not."""
     largest = tensor.abs().max() if tensor.numel() else torch.zeros(())
-    return (largest.double() / _LARGEST).clamp_min(_LEAST_SCALE).float()
+    return (largest.double() / _MAX_FLOAT8).clamp_min(_MIN_SCALE).float()

@@ -1,1 +1,1 @@
-"""Who trains which blocks in a round: plans, rotation, traversal, freezing, cost calibration."""
+"""The plan of a round: blocks assigned to devices, rotation, traversal, freezing, cost calibration."""

@@ -1,8 +1,8 @@
-"""The cost model, corrected online by what devices are seen to take (ours).
+"""Correct the cost model online by the seconds that devices take. Source: this project.
 
-A device's predicted compute seconds are multiplied by the running mean of observed over predicted ones; what its
-messages take longer than predicted is added to each round. The first task after a device was installed on is not
-counted: it compiles kernels and fills caches.
+A device's predicted compute seconds are multiplied by the running mean of observed over predicted seconds. The extra
+seconds of its messages are added to each round. The first task after an installation does not count: it compiles
+kernels and fills caches.
 """
 
 from __future__ import annotations
@@ -12,75 +12,91 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from taskedge.planning.fleet_costs import Costs
+from taskedge.planning.fleet_costs import FleetCosts
 
 MEMORY = 0.7
-"""Weight of what was known before, from the second observation on."""
+"""Weight of the running mean, from the second observation on."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What is known of one device: ``compute`` multiplies, ``transport`` [s] is added; of ``seen`` tasks."""
+    """Correction of one device's costs."""
 
     compute: float = 1.0
+    """Factor of the compute seconds."""
     transport: float = 0.0
+    """Seconds added to each round."""
     seen: int = 0
+    """Tasks that it is the mean of."""
 
 
-class Pace:
+class CostCalibration:
     """Corrections of all devices by name."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Correction] = {}
+        self._corrections: dict[str, Correction] = {}
         self._cold: set[str] = set()
 
-    def of(self, device: str) -> Correction:
-        """What is known of the device."""
-        return self._known.get(device, Correction())
+    def correction(self, device: str) -> Correction:
+        """Return the device's correction; neutral before its first observation."""
+        return self._corrections.get(device, Correction())
 
-    def cold(self, device: str) -> None:
-        """The device was just installed on: its next task does not count."""
+    def mark_cold_start(self, device: str) -> None:
+        """Ignore the device's next task: it has just been installed on."""
         self._cold.add(device)
 
-    def known(self, device: str) -> bool:
-        """Whether how long its tasks take was seen, since it was last installed on."""
-        return device not in self._cold and self.of(device).seen > 0
+    def is_known(self, device: str) -> bool:
+        """Return whether a task of the device was observed since its last installation."""
+        return device not in self._cold and self.correction(device).seen > 0
 
     def observe(self, device: str, compute: tuple[float, float], transport: tuple[float, float]) -> None:
-        """Seconds of a task, (observed, predicted without corrections): of training, and of all else."""
+        """Take in the seconds of a finished task.
+
+        Args:
+            device: Name of the device.
+            compute: Seconds of training: observed, and predicted without corrections.
+            transport: The same for all other seconds of the task.
+        """
         if device in self._cold:
             self._cold.discard(device)
             return
-        now = self.of(device)
-        factor = compute[0] / compute[1] if compute[1] > 0 else now.compute
+        before = self.correction(device)
+        factor = compute[0] / compute[1] if compute[1] > 0 else before.compute
         extra = max(0.0, transport[0] - transport[1])
-        keep = MEMORY if now.seen else 0.0
-        self._known[device] = Correction(
-            keep * now.compute + (1 - keep) * factor, keep * now.transport + (1 - keep) * extra, now.seen + 1
+        keep = MEMORY if before.seen else 0.0
+        self._corrections[device] = Correction(
+            compute=keep * before.compute + (1 - keep) * factor,
+            transport=keep * before.transport + (1 - keep) * extra,
+            seen=before.seen + 1,
         )
 
-    def late(self, device: str) -> None:
-        """The device was not done in time: nothing says how long it takes, so twice of what was thought."""
-        self._known[device] = replace(self.of(device), compute=2 * self.of(device).compute)
+    def mark_late(self, device: str) -> None:
+        """Double the device's compute factor: it missed the deadline, and its seconds are unknown."""
+        before = self.correction(device)
+        self._corrections[device] = replace(before, compute=2 * before.compute)
 
-    def corrected(self, costs: Costs, names: Sequence[str]) -> Costs:
-        """The costs with each device's correction; row k is device ``names[k]``."""
-        known = [self.of(name) for name in names]
-        factor = np.array([one.compute for one in known])
-        extra = np.array([one.transport for one in known])
+    def corrected(self, costs: FleetCosts, names: Sequence[str]) -> FleetCosts:
+        """Return the costs with each device's correction; row k is device ``names[k]``."""
+        corrections = [self.correction(name) for name in names]
+        factor = np.array([correction.compute for correction in corrections])
+        extra = np.array([correction.transport for correction in corrections])
         return replace(costs, compute=costs.compute * factor[:, None], down=costs.down + extra)
 
-    def drifted(self, since: Mapping[str, Correction], most: float) -> list[str]:
-        """Devices whose compute correction changed by more than the share ``most`` since then."""
-        return sorted(name for name, then in since.items() if abs(self.of(name).compute / then.compute - 1) > most)
+    def drifted(self, baseline: Mapping[str, Correction], tolerance: float) -> list[str]:
+        """Return the devices whose compute factor differs from ``baseline`` by more than the fraction ``tolerance``."""
+        return sorted(
+            name
+            for name, before in baseline.items()
+            if abs(self.correction(name).compute / before.compute - 1) > tolerance
+        )
 
-    def state(self) -> dict[str, dict[str, float]]:
-        """JSON-able."""
-        return {name: asdict(one) for name, one in self._known.items()}
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """Return the corrections, JSON-able. A cold start is not kept."""
+        return {name: asdict(correction) for name, correction in self._corrections.items()}
 
-    def load(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Takes up what :meth:`state` gave."""
-        self._known = {
-            name: Correction(float(one["compute"]), float(one["transport"]), int(one["seen"]))
-            for name, one in state.items()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._corrections = {
+            name: Correction(float(fields["compute"]), float(fields["transport"]), int(fields["seen"]))
+            for name, fields in state.items()
         }

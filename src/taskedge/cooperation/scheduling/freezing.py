@@ -1,18 +1,20 @@
-"""Kill and revive: modules that help little are left idle, and tried again at times (DLoRA, arXiv 2404.05182).
+"""Freeze the modules that help little, and try them again at times.
 
-A module is what trains of one linear. An idle one is frozen: no device computes its gradient, sends it, or is sent
-values that do not change. That modules are frozen early and brought back is the paper's; measure and schedule are ours:
+This is "kill and revive" of DLoRA (arXiv 2404.05182). A module is the trained entries of one linear. A frozen module
+is idle: no device computes its gradient, sends it, or receives its values. From the paper: modules are frozen early and
+brought back. Source of measure and schedule: this project.
 
-- a module's gain is what its steps take off the loss to first order, ``Σ g·(w_before - w_after)``, a round (after local
-  steps, where devices send values: the squared change);
-- at first all modules train; after every stage the half with the higher gains in it stays, until the share is left;
-- afterwards every ``every`` rounds begin with one window in which as many idle modules train as well, those that have
-  been idle longest. At its end the gains of that window decide anew who stays.
+- The gain of a module in a round is what its steps take off the loss to first order, ``Σ g·(w_before - w_after)``. (If
+  devices send values after local steps, it is the squared change.)
+- At first all modules train. Each stage ends by keeping the half with the higher mean gains of the stage, until only
+  the active share is left.
+- Afterwards, every ``every`` rounds begin with a trial in which as many idle modules train as well, those idle
+  longest. The gains of the trial decide which modules stay active.
 
-Relative change, ``‖ΔW_t - ΔW_{t-p}‖ / ‖ΔW_t‖``, is no such measure: what was revived last has moved least, and looks
-best.
+Relative change, ``‖ΔW_t - ΔW_{t-p}‖ / ‖ΔW_t‖``, is no such measure: a module that was revived last has moved least, and
+looks best.
 
-What happens follows from round numbers and gains alone, so a run that is resumed goes on as it would have.
+The schedule is a function of round numbers and gains alone, so a resumed run continues as it would have.
 """
 
 from __future__ import annotations
@@ -24,118 +26,127 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class ReviveSettings:
-    """When what happens, in rounds."""
+class FreezingConfig:
+    """Which share of the modules stays active, and the when they change, in rounds."""
 
     active_share: float = 1.0
-    """Share of the modules that stay active, at least one; 1 turns all of this off."""
+    """Share of the modules that stay active, at least one; 1 freezes nothing."""
     stage: int = 9
     """Rounds from one halving of the active modules to the next."""
     window: int = 3
     """Rounds that idle modules are tried for."""
     every: int = 12
-    """Rounds from the beginning of one such window to the next."""
+    """Rounds from the start of one trial to the start of the next."""
 
 
-class Revival:
-    """Which modules are active, round by round.
+class ActiveModules:
+    """The modules that train, round by round: DLoRA's "kill and revive" (arXiv 2404.05182).
+
+    Call :meth:`begin_round` and :meth:`end_round` once in every round.
 
     Args:
-        names: of the modules; the head is always active and not among them.
+        names: Names of the modules. The head is always active and not among them.
+        config: The share and the rounds.
     """
 
-    def __init__(self, names: Sequence[str], settings: ReviveSettings) -> None:
-        self._names, self._settings = tuple(names), settings
-        self._keep = max(1, math.ceil(settings.active_share * len(names)))
-        self._left = list(_halved(len(names), self._keep))
-        """How many stay active after each stage."""
+    def __init__(self, names: Sequence[str], config: FreezingConfig) -> None:
+        self._names, self._config = tuple(names), config
+        self._num_active = max(1, math.ceil(config.active_share * len(names)))
+        self._after_stage = list(_halvings(len(names), self._num_active))
+        """Number of active modules after each stage."""
         self._active = set(names)
-        self._probed: set[str] = set()
+        self._on_trial: set[str] = set()
         self._last_active = dict.fromkeys(names, 0)
         self._gains: dict[str, float] = {}
-        """Of this stage or window, by module."""
+        """Sum over this stage or trial, by module."""
         self._updates: dict[str, int] = {}
-        """Rounds of it in which the module was updated."""
+        """Rounds of this stage or trial in which the module was updated."""
 
     @property
-    def everything(self) -> bool:
-        """Whether all modules are active all the time."""
-        return self._keep >= len(self._names)
+    def all_active(self) -> bool:
+        """Whether no module is ever frozen."""
+        return self._num_active >= len(self._names)
 
-    def active(self, round_number: int) -> list[str]:
-        """The modules that train in this round (from 1), in the order of ``names``; asked once at its beginning."""
-        if not self.everything:
-            if self._place(round_number) == 0:
+    def begin_round(self, round_number: int) -> list[str]:
+        """Start a round (from 1) and return the modules that train in it, in the order of ``names``."""
+        if not self.all_active:
+            if self._round_in_period(round_number) == 0:
                 idle = sorted(set(self._names) - self._active, key=lambda name: (self._last_active[name], name))
-                self._probed = set(idle[: self._keep])
-                self._gains, self._updates = {}, {}
+                self._on_trial = set(idle[: self._num_active])
+                self._reset_gains()
             for name in self._training():
                 self._last_active[name] = round_number
         return self._training()
 
-    def ended(self, round_number: int, gains: Mapping[str, float]) -> list[str]:
-        """Takes note of a round that is over, with the gains of the modules that were updated.
+    def end_round(self, round_number: int, gains: Mapping[str, float]) -> list[str]:
+        """End a round, given the gains of the modules that were updated in it.
 
         Returns:
-            What was decided, in words for the log.
+            Lines for the log that say which modules were frozen and revived.
         """
-        if self.everything:
+        if self.all_active:
             return []
         for name, gain in gains.items():
             self._gains[name] = self._gains.get(name, 0.0) + gain
             self._updates[name] = self._updates.get(name, 0) + 1
-        stages, into = divmod(round_number, self._settings.stage)
-        if into == 0 and 1 <= stages <= len(self._left):
-            self._active = self._best(self._active, self._left[stages - 1])
-            self._gains, self._updates = {}, {}
+        stages, into_stage = divmod(round_number, self._config.stage)
+        if into_stage == 0 and 1 <= stages <= len(self._after_stage):
+            self._active = self._best(self._active, self._after_stage[stages - 1])
+            self._reset_gains()
             return [f"{len(self._active)} of {len(self._names)} modules stay active: {', '.join(sorted(self._active))}"]
-        if self._place(round_number) == self._settings.window - 1:
-            return self._swapped()
+        if self._round_in_period(round_number) == self._config.window - 1:
+            return self._end_trial()
         return []
 
-    def _place(self, round_number: int) -> int:
-        """Where the round stands between the beginnings of two windows, from 0; -1 while the active ones are halved."""
-        after = round_number - self._settings.stage * len(self._left) - 1
-        return after % max(self._settings.every, self._settings.window) if after >= 0 else -1
-
-    def _training(self) -> list[str]:
-        return [name for name in self._names if name in self._active or name in self._probed]
-
-    def _best(self, names: Iterable[str], count: int) -> set[str]:
-        """So many, by gain a round."""
-        gains = {name: self._gains.get(name, 0.0) / max(self._updates.get(name, 0), 1) for name in names}
-        return set(sorted(gains, key=lambda name: (-gains[name], name))[:count])
-
-    def _swapped(self) -> list[str]:
-        """Only a module that was updated in the whole window comes in."""
-        tried = {name for name in self._probed if self._updates.get(name, 0) == self._settings.window}
-        before, self._probed = self._active, set()
-        self._active = self._best(before | tried, self._keep)
-        came, went = sorted(self._active - before), sorted(before - self._active)
-        return [f"revived {', '.join(came) or 'none'}; idle from now on {', '.join(went) or 'none'}"] * bool(
-            came or went
-        )
-
-    def state(self) -> dict[str, Any]:
-        """JSON-able."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, JSON-able."""
         return {
             "active": sorted(self._active),
-            "probed": sorted(self._probed),
+            "probed": sorted(self._on_trial),
             "gains": dict(self._gains),
             "updates": dict(self._updates),
             "last_active": dict(self._last_active),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
-        self._active, self._probed = set(state["active"]), set(state["probed"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._active, self._on_trial = set(state["active"]), set(state["probed"])
         self._gains = {name: float(gain) for name, gain in state["gains"].items()}
         self._updates = {name: int(count) for name, count in state["updates"].items()}
         self._last_active = {name: int(last) for name, last in state["last_active"].items()}
 
+    def _round_in_period(self, round_number: int) -> int:
+        """Return the round's index in its period, from 0; -1 during the stages."""
+        after_stages = round_number - self._config.stage * len(self._after_stage) - 1
+        if after_stages < 0:
+            return -1
+        return after_stages % max(self._config.every, self._config.window)
 
-def _halved(count: int, least: int) -> Iterator[int]:
-    """``count`` halved again and again, down to ``least``."""
-    while count > least:
-        count = max(least, math.ceil(count / 2))
+    def _training(self) -> list[str]:
+        return [name for name in self._names if name in self._active or name in self._on_trial]
+
+    def _reset_gains(self) -> None:
+        self._gains, self._updates = {}, {}
+
+    def _best(self, names: Iterable[str], count: int) -> set[str]:
+        """Return the ``count`` modules with the highest mean gain per round."""
+        mean_gains = {name: self._gains.get(name, 0.0) / max(self._updates.get(name, 0), 1) for name in names}
+        return set(sorted(mean_gains, key=lambda name: (-mean_gains[name], name))[:count])
+
+    def _end_trial(self) -> list[str]:
+        """Choose the active modules anew. Only modules updated in every round of the trial can become active."""
+        tried = {name for name in self._on_trial if self._updates.get(name, 0) == self._config.window}
+        before = self._active
+        self._on_trial = set()
+        self._active = self._best(before | tried, self._num_active)
+        revived, frozen = sorted(self._active - before), sorted(before - self._active)
+        if not revived and not frozen:
+            return []
+        return [f"revived {', '.join(revived) or 'none'}; idle from now on {', '.join(frozen) or 'none'}"]
+
+
+def _halvings(count: int, minimum: int) -> Iterator[int]:
+    """Yield ``count`` halved again and again, down to ``minimum``."""
+    while count > minimum:
+        count = max(minimum, math.ceil(count / 2))
         yield count

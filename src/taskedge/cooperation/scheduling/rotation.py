@@ -1,8 +1,8 @@
-"""Devices take turns with the parts of a plan, so that every block learns from every device's data (ours).
+"""Rotate blocks among devices, so that every block learns from every device's data. Source: this project.
 
-A plan says which device trains which blocks, and holds while nothing changes: each block would see one device's rows
-for the whole run, and where there are more devices than blocks, some would never train. So a part goes on to the device
-that has trained its blocks least often, among those that can hold it and have it done in nearly the time of the round.
+A plan fixes which device trains which blocks, and is kept while nothing changes. Without rotation each block would see
+one device's rows for the whole run, and with more devices than blocks some devices would never train. So each task
+goes to the device that has trained its blocks least often, among those that have the memory and the time for it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from taskedge.cooperation.scheduling.round_tasks import Share
-from taskedge.planning.fleet_costs import Costs
+from taskedge.cooperation.protocol.round_task import RoundTask
+from taskedge.planning.fleet_costs import FleetCosts
 from taskedge.planning.link_models import Link
 from taskedge.planning.problem import upload_seconds
 
@@ -19,68 +19,77 @@ Counts = Mapping[str, Mapping[int, int]]
 """How often each device has trained each block."""
 
 
-def in_turn(
-    shares: Sequence[Share],
+def rotate_blocks(
+    tasks: Sequence[RoundTask],
     names: Sequence[str],
-    costs: Costs,
+    costs: FleetCosts,
     link: Link,
     counts: Counts,
-    longer: float,
+    slack: float,
     head_bits: float,
-) -> list[Share]:
-    """The parts of ``shares`` on the devices whose turn it is.
+) -> list[RoundTask]:
+    """Return the blocks of ``tasks`` on the devices that have trained them least often.
 
-    Parts that few devices can take are given out first. Where that leaves one without a device, the round stays as it
-    was planned.
+    Tasks that few devices can take are placed first. If a task then finds no free device, the round stays as planned.
 
     Args:
-        names: rows of ``costs``, which is of all blocks.
-        longer: by what share of the planned round it may take longer.
-        head_bits: what the head's upload adds.
+        tasks: The planned tasks.
+        names: Devices, the rows of ``costs``.
+        costs: Costs of all blocks.
+        link: Uplinks of the devices.
+        counts: What devices have trained so far.
+        slack: Fraction by which the round may take longer than planned.
+        head_bits: Upload of the head [bit].
 
     Returns:
-        As many shares, of different devices, in the order of ``names``.
+        As many tasks, of different devices, in the order of ``names``.
     """
-    latest = (1 + longer) * max(share.seconds for share in shares)
-    able: list[tuple[Share, dict[int, Share]]] = []
-    for share in shares:
-        columns = [block - 1 for block in share.blocks if block]
-        bits = float(costs.bits[columns].sum()) + (head_bits if 0 in share.blocks else 0.0)
-        on = {}
-        for k, name in enumerate(names):
-            up = float(upload_seconds(link, k, bits, share.bandwidth_hz))
-            moved = replace(
-                share,
-                device=name,
-                uplink_bits_per_second=float(link.rate(k, share.bandwidth_hz)),
-                down_seconds=float(costs.down[k]),
-                compute_seconds=float(costs.compute[k, columns[-1]]),
-                up_seconds=up,
-            )
-            if moved.seconds <= latest and costs.holding(k, columns) <= costs.capacity[k]:
-                on[k] = moved
-        able.append((share, on))
-    taken: dict[int, Share] = {}
-    for share, on in sorted(able, key=lambda pair: len(pair[1])):
-        free = [k for k in on if k not in taken]
+    max_seconds = (1 + slack) * max(task.seconds for task in tasks)
+    options = [(task, _devices_for(task, names, costs, link, head_bits, max_seconds)) for task in tasks]
+    placed: dict[int, RoundTask] = {}
+    for task, on_device in sorted(options, key=lambda option: len(option[1])):
+        free = [k for k in on_device if k not in placed]
         if not free:
-            return list(shares)
-        chosen = min(free, key=lambda k: (_times(counts, names[k], share.blocks), _times(counts, names[k]), k))
-        taken[chosen] = on[chosen]
-    return [taken[k] for k in sorted(taken)]
+            return list(tasks)
+        k = min(free, key=lambda k: (_count(counts, names[k], task.blocks), _count(counts, names[k]), k))
+        placed[k] = on_device[k]
+    return [placed[k] for k in sorted(placed)]
 
 
-def counted(counts: Counts, shares: Sequence[Share]) -> dict[str, dict[int, int]]:
-    """The counts with another round's shares."""
-    after = {name: dict(blocks) for name, blocks in counts.items()}
-    for share in shares:
-        mine = after.setdefault(share.device, {})
-        for block in share.blocks:
-            mine[block] = mine.get(block, 0) + 1
-    return after
+def update_counts(counts: Counts, tasks: Sequence[RoundTask]) -> dict[str, dict[int, int]]:
+    """Return the counts after another round's tasks."""
+    updated = {name: dict(blocks) for name, blocks in counts.items()}
+    for task in tasks:
+        of_device = updated.setdefault(task.device, {})
+        for block in task.blocks:
+            of_device[block] = of_device.get(block, 0) + 1
+    return updated
 
 
-def _times(counts: Counts, name: str, blocks: Sequence[int] | None = None) -> int:
-    """How often a device has trained these blocks, or any; the head goes with every part, so it does not count."""
-    mine = counts.get(name, {})
-    return sum(times for block, times in mine.items() if block and (blocks is None or block in blocks))
+def _devices_for(
+    task: RoundTask, names: Sequence[str], costs: FleetCosts, link: Link, head_bits: float, max_seconds: float
+) -> dict[int, RoundTask]:
+    """Return the task as each device would have it, by row, for those with the memory and the time."""
+    columns = [block - 1 for block in task.blocks if block]
+    bits = float(costs.bits[columns].sum())
+    if 0 in task.blocks:
+        bits += head_bits
+    on_device = {}
+    for k, name in enumerate(names):
+        moved = replace(
+            task,
+            device=name,
+            uplink_bits_per_second=float(link.rate(k, task.bandwidth_hz)),
+            down_seconds=float(costs.down[k]),
+            compute_seconds=float(costs.compute[k, columns[-1]]),
+            up_seconds=float(upload_seconds(link, k, bits, task.bandwidth_hz)),
+        )
+        if moved.seconds <= max_seconds and costs.memory_of_blocks(k, columns) <= costs.capacity[k]:
+            on_device[k] = moved
+    return on_device
+
+
+def _count(counts: Counts, name: str, blocks: Sequence[int] | None = None) -> int:
+    """Return how often a device has trained these blocks, or any. The head is in every task and does not count."""
+    of_device = counts.get(name, {})
+    return sum(times for block, times in of_device.items() if block and (blocks is None or block in blocks))

@@ -1,4 +1,4 @@
-"""The coordinator's plan: made when devices, blocks or speeds change, and kept while they do not."""
+"""Plan rounds: a plan is made when devices, blocks or speeds change, and kept while they do not."""
 
 from __future__ import annotations
 
@@ -9,243 +9,309 @@ from typing import Any
 import numpy as np
 
 from taskedge.backbone.cost_table import BlockTable
-from taskedge.cooperation.cooperation_config import CooperateSettings
-from taskedge.cooperation.coordinator.device_sessions import About
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.cooperation.protocol.device_info import DeviceInfo
 from taskedge.cooperation.protocol.quantization import bytes_per_value
-from taskedge.cooperation.scheduling.cost_calibration import Correction, Pace
-from taskedge.cooperation.scheduling.estimates import Estimates, estimate
-from taskedge.cooperation.scheduling.rotation import counted, in_turn
-from taskedge.cooperation.scheduling.round_tasks import Share, read_share, shares
-from taskedge.cooperation.scheduling.traversal import in_passing
-from taskedge.cooperation.transport.emulated import STATED
-from taskedge.planning.fleet_costs import Costs
-from taskedge.planning.fleet_spec import Fleet, Server
+from taskedge.cooperation.protocol.round_task import RoundTask
+from taskedge.cooperation.scheduling.assign_blocks import assign_blocks
+from taskedge.cooperation.scheduling.cost_calibration import Correction, CostCalibration
+from taskedge.cooperation.scheduling.estimates import Estimates, estimate_costs
+from taskedge.cooperation.scheduling.fixed_plan import plan_obstacle, tasks_of_plan
+from taskedge.cooperation.scheduling.rotation import rotate_blocks, update_counts
+from taskedge.cooperation.scheduling.traversal import add_traversed_blocks
+from taskedge.cooperation.transport.emulated import NOMINAL_FIELDS
+from taskedge.planning.fleet_costs import FleetCosts
+from taskedge.planning.fleet_spec import FleetSpec, ServerSpec
+from taskedge.planning.plan import Plan
 
-MOST_BITS_PER_SECOND = 1e15
-"""In messages, which are JSON and know no infinity."""
+MAX_BITS_PER_SECOND = 1e15
+"""Largest bit rate in a message: JSON has no infinity."""
 
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """Who does what, and what that was planned for."""
+    """The tasks of a round, and what they were planned for."""
 
-    members: tuple[str, ...]
+    devices: tuple[str, ...]
+    """The devices that were there, with or without a task."""
     payload: tuple[int, ...]
-    """Values that train per block, the first block first; 0 where it is idle."""
-    shares: tuple[Share, ...]
-    everything: tuple[Share, ...]
-    """What it would be if all of every block trained, where some is idle; else empty."""
-    pace: dict[str, Correction]
-    """The corrections that its seconds hold."""
+    """Values that train per block, the first block first; 0 in an idle block."""
+    tasks: tuple[RoundTask, ...]
+    unfrozen_tasks: tuple[RoundTask, ...]
+    """What the tasks would be if no module were frozen; empty if none is."""
+    corrections: dict[str, Correction]
+    """The corrections in the tasks' seconds, by device."""
     accumulate: dict[str, int]
     """Batches per local step, by device."""
     tokens: dict[str, float]
-    """Predicted, by device."""
+    """Predicted tokens, by device."""
+    follows_file: bool = False
+    """Whether the assignment is that of a plan file."""
 
     @property
     def active(self) -> tuple[int, ...]:
         """The blocks that train something."""
         return active_blocks(self.payload)
 
-    def apart(self, share: Share) -> tuple[float, float]:
-        """Predicted seconds of training and of all else, without corrections."""
-        then = self.pace[share.device]
-        return share.compute_seconds / then.compute, share.down_seconds - then.transport + share.up_seconds
+    def split_seconds(self, task: RoundTask) -> tuple[float, float]:
+        """Return the predicted seconds of training and of everything else, without corrections."""
+        correction = self.corrections[task.device]
+        compute = task.compute_seconds / correction.compute
+        return compute, task.down_seconds - correction.transport + task.up_seconds
 
 
 def active_blocks(payload: Sequence[int]) -> tuple[int, ...]:
-    """Those with a payload, from 1."""
+    """Return the blocks (from 1) with a payload above 0."""
     return tuple(block for block, values in enumerate(payload, start=1) if values)
 
 
-class Planner:
-    """Plans rounds; its cost model learns from what devices were seen to take.
+class RoundPlanner:
+    """Plans rounds with a cost model that is calibrated by observed seconds.
 
     Args:
-        table: of the blocks that are trained, with what they really train as payload.
-        head_values: trained values of the head.
-        fleet: what is known of devices and links beforehand; others are taken as they say.
+        table: The blocks that train, with the number of values that they train as payload.
+        head_values: Trained values of the head.
+        fleet: Devices and links of the fleet file. Costs of other devices are taken from their reports, or assumed.
+        config: The run's settings.
+        plan_file: Plan to follow, without rotation and added blocks, while its devices are ready and can hold their
+            blocks; None: plan all rounds.
     """
 
-    def __init__(self, table: BlockTable, head_values: int, fleet: Fleet | None, settings: CooperateSettings) -> None:
-        self.table, self.pace = table, Pace()
-        self._head_bits = 8.0 * bytes_per_value(settings.upload) * head_values
-        self._fleet, self._settings = fleet, settings
+    def __init__(
+        self,
+        table: BlockTable,
+        head_values: int,
+        fleet: FleetSpec | None,
+        config: CooperationConfig,
+        plan_file: Plan | None = None,
+    ) -> None:
+        self.table, self.calibration = table, CostCalibration()
+        self._head_bits = 8.0 * bytes_per_value(config.upload) * head_values
+        self._fleet, self._config, self._plan_file = fleet, config, plan_file
         self._plan: RoundPlan | None = None
-        self._known: Estimates | None = None
-        """What the plan was made with; None after a resumption, until it is wanted."""
+        """Before rotation and added blocks."""
+        self._estimates: Estimates | None = None
+        """The arguments of the plan; None after a resumption, until they are needed."""
         self._counts: dict[str, dict[int, int]] = {}
 
-    def plan(self, abouts: Mapping[str, About], payload: tuple[int, ...]) -> tuple[RoundPlan, str]:
-        """The plan for these devices and what trains, and why it is a new one; asked once for every round.
+    def plan(self, devices: Mapping[str, DeviceInfo], payload: tuple[int, ...]) -> tuple[RoundPlan, str]:
+        """Return the round's plan, and why it is a new one. Call once per round: rotation counts the calls.
 
         Args:
-            payload: values that train per block, the first block first; 0 where it is idle.
+            devices: The devices that are ready.
+            payload: Values that train per block, the first block first; 0 in an idle block.
 
         Returns:
-            The plan, and the reason; that is empty where it is the one before, but for what is spread in another way.
+            The plan, and the reason. The reason is empty if the plan is the last round's, up to rotation.
 
         Raises:
-            InfeasiblePlan: some block fits no device.
+            InfeasiblePlan: Some block fits no device.
         """
-        why = self._why(tuple(sorted(abouts)), payload)
-        if self._plan is None or why:
-            self._plan = self._made(abouts, payload)
-        plan = self._spread(self._plan, abouts)
-        self._counts = counted(self._counts, plan.shares)
-        return plan, why
+        reason = self._reason_to_replan(tuple(sorted(devices)), payload)
+        if self._plan is None or reason:
+            self._plan, note = self._new_plan(devices, payload)
+            reason = f"{reason}; {note}" if note else reason
+        plan = self._spread(self._plan, devices)
+        self._counts = update_counts(self._counts, plan.tasks)
+        return plan, reason
 
-    def observe(self, plan: RoundPlan, share: Share, seconds: float, compute_seconds: float) -> None:
-        """A task that took ``seconds``, of which the device says it trained ``compute_seconds``."""
-        computed = min(compute_seconds, seconds)
-        training, transport = plan.apart(share)
-        self.pace.observe(share.device, (computed, training), (seconds - computed, transport))
+    def observe(self, plan: RoundPlan, task: RoundTask, seconds: float, compute_seconds: float) -> None:
+        """Calibrate by a task that took ``seconds``, of which the device reports ``compute_seconds`` of training."""
+        compute_seconds = min(compute_seconds, seconds)
+        training, transport = plan.split_seconds(task)
+        self.calibration.observe(task.device, (compute_seconds, training), (seconds - compute_seconds, transport))
 
-    def stated(self, plan: RoundPlan, share: Share) -> dict[str, float]:
-        """What the fleet file, the profile or a guess says of a device's part, whatever was observed of it."""
-        training, _ = plan.apart(share)
-        server = self._fleet.server if self._fleet else Server()
-        rates = (server.downlink_bits_per_second, min(share.uplink_bits_per_second, MOST_BITS_PER_SECOND))
-        return dict(zip(STATED, (training, *rates), strict=True))
+    def nominal(self, plan: RoundPlan, task: RoundTask) -> dict[str, float]:
+        """Return the uncorrected costs of a task, as an emulated device must keep to; keys: ``NOMINAL_FIELDS``."""
+        compute_seconds, _ = plan.split_seconds(task)
+        server = self._fleet.server if self._fleet else ServerSpec()
+        downlink = server.downlink_bits_per_second
+        uplink = min(task.uplink_bits_per_second, MAX_BITS_PER_SECOND)
+        return dict(zip(NOMINAL_FIELDS, (compute_seconds, downlink, uplink), strict=True))
 
-    def predicted(self, plan: RoundPlan, share: Share) -> float:
-        """Seconds from the task's leaving to the answer, by what is known of the device now."""
-        training, transport = plan.apart(share)
-        known = self.pace.of(share.device)
-        return known.compute * training + known.transport + transport
+    def predicted_seconds(self, plan: RoundPlan, task: RoundTask) -> float:
+        """Return the seconds from sending the task to receiving the answer, by the present corrections."""
+        training, transport = plan.split_seconds(task)
+        correction = self.calibration.correction(task.device)
+        return correction.compute * training + correction.transport + transport
 
-    def predicted_round(self, plan: RoundPlan) -> float:
-        """Seconds of the slowest device."""
-        return max(self.predicted(plan, share) for share in plan.shares)
+    def predicted_round_seconds(self, plan: RoundPlan) -> float:
+        """Return the predicted seconds of the slowest device."""
+        return max(self.predicted_seconds(plan, task) for task in plan.tasks)
 
     def summary(self, plan: RoundPlan) -> dict[str, Any]:
-        """For the log."""
+        """Return the plan's fields for the event log."""
         return {
-            "predicted_seconds": self.predicted_round(plan),
-            "shares": {share.device: list(share.blocks) for share in plan.shares},
-            "corrections": {name: round(self.pace.of(name).compute, 4) for name in plan.members},
+            "predicted_seconds": self.predicted_round_seconds(plan),
+            "shares": {task.device: list(task.blocks) for task in plan.tasks},
+            "corrections": {name: round(self.calibration.correction(name).compute, 4) for name in plan.devices},
         }
 
     @property
-    def members(self) -> tuple[str, ...]:
-        """The devices that the plan at hand was made for."""
-        return self._plan.members if self._plan else ()
+    def planned_devices(self) -> tuple[str, ...]:
+        """The devices of the present plan."""
+        return self._plan.devices if self._plan else ()
 
-    def state(self) -> dict[str, Any]:
-        """JSON-able: so that a resumed run keeps its plan, and with it who trains what."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, JSON-able: a resumed run keeps its plan, so the same devices train the same blocks."""
         plan = self._plan
         stored = None
         if plan is not None:
-            stored = asdict(plan) | {
-                "shares": [share.facts() for share in plan.shares],
-                "everything": [share.facts() for share in plan.everything],
+            stored = {
+                "members": list(plan.devices),
+                "payload": list(plan.payload),
+                "shares": [task.plan_state() for task in plan.tasks],
+                "everything": [task.plan_state() for task in plan.unfrozen_tasks],
+                "pace": {name: asdict(correction) for name, correction in plan.corrections.items()},
+                "accumulate": dict(plan.accumulate),
+                "tokens": dict(plan.tokens),
             }
-        counts = {name: {str(block): times for block, times in mine.items()} for name, mine in self._counts.items()}
-        return {"pace": self.pace.state(), "plan": stored, "counts": counts}
+            if plan.follows_file:
+                stored["follows_file"] = True
+        counts = {
+            name: {str(block): times for block, times in of_device.items()} for name, of_device in self._counts.items()
+        }
+        return {"pace": self.calibration.state_dict(), "plan": stored, "counts": counts}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what :meth:`state` gave."""
-        self.pace.load(state["pace"])
-        counts = state["counts"]
-        self._counts = {name: {int(block): times for block, times in mine.items()} for name, mine in counts.items()}
-        plan = state["plan"]
-        if plan is not None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.calibration.load_state_dict(state["pace"])
+        self._counts = {
+            name: {int(block): times for block, times in of_device.items()}
+            for name, of_device in state["counts"].items()
+        }
+        stored = state["plan"]
+        if stored is not None:
             self._plan = RoundPlan(
-                members=tuple(plan["members"]),
-                payload=tuple(plan["payload"]),
-                shares=tuple(map(read_share, plan["shares"])),
-                everything=tuple(map(read_share, plan["everything"])),
-                pace={name: Correction(**one) for name, one in plan["pace"].items()},
-                accumulate=plan["accumulate"],
-                tokens=plan["tokens"],
+                devices=tuple(stored["members"]),
+                payload=tuple(stored["payload"]),
+                tasks=tuple(map(RoundTask.from_plan_state, stored["shares"])),
+                unfrozen_tasks=tuple(map(RoundTask.from_plan_state, stored["everything"])),
+                corrections={name: Correction(**fields) for name, fields in stored["pace"].items()},
+                accumulate=stored["accumulate"],
+                tokens=stored["tokens"],
+                follows_file=stored.get("follows_file", False),
             )
 
-    def _why(self, names: tuple[str, ...], payload: tuple[int, ...]) -> str:
+    def _reason_to_replan(self, names: tuple[str, ...], payload: tuple[int, ...]) -> str:
         plan = self._plan
         if plan is None:
             return "first round"
-        came, went = sorted(set(names) - set(plan.members)), sorted(set(plan.members) - set(names))
-        reasons = [f"joined: {', '.join(came)}"] * bool(came) + [f"left: {', '.join(went)}"] * bool(went)
+        reasons = []
+        joined, left = sorted(set(names) - set(plan.devices)), sorted(set(plan.devices) - set(names))
+        if joined:
+            reasons.append(f"joined: {', '.join(joined)}")
+        if left:
+            reasons.append(f"left: {', '.join(left)}")
         if payload != plan.payload:
             reasons.append(f"values that train, by block: {list(payload)}")
-        drifted = []
-        if self._settings.follow_pace:
-            drifted = self.pace.drifted({n: plan.pace[n] for n in names if n in plan.pace}, self._settings.drift)
-        return "; ".join([*reasons, *([f"other pace: {', '.join(drifted)}"] if drifted else [])])
+        if self._config.calibrate:
+            baseline = {name: plan.corrections[name] for name in names if name in plan.corrections}
+            drifted = self.calibration.drifted(baseline, self._config.replan_drift)
+            if drifted:
+                reasons.append(f"other pace: {', '.join(drifted)}")
+        return "; ".join(reasons)
 
-    def _made(self, abouts: Mapping[str, About], payload: tuple[int, ...]) -> RoundPlan:
-        pace = self.pace if self._settings.follow_pace else Pace()
-        self._known = known = self._estimates(abouts, pace)
-        whole = self._whole()
-        return RoundPlan(
-            members=known.names,
+    def _new_plan(self, devices: Mapping[str, DeviceInfo], payload: tuple[int, ...]) -> tuple[RoundPlan, str]:
+        """Return a new plan, and whether it follows the plan file, in words for the log; empty without a file."""
+        calibration = self.calibration if self._config.calibrate else CostCalibration()
+        self._estimates = estimates = self._estimate(devices, calibration)
+        follows_file, note = False, ""
+        if self._plan_file is not None:
+            obstacle = plan_obstacle(self._plan_file, estimates.names, estimates.costs)
+            follows_file = not obstacle
+            note = f"not by the plan file ({obstacle})" if obstacle else "by the plan file"
+        assign = self._assign_by_file if follows_file else self._assign
+        unfrozen = self._unfrozen_payload()
+        plan = RoundPlan(
+            devices=estimates.names,
             payload=payload,
-            shares=tuple(self._shares(known, payload)),
-            everything=() if payload == whole else tuple(self._shares(known, whole)),
-            pace={name: pace.of(name) for name in known.names},
-            accumulate=known.accumulate,
-            tokens=known.tokens,
+            tasks=tuple(assign(estimates, payload)),
+            unfrozen_tasks=() if payload == unfrozen else tuple(assign(estimates, unfrozen)),
+            corrections={name: calibration.correction(name) for name in estimates.names},
+            accumulate=estimates.accumulate,
+            tokens=estimates.tokens,
+            follows_file=follows_file,
         )
+        return plan, note
 
-    def _whole(self) -> tuple[int, ...]:
-        """The payload with nothing idle."""
+    def _unfrozen_payload(self) -> tuple[int, ...]:
         return tuple(int(values) for values in self.table.payload_values)
 
-    def _costs(self, known: Estimates, payload: Sequence[int]) -> Costs:
-        """The costs where so many values of the blocks are sent."""
-        bits = 8.0 * bytes_per_value(self._settings.upload) * np.asarray(payload, dtype=np.float64)
-        return replace(known.costs, bits=bits)
+    def _costs(self, estimates: Estimates, payload: Sequence[int]) -> FleetCosts:
+        """Return the costs with the upload of ``payload`` values per block."""
+        bits = 8.0 * bytes_per_value(self._config.upload) * np.asarray(payload, dtype=np.float64)
+        return replace(estimates.costs, bits=bits)
 
-    def _estimates(self, abouts: Mapping[str, About], pace: Pace) -> Estimates:
-        known = estimate(abouts, self._fleet, self.table, self._settings)
-        return replace(known, costs=pace.corrected(known.costs, known.names))
+    def _estimate(self, devices: Mapping[str, DeviceInfo], calibration: CostCalibration) -> Estimates:
+        estimates = estimate_costs(devices, self._fleet, self.table, self._config)
+        return replace(estimates, costs=calibration.corrected(estimates.costs, estimates.names))
 
-    def _spread(self, plan: RoundPlan, abouts: Mapping[str, About]) -> RoundPlan:
-        """The plan with parts and answers spread so that blocks learn from more data."""
-        s = self._settings
-        if s.mode == "fedavg" or not (s.turns or s.passing):
+    def _assign(self, estimates: Estimates, payload: Sequence[int]) -> list[RoundTask]:
+        config = self._config
+        return assign_blocks(
+            config.mode,
+            estimates.names,
+            self._costs(estimates, payload),
+            estimates.link,
+            estimates.bandwidth_hz,
+            active_blocks(payload),
+            copies=config.copies,
+            solver=config.solver,
+            head=config.head,
+            head_bits=self._head_bits,
+            seed=config.seed,
+        )
+
+    def _assign_by_file(self, estimates: Estimates, payload: Sequence[int]) -> list[RoundTask]:
+        assert self._plan_file is not None
+        return tasks_of_plan(
+            self._plan_file,
+            estimates.names,
+            self._costs(estimates, payload),
+            estimates.link,
+            active_blocks(payload),
+            head=self._config.head,
+            head_bits=self._head_bits,
+        )
+
+    def _spread(self, plan: RoundPlan, devices: Mapping[str, DeviceInfo]) -> RoundPlan:
+        """Return the plan with rotated tasks and added blocks, so that blocks learn from more data."""
+        config = self._config
+        if plan.follows_file or config.mode == "fedavg" or not (config.rotation_slack or config.traversal_slack):
             return plan
-        if self._known is None:
-            pace = Pace()
-            pace.load({name: asdict(one) for name, one in plan.pace.items()})
-            self._known = self._estimates(abouts, pace)
-        known = self._known
-        found = self._in_turn(plan, known)
-        latest = max(share.seconds for share in plan.shares)
+        if self._estimates is None:  # resumed: as they were when the plan was made
+            calibration = CostCalibration()
+            calibration.load_state_dict({name: asdict(correction) for name, correction in plan.corrections.items()})
+            self._estimates = self._estimate(devices, calibration)
+        estimates = self._estimates
+        planned_seconds = max(task.seconds for task in plan.tasks)
+        tasks = self._rotate(plan, estimates)
         return replace(
             plan,
-            shares=self._in_passing(found, plan.payload, known, latest),
-            everything=self._in_passing(plan.everything, self._whole(), known),
+            tasks=self._add_traversed(tasks, plan.payload, estimates, planned_seconds),
+            unfrozen_tasks=self._add_traversed(plan.unfrozen_tasks, self._unfrozen_payload(), estimates),
         )
 
-    def _in_turn(self, plan: RoundPlan, known: Estimates) -> Sequence[Share]:
-        longer, costs = self._settings.turns, self._costs(known, plan.payload)
-        if not longer:
-            return plan.shares
-        return in_turn(plan.shares, known.names, costs, known.link, self._counts, longer, self._head_bits)
+    def _rotate(self, plan: RoundPlan, estimates: Estimates) -> Sequence[RoundTask]:
+        slack = self._config.rotation_slack
+        if not slack:
+            return plan.tasks
+        costs = self._costs(estimates, plan.payload)
+        return rotate_blocks(plan.tasks, estimates.names, costs, estimates.link, self._counts, slack, self._head_bits)
 
-    def _in_passing(
-        self, planned: Sequence[Share], payload: Sequence[int], known: Estimates, seconds: float | None = None
-    ) -> tuple[Share, ...]:
-        longer = self._settings.passing
-        if not (longer and planned):
-            return tuple(planned)
-        seconds = max(share.seconds for share in planned) if seconds is None else seconds
-        costs = self._costs(known, payload)
-        return tuple(in_passing(planned, active_blocks(payload), known.names, costs, (1 + longer) * seconds))
-
-    def _shares(self, known: Estimates, payload: Sequence[int]) -> list[Share]:
-        s = self._settings
-        return shares(
-            s.mode,
-            known.names,
-            self._costs(known, payload),
-            known.link,
-            known.bandwidth_hz,
-            active_blocks(payload),
-            copies=s.copies,
-            solver=s.solver,
-            head=s.head,
-            head_bits=self._head_bits,
-            seed=s.seed,
-        )
+    def _add_traversed(
+        self,
+        tasks: Sequence[RoundTask],
+        payload: Sequence[int],
+        estimates: Estimates,
+        planned_seconds: float | None = None,
+    ) -> tuple[RoundTask, ...]:
+        slack = self._config.traversal_slack
+        if not slack or not tasks:
+            return tuple(tasks)
+        if planned_seconds is None:
+            planned_seconds = max(task.seconds for task in tasks)
+        costs = self._costs(estimates, payload)
+        max_seconds = (1 + slack) * planned_seconds
+        return tuple(add_traversed_blocks(tasks, active_blocks(payload), estimates.names, costs, max_seconds))

@@ -1,73 +1,74 @@
-"""A device made as slow as the plan takes it for, so that a run on one machine shows the latencies of a fleet (ours).
+"""Emulate the speed that the plan assumes of a device, so that one machine shows the latencies of a fleet.
 
-What is slow: the task's way down and the answer's way up, at the bit rates of the fleet file and of the planned share,
-for the bytes that really cross the link; and training, which ends no sooner than the fleet file (or the profile) says
-for the device's blocks and tokens. What is not: hello, statistics, installation, and the coordinator's own work.
+Slowed down are the task's way down and the answer's way up, at the bit rates of the fleet file and of the planned
+bandwidth, for the bytes that really cross the link; and training, which takes at least the seconds that the fleet file
+(or the profile) gives for the device's blocks and tokens. Not slowed down are hello, statistics, installation, and the
+coordinator's own work. Source: this project.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from taskedge.cooperation.protocol.message import Message
-from taskedge.cooperation.transport.links import DeviceLink
+from taskedge.cooperation.transport.links import DeviceLink, Handler
 
-STATED = ("compute_seconds", "downlink_bits_per_second", "uplink_bits_per_second")
-"""What every task says of the device's part: as planned, before any correction by what was observed."""
+NOMINAL_FIELDS = ("compute_seconds", "downlink_bits_per_second", "uplink_bits_per_second")
+"""Fields of every task message: the planned costs of the device, without any correction by observed seconds."""
 
 
 class EmulatedLink:
-    """Stands between a device and its link.
+    """A wrapper of a device's link.
 
-    The answer's ``seconds`` are those of the emulated device; what training really took is added as ``real_seconds``.
+    The answer's ``seconds`` are those of the emulated device. Those of the real one are added as ``real_seconds``.
 
     Args:
-        link: the real end.
-        say: told where a real step is slower than the emulated one, which cannot be helped.
+        link: The real link.
+        log: Called with a line if the real step is slower than the emulated one.
     """
 
-    def __init__(self, link: DeviceLink, say: Callable[[str], None] = lambda _: None) -> None:
-        self._link, self._say = link, say
+    def __init__(self, link: DeviceLink, log: Callable[[str], None] = lambda _: None) -> None:
+        self._link, self._log = link, log
 
-    async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
+    async def serve(self, handler: Handler) -> None:
         """See ``DeviceLink.serve``."""
 
-        async def slowly(message: Message) -> Message:
-            if message.kind != "task" or not set(STATED) <= message.facts.keys():
-                return await answer(message)
-            return await self._slowly(message, answer)
+        async def slowed_down(message: Message) -> Message:
+            if message.kind != "task" or not set(NOMINAL_FIELDS) <= message.header.keys():
+                return await handler(message)
+            return await self._slow_down(message, handler)
 
-        await self._link.serve(slowly)
+        await self._link.serve(slowed_down)
 
-    async def say(self, message: Message) -> None:
-        """See ``DeviceLink.say``."""
-        await self._link.say(message)
+    async def send(self, message: Message) -> None:
+        """See ``DeviceLink.send``."""
+        await self._link.send(message)
 
     async def close(self) -> None:
         """See ``DeviceLink.close``."""
         await self._link.close()
 
-    async def _slowly(self, task: Message, answer: Callable[[Message], Awaitable[Message]]) -> Message:
-        compute, down, up = (float(task.facts[name]) for name in STATED)
-        await asyncio.sleep(_seconds(task, down))
+    async def _slow_down(self, task: Message, handler: Handler) -> Message:
+        compute_seconds, downlink, uplink = (float(task.header[name]) for name in NOMINAL_FIELDS)
+        await asyncio.sleep(_transfer_seconds(task, downlink))
         started = time.monotonic()
-        answered = await answer(task)
-        if "seconds" in answered.facts:  # it trained
-            await asyncio.sleep(started + compute - time.monotonic())
-            answered = self._as_emulated(answered, time.monotonic() - started, compute)
-        await asyncio.sleep(_seconds(answered, up))
-        return answered
+        answer = await handler(task)
+        if "seconds" in answer.header:  # it trained
+            await asyncio.sleep(started + compute_seconds - time.monotonic())
+            answer = self._with_emulated_seconds(answer, time.monotonic() - started, compute_seconds)
+        await asyncio.sleep(_transfer_seconds(answer, uplink))
+        return answer
 
-    def _as_emulated(self, answered: Message, seconds: float, stated: float) -> Message:
-        real = float(answered.facts["seconds"])
-        if real > stated:
-            self._say(f"the real step took {real:.2f} s, longer than the {stated:.2f} s to emulate: give it less to do")
-        facts: dict[str, Any] = {**answered.facts, "seconds": seconds, "real_seconds": real}
-        return Message(answered.kind, facts, answered.tensors)
+    def _with_emulated_seconds(self, answer: Message, seconds: float, nominal: float) -> Message:
+        real = float(answer.header["seconds"])
+        if real > nominal:
+            self._log(
+                f"the real step took {real:.2f} s, longer than the {nominal:.2f} s to emulate: give it less to do"
+            )
+        return Message(answer.kind, {**answer.header, "seconds": seconds, "real_seconds": real}, answer.tensors)
 
 
-def _seconds(message: Message, bits_per_second: float) -> float:
+def _transfer_seconds(message: Message, bits_per_second: float) -> float:
     return 8 * len(message.pack()) / bits_per_second

@@ -1,27 +1,26 @@
-"""Links within one process: for tests, and for many simulated devices that share a model. Not an engine for real use.
+"""Links within one process: for tests, and for many simulated devices that share a model. Not for real fleets.
 
-Messages go through their bytes here, too, so that what cannot be sent fails the same way.
+Messages are packed and unpacked here, too, so that a message that cannot be sent fails the same way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from taskedge.cooperation.protocol.message import Message
-from taskedge.cooperation.transport.links import DeviceGone
-from taskedge.cooperation.transport.request_reply import Switchboard
+from taskedge.cooperation.transport.links import DeviceGone, Handler
+from taskedge.cooperation.transport.request_reply import RequestReplyLink
 
 
 @dataclass(eq=False)
-class MemoryCoordinatorLink(Switchboard):
-    """The coordinator's end; ``device`` makes the others."""
+class MemoryCoordinatorLink(RequestReplyLink):
+    """The coordinator's end. :meth:`device` makes the devices' ends."""
 
     _devices: dict[str, MemoryDeviceLink] = field(default_factory=dict)
 
     def device(self, name: str) -> MemoryDeviceLink:
-        """A device that is there from now on; one of the same name that was there before is gone."""
+        """Return the link of a device that joins now. An earlier device of the same name leaves."""
         if name in self._devices:
             self._devices[name]._leave()
         link = self._devices[name] = MemoryDeviceLink(name, self)
@@ -34,7 +33,7 @@ class MemoryCoordinatorLink(Switchboard):
     async def _send(self, device: str, token: str, packed: bytes) -> None:
         if device not in self._devices:
             raise DeviceGone(f"{device!r} is not connected")
-        self._devices[device]._tasks.put_nowait((token, packed))
+        self._devices[device]._requests.put_nowait((token, packed))
 
     async def _forget(self, device: str, token: str) -> None:
         if device in self._devices:
@@ -47,34 +46,34 @@ class MemoryDeviceLink:
     def __init__(self, name: str, coordinator: MemoryCoordinatorLink) -> None:
         self.name = name
         self._coordinator = coordinator
-        self._tasks: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
+        self._requests: asyncio.Queue[tuple[str, bytes]] = asyncio.Queue()
         self._forgotten: set[str] = set()
-        self._here = True
+        self._is_here = True
 
-    async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
+    async def serve(self, handler: Handler) -> None:
         """See ``DeviceLink.serve``."""
         while True:
-            token, packed = await self._tasks.get()
+            token, packed = await self._requests.get()
             if token in self._forgotten:
                 self._forgotten.remove(token)
                 continue
-            answered = (await answer(Message.unpack(packed))).pack()
+            answer = (await handler(Message.unpack(packed))).pack()
             self._forgotten.discard(token)
-            if self._here:
-                self._coordinator._answered(self.name, token, answered)
+            if self._is_here:
+                self._coordinator._answered(self.name, token, answer)
 
-    async def say(self, message: Message) -> None:
-        """See ``DeviceLink.say``."""
+    async def send(self, message: Message) -> None:
+        """See ``DeviceLink.send``."""
         packed = message.pack()
-        if self._here:
-            self._coordinator._said(self.name, packed)
+        if self._is_here:
+            self._coordinator._received(self.name, packed)
 
     async def close(self) -> None:
         """See ``DeviceLink.close``."""
         self._leave()
 
     def _leave(self) -> None:
-        if self._here:
-            self._here = False
+        if self._is_here:
+            self._is_here = False
             del self._coordinator._devices[self.name]
             self._coordinator._left(self.name)

@@ -1,6 +1,6 @@
-"""What an engine must do: carry messages between one coordinator and its devices, and say who is there.
+"""Interface of a transport: carry messages between one coordinator and its devices, and report who is there.
 
-The names of devices are those that the engine has proved (a certificate's), never what a message claims.
+Names of devices are the ones that the transport has proved (by a certificate), never a claim in a message.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import Literal, Protocol
 from taskedge.cooperation.protocol.message import Message
 from taskedge.errors import TaskEdgeError
 
+Handler = Callable[[Message], Awaitable[Message]]
+"""Answers one message of the coordinator."""
+
 
 class DeviceGone(TaskEdgeError):
-    """The device is not connected, or went away before it answered."""
+    """The device is not connected, or left before it answered."""
 
 
 class NoAnswer(TaskEdgeError):
@@ -23,12 +26,12 @@ class NoAnswer(TaskEdgeError):
 
 @dataclass(frozen=True)
 class Presence:
-    """A device came, left, or said something unasked."""
+    """A device joined, left, or sent a message without a request."""
 
     device: str
-    what: Literal["joined", "left", "said"]
+    event: Literal["joined", "left", "message"]
     message: Message | None = None
-    """What it said (with "said")."""
+    """The message, with ``event="message"``."""
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Traffic:
     messages: dict[str, int]
 
     def count(self, kind: str, size: int) -> None:
-        """Adds one message."""
+        """Add one message."""
         self.bytes[kind] = self.bytes.get(kind, 0) + size
         self.messages[kind] = self.messages.get(kind, 0) + 1
 
@@ -47,40 +50,40 @@ class Traffic:
 class CoordinatorLink(Protocol):
     """The coordinator's end."""
 
-    async def ask(self, device: str, message: Message, seconds: float) -> Message:
-        """Sends ``message`` and returns the device's answer.
+    async def request(self, device: str, message: Message, seconds: float) -> Message:
+        """Send ``message`` and return the device's answer.
 
         Raises:
-            NoAnswer: none within ``seconds``; one that comes later is dropped.
-            DeviceGone: the device is not there, or left meanwhile.
-            MessageError: what it answered is no message.
+            NoAnswer: No answer came within ``seconds``. A later answer is dropped.
+            DeviceGone: The device is not there, or left meanwhile.
+            MessageError: The answer is no message.
         """
         ...
 
     def presence(self) -> AsyncIterator[Presence]:
-        """Who comes and goes from now on, and what devices say unasked; who is there already comes first."""
+        """Return an iterator over events from this call on; it starts with the devices that are there already."""
         ...
 
     def traffic(self, device: str) -> tuple[Traffic, Traffic]:
-        """What was sent to the device and what came from it so far."""
+        """Return the traffic to the device and from it, so far."""
         ...
 
     async def close(self) -> None:
-        """Ends the connection; devices stay where they are."""
+        """End the connection. Devices stay where they are."""
         ...
 
 
 class DeviceLink(Protocol):
     """A device's end."""
 
-    async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
-        """Answers the coordinator's messages one after the other until cancelled; reconnects however long it takes."""
+    async def serve(self, handler: Handler) -> None:
+        """Answer the coordinator's messages one after another until cancelled. Reconnect however long it takes."""
         ...
 
-    async def say(self, message: Message) -> None:
-        """Sends something unasked (a profile, a heartbeat)."""
+    async def send(self, message: Message) -> None:
+        """Send a message without a request (a profile, a metric)."""
         ...
 
     async def close(self) -> None:
-        """Leaves."""
+        """Leave."""
         ...

@@ -1,7 +1,8 @@
-"""What the coordinator's end of every engine needs: who is there, what was asked, what came too late, how many bytes.
+"""The part of a coordinator's link that all transports share: presence, open requests, late answers, traffic.
 
-An engine's link is this class and a way to carry bytes: it gives ``_send`` and calls ``_joined``, ``_left``, ``_said``
-and ``_answered``. So all engines mean the same by joining, leaving, no answer in time, and traffic.
+A transport subclasses :class:`RequestReplyLink` with a way to carry bytes: it implements ``_send`` and ``_forget``, and
+calls ``_joined``, ``_left``, ``_received`` and ``_answered``. So joining, leaving, time limits and traffic mean the
+same in all transports.
 """
 
 from __future__ import annotations
@@ -14,44 +15,45 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from taskedge.cooperation.protocol.message import LARGEST, Message, MessageError
+from taskedge.cooperation.protocol.message import MAX_MESSAGE_BYTES, Message, MessageError
 from taskedge.cooperation.transport.links import DeviceGone, NoAnswer, Presence, Traffic
 
 LATE = "late"
-"""The kind that answers nobody waits for any more are counted as."""
+"""Kind under which traffic counts answers that nobody waits for any more."""
 REFUSED = "refused"
-"""The kind that bytes which are no message are counted as."""
-_OTHER, _KINDS = "other", 32
-_SAID_WAITING = 16
-"""Messages that a device may have said and nobody has looked at."""
+"""Kind under which traffic counts bytes that are no message."""
+_OTHER = "other"
+_MAX_KINDS = 32
+_MAX_UNREAD = 16
+"""Messages of a device, sent without a request, that may wait unread."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Asked:
-    """A question that is open."""
+class _Request:
+    """A request without an answer yet."""
 
     device: str
     packed: bytes
     answer: asyncio.Future[bytes]
 
 
-class _Listener(AsyncIterator[Presence]):
-    """One reader of who comes and goes; a device cannot fill its memory by talking."""
+class _PresenceQueue(AsyncIterator[Presence]):
+    """The events for one reader. A device cannot fill the memory by sending messages."""
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[Presence, int]] = deque()
-        self._said: dict[str, list[int]] = {}
+        self._unread_sizes: dict[str, list[int]] = {}
         self._woken = asyncio.Event()
 
-    def tell(self, presence: Presence, size: int = 0) -> None:
-        if presence.what == "said":
-            said = self._said.setdefault(presence.device, [])
-            if len(said) >= _SAID_WAITING or sum(said) + size > LARGEST:
-                log.warning("%s says more than is read: a message of %d bytes was dropped", presence.device, size)
+    def put(self, presence: Presence, size: int = 0) -> None:
+        if presence.event == "message":
+            sizes = self._unread_sizes.setdefault(presence.device, [])
+            if len(sizes) >= _MAX_UNREAD or sum(sizes) + size > MAX_MESSAGE_BYTES:
+                log.warning("%s sends more than is read: a message of %d bytes was dropped", presence.device, size)
                 return
-            said.append(size)
+            sizes.append(size)
         self.waiting.append((presence, size))
         self._woken.set()
 
@@ -60,118 +62,121 @@ class _Listener(AsyncIterator[Presence]):
             self._woken.clear()
             await self._woken.wait()
         presence, size = self.waiting.popleft()
-        if presence.what == "said":
-            self._said[presence.device].remove(size)
+        if presence.event == "message":
+            self._unread_sizes[presence.device].remove(size)
         return presence
 
 
 @dataclass(eq=False)
-class Switchboard(ABC):
-    """The part of a ``CoordinatorLink`` that does not depend on the engine."""
+class RequestReplyLink(ABC):
+    """The part of a ``CoordinatorLink`` that does not depend on the transport."""
 
     _there: set[str] = field(default_factory=set)
-    _asked: dict[str, _Asked] = field(default_factory=dict)
-    _counts: dict[str, tuple[Traffic, Traffic]] = field(default_factory=dict)
-    _listeners: list[_Listener] = field(default_factory=list)
-    _untold: _Listener = field(default_factory=_Listener)
-    """What was said before anybody listened: the first who does gets it."""
+    _requests: dict[str, _Request] = field(default_factory=dict)
+    """Open requests by token."""
+    _traffic: dict[str, tuple[Traffic, Traffic]] = field(default_factory=dict)
+    _queues: list[_PresenceQueue] = field(default_factory=list)
+    _before_readers: _PresenceQueue = field(default_factory=_PresenceQueue)
+    """Messages from before the first reader, who gets them."""
 
-    async def ask(self, device: str, message: Message, seconds: float) -> Message:
-        """See ``CoordinatorLink.ask``."""
+    async def request(self, device: str, message: Message, seconds: float) -> Message:
+        """See ``CoordinatorLink.request``."""
         if device not in self._there:
             raise DeviceGone(f"{device!r} is not connected")
         packed = message.pack()
         token = secrets.token_hex(12)
-        asked = self._asked[token] = _Asked(device, packed, asyncio.get_running_loop().create_future())
+        request = self._requests[token] = _Request(device, packed, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(seconds):
                 self.traffic(device)[0].count(message.kind, len(packed))
                 await self._send(device, token, packed)
-                answer = await asked.answer
+                answer = await request.answer
         except TimeoutError:
             await self._forget(device, token)
             raise NoAnswer(f"{device!r} did not answer a {message.kind!r} message within {seconds:g} s") from None
-        except (asyncio.CancelledError, DeviceGone):  # one taken for gone may only have been slow
+        except (asyncio.CancelledError, DeviceGone):  # a device taken for gone may only have been slow
             await self._forget(device, token)
             raise
         finally:
-            self._asked.pop(token, None)
-            if asked.answer.done() and not asked.answer.cancelled():
-                asked.answer.exception()  # seen, also where the time ran out in the same moment
-        return self._unpacked(device, answer)
+            self._requests.pop(token, None)
+            if request.answer.done() and not request.answer.cancelled():
+                # Mark the exception as retrieved, also if the time ran out in the same moment.
+                request.answer.exception()
+        return self._unpack(device, answer)
 
     def presence(self) -> AsyncIterator[Presence]:
-        """See ``CoordinatorLink.presence``; it counts from this call, not from the first step of the iteration."""
-        listener = _Listener()
+        """See ``CoordinatorLink.presence``. It counts from this call, not from the first step of the iteration."""
+        queue = _PresenceQueue()
         for device in sorted(self._there):
-            listener.tell(Presence(device, "joined"))
-        for presence, size in self._untold.waiting:
+            queue.put(Presence(device, "joined"))
+        for presence, size in self._before_readers.waiting:
             if presence.device in self._there:
-                listener.tell(presence, size)
-        self._untold = _Listener()
-        self._listeners.append(listener)
-        return listener
+                queue.put(presence, size)
+        self._before_readers = _PresenceQueue()
+        self._queues.append(queue)
+        return queue
 
     def traffic(self, device: str) -> tuple[Traffic, Traffic]:
-        """See ``CoordinatorLink.traffic``: bytes of packed messages, before encryption."""
-        return self._counts.setdefault(device, (Traffic({}, {}), Traffic({}, {})))
+        """See ``CoordinatorLink.traffic``. Bytes are of packed messages, before encryption."""
+        return self._traffic.setdefault(device, (Traffic({}, {}), Traffic({}, {})))
 
     @abstractmethod
     async def _send(self, device: str, token: str, packed: bytes) -> None:
-        """Carries a question to the device.
+        """Carry a request to the device.
 
         Raises:
-            DeviceGone: there is nobody to carry it to.
+            DeviceGone: There is no such device.
         """
 
     @abstractmethod
     async def _forget(self, device: str, token: str) -> None:
-        """Tells the device, where it can be told, that a question need not be answered; returns at once."""
+        """Notify the device, if possible, that a request needs no answer any more. Returns at once."""
 
     def _joined(self, device: str) -> None:
         if device not in self._there:
             self._there.add(device)
-            self._tell(Presence(device, "joined"))
+            self._publish(Presence(device, "joined"))
 
     def _left(self, device: str) -> None:
         if device in self._there:
             self._there.remove(device)
-            for token, asked in list(self._asked.items()):
-                if asked.device == device:
-                    self._failed(token, DeviceGone(f"{device!r} went away before it answered"))
-            self._tell(Presence(device, "left"))
+            for token, request in list(self._requests.items()):
+                if request.device == device:
+                    self._fail(token, DeviceGone(f"{device!r} went away before it answered"))
+            self._publish(Presence(device, "left"))
 
-    def _said(self, device: str, packed: bytes) -> None:
+    def _received(self, device: str, packed: bytes) -> None:
+        """Take a message that was sent without a request."""
         try:
-            message = self._unpacked(device, packed)
+            message = self._unpack(device, packed)
         except MessageError as error:
-            log.warning("%s said what is no message: %s", device, error)
+            log.warning("%s sent bytes that are no message: %s", device, error)
         else:
-            self._tell(Presence(device, "said", message), len(packed))
+            self._publish(Presence(device, "message", message), len(packed))
 
     def _answered(self, device: str, token: str, packed: bytes) -> None:
-        asked = self._asked.get(token)
-        if asked is None or asked.device != device or asked.answer.done():
+        request = self._requests.get(token)
+        if request is None or request.device != device or request.answer.done():
             self._count(device, LATE, len(packed))
         else:
-            asked.answer.set_result(packed)
+            request.answer.set_result(packed)
 
     def _waits_for(self, device: str, token: str) -> bool:
-        asked = self._asked.get(token)
-        return asked is not None and asked.device == device
+        request = self._requests.get(token)
+        return request is not None and request.device == device
 
-    def _failed(self, token: str, error: Exception) -> None:
-        asked = self._asked.get(token)
-        if asked is not None and not asked.answer.done():
-            asked.answer.set_exception(error)
+    def _fail(self, token: str, error: Exception) -> None:
+        request = self._requests.get(token)
+        if request is not None and not request.answer.done():
+            request.answer.set_exception(error)
 
-    def _tell(self, presence: Presence, size: int = 0) -> None:
-        if not self._listeners and presence.what == "said":
-            self._untold.tell(presence, size)
-        for listener in self._listeners:
-            listener.tell(presence, size)
+    def _publish(self, presence: Presence, size: int = 0) -> None:
+        if not self._queues and presence.event == "message":
+            self._before_readers.put(presence, size)
+        for queue in self._queues:
+            queue.put(presence, size)
 
-    def _unpacked(self, device: str, packed: bytes) -> Message:
+    def _unpack(self, device: str, packed: bytes) -> Message:
         try:
             message = Message.unpack(packed)
         except MessageError:
@@ -182,7 +187,7 @@ class Switchboard(ABC):
 
     def _count(self, device: str, kind: str, size: int) -> None:
         received = self.traffic(device)[1]
-        new = kind not in received.bytes
-        if new and (len(received.bytes) >= _KINDS or len(kind) > 64):
+        is_new = kind not in received.bytes
+        if is_new and (len(received.bytes) >= _MAX_KINDS or len(kind) > 64):
             kind = _OTHER  # a device that invents kinds cannot fill the memory
         received.count(kind, size)

@@ -1,4 +1,4 @@
-"""Devices and servers that are killed, frozen, cut off and started again: real processes, with mutual TLS."""
+"""Devices and servers are killed, frozen, cut off and started again: real processes, with mutual TLS."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ import pytest
 pytest.importorskip("nats", reason="needs the extra 'fleet'")
 pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
 
-from device_process import Device, _processes
+from device_process import Device, processes
 from linked_fleets import SECONDS, over_nats, started
 
-from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.fleet.device_registry import DeviceRegistry
 from taskedge.cooperation.protocol.message import Message
 from taskedge.cooperation.transport.links import DeviceGone, NoAnswer
-from taskedge.cooperation.transport.nats.nats_links import NatsCoordinatorLink
+from taskedge.cooperation.transport.nats.coordinator_link import NatsCoordinatorLink
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -47,11 +49,11 @@ def task(number: int, seconds: float = 0) -> Message:
 BOTH = (("edge0", "joined"), ("edge1", "joined"))
 
 
-def test_a_killed_device_is_missed_at_once_and_known_again(fleet, devices):
+def test_a_killed_device_leaves_at_once_and_can_rejoin(fleet, devices):
     async def run():
         async with over_nats(fleet) as around:
             await around.hears(*BOTH)
-            asked = asyncio.create_task(around.coordinator.ask("edge0", task(1, 60), 60))
+            asked = asyncio.create_task(around.coordinator.request("edge0", task(1, 60), 60))
             while devices["edge0"].began != [1]:
                 await asyncio.sleep(0.02)
             devices["edge0"].kill()
@@ -59,54 +61,54 @@ def test_a_killed_device_is_missed_at_once_and_known_again(fleet, devices):
             with pytest.raises(DeviceGone, match="went away"):
                 await asyncio.wait_for(asked, 1)
             with pytest.raises(DeviceGone, match="not connected"):
-                await around.coordinator.ask("edge0", task(2), SECONDS)
-            await around.coordinator.ask("edge1", task(3), SECONDS)
+                await around.coordinator.request("edge0", task(2), SECONDS)
+            await around.coordinator.request("edge1", task(3), SECONDS)
             devices["edge0"].start()
             await around.hears(("edge0", "joined"))
-            answer = await around.coordinator.ask("edge0", task(4), SECONDS)
-            assert answer.facts == {"n": 4, "pid": devices["edge0"].pid}
+            answer = await around.coordinator.request("edge0", task(4), SECONDS)
+            assert answer.header == {"n": 4, "pid": devices["edge0"].pid}
 
     asyncio.run(run())
 
 
-def test_a_frozen_device_neither_begins_what_expired_nor_is_its_late_answer_used(fleet, devices):
+def test_a_frozen_device_does_not_begin_expired_tasks_and_its_late_answer_is_not_used(fleet, devices):
     async def run():
         async with over_nats(fleet) as around:
             await around.hears(*BOTH)
-            asked = asyncio.create_task(around.coordinator.ask("edge0", task(1, 0.3), 1))
+            asked = asyncio.create_task(around.coordinator.request("edge0", task(1, 0.3), 1))
             while devices["edge0"].began != [1]:
                 await asyncio.sleep(0.02)
             devices["edge0"].freeze()  # in the middle of it
             with pytest.raises(NoAnswer):
                 await asked
             with pytest.raises(NoAnswer):  # comes while it is frozen
-                await around.coordinator.ask("edge0", task(2), 0.5)
+                await around.coordinator.request("edge0", task(2), 0.5)
             devices["edge0"].thaw()
-            answer = await around.coordinator.ask("edge0", task(3), SECONDS)
-            assert answer.facts == {"n": 3, "pid": devices["edge0"].pid}
+            answer = await around.coordinator.request("edge0", task(3), SECONDS)
+            assert answer.header == {"n": 3, "pid": devices["edge0"].pid}
             assert devices["edge0"].began == [1, 3]
             assert around.coordinator.traffic("edge0")[1].messages["late"] == 1
 
-            devices["edge0"].freeze()  # so long that the server ends its connection
+            devices["edge0"].freeze()  # long enough for the server to end its connection
             with pytest.raises(DeviceGone):
-                await around.coordinator.ask("edge0", task(4), 20)
+                await around.coordinator.request("edge0", task(4), 20)
             await around.hears(("edge0", "left"))
-            await around.coordinator.ask("edge1", task(5), SECONDS)
+            await around.coordinator.request("edge1", task(5), SECONDS)
             devices["edge0"].thaw()
             await around.hears(("edge0", "joined"))
-            answer = await around.coordinator.ask("edge0", task(6), SECONDS)
-            assert answer.facts["pid"] == devices["edge0"].pid
+            answer = await around.coordinator.request("edge0", task(6), SECONDS)
+            assert answer.header["pid"] == devices["edge0"].pid
             assert devices["edge0"].began == [1, 3, 6]
 
     asyncio.run(run())
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_a_server_that_is_restarted_costs_no_answer(fleet, devices, how):
+def test_a_restart_of_the_server_loses_no_answer(fleet, devices, how):
     async def run():
         async with over_nats(fleet) as around:
             await around.hears(*BOTH)
-            asked = [asyncio.create_task(around.coordinator.ask(name, task(1, 1.0), 20)) for name in devices]
+            asked = [asyncio.create_task(around.coordinator.request(name, task(1, 1.0), 20)) for name in devices]
             while any(device.began != [1] for device in devices.values()):
                 await asyncio.sleep(0.02)
             os.kill(fleet.server.pid, how)
@@ -116,43 +118,43 @@ def test_a_server_that_is_restarted_costs_no_answer(fleet, devices, how):
             fleet.start_server()
             assert fleet.server.pid != before
             answers = await asyncio.gather(*asked)
-            assert [answer.facts["pid"] for answer in answers] == [device.pid for device in devices.values()]
+            assert [answer.header["pid"] for answer in answers] == [device.pid for device in devices.values()]
             for name in devices:
-                await around.coordinator.ask(name, task(2), SECONDS)
+                await around.coordinator.request(name, task(2), SECONDS)
             assert [device.began for device in devices.values()] == [[1, 2], [1, 2]]
-            await around.hears_nothing(0.1)  # nobody was taken for gone
+            await around.hears_nothing(0.1)  # no device counts as gone
 
     asyncio.run(run())
 
 
-def test_revoked_enrolled_and_enrolled_anew(fleet, devices, tmp_path):
+def test_devices_are_revoked_and_enrolled_while_others_work(fleet, devices, tmp_path):
     async def run():
         async with over_nats(fleet) as around:
             await around.hears(*BOTH)
-            busy = asyncio.create_task(around.coordinator.ask("edge1", task(1, 1.0), SECONDS))
+            busy = asyncio.create_task(around.coordinator.request("edge1", task(1, 1.0), SECONDS))
             begin = time.monotonic()
-            await asyncio.to_thread(Fleet.open(fleet.folder).revoke, "edge0")
+            await asyncio.to_thread(DeviceRegistry.open(fleet.folder).revoke, "edge0")
             await around.hears(("edge0", "left"), seconds=2)
             assert time.monotonic() - begin < 2
-            assert (await busy).facts["pid"] == devices["edge1"].pid  # whoever stays notices nothing
+            assert (await busy).header["pid"] == devices["edge1"].pid  # the other device is not disturbed
 
-            third = Device(shutil.copytree(fleet.enrol("edge2"), tmp_path / "third"))
-            renewed = fleet.enrol("edge0")  # the same name, a new key
+            third = Device(shutil.copytree(fleet.enroll("edge2"), tmp_path / "third"))
+            renewed = fleet.enroll("edge0")  # the same name, a new key
             try:
                 await around.hears(("edge2", "joined"))
-                await around.coordinator.ask("edge2", task(2), SECONDS)
-                await around.hears_nothing(2.5)  # with its old key, the revoked device tries in vain
+                await around.coordinator.request("edge2", task(2), SECONDS)
+                await around.hears_nothing(2.5)  # with its old key the revoked device cannot connect
                 shutil.copytree(renewed, tmp_path / "edge0", dirs_exist_ok=True)
                 await around.hears(("edge0", "joined"))  # with the new one it comes back, still warm
-                answer = await around.coordinator.ask("edge0", task(3), SECONDS)
-                assert answer.facts["pid"] == devices["edge0"].pid
+                answer = await around.coordinator.request("edge0", task(3), SECONDS)
+                assert answer.header["pid"] == devices["edge0"].pid
             finally:
                 third.end()
 
     asyncio.run(run())
 
 
-def test_server_and_coordinator_get_new_keys_while_they_run(fleet, devices):
+def test_keys_of_server_and_coordinator_are_renewed_while_they_run(fleet, devices):
     async def run():
         async with over_nats(fleet) as around:
             await around.hears(*BOTH)
@@ -161,8 +163,8 @@ def test_server_and_coordinator_get_new_keys_while_they_run(fleet, devices):
             await asyncio.to_thread(fleet.renew)
             assert not {key.read_bytes() for key in keys} & set(before)
             for name in devices:
-                answer = await around.coordinator.ask(name, task(1), SECONDS)
-                assert answer.facts["pid"] == devices[name].pid
+                answer = await around.coordinator.request(name, task(1), SECONDS)
+                assert answer.header["pid"] == devices[name].pid
             await around.hears_nothing(0.1)
 
     asyncio.run(run())
@@ -170,29 +172,29 @@ def test_server_and_coordinator_get_new_keys_while_they_run(fleet, devices):
 
 def test_a_coordinator_that_dies_leaves_server_and_devices_in_place(tmp_path):
     folder = tmp_path / "fleet"
-    coordinator = _processes.Process(target=_start_and_wait, args=(folder,))
+    coordinator = processes.Process(target=_start_and_wait, args=(folder,))
     coordinator.start()
     while not (folder / "ready").exists():
         assert coordinator.is_alive()
         time.sleep(0.02)
-    fleet = Fleet.open(folder)
+    fleet = DeviceRegistry.open(folder)
     device = Device(folder / "devices" / "edge0")
     try:
         before = fleet.server.pid
         assert before is not None
         coordinator.kill()
         coordinator.join()
-        assert Fleet.open(folder).start_server().pid == before
+        assert DeviceRegistry.open(folder).start_server().pid == before
 
         async def resumed():
             link = await NatsCoordinatorLink.connect(fleet.coordinator_bundle)
             async with asyncio.timeout(SECONDS):
-                assert (await anext(link.presence())).what == "joined"
-            await link.ask("edge0", task(1), SECONDS)
+                assert (await anext(link.presence())).event == "joined"
+            await link.request("edge0", task(1), SECONDS)
             await link.close()
 
         asyncio.run(resumed())
-        asyncio.run(resumed())  # the second finds the device there, and must not wait for it to come
+        asyncio.run(resumed())  # the second finds the device there already
     finally:
         device.end()
         fleet.server.stop()

@@ -1,8 +1,8 @@
-"""A connection to the server that is kept: when it breaks, a new one is made, however long that takes.
+"""A lasting connection to the server: when it breaks, a new one is made, however long that takes.
 
-nats-py can reconnect by itself, but gives up for good after some errors (a key that is refused for the moment, say),
-and sends what was meant for the old connection over the new one. Here each connection is a fresh client, and who
-sends knows whether the server has it.
+nats-py can reconnect, too. But it gives up for good after some errors (a key that is refused for the moment, say), and
+sends messages meant for the old connection over the new one. Here each connection is a fresh client, and a sender knows
+whether the server has its message.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from taskedge.cooperation.fleet.bundle import Bundle
-from taskedge.cooperation.protocol.chunking import HEADER_BYTES, SHARE, parts
+from taskedge.cooperation.protocol.chunking import CHUNK_BYTES, HEADER_BYTES, split_message
+from taskedge.cooperation.transport.nats.bundle import Bundle
 from taskedge.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,47 +25,51 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
 
 PING_SECONDS = 2
-_LOST_PINGS = 15
-"""A pong may wait behind a large message on a slow line: the server, which pings too, notices a dead device sooner."""
+HERE_SECONDS = 2.0
+"""Seconds between a device's reports that it is there."""
+_MAX_OUTSTANDING_PINGS = 15
+"""A pong may wait behind a large message on a slow line. The server pings too, and notices a dead device sooner."""
 _CONNECT_SECONDS = 10
-_FIRST_WAIT, _LONGEST_WAIT = 0.05, 2.0
+_MIN_RETRY_SECONDS = 0.05
+_MAX_RETRY_SECONDS = 2.0
 _SEND_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
 
 
 class Connection:
-    """Keeps connected as ``bundle``'s name, with the same subscriptions each time."""
+    """A lasting connection under the name in a bundle, with the same subscriptions each time."""
 
     def __init__(
         self,
         bundle: Bundle,
         subscriptions: Mapping[str, Callable[[Client, Msg], Awaitable[None]]],
-        arrived: Callable[[Client], Awaitable[None]],
+        on_connect: Callable[[Client], Awaitable[None]],
     ) -> None:
-        """Does not connect yet: ``start`` does.
+        """Prepare a connection; :meth:`start` connects.
 
         Args:
-            subscriptions: what to call by subject, with the connection that the message came over.
-            arrived: called with each new connection, before anyone else may use it.
+            bundle: Name, keys and the server's address.
+            subscriptions: Callbacks by subject, called with the client that the message came over.
+            on_connect: Called with each new client, before anyone else may use it.
         """
-        _need()
-        self._bundle, self._subscriptions, self._arrived = bundle, subscriptions, arrived
+        _require_nats()
+        self._bundle, self._subscriptions, self._on_connect = bundle, subscriptions, on_connect
         self._client: Client | None = None
         self._subscribed: list[Subscription] = []
         self._changed = asyncio.Condition()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self.trouble: str | None = None
-        """Why there is no connection, in the server's or the system's words."""
+        """Why there is no connection: the server's or the system's message."""
 
     def start(self) -> None:
-        """Begins to connect, unless it has."""
+        """Begin to connect, unless begun already."""
         if self._task is None and not self._closed:
             self._task = asyncio.create_task(self._keep())
 
     async def client(self) -> Client:
-        """The connection, as soon as there is one."""
+        """Return the connected client, as soon as there is one."""
         self.start()
         async with self._changed:
             while self._client is None or self._client.is_closed:
@@ -77,7 +81,7 @@ class Connection:
             return self._client
 
     async def close(self) -> None:
-        """Ends it."""
+        """End the connection for good."""
         task, self._task, self._closed = self._task, None, True
         if task is not None:
             task.cancel()
@@ -85,27 +89,27 @@ class Connection:
                 await task
 
     async def send(self, subject: str, packed: bytes, reply: str = "") -> None:
-        """Sends a message in parts, and returns when the server has it; over the next connection if this one breaks.
+        """Send a message in chunks and return when the server has it. If the connection breaks, the next one is used.
 
         Raises:
-            MessageError: it is too large.
+            MessageError: The message is too large.
         """
         while True:
             client = await self.client()
             try:
-                for part in parts(packed, min(SHARE, client.max_payload - HEADER_BYTES)):
-                    await client.publish(subject, part, reply=reply)
-                    await self.round_trip(client)  # one part at a time, so that pings pass in between
+                for chunk in split_message(packed, min(CHUNK_BYTES, client.max_payload - HEADER_BYTES)):
+                    await client.publish(subject, chunk, reply=reply)
+                    await self.round_trip(client)  # one chunk at a time, so that pings pass in between
                 return
-            except _broken() as error:
-                self._note(error)
-                await _end(client)
+            except _connection_errors() as error:
+                self._note_trouble(error)
+                await _close(client)
 
     async def round_trip(self, client: Client) -> None:
-        """Returns when the server has all that was sent, and we have all that it sent before.
+        """Return when the server has everything sent so far, and everything it sent before has arrived here.
 
         Raises:
-            one of nats-py's errors: the connection broke.
+            nats.errors.Error: The connection broke.
         """
         import nats.errors
 
@@ -115,17 +119,17 @@ class Connection:
                 await asyncio.wait([flush], timeout=0.5)
                 if client.is_closed and not flush.done():
                     break
-            if client.is_closed:  # a flush returns without its round trip where nobody reads any more
+            if client.is_closed:  # a flush returns without its round trip if nobody reads any more
                 raise nats.errors.ConnectionClosedError
             flush.result()
         finally:
             flush.cancel()
 
     async def caught_up(self, client: Client) -> bool:
-        """Whether this connection still holds; all that came over it so far has then been dealt with."""
+        """Wait until every message that came over this client is handled, and return whether it is still connected."""
         try:
             await self.round_trip(client)
-        except _broken():
+        except _connection_errors():
             return False
         while any(subscription.pending_msgs for subscription in self._subscribed):
             await asyncio.sleep(0)
@@ -133,43 +137,43 @@ class Connection:
 
     async def _keep(self) -> None:
         try:
-            await self._keep_on()
+            await self._keep_connecting()
         finally:
-            await self._change(None)
+            await self._set_client(None)
 
-    async def _keep_on(self) -> None:
-        wait = _FIRST_WAIT
+    async def _keep_connecting(self) -> None:
+        wait = _MIN_RETRY_SECONDS
         while not self._closed:  # a cancellation may be lost inside the client's own waiting
             lost = asyncio.Event()
             try:
                 client = await self._connect(lost)
-            except (*_broken(), InputError) as error:  # type: ignore[misc]
-                self._note(error)
+            except (*_connection_errors(), InputError) as error:  # type: ignore[misc]
+                self._note_trouble(error)
                 if self._closed:
                     return
                 await asyncio.sleep(wait * random.uniform(0.5, 1))
-                wait = min(2 * wait, _LONGEST_WAIT)
+                wait = min(2 * wait, _MAX_RETRY_SECONDS)
                 continue
-            wait = _FIRST_WAIT
+            wait = _MIN_RETRY_SECONDS
             self.trouble = None
             try:
-                await self._change(client)
+                await self._set_client(client)
                 # an error while it closes may lose the event
                 while not (lost.is_set() or client.is_closed or self._closed):
                     with suppress(TimeoutError):
                         await asyncio.wait_for(lost.wait(), 0.5)
             finally:
-                await self._change(None)
-                await _end(client)
+                await self._set_client(None)
+                await _close(client)
             self.trouble = self.trouble or "the connection was lost"
 
     async def _connect(self, lost: asyncio.Event) -> Client:
         from nats.aio.client import Client
 
-        async def error(trouble: Exception) -> None:
-            self._note(trouble)
+        async def on_error(error: Exception) -> None:
+            self._note_trouble(error)
 
-        async def closed() -> None:
+        async def on_closed() -> None:
             lost.set()
 
         client = Client()
@@ -177,59 +181,59 @@ class Connection:
             await client.connect(
                 self._bundle.server,
                 name=self._bundle.name,
-                tls=self._bundle.tls(),  # anew each time: the bundle may have been renewed
+                tls=self._bundle.tls(),  # read each time: the bundle may have been renewed
                 tls_handshake_first=True,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=_CONNECT_SECONDS,
                 ping_interval=PING_SECONDS,
-                max_outstanding_pings=_LOST_PINGS,
-                error_cb=error,
-                closed_cb=closed,
+                max_outstanding_pings=_MAX_OUTSTANDING_PINGS,
+                error_cb=on_error,
+                closed_cb=on_closed,
             )
             self._subscribed.clear()
-            for subject, called in self._subscriptions.items():
-                self._subscribed.append(await client.subscribe(subject, cb=partial(called, client)))
-            await self._arrived(client)
+            for subject, callback in self._subscriptions.items():
+                self._subscribed.append(await client.subscribe(subject, cb=partial(callback, client)))
+            await self._on_connect(client)
             await self.round_trip(client)
         except BaseException:
-            await _end(client)
+            await _close(client)
             raise
         return client
 
-    async def _change(self, client: Client | None) -> None:
+    async def _set_client(self, client: Client | None) -> None:
         async with self._changed:
             self._client = client
             self._changed.notify_all()
 
-    def _note(self, error: BaseException) -> None:
-        said = f"{self._bundle.server}: {str(error) or type(error).__name__}"
-        if said != self.trouble:
-            log.info("%s at %s", self._bundle.name, said)
-        self.trouble = said
+    def _note_trouble(self, error: BaseException) -> None:
+        trouble = f"{self._bundle.server}: {str(error) or type(error).__name__}"
+        if trouble != self.trouble:
+            log.info("%s at %s", self._bundle.name, trouble)
+        self.trouble = trouble
 
 
-async def _end(client: Client) -> None:
+async def _close(client: Client) -> None:
     with suppress(Exception):
         await asyncio.wait_for(client.close(), 1)
 
 
-def _broken() -> tuple[type[BaseException], ...]:
-    """What may be raised where a connection cannot be made or breaks: all worth another try."""
+def _connection_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors of a connection that cannot be made or breaks. All are worth another try."""
     import nats.errors
 
     return (OSError, TimeoutError, nats.errors.Error)
 
 
-def _need() -> None:
+def _require_nats() -> None:
     try:
         import nats  # noqa: F401
     except ImportError:
         raise InputError("cooperating needs the package 'nats-py': pip install 'taskedge[device]'") from None
-    # nats-py makes its TLS streams in a way that asyncio remarks on each time the server closes one.
-    logging.getLogger("asyncio").addFilter(_no_remark)
+    # asyncio logs a warning about nats-py's TLS streams each time the server closes one.
+    logging.getLogger("asyncio").addFilter(_drop_eof_warning)
 
 
-def _no_remark(record: logging.LogRecord) -> bool:
+def _drop_eof_warning(record: logging.LogRecord) -> bool:
     return "returning true from eof_received()" not in record.getMessage()

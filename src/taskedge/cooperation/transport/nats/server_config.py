@@ -1,16 +1,16 @@
-"""What the NATS server is told: who may connect, and what each one may say and hear.
+"""The NATS server's configuration: who may connect, and which subjects each one may publish and subscribe to.
 
 Subjects, for a device ``edge0``:
 
-    taskedge.task.edge0            coordinator to device: a task, its answer's subject as the reply
-    taskedge.who                   coordinator to all: say that you are there
-    taskedge.up.edge0.here         device: I am there
-    taskedge.up.edge0.say.ID       device: something unasked
+    taskedge.task.edge0            coordinator to device: a task, with its answer's subject as the reply
+    taskedge.who                   coordinator to all: report that you are there
+    taskedge.up.edge0.here         device: the report
+    taskedge.up.edge0.say.ID       device: a message without a request
     taskedge.up.edge0.answer.ID    device: the answer to the task with this id
 
-A device hears its own tasks and ``who``, and speaks below its own name; the server enforces both, so the subject that
-a message came on proves its sender. Answers go to a subject of the device's own and not to a reply inbox: a device
-that reconnected in the meantime may still answer, nobody else can, and no other device can read it.
+A device subscribes to its own tasks and ``who``, and publishes below its own name. The server enforces both, so the
+subject of a message proves its sender. Answers go to a subject of the device and not to a reply inbox: a device that
+reconnected in the meantime can still answer, no other device can, and no other device can read the answer.
 """
 
 from __future__ import annotations
@@ -23,35 +23,39 @@ from typing import Any
 PREFIX = "taskedge"
 WHO = f"{PREFIX}.who"
 GONE = "$SYS.ACCOUNT.FLEET.DISCONNECT"
-"""What the server itself says when a connection ends."""
+"""Subject of the server's own events when a connection ends."""
 MAX_PAYLOAD = 8 * 2**20
 OLDEST_SERVER = (2, 10, 4)
-"""The first that can begin with TLS, before it has said anything in plain text."""
+"""The first version that can begin with TLS, before it sends anything in plain text."""
 
 
 def task_subject(device: str) -> str:
-    """Where a device hears its tasks."""
+    """Return the subject of a device's tasks."""
     return f"{PREFIX}.task.{device}"
 
 
 def up_subject(device: str, *rest: str) -> str:
-    """Where a device speaks."""
+    """Return a subject that a device publishes on."""
     return ".".join((f"{PREFIX}.up", device, *rest))
 
 
 def server_config(
     folder: Path, *, name: str, listen: str, port: int, coordinator: str, devices: Mapping[str, str]
 ) -> str:
-    """The server's configuration file, for the fleet whose keys are in ``folder``.
+    """Return the text of the server's configuration file.
 
     Args:
-        coordinator: the subject of its certificate.
-        devices: subject of the certificate by name; whoever is not listed cannot connect.
+        folder: The fleet's folder, with the server's keys.
+        name: Of the server.
+        listen: Address that it listens on.
+        port: Port that it listens on.
+        coordinator: Subject of the coordinator's certificate.
+        devices: Subject of the certificate by device name. Only these devices can connect.
     """
     folder = folder.resolve()
-    users = [_user(coordinator, hears=[up_subject("*", ">"), GONE], says=[task_subject("*"), WHO])]
+    users = [_user(coordinator, subscribe=[up_subject("*", ">"), GONE], publish=[task_subject("*"), WHO])]
     users += [
-        _user(subject, hears=[task_subject(device), WHO], says=[up_subject(device, ">")])
+        _user(subject, subscribe=[task_subject(device), WHO], publish=[up_subject(device, ">")])
         for device, subject in sorted(devices.items())
     ]
     config: dict[str, Any] = {
@@ -63,7 +67,7 @@ def server_config(
         "logfile_size_limit": 16 * 2**20,
         "logfile_max_num": 2,
         "max_payload": MAX_PAYLOAD,
-        "max_pending": 128 * 2**20,  # the largest message, in parts, may wait for a slow device
+        "max_pending": 128 * 2**20,  # the largest message, in chunks, may wait for a slow device
         "write_deadline": "30s",
         "ping_interval": "2s",
         "ping_max": 2,
@@ -72,7 +76,7 @@ def server_config(
             "key_file": str(folder / "server.key"),
             "ca_file": str(folder / "authority.pem"),
             "verify_and_map": True,
-            # Else the server speaks first, in plain text, and whoever sits between can talk the client out of TLS.
+            # Otherwise the server sends plain text first, and a man in the middle can make the client skip TLS.
             "handshake_first": True,
             "timeout": 10,
         },
@@ -87,5 +91,5 @@ def server_config(
     )
 
 
-def _user(subject: str, *, hears: list[str], says: list[str]) -> dict[str, Any]:
-    return {"user": subject, "permissions": {"subscribe": hears, "publish": says}}
+def _user(subject: str, *, subscribe: list[str], publish: list[str]) -> dict[str, Any]:
+    return {"user": subject, "permissions": {"subscribe": subscribe, "publish": publish}}

@@ -1,4 +1,4 @@
-"""The folder that lets its holder take part in a fleet: copy it to the device, and that is all.
+"""The folder that lets its holder take part in a fleet. Copying it to the device is all that a device needs.
 
 ``key.pem`` (0600), ``certificate.pem``, ``authority.pem`` and ``fleet.json`` with the server's address and the name.
 """
@@ -10,16 +10,15 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskedge.cooperation.fleet.certificates import Identity
 from taskedge.errors import InputError
-from taskedge.io.atomic import write_aside
+from taskedge.io.atomic import atomic_folder, write_atomic
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """Who one is in a fleet, and where its server is."""
+    """An identity in a fleet, and the address of the fleet's server."""
 
     folder: Path
     fleet: str
@@ -29,38 +28,38 @@ class Bundle:
     """``tls://host:port``."""
 
     @classmethod
-    def write(cls, folder: Path, *, fleet: str, name: str, server: str, identity: Identity, ca: bytes) -> Bundle:
-        """Writes the folder (0700), which must not exist; the files in it are whole when it has its name."""
-        aside = folder.with_name(f".{folder.name}.aside")
-        aside.mkdir(mode=0o700, exist_ok=True)
-        facts = {"format": _FORMAT, "fleet": fleet, "name": name, "server": server}
-        write_aside(aside / "key.pem", identity.key, private=True)
-        write_aside(aside / "certificate.pem", identity.certificate)
-        write_aside(aside / "authority.pem", ca)
-        write_aside(aside / "fleet.json", (json.dumps(facts, indent=1) + "\n").encode())
-        aside.rename(folder)
+    def write(
+        cls, folder: Path, *, fleet: str, name: str, server: str, key: bytes, certificate: bytes, authority: bytes
+    ) -> Bundle:
+        """Write the folder (0700) atomically; an existing one is replaced. Keys and certificates are PEM."""
+        fields = {"format": _FORMAT, "fleet": fleet, "name": name, "server": server}
+        with atomic_folder(folder, private=True) as tmp:
+            write_atomic(tmp / "key.pem", key, private=True)
+            write_atomic(tmp / "certificate.pem", certificate)
+            write_atomic(tmp / "authority.pem", authority)
+            write_atomic(tmp / "fleet.json", (json.dumps(fields, indent=1) + "\n").encode())
         return cls(folder, fleet, name, server)
 
     @classmethod
     def open(cls, folder: Path) -> Bundle:
-        """Reads a folder.
+        """Read a folder.
 
         Raises:
-            InputError: it is no bundle, a file is missing, or others can read its key.
+            InputError: It is no bundle, a file is missing, or other users can read its key.
         """
         path = folder / "fleet.json"
         try:
-            facts = json.loads(path.read_bytes())
-            bundle = cls(folder, str(facts["fleet"]), str(facts["name"]), str(facts["server"]))
-            known = facts["format"] == _FORMAT
+            fields = json.loads(path.read_bytes())
+            bundle = cls(folder, str(fields["fleet"]), str(fields["name"]), str(fields["server"]))
+            is_known_format = fields["format"] == _FORMAT
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}): name the folder that `taskedge cooperate enrol` made"
             ) from None
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{path}: is no fleet.json of a bundle: copy the folder again") from None
-        if not known:
-            raise InputError(f"{path}: format {facts['format']!r}, this version reads {_FORMAT}: update taskedge")
+        if not is_known_format:
+            raise InputError(f"{path}: format {fields['format']!r}, this version reads {_FORMAT}: update taskedge")
         for name in ("key.pem", "certificate.pem", "authority.pem"):
             if not (folder / name).is_file():
                 raise InputError(f"{folder / name}: is missing: copy the whole folder")
@@ -69,10 +68,10 @@ class Bundle:
         return bundle
 
     def tls(self) -> ssl.SSLContext:
-        """How to connect: as this bundle's name, and only to a server that the fleet's authority signed.
+        """Return TLS settings to connect under this name, and only to a server that the fleet's authority signed.
 
         Raises:
-            InputError: key and certificate are damaged or do not belong together.
+            InputError: Key and certificate are damaged or do not belong together.
         """
         try:
             context = ssl.create_default_context(cafile=str(self.folder / "authority.pem"))

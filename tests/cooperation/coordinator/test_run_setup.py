@@ -1,0 +1,76 @@
+"""What is settled before the first round: fit devices, requests, the support, and the initial state."""
+
+import dataclasses
+
+import pytest
+import tiny_fleet
+import torch
+
+import taskedge as te
+from taskedge.cooperation.coordinator.run_setup import RunSetup
+from taskedge.cooperation.device.device import Device
+from taskedge.cooperation.protocol.device_info import DeviceInfo
+from taskedge.cooperation.protocol.message import Message, MessageError
+from taskedge.cooperation.protocol.payloads import decode_support
+from taskedge.errors import InputError
+
+
+def setup_of(labels=("no", "yes"), **settings):
+    return RunSetup(tiny_fleet.model(), tiny_fleet.settings(**settings), labels=labels)
+
+
+def test_a_device_needs_the_same_base_and_labels_and_no_more():
+    setup = setup_of()
+    info = DeviceInfo(setup.base_digest, ("no", "yes"), 3, 1e9, None, "", None)
+    assert setup.unfit_reason(info) == ""
+    assert "another base (x, not" in setup.unfit_reason(dataclasses.replace(info, base="x"))
+    assert setup.unfit_reason(dataclasses.replace(info, labels=("yes", "no"))) == (
+        "its labels are ['yes', 'no'], not ['no', 'yes']"
+    )
+
+
+def test_the_head_is_not_part_of_the_base():
+    assert setup_of().base_digest == RunSetup(tiny_fleet.model(seed=9), tiny_fleet.settings()).base_digest
+    assert setup_of().full_parameters == ["classifier.weight", "classifier.bias"]
+
+
+@pytest.mark.parametrize(("calibration", "devices", "batches"), [(8, 4, 2), (8, 3, 3), (1, 5, 1)])
+def test_devices_share_the_calibration_batches(calibration, devices, batches):
+    setup = setup_of(calibration=calibration)
+    request = setup.statistics_request("d0", devices)
+    assert (request.kind, request.header["batches"], request.header["batch_size"]) == ("statistics", batches, 4)
+    assert request.header["seed"] != setup.statistics_request("d1", devices).header["seed"]
+
+
+def test_a_rule_that_needs_gradients_is_refused():
+    with pytest.raises(InputError, match="'gradient' looks at gradients, and devices send sums over inputs only"):
+        setup_of(rule="gradient")
+
+
+def test_statistics_of_another_model_are_refused():
+    with pytest.raises(MessageError):
+        setup_of().read_statistics_answer(Message("statistics", {"linears": {"x": ["x", 1]}}))
+
+
+def test_the_install_message_brings_a_device_to_the_initial_state():
+    import asyncio
+
+    setup = setup_of(labels=(), blocks=2)
+    support = te.select(setup.model, rule="magnitude", per_neuron=1)
+    state, planner = setup.install_support(support)
+    assert setup.install_support(support)[0].values.keys() == state.values.keys()  # a second time changes nothing
+    assert planner.table.payload_values.tolist() == [
+        sum(state.values[name].numel() for name in names) for names in state.blocks.names[1:]
+    ]
+    message = setup.install_message("r", support, state)
+    assert (message.header["run"], message.header["step"], message.header["sizes"]) == ("r", "plain", [2, 2])
+    assert decode_support(message.header["support"], message.tensors).num_entries == support.num_entries
+    training = tiny_fleet.training()
+    assert asyncio.run(Device(None, training).answer(message, arrived=0.0)).kind == "installed"
+    assert training.blocks == state.blocks
+    assert all(torch.equal(training.values[name], value) for name, value in state.values.items())
+
+
+def test_rows_hold_as_many_tokens_as_the_model_has_positions():
+    assert setup_of().max_tokens == 24
+    assert RunSetup(tiny_fleet.model(), tiny_fleet.settings(), max_tokens=7).max_tokens == 7

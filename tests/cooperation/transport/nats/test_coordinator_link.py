@@ -1,0 +1,148 @@
+"""The coordinator's link refuses bad answers, sends undelivered tasks again, and notices silent devices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+pytest.importorskip("nats", reason="needs the extra 'fleet'")
+pytest.importorskip("cryptography", reason="needs the extra 'fleet'")
+
+from bare_clients import BareClient, bundle_of, with_other_server
+from linked_fleets import SECONDS, over_nats, started
+
+from taskedge.cooperation.protocol.chunking import split_message
+from taskedge.cooperation.protocol.message import Message, MessageError
+from taskedge.cooperation.transport.links import NoAnswer
+from taskedge.cooperation.transport.nats.coordinator_link import NatsCoordinatorLink
+from taskedge.cooperation.transport.nats.server import free_port
+from taskedge.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory):
+    fleet, server = started(tmp_path_factory.mktemp("coordinator") / "fleet", "edge0", "edge1")
+    yield fleet
+    server.stop()
+
+
+def test_an_answer_of_another_device_is_not_taken(fleet):
+    """A device that guesses the token of a request can still answer only under its own name."""
+
+    async def run():
+        edge0, edge1 = BareClient(bundle_of(fleet, "edge0")), BareClient(bundle_of(fleet, "edge1"))
+        async with over_nats(fleet) as around, edge0 as asked, edge1 as forger:
+            await asked.subscribe("taskedge.task.edge0")
+            await asked.report()
+            await around.hears(("edge0", "joined"))
+            waiting = asyncio.create_task(around.coordinator.request("edge0", Message("task"), 0.5))
+            await asked.received_some()
+            forged = asked.received[0].reply.replace("edge0", "edge1")
+            await forger.publish(forged, next(split_message(Message("forged").pack())))
+            with pytest.raises(NoAnswer):
+                await waiting
+            assert around.coordinator.traffic("edge1")[1].messages == {"late": 1}
+
+    asyncio.run(run())
+
+
+def bad_answers() -> dict[str, list[bytes]]:
+    good = list(split_message(Message("answer", {"x": "y" * 100}).pack(), 40))
+    damaged = good[-1][:-1] + bytes([good[-1][-1] ^ 1])
+    oversize = good[0][:11] + (65 * 2**20).to_bytes(8, "little") + good[0][19:]
+    return {
+        "out of order": [good[0], good[2]],
+        "repeated": [good[0], good[1], good[1]],
+        "the first is missing": [good[1]],
+        "damaged": [*good[:-1], damaged],
+        "announces too much": [oversize],
+        "no chunk": [b"noise"],
+        "pickle": [next(split_message(b"\x80\x04cos\nsystem\n."))],
+    }
+
+
+@pytest.mark.parametrize("how", bad_answers())
+def test_a_bad_answer_is_refused_and_the_next_is_taken(fleet, how):
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge0")) as device:
+            await device.subscribe("taskedge.task.edge0")
+            await device.report()
+            await around.hears(("edge0", "joined"))
+            for answers in (bad_answers()[how], list(split_message(Message("answer").pack(), 10))):
+                device.received.clear()
+                waiting = asyncio.create_task(around.coordinator.request("edge0", Message("task"), SECONDS))
+                await device.received_some()
+                for chunk in answers:
+                    await device.publish(device.received[0].reply, chunk)
+                if answers == bad_answers()[how]:
+                    with pytest.raises(MessageError):
+                        await waiting
+                    assert around.coordinator.traffic("edge0")[1].messages["refused"] == 1
+                else:
+                    assert (await waiting).kind == "answer"
+
+    asyncio.run(run())
+
+
+def test_an_undelivered_task_is_sent_again(fleet):
+    """A device that reconnects may get a task after its report and before it subscribes."""
+
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge0")) as device:
+            await device.report()
+            await around.hears(("edge0", "joined"))
+            waiting = asyncio.create_task(around.coordinator.request("edge0", Message("task"), SECONDS))
+            await asyncio.sleep(0.2)
+            assert not waiting.done()
+            await device.subscribe("taskedge.task.edge0")
+            await device.report()
+            await device.received_some()
+            await device.publish(device.received[0].reply, next(split_message(Message("answer").pack())))
+            assert (await waiting).kind == "answer"
+
+    asyncio.run(run())
+
+
+def test_the_late_end_of_a_replaced_connection_changes_nothing(fleet):
+    async def run():
+        async with over_nats(fleet) as around:
+            first = await BareClient(bundle_of(fleet, "edge0")).__aenter__()
+            await first.report()
+            await around.hears(("edge0", "joined"))
+            async with BareClient(bundle_of(fleet, "edge0")) as second:  # the same process, over a new connection
+                await second.report()
+                async with asyncio.timeout(SECONDS):  # messages of two connections arrive in any order
+                    while around.coordinator.traffic("edge0")[1].messages["here"] < 2:
+                        await asyncio.sleep(0.01)
+                await first.client.close()
+                await around.hears_nothing(0.3)
+            await around.hears(("edge0", "left"))
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+def test_a_device_that_falls_silent_is_gone(fleet, monkeypatch):
+    """As with a cut line: the server still takes the connection for open."""
+    monkeypatch.setattr("taskedge.cooperation.transport.nats.coordinator_link.HERE_SECONDS", 0.3)
+    monkeypatch.setattr("taskedge.cooperation.transport.nats.device_link.HERE_SECONDS", 0.3)
+    monkeypatch.setattr("taskedge.cooperation.transport.nats.coordinator_link.GONE_SECONDS", 1.0)
+
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge0")) as silent:
+            around.device("edge1")
+            await silent.report()
+            await around.hears(("edge0", "joined"), ("edge1", "joined"))
+            await around.hears(("edge0", "left"))
+            await around.hears_nothing(1.2)  # a device that reports stays
+            await silent.report()
+            await around.hears(("edge0", "joined"))
+
+    asyncio.run(run())
+
+
+def test_a_missing_server_is_reported(fleet, tmp_path):
+    bundle = with_other_server(fleet, tmp_path / "edge0", free_port())
+    with pytest.raises(InputError, match=r"no connection to the server .*127\.0\.0\.1.*is it running"):
+        asyncio.run(NatsCoordinatorLink.connect(bundle, seconds=0.3))
