@@ -88,5 +88,5 @@ def taskedge(capsys):
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
     """Predictions time one pass: what is timed decides no test."""
-    monkeypatch.setattr("taskedge.training.memory.profiler.BRIEF", 0.0)
-    monkeypatch.setattr("taskedge.training.memory.measure_step.LONG", 0.0)
+    monkeypatch.setattr("taskedge.training.memory.profiler.BRIEF_PASS_SECONDS", 0.0)
+    monkeypatch.setattr("taskedge.training.memory.measure_step.LONG_PASS_SECONDS", 0.0)

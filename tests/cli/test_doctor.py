@@ -7,7 +7,7 @@ import json
 import torch
 
 from taskedge.forms import kernels
-from taskedge.profiling import health
+from taskedge.profiling import doctor
 
 
 def test_it_passes_here(taskedge):
@@ -19,7 +19,7 @@ def test_it_passes_here(taskedge):
 
 
 def test_numba_hidden(taskedge, monkeypatch):
-    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "serves", lambda self, grad_output, columns, index: False)
+    monkeypatch.setattr(type(kernels.KERNELS["numba"]), "supports", lambda self, grad_output, columns, index: False)
     ended = taskedge("doctor", "--json")
     assert ended.code == 0
     kernel = next(finding for finding in json.loads(ended.out) if finding["subject"] == "kernel")
@@ -28,7 +28,7 @@ def test_numba_hidden(taskedge, monkeypatch):
 
 
 def test_broken_arithmetic(taskedge, monkeypatch):
-    monkeypatch.setattr(health, "entry_gradient", lambda dy, x, index: torch.zeros(len(index.rows)))
+    monkeypatch.setattr(doctor, "entry_gradient", lambda dy, x, index: torch.zeros(len(index.rows)))
     ended = taskedge("doctor")
     assert ended.code == 2
     assert "broken gradients" in ended.out

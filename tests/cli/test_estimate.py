@@ -1,4 +1,4 @@
-"""``taskedge estimate`` and ``taskedge tune --memory``: what is predicted, chosen, refused and recorded."""
+"""``taskedge estimate`` and ``taskedge tune --memory``: predictions, decisions, refusals and records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLENTY = "100GB"
 
 
 def flags(changes):
-    """Of a run that takes a way by hand."""
+    """Return the flags of a run with these settings."""
     return [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
@@ -23,16 +23,19 @@ def estimating(task, *more):
     return ["estimate", *tuning(task, *more)[1:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given", [[], ["--micro-batch", 4], ["--recompute", "blocks"], ["--form", "sparse_lora", "--rank", 2]], ids=str
 )
-def test_a_run_within_a_budget_ends_with_the_bits_of_the_same_way_by_hand(taskedge, task, here, given):
+def test_a_run_within_a_budget_has_the_bits_of_its_configuration_by_hand(taskedge, task, here, given):
     ended = taskedge(*tuning(task, *given, "--memory", PLENTY, "--eval", task / "eval.csv", "--json"))
     assert ended.code == 0, ended.err
     done = json.loads(ended.out)
-    way = done["predicted"]["changes"]
-    way = {name: value for name, value in way.items() if f"--{name.replace('_', '-')}" not in given}
-    by_hand = taskedge(*tuning(task, *given, *flags(way), "--out", "by-hand", "--eval", task / "eval.csv", "--json"))
+    changes = done["predicted"]["changes"]
+    changes = {name: value for name, value in changes.items() if f"--{name.replace('_', '-')}" not in given}
+    by_hand = taskedge(
+        *tuning(task, *given, *flags(changes), "--out", "by-hand", "--eval", task / "eval.csv", "--json")
+    )
     assert by_hand.code == 0, by_hand.err
     assert json.loads(by_hand.out)["quality"] == done["quality"]
     one, other = te.load(here / "task.safetensors"), te.load(here / "by-hand")
@@ -40,15 +43,16 @@ def test_a_run_within_a_budget_ends_with_the_bits_of_the_same_way_by_hand(tasked
     for name, linear in one.linears.items():
         assert torch.equal(linear.columns, other.linears[name].columns)
         assert torch.equal(linear.values, other.linears[name].values)
-    for name, tensor in one.whole.items():
-        assert torch.equal(tensor, other.whole[name])
+    for name, tensor in one.full_parameters.items():
+        assert torch.equal(tensor, other.full_parameters[name])
 
 
-def test_what_was_predicted_and_observed_is_said_and_recorded(taskedge, task, here):
+@pytest.mark.slow
+def test_predicted_and_observed_figures_are_printed_and_recorded(taskedge, task, here):
     ended = taskedge(*tuning(task, "--memory", PLENTY))
     assert ended.code == 0
     assert "predicted peak memory " in ended.err
-    for kind in ("base ", "entries and optimiser ", "head ", "kept for the backward pass ", "temporary "):
+    for kind in ("base ", "entries and optimizer ", "head ", "kept for the backward pass ", "temporary "):
         assert kind in ended.err
     assert "s a step, 12 steps" in ended.err
     assert ended.err.index("predicted peak") < ended.err.index("training 124 entries")
@@ -64,8 +68,9 @@ def test_what_was_predicted_and_observed_is_said_and_recorded(taskedge, task, he
     assert snapshot(here).keys() == {"task.safetensors"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [tuning, estimating])
-def test_what_fits_nowhere_is_refused_before_anything_is_written(taskedge, task, here, verb):
+def test_a_budget_that_nothing_fits_is_refused_before_anything_is_written(taskedge, task, here, verb):
     ended = taskedge(*verb(task, "--memory", "1MB"))
     assert ended.code == 3
     assert "taskedge: --memory 1MB: nothing fits: " in ended.err
@@ -74,8 +79,9 @@ def test_what_fits_nowhere_is_refused_before_anything_is_written(taskedge, task,
     assert snapshot(here) == {}
 
 
+@pytest.mark.slow
 def test_no_process_is_larger_than_its_budget(task, here):
-    """A fresh process for each budget: what is refused names one that does."""
+    """A refusal names a budget that is enough; each budget has a fresh process."""
     code, budgets = 3, ["300MB"]
     while code == 3 and len(budgets) < 4:
         ended = forked(tuning(task, "--memory", budgets[-1], "--json"))
@@ -88,36 +94,38 @@ def test_no_process_is_larger_than_its_budget(task, here):
     assert done["predicted"]["needed"] <= int(budgets[-1].removesuffix("MB")) * 10**6
 
 
-def test_the_ladder_as_a_table_and_as_json(taskedge, task, here):
+@pytest.mark.slow
+def test_costs_as_a_table_and_as_json(taskedge, task, here):
     shown = taskedge(*estimating(task, "--memory", PLENTY))
     assert shown.code == 0, shown.err
     first, *rows = shown.out.split("\n\n")[0].splitlines()
-    assert first.split() == ["way", "peak", "above", "idle", "give", "--memory", "step", "run"]
+    assert first.split() == ["configuration", "peak", "above", "idle", "give", "--memory", "step", "run"]
     assert sum(row.endswith("chosen") for row in rows) == 1
     assert next(row.split("  ")[0] for row in rows if row.endswith("not allowed")) == "depth 1"
     found = json.loads(taskedge(*estimating(task, "--json")).out)
     assert found["chosen"] is None
-    assert [way["way"] for way in found["ladder"]] == [row.split("  ")[0] for row in rows]
+    assert [cost["config"] for cost in found["costs"]] == [row.split("  ")[0] for row in rows]
     assert snapshot(here) == {}
 
 
-def test_a_resumed_run_goes_on_the_way_on_which_it_began(taskedge, task, here, monkeypatch):
+@pytest.mark.slow
+def test_a_resumed_run_keeps_its_configuration(taskedge, task, here, monkeypatch):
     words = tuning(task, "--memory", PLENTY, "--checkpoint-every", 2)
-    whole = taskedge(*words, "--out", "whole")
-    assert whole.code == 0, whole.err
 
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "fit", interrupted)
+        patch.setattr(tune, "train", interrupted)
         assert taskedge(*words).code == 130
     chosen = json.loads((here / "task.safetensors.run" / "memory.json").read_text())
+    whole = taskedge(*tuning(task, *flags(chosen["changes"]), "--out", "whole"))
+    assert whole.code == 0, whole.err
     refused = taskedge(*tuning(task, "--memory", "1MB", "--resume"))
     assert refused.code == 3
     assert "the interrupted run needs" in refused.err
     with monkeypatch.context() as patch:
-        patch.setattr(tune, "within", lambda *_: pytest.fail("measured again"))
+        patch.setattr(tune, "choose_within_budget", lambda *_: pytest.fail("measured again"))
         ended = taskedge(*words, "--resume", "--json")
     assert ended.code == 0, ended.err
     assert json.loads(ended.out)["predicted"] == chosen
@@ -128,8 +136,8 @@ def test_a_resumed_run_goes_on_the_way_on_which_it_began(taskedge, task, here, m
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--memory", "much"], "--memory: 'much' is no size of memory: write 600MB"),
-        (["--allow", "dept"], "--allow: unknown way to allow 'dept'; did you mean 'depth'?"),
+        (["--memory", "much"], "--memory: 'much' is not a size of memory: write 600MB"),
+        (["--allow", "dept"], "--allow: unknown option to allow 'dept'; did you mean 'depth'?"),
         (["--memory", "1GB", "--regrow", "2"], "leave out --memory"),
     ],
 )

@@ -39,8 +39,8 @@ def test_one_class_may_be_all_there_is(taskedge, tuned, here):
         (["DELTA", "--data", "meh.csv"], "meh.csv, row 2: the label 'meh' does not occur in training"),
         (["DELTA", "--data", "nothere.csv"], "no file nothere.csv"),
         (["nothere", "--data", "meh.csv"], "nothere: cannot be read (No such file or directory)"),
-        (["meh.csv", "--data", "meh.csv"], "meh.csv: not a whole safetensors file"),
-        (["TASK/base/model.safetensors", "--data", "meh.csv"], "not a delta: it carries no taskedge manifest"),
+        (["meh.csv", "--data", "meh.csv"], "meh.csv: the delta is damaged (not a whole safetensors file"),
+        (["TASK/base/model.safetensors", "--data", "meh.csv"], "not a delta: it has no metadata 'taskedge'"),
         (["DELTA", "--data", "TASK/eval.csv", "--model", "TASK/other"], "wrong base: 1"),
         (["DELTA", "--data", "TASK/eval.csv", "--model", "TASK/gpt2", "--force"], "wrong base: the model (GPT2"),
         (["DELTA", "--data", "TASK/eval.csv", "--model", "./no"], "./no: no such folder"),
@@ -63,4 +63,7 @@ def test_mistakes(taskedge, tuned, task, here, arguments, told):
 def test_a_wrong_base_by_force(taskedge, tuned, task):
     ended = taskedge("eval", tuned[0], "--data", task / "eval.csv", "--model", task / "other", "--force", "--json")
     assert ended.code == 0
-    assert json.loads(ended.out)["rows"] == 40
+    measures = json.loads(ended.out)
+    assert measures["rows"] == 40
+    assert measures["forced"] == "11 of 11 linears hold other values than the delta's base"
+    assert "forced: 11 of 11 linears hold other values than the delta's base" in ended.err

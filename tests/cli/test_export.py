@@ -10,7 +10,7 @@ import torch
 import transformers
 from tiny_task import snapshot, tuning
 
-from taskedge.delta.load_with_delta import load_applied
+from taskedge.delta.load_with_delta import load_with_delta
 
 TEXTS = ["the film was good", "bad", "never so long a night"]
 
@@ -22,7 +22,7 @@ def logits(model, tokenizer):
 
 
 def assert_ours(model, delta):
-    applied, _ = load_applied(delta)
+    applied, _ = load_with_delta(delta)
     difference = logits(model, applied.tokenizer) - logits(applied.model, applied.tokenizer)
     assert difference.abs().max() <= 1e-5
 
@@ -50,7 +50,7 @@ def test_gpt2_goes_as_lora(taskedge, task, here):
     assert_ours(peft.PeftModel.from_pretrained(base, "adapter"), here / "task.safetensors")
     ended = taskedge("export", "task.safetensors", "--to", "peft", "--peft-type", "shira", "--out", "other")
     assert ended.code == 2
-    assert "peft takes nn.Linear only there" in ended.err
+    assert "this type supports nn.Linear only" in ended.err
 
 
 def test_merged_is_merge(taskedge, tuned, here):
@@ -78,9 +78,11 @@ def test_what_is_refused(taskedge, tuned, task, here):
         (["none.safetensors", "--to", "peft", "--out", "x"], "none.safetensors: cannot be read"),
         ([tuned[0], "--to", "peft", "--out", "mine"], "mine exists: name another folder with --out"),
         ([tuned[0], "--to", "patch", "--out", "file"], "file exists: name another file with --out"),
-        ([tuned[0], "--to", "peft", "--out", "mine", "--force"], "mine is there and is no adapter folder"),
-        ([tuned[0], "--to", "patch", "--out", "mine", "--force"], "mine is there and is no file"),
-        ([tuned[0], "--to", "patch", "--out", "no/folder/x"], "name a folder that exists"),
+        ([tuned[0], "--to", "peft", "--out", "mine", "--replace"], "mine exists and is not an adapter folder"),
+        ([tuned[0], "--to", "patch", "--out", "mine", "--replace"], "mine exists and is not a file"),
+        ([tuned[0], "--to", "patch", "--out", "file", "--force"], "or replace it with --replace (--force skips"),
+        ([tuned[0], "--to", "patch", "--out", "no/folder/x"], "there is no folder no/folder: make it"),
+        ([tuned[0], "--to", "peft", "--out", "no/folder/x"], "there is no folder no/folder: make it"),
         ([tuned[0], "--to", "peft", "--out", "x", "--model", task / "other"], "wrong base"),
         ([tuned[0], "--to", "onnx", "--out", "x"], "unknown export 'onnx' (known: merged, patch, peft)"),
         (
@@ -96,9 +98,22 @@ def test_what_is_refused(taskedge, tuned, task, here):
 
 
 def test_force_applies_to_another_base(taskedge, tuned, task, here):
-    assert taskedge("export", tuned[0], "--to", "peft", "--out", "x", "--model", task / "other", "--force").code == 0
+    ended = taskedge("export", tuned[0], "--to", "peft", "--out", "x", "--model", task / "other", "--force", "--json")
+    assert ended.code == 0
+    assert json.loads(ended.out)["forced"] == "11 of 11 linears hold other values than the delta's base"
+    assert "forced: 11 of 11 linears hold other values than the delta's base" in ended.err
     config = json.loads((here / "x" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(task / "other")
+
+
+def test_a_link_to_a_file_stays_one(taskedge, tuned, here):
+    (here / "deep").mkdir()
+    (here / "deep" / "patch").write_text("old")
+    (here / "link").symlink_to("deep/patch")
+    assert taskedge("export", tuned[0], "--to", "patch", "--out", "link", "--replace").code == 0
+    assert (here / "link").is_symlink()
+    assert taskedge("export", tuned[0], "--to", "patch", "--out", "plain").code == 0
+    assert (here / "deep" / "patch").read_bytes() == (here / "plain").read_bytes()
 
 
 def test_help_has_an_example_of_each(taskedge):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import peft
 import pytest
@@ -78,13 +79,44 @@ def test_what_is_there_is_left_alone(taskedge, adapter, here):
     before = snapshot(here)
     ended = taskedge("import", adapter, "--out", "x")
     assert ended.code == 2
-    assert "x exists: name another file with --out, or replace it with --force" in ended.err
+    assert "x exists: name another file with --out, or replace it with --replace" in ended.err
     assert snapshot(here) == before
-    assert taskedge("import", adapter, "--out", "x", "--force").code == 0
+    for flag in ("--replace", "--force"):  # the name of this flag up to 0.1
+        assert taskedge("import", adapter, "--out", "x", flag).code == 0
+
+
+def test_the_adapter_is_never_replaced(taskedge, adapter, here):
+    copy = shutil.copytree(adapter, here / "a")
+    before = snapshot(here)
+    ended = taskedge("import", copy, "--out", "a/adapter_model.safetensors", "--replace")
+    assert ended.code == 2
+    assert "which this command reads: name another with --out" in ended.err
+    assert snapshot(here) == before
+
+
+def test_classes_without_names_are_reported(taskedge, adapter, here):
+    """``eval`` refuses all rows of such a delta, because no row has the label LABEL_0."""
+    ended = taskedge("import", adapter, "--out", "x")
+    assert ended.err == (
+        "warning: the base's config does not name its 2 classes, so they are named 'LABEL_0', 'LABEL_1', and data with "
+        "other labels cannot be evaluated: name them with --labels, in the adapter's order\n"
+    )
+    assert taskedge("import", adapter, "--out", "y", "--labels", "neg,pos").err == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [("neg,neg", "the label 'neg' occurs twice"), ("neg,,pos", "the label '' is empty"), ("", "the label '' is empty")],
+)
+def test_every_class_is_named_once(taskedge, adapter, here, labels, told):
+    ended = taskedge("import", adapter, "--out", "x", "--labels", labels)
+    assert ended.code == 2
+    assert told in ended.err
+    assert snapshot(here) == {}
 
 
 def test_no_adapter(taskedge, here):
     ended = taskedge("import", here, "--out", "x")
     assert ended.code == 2
-    assert "no PEFT adapter: it has no adapter_config.json" in ended.err
+    assert "not a PEFT adapter: it has no adapter_config.json" in ended.err
     assert snapshot(here) == {}

@@ -9,6 +9,7 @@ import torch
 
 from taskedge.cli.info import _split
 from taskedge.delta.delta import Delta, LinearDelta, Provenance
+from taskedge.delta.file import save
 
 
 def test_the_numbers_add_up(taskedge, tuned):
@@ -30,9 +31,9 @@ def test_what_a_person_reads(taskedge, tuned, task):
     for part in (
         f"{tuned[0]}: {tuned[1]['file_bytes']:,} bytes",
         f"base      {task / 'base'} (6,194 parameters, float32)",
-        "task      text-classification: neg, pos",
+        "task      text-classification: 'neg', 'pos'",
         "entries   124 (2.0019%) by rule 'taskedge', per_neuron",
-        "whole     34 parameters: classifier.bias, classifier.weight",
+        "in full   34 parameters: classifier.bias, classifier.weight",
         "bert.encoder.layer.0",
         "attention.self.query",
     ):
@@ -47,7 +48,7 @@ def delta_of(path, *masks, allocation="given"):
         linears[f"l.{place}"] = LinearDelta(
             tuple(torch.tensor(mask).shape), rows, columns, torch.ones(len(rows)), "float32", "0" * 24
         )
-    return Delta(linears, provenance=Provenance(allocation=allocation)).save(path)
+    return save(Delta(linears, provenance=Provenance(allocation=allocation)), path)
 
 
 def test_the_pattern_is_that_of_the_entries(taskedge, here):
@@ -66,10 +67,19 @@ def test_the_pattern_is_that_of_the_entries(taskedge, here):
     assert "\npattern" not in taskedge("info", path).out
 
 
+def test_labels_are_quoted_and_counted(taskedge, here):
+    """Labels may have commas and line breaks."""
+    save(Delta({}, provenance=Provenance(task="text-classification", labels=("a\nb", "not, so good"))), here / "a")
+    assert "task      text-classification: 'a\\nb', 'not, so good'\n" in taskedge("info", "a").out
+    names = tuple(map(str, range(15)))
+    save(Delta({}, provenance=Provenance(task="text-classification", labels=names)), here / "b")
+    assert "'10', '11' and 3 more\n" in taskedge("info", "b").out
+
+
 def test_a_claimed_width_costs_nothing(taskedge, here):
     one = torch.zeros(1, dtype=torch.int64)
     wide = LinearDelta((1, 2**31 - 1), one, one, torch.ones(1), "float32", "0" * 24)
-    path = Delta({"l": wide}).save(here / "a")
+    path = save(Delta({"l": wide}), here / "a")
     assert json.loads(taskedge("info", path, "--json").out)["pattern"] is None
 
 

@@ -22,6 +22,7 @@ def model(planning, monkeypatch):
 QUICK = ["--batch-size", "2", "--length", "16", "--steps", "3"]
 
 
+@pytest.mark.slow
 def test_a_profile_goes_into_the_fleet(planning, model, capsys) -> None:
     out = planning / "d.json"
     assert main(["measure", "--model", model, *QUICK, "--out", str(out), "--watts", "5"]) == 0
@@ -49,7 +50,7 @@ def test_json(model, capsys) -> None:
 @pytest.mark.parametrize(
     ("extra", "part"),
     [
-        (["--depths", "one"], "no list of depths"),
+        (["--depths", "one"], "not a list of depths"),
         (["--depths", "9"], "the model has 4 layers"),
         (["--length", "65"], "64 positions"),
         (["--model", "no/such/folder/here"], "no config that can be used"),

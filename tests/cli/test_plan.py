@@ -19,8 +19,9 @@ def test_a_plan_is_printed_written_and_drawn(planning, capsys) -> None:
     assert read_plan(out).model == "tiny"
     assert plot.read_text().startswith("<?xml")
     assert main(arguments) == 2
-    assert "--force" in capsys.readouterr().err
-    assert main([*arguments, "--force"]) == 0
+    assert "give --replace to overwrite" in capsys.readouterr().err
+    for flag in ("--replace", "--force"):  # the name of this flag up to 0.1
+        assert main([*arguments, flag]) == 0
     assert {path.name for path in planning.iterdir()} == {"tiny", "fleet.toml", "plan.json", "plan.svg"}
 
 
@@ -36,7 +37,7 @@ def test_json_is_the_plan(planning, capsys) -> None:
 @pytest.mark.parametrize(
     ("extra", "part"),
     [
-        (["--solver", "jont"], "did you mean 'joint'"),
+        (["--solver", "joinnt"], "did you mean 'joint'"),
         (["--blocks", "9"], "the model has 4 layers"),
         (["--budget", "0"], "trains nothing"),
         (["--budget", "100%"], "more than the"),

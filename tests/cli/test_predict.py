@@ -39,9 +39,9 @@ def test_each_row_has_its_own_prediction(taskedge, tuned, here, data):
     """As the plain model gives it, one text at a time."""
     import torch
 
-    from taskedge.delta.load_with_delta import load_applied
+    from taskedge.delta.load_with_delta import load_with_delta
 
-    base, _ = load_applied(tuned[0])
+    base, _ = load_with_delta(tuned[0])
     base.model.eval()
     predicted = [
         json.loads(line) for line in taskedge("predict", tuned[0], "--data", "new.csv", "--json").out.splitlines()
@@ -55,13 +55,13 @@ def test_each_row_has_its_own_prediction(taskedge, tuned, here, data):
 
 def test_into_a_file(taskedge, tuned, here, data, monkeypatch):
     printed = taskedge("predict", tuned[0], "--data", "new.csv").out
-    ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "labelled.csv")
-    assert (ended.out, (here / "labelled.csv").read_text()) == ("", printed)
-    assert ended.err.endswith("labelled.csv: 50 rows\n")
+    ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "labeled.csv")
+    assert (ended.out, (here / "labeled.csv").read_text()) == ("", printed)
+    assert ended.err.endswith("labeled.csv: 50 rows\n")
     before = snapshot(here)
-    refused = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "labelled.csv")
+    refused = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "labeled.csv")
     assert refused.code == 2
-    assert "labelled.csv exists: name another file with --out, or replace it with --replace" in refused.err
+    assert "labeled.csv exists: name another file with --out, or replace it with --replace" in refused.err
     assert snapshot(here) == before
 
     def full(handle):
@@ -69,15 +69,15 @@ def test_into_a_file(taskedge, tuned, here, data, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("taskedge.io.atomic.os.fsync", full)
-        ended = taskedge("predict", tuned[0], "--data", "new.csv", "--json", "--out", "labelled.csv", "--replace")
+        ended = taskedge("predict", tuned[0], "--data", "new.csv", "--json", "--out", "labeled.csv", "--replace")
     assert ended.code == 2
-    assert "labelled.csv: cannot be written (No space left on device)" in ended.err
+    assert "labeled.csv: cannot be written (No space left on device)" in ended.err
     assert snapshot(here) == before
     assert taskedge("predict", tuned[0], "--data", "new.csv", "--out", "no/where.csv").code == 2
-    arguments = ["predict", tuned[0], "--data", "new.csv", "--json", "--out", "labelled.csv", "--replace"]
+    arguments = ["predict", tuned[0], "--data", "new.csv", "--json", "--out", "labeled.csv", "--replace"]
     assert taskedge(*arguments).code == 0
-    assert (here / "labelled.csv").read_text().startswith('{"row": 1, ')
-    assert snapshot(here).keys() == {"labelled.csv", "new.csv"}
+    assert (here / "labeled.csv").read_text().startswith('{"row": 1, ')
+    assert snapshot(here).keys() == {"labeled.csv", "new.csv"}
 
 
 def test_labels_with_commas_and_of_all_scripts(taskedge, task, here):

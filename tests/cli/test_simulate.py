@@ -7,6 +7,7 @@ import pytest
 from taskedge.cli.main import main
 
 
+@pytest.mark.slow
 def test_a_simulation_is_printed_written_and_drawn(planning, capsys) -> None:
     out, plot = planning / "rounds.json", planning / "rounds.svg"
     arguments = ["simulate", "--fleet", str(planning / "fleet.toml"), "--rounds", "8", "--churn", "0.2"]
@@ -18,6 +19,7 @@ def test_a_simulation_is_printed_written_and_drawn(planning, capsys) -> None:
     assert plot.read_text().startswith("<?xml")
 
 
+@pytest.mark.slow
 def test_one_seed_one_result(planning, capsys) -> None:
     arguments = ["simulate", "--fleet", str(planning / "fleet.toml"), "--rounds", "5", "--json"]
     results = []
@@ -32,7 +34,7 @@ def test_one_seed_one_result(planning, capsys) -> None:
 @pytest.mark.parametrize(
     ("extra", "part"),
     [
-        (["--compare", "equl"], "did you mean 'equal'"),
+        (["--compare", "eqal"], "did you mean 'equal'"),
         (["--rounds", "0"], "not in the range"),
         (["--churn", "1.5"], "not in the range"),
         (["--fading", "rice"], "rayleigh"),

@@ -13,7 +13,7 @@ import torch
 from tiny_task import snapshot, tuning
 
 import taskedge as te
-from taskedge.training.memory.decide import Estimate
+from taskedge.training.memory.decide import BudgetDecision
 
 FAULTS = {
     "no such file": (["--train", "train.csf"], "unknown suffix '.csf'; did you mean '.csv'?"),
@@ -37,7 +37,7 @@ FAULTS = {
     "under one entry": (["--budget", "0.001%"], "a budget of 0 entries trains nothing"),
     "over the inputs": (["--per-neuron", "99"], "per_neuron=99 is more than the 32 inputs"),
     "an unknown rule": (["--rule", "gradeint"], "--rule: unknown rule 'gradeint'; did you mean 'gradient'?"),
-    "an unknown allocation": (["--allocation", "gobal"], "unknown allocation 'gobal'; did you mean 'global'?"),
+    "an unknown allocation": (["--allocation", "globals"], "unknown allocation 'globals'; did you mean 'global'?"),
     "a pattern and a budget": (
         ["--allocation", "2:4", "--budget", "1%"],
         "is itself the budget: leave out budget='1%'",
@@ -48,8 +48,8 @@ FAULTS = {
     "an output that is there": (["--out", "train.csv"], "train.csv exists: name another file with --out, or replace"),
     "an output that is a folder": (["--out", "empty"], "empty is a folder"),
     "an output nowhere": (["--out", "no/where"], "no/where: there is no folder no: make it, or name another"),
-    "a budget for LoRA": (["--form", "lora"], "--budget: means nothing with form 'lora', only with sparse and spars"),
-    "a rank for entries": (["--rank", "4"], "--rank: means nothing with form 'sparse', only with sparse_lora and lora"),
+    "a budget for LoRA": (["--form", "lora"], "--budget: has no effect with form 'lora', only with sparse and spars"),
+    "a rank for entries": (["--rank", "4"], "--rank: has no effect with form 'sparse', only with sparse_lora and lora"),
     "several at once": (["--rule", "x", "--lr", "0", "--budget", "0"], "3 settings cannot be used:\n  --budget"),
 }
 
@@ -89,9 +89,9 @@ def test_a_mistake_gets_one_message_and_writes_nothing(taskedge, task, mistakes,
 
 
 def test_a_model_without_linears(taskedge, task, here, monkeypatch):
-    from taskedge.backbone import linears
+    from taskedge.backbone import layers
 
-    monkeypatch.setattr(linears, "as_linear", lambda name, module: None)
+    monkeypatch.setattr(layers, "as_linear", lambda name, module: None)
     ended = taskedge(*tuning(task))
     assert ended.code == 2
     assert "BertForSequenceClassification has no linear layers" in ended.err
@@ -131,7 +131,7 @@ def test_what_a_run_says(tuned, taskedge, task, here):
         "selecting weights by rule 'taskedge' on 8 batches",
     ]
     assert said[-1].startswith("training 124 entries (2.0019% of 6,194 parameters) in ")
-    assert said[-1].endswith("; whole: a head of 34 parameters; learning rate 0.01, batches of 8")
+    assert said[-1].endswith("; in full: a head of 34 parameters; learning rate 0.01, batches of 8")
     assert snapshot(here).keys() == {"task.safetensors"}
 
 
@@ -151,6 +151,7 @@ def test_json_is_all_that_is_on_standard_output(tuned):
     assert said["steps"] == 36
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, here):
     ended = taskedge(*tuning(task, "--dry-run", "--json"))
     planned = json.loads(ended.out)
@@ -164,11 +165,11 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, her
     assert "text-classification, 2 classes, 96 rows" in shown.out
     assert "12 steps of " in shown.out
     assert shown.out.endswith("nothing was written\n")
-    ladder = planned["memory"]["ladder"]
-    assert ladder[0]["way"] == "as it is"
-    assert {"recompute blocks, micro-batch 1", "depth 1", "mezo", "dtype bf16"} <= {way["way"] for way in ladder}
-    for way in ladder:
-        assert f"\n{way['way']} " in shown.out
+    costs = planned["memory"]["costs"]
+    assert costs[0]["config"] == "as configured"
+    assert {"recompute blocks, micro-batch 1", "depth 1", "mezo", "dtype bf16"} <= {cost["config"] for cost in costs}
+    for cost in costs:
+        assert f"\n{cost['config']} " in shown.out
     for linear in planned["linears"]:
         assert linear["name"] in shown.out
 
@@ -233,14 +234,14 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
         ["--micro-batch", 4],
         ["--rotate", 2],
         ["--optimizer", "mezo", "--lr", 1e-3],
-        ["--base", "int8"],
-        ["--base", "mapped"],
-        ["--rule", "gradient", "--base", "mapped", "--recompute", "blocks"],
+        ["--weight-storage", "int8"],
+        ["--weight-storage", "mmap"],
+        ["--rule", "gradient", "--weight-storage", "mmap", "--recompute", "blocks"],
     ],
     ids=lambda rung: rung[1],
 )
 def test_every_rung(taskedge, task, here, rung, monkeypatch):
-    monkeypatch.setattr("taskedge.training.dry_run.ladder_of", lambda *_: Estimate(None, None, [], []))
+    monkeypatch.setattr("taskedge.training.dry_run.profile_all_options", lambda *_: BudgetDecision(None, None, [], []))
     planned = taskedge(*tuning(task, *rung, "--dry-run", "--json"))
     assert planned.code == 0, planned.err
     ended = taskedge(*tuning(task, *rung, "--eval", task / "eval.csv", "--json"))
@@ -266,28 +267,28 @@ def test_recomputation_ends_with_the_same_bits(taskedge, task, here):
 
 
 def test_a_mapped_base_ends_with_the_same_bits(taskedge, task, here):
-    ended = taskedge(*tuning(task, "--base", "mapped", "--out", "mapped.safetensors"))
+    ended = taskedge(*tuning(task, "--weight-storage", "mmap", "--out", "mmap.safetensors"))
     assert re.search(r"[\d.]+ of [\d.]+ MB of the base are mapped from \S+model.safetensors", ended.err)
-    assert taskedge(*tuning(task, "--out", "loaded.safetensors")).code == 0
-    loaded, mapped = (te.load(here / f"{how}.safetensors") for how in ("loaded", "mapped"))
+    assert taskedge(*tuning(task, "--out", "resident.safetensors")).code == 0
+    loaded, mapped = (te.load(here / f"{how}.safetensors") for how in ("resident", "mmap"))
     for name, linear in loaded.linears.items():
         assert torch.equal(linear.values, mapped.linears[name].values)
         assert linear.base_digest == mapped.linears[name].base_digest
-    assert all(torch.equal(tensor, mapped.whole[name]) for name, tensor in loaded.whole.items())
+    assert all(torch.equal(tensor, mapped.full_parameters[name]) for name, tensor in loaded.full_parameters.items())
 
 
 def test_an_int8_base_through_all_verbs(taskedge, task, here):
-    ended = taskedge(*tuning(task, "--base", "int8", "--eval", task / "eval.csv", "--json"))
-    assert "the weights of 12 linears are held as int8" in ended.err
+    ended = taskedge(*tuning(task, "--weight-storage", "int8", "--eval", task / "eval.csv", "--json"))
+    assert "the weights of 12 linears are stored as int8" in ended.err
     done = json.loads(ended.out)
     measured = json.loads(taskedge("eval", "task.safetensors", "--data", task / "eval.csv", "--json").out)
     assert measured == done["quality"]
-    for base in ("loaded", "mapped", "int8"):
-        ended = taskedge("predict", "task.safetensors", "--data", task / "eval.csv", "--base", base)
+    for base in ("resident", "mmap", "int8"):
+        ended = taskedge("predict", "task.safetensors", "--data", task / "eval.csv", "--weight-storage", base)
         assert ended.code == 0, ended.err
     assert taskedge("merge", "task.safetensors", "--out", "merged").code == 0
     about = json.loads(taskedge("info", "task.safetensors", "--json").out)
-    assert about["base_dtype"] == about["provenance"]["training"]["base"] == "int8"
+    assert about["base_dtype"] == about["provenance"]["training"]["weight_storage"] == "int8"
 
 
 def test_a_killed_run_over_int8_goes_on_to_the_same_bits(task, here):
@@ -302,7 +303,7 @@ def test_a_killed_run_over_int8_goes_on_to_the_same_bits(task, here):
 
         checkpoint.write = once
 
-    words = ["--base", "int8", "--checkpoint-every", 5]
+    words = ["--weight-storage", "int8", "--checkpoint-every", 5]
     assert tiny_task.forked(tuning(task, *words, "--out", "whole")).code == 0
     assert tiny_task.forked(tuning(task, *words, "--out", "cut"), killed).code == 9
     assert tiny_task.forked(tuning(task, *words, "--out", "cut", "--resume")).code == 0
@@ -313,15 +314,15 @@ def test_a_base_that_changes_while_it_is_mapped(taskedge, task, here, monkeypatc
     """The run ends without a delta: what it computed cannot be relied on."""
     from taskedge.training import tune
 
-    folder, fit = shutil.copytree(task / "base", here / "base"), tune.fit
+    folder, fit = shutil.copytree(task / "base", here / "base"), tune.train
 
     def then_changed(*given, **named):
         done = fit(*given, **named)
         os.utime(folder / "model.safetensors", (1, 1))
         return done
 
-    monkeypatch.setattr(tune, "fit", then_changed)
-    ended = taskedge(*tuning(task, "--base", "mapped", "--model", folder))
+    monkeypatch.setattr(tune, "train", then_changed)
+    ended = taskedge(*tuning(task, "--weight-storage", "mmap", "--model", folder))
     assert ended.code == 2
     assert "model.safetensors was changed while the model was mapped from it" in ended.err
     assert not (here / "task.safetensors").exists()

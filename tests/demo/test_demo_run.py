@@ -16,14 +16,14 @@ def test_three_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "movie_reviews", lambda say: reviews)
     monkeypatch.setattr(demo, "TEST", 100)
     said: list[str] = []
-    lines = demo.run(tmp_path / "out", train_rows=150, epochs=1, progress=False, say=said.append)
+    lines = demo.run(tmp_path / "out", train_rows=150, epochs=1, progress=False, log=said.append)
     assert [line.what for line in lines] == ["untrained head", "head only", "0.1 % tuned"]
     assert all(0 <= line.accuracy <= 1 for line in lines)
     assert [line.entries for line in lines] == [0, 0, round(0.001 * 6194)]
     assert lines[2].head == lines[1].head == 34
     written = tmp_path / "out" / "movie-reviews.safetensors"
     assert lines[2].file_bytes == written.stat().st_size
-    assert load(written).entries == lines[2].entries
+    assert load(written).num_entries == lines[2].entries
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train.csv", "test.csv", written.name}
     assert "measuring the written file on a freshly loaded base" in said
 

@@ -57,12 +57,12 @@ def test_text(run, tmp_path, name, model):
         assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     assert re.search(r"with .*\d entries: [01]\.\d{3}$", told, re.MULTILINE), told
     delta = te.load(tmp_path / "task.safetensors")
-    assert delta.entries == round(0.001 * delta.provenance.base_parameters)
+    assert delta.num_entries == round(0.001 * delta.provenance.base_parameters)
     base = transformers.AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     before = tiny.state(base)
     after = te.apply(base, delta).state_dict()
-    changed = sum(int((before[name] != after[name]).sum()) for name in after if name not in delta.whole)
-    assert changed == delta.entries
+    changed = sum(int((before[name] != after[name]).sum()) for name in after if name not in delta.full_parameters)
+    assert changed == delta.num_entries
 
 
 def test_images(run, tmp_path):

@@ -1,19 +1,18 @@
-"""Shared by the tests of file and its neighbours."""
+"""Delta files for tests: made by hand, compared, and damaged with a valid digest."""
 
 import json
 import struct
 
-import pytest
 import tiny
 import torch
-from safetensors.torch import load as deserialise
-from safetensors.torch import save as serialise
+from safetensors.torch import load as deserialize
+from safetensors.torch import save as serialize
 
 import taskedge as te
 from taskedge.delta.apply import applied_to
 from taskedge.delta.delta import LinearDelta
-from taskedge.delta.file import content_digest
 from taskedge.errors import DeltaError
+from taskedge.io.container import content_digest
 
 
 def linear(shape, flat, seed=0):
@@ -31,7 +30,7 @@ def assert_same(one, other, values=torch.float32, head=True):
         assert torch.equal(mine.columns, theirs.columns)
         assert torch.equal(mine.values.to(values).float(), theirs.values)
         assert theirs.rows.dtype == theirs.columns.dtype == torch.int64
-    assert tiny.same_bits(one.whole if head else {}, other.whole)
+    assert tiny.same_bits(one.full_parameters if head else {}, other.full_parameters)
     assert one.provenance == other.provenance
 
 
@@ -40,7 +39,7 @@ def header(content):
 
 
 class Refusals:
-    """Loads and applies contents, and counts how they were refused."""
+    """Loads contents as delta files and counts the refused ones."""
 
     def __init__(self, folder, good):
         self.path, self.good = folder / "mutated", te.load(good)
@@ -49,7 +48,7 @@ class Refusals:
         self.refused = 0
 
     def try_(self, content):
-        """Returns the error, which must be ours; a mutation may also have left the content as good as it was."""
+        """Return the DeltaError; or None, if the mutation did not change the content."""
         self.path.write_bytes(content)
         try:
             delta = te.load(self.path)
@@ -64,27 +63,19 @@ class Refusals:
         assert tiny.same_bits(self.model.state_dict(), self.before)
 
 
-@pytest.fixture
-def good(tmp_path):
-    model = tiny.mlp()
-    te.install(model, te.select(model, rule="random", budget=0.1))
-    tiny.train(model)
-    return te.extract(model).with_provenance(labels=("bad", "gut")).save(tmp_path / "good")
-
-
 def signed(content, change_manifest=None, change_tensors=None):
-    """The file with other content and the right digest: as someone would make it who means harm, or has a bug."""
+    """Return the file with other content and a valid digest, as a forger or a bug would make it."""
     manifest = json.loads(header(content)["__metadata__"]["taskedge"])
-    tensors = deserialise(content)
+    tensors = deserialize(content)
     changed = change_manifest(manifest) if change_manifest else None
     manifest = manifest if changed is None else changed
     tensors = change_tensors(tensors) if change_tensors else tensors
     text = manifest if isinstance(manifest, str) else json.dumps(manifest)
-    return serialise(tensors, {"taskedge": text, "digest": content_digest(text, tensors)})
+    return serialize(tensors, {"taskedge": text, "digest": content_digest(text, tensors)})
 
 
 def put(name, change):
-    """Replaces a tensor by what ``change`` makes of it."""
+    """Return a function that replaces a tensor by ``change`` of it."""
     return lambda tensors: tensors | {name: change(tensors[name].clone())}
 
 

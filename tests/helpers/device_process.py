@@ -1,4 +1,4 @@
-"""A device as a process of its own, to be killed, frozen and started again."""
+"""A device in its own process, to be killed, frozen and started again."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from contextlib import suppress
 from pathlib import Path
 
 from taskedge.cooperation.protocol.message import Message
-from taskedge.cooperation.transport.nats.nats_links import NatsDeviceLink
+from taskedge.cooperation.transport.nats.device_link import NatsDeviceLink
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(
-    ["taskedge.cooperation.transport.nats.nats_links"]
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(
+    ["taskedge.cooperation.transport.nats.device_link"]
 )  # torch is loaded once, not by every device
 
 
 class Device:
-    """Answers each task with its process id after ``facts["seconds"]`` of work, and writes down what it began."""
+    """Answers each task with its process id after ``header["seconds"]`` of work, and records the tasks begun."""
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
@@ -28,7 +28,7 @@ class Device:
         self.start()
 
     def start(self) -> None:
-        self._process = _processes.Process(target=_device, args=(self._bundle, self._began), daemon=True)
+        self._process = processes.Process(target=_device, args=(self._bundle, self._began), daemon=True)
         self._process.start()
 
     @property
@@ -38,7 +38,7 @@ class Device:
 
     @property
     def began(self) -> list[int]:
-        """The numbers of the tasks that were begun."""
+        """Numbers of the tasks that began."""
         return [int(line) for line in self._began.read_text().split()] if self._began.exists() else []
 
     def kill(self) -> None:
@@ -60,8 +60,8 @@ class Device:
 def _device(bundle: Path, began: Path) -> None:
     async def answer(message: Message) -> Message:
         with began.open("a") as file:
-            file.write(f"{message.facts['n']}\n")
-        await asyncio.to_thread(time.sleep, message.facts.get("seconds", 0))
-        return Message("answer", {"n": message.facts["n"], "pid": os.getpid()})
+            file.write(f"{message.header['n']}\n")
+        await asyncio.to_thread(time.sleep, message.header.get("seconds", 0))
+        return Message("answer", {"n": message.header["n"], "pid": os.getpid()})
 
     asyncio.run(NatsDeviceLink(bundle).serve(answer))

@@ -1,12 +1,13 @@
-"""Shared by the tests of step_cost and its neighbours."""
+"""Example costs for the tests of step_cost and its neighbors."""
 
 from __future__ import annotations
 
-from taskedge.training.memory.step_cost import Cost, Memory
+from taskedge.training.memory.step_cost import ConfigCost, PeakMemory
 
-MEMORY = Memory(process=400, base=100, runtime=30, entries=5, head=2, saved=60, temporary=8)
+MEMORY = PeakMemory(process=400, base=100, runtime=30, entries=5, head=2, saved=60, temporary=8)
 
 
-def cost(**more):
-    fixed = {"way": "as it is", "changes": {}, "exact": True, "allowed": True, "memory": MEMORY}
-    return Cost(**fixed | {"seconds": 2.0, "cpu_seconds": 1.5, "steps": 10, "threads": 1} | more)
+def cost(**changes):
+    figures = {"config": "as configured", "changes": {}, "exact": True, "allowed": True, "memory": MEMORY}
+    figures |= {"seconds": 2.0, "cpu_seconds": 1.5, "steps": 10, "threads": 1}
+    return ConfigCost(**figures | changes)

@@ -14,11 +14,11 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from taskedge.cooperation.flower.client import Part, client_app
+from taskedge.cooperation.flower.client import NodeSetup, client_app
 
 RUN = 1
 Change = Callable[[Message, Message], Message | None]
-"""Gets what was asked and a node's answer; gives what arrives: None, nothing."""
+"""Takes a message and a node's reply, and returns the reply that arrives; None if none does."""
 
 
 class InProcess(Grid):
@@ -37,7 +37,7 @@ class InProcess(Grid):
         self.contexts[node] = Context(RUN, node, config, RecordDict(), {})
 
     def leave(self, node: int) -> None:
-        """It goes, and what it held with it."""
+        """A node goes, and its context with it."""
         del self.apps[node], self.contexts[node]
 
     def set_run(self, run: Any) -> None:
@@ -71,18 +71,18 @@ class InProcess(Grid):
                 reply = self.apps[node](carried, self.contexts[node])
             except Exception as error:
                 reply = Message(Error(0, repr(error)), reply_to=carried)
-            arrived = self.changes.get(node, lambda asked, answer: answer)(carried, reply)
+            arrived = self.changes.get(node, lambda message, reply: reply)(carried, reply)
             if arrived is not None:
                 replies.append(message_from_proto(message_to_proto(arrived)))
         return replies[::-1]
 
 
-def part(context: Context, **about: Any) -> Part:
-    """A node's device as tiny_fleet makes them; its number is in the node's configuration."""
-    return Part(tiny_fleet.training(int(context.node_config["number"]), **about))
+def node_setup(context: Context, **about: Any) -> NodeSetup:
+    """The part of a node, as tiny_fleet makes it; its number is in the node's configuration."""
+    return NodeSetup(tiny_fleet.training(int(context.node_config["number"]), **about))
 
 
-def grid(count: int, make: Callable[[Context], Part] = part, **options: Any) -> InProcess:
+def grid(count: int, make: Callable[[Context], NodeSetup] = node_setup, **options: Any) -> InProcess:
     """Nodes that are called d0, d1, ... as in the tests of cooperative runs, with ids in another order."""
     made = InProcess()
     for number in range(count):
@@ -91,7 +91,7 @@ def grid(count: int, make: Callable[[Context], Part] = part, **options: Any) -> 
 
 
 def answer(app: ClientApp, context: Context, message: Any) -> Any:
-    """One of our messages through an app, and back."""
+    """Send a taskedge message through an app and return the answer."""
     from flwr.app import MessageType
 
     from taskedge.cooperation.flower.records import from_content, to_content

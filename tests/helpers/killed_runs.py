@@ -1,4 +1,4 @@
-"""Shared by the tests of tune and its neighbours."""
+"""Shared by the tests of tune and its neighbors."""
 
 from __future__ import annotations
 

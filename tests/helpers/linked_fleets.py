@@ -1,4 +1,4 @@
-"""Fleets to test with: one coordinator and devices, in this process, over each engine."""
+"""Fleets to test with: one coordinator and devices, in this process, over each transport."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from taskedge.cooperation.fleet.device_registry import Fleet
+from taskedge.cooperation.fleet.device_registry import DeviceRegistry
 from taskedge.cooperation.protocol.message import Message
 from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
 from taskedge.cooperation.transport.links import CoordinatorLink, DeviceLink, Presence
-from taskedge.cooperation.transport.nats.nats_links import NatsCoordinatorLink, NatsDeviceLink
+from taskedge.cooperation.transport.nats.coordinator_link import NatsCoordinatorLink
+from taskedge.cooperation.transport.nats.device_link import NatsDeviceLink
 from taskedge.cooperation.transport.nats.server import NatsServer
 
 Answer = Callable[[Message], Awaitable[Message]]
 SECONDS = 10.0
-"""Longer than anything here takes on a busy machine."""
+"""Longer than any act here, on a busy machine."""
 
 
 async def echo(message: Message) -> Message:
-    return Message("answer", message.facts, message.tensors)
+    return Message("answer", message.header, message.tensors)
 
 
 class Around:
-    """A coordinator, the devices it was given, and what was heard of them."""
+    """A coordinator, its devices, and the events that it hears of them."""
 
-    def __init__(self, coordinator: CoordinatorLink, device: Callable[[str], DeviceLink]) -> None:
+    def __init__(self, coordinator: CoordinatorLink, device: Callable[[str], DeviceLink], listen: bool) -> None:
         self.coordinator = coordinator
         self._device = device
         self._tasks: list[asyncio.Task[Any]] = []
         self._links: list[DeviceLink] = []
-        self._presence = coordinator.presence()
+        self._presence = coordinator.presence() if listen else None
 
     def device(self, name: str, answer: Answer | None = echo) -> DeviceLink:
         link = self._device(name)
@@ -43,16 +44,18 @@ class Around:
         return link
 
     async def hears(self, *expected: tuple[str, str], seconds: float = SECONDS) -> list[Presence]:
-        """Waits for what is to be heard next, in any order, and nothing else."""
-        heard = []
+        """Wait for the next events, in any order. Others are an error."""
+        heard: list[Presence] = []
+        assert self._presence is not None
         async with asyncio.timeout(seconds):
             for _ in expected:
                 heard.append(await anext(self._presence))
-        assert sorted((presence.device, presence.what) for presence in heard) == sorted(expected)
+        assert sorted((presence.device, presence.event) for presence in heard) == sorted(expected)
         return heard
 
     async def hears_nothing(self, seconds: float) -> None:
         with suppress(TimeoutError):
+            assert self._presence is not None
             async with asyncio.timeout(seconds):
                 raise AssertionError(await anext(self._presence))
 
@@ -66,9 +69,9 @@ class Around:
 
 
 @asynccontextmanager
-async def in_memory() -> AsyncIterator[Around]:
+async def in_memory(*, listen: bool = True) -> AsyncIterator[Around]:
     coordinator = MemoryCoordinatorLink()
-    around = Around(coordinator, coordinator.device)
+    around = Around(coordinator, coordinator.device, listen)
     try:
         yield around
     finally:
@@ -76,26 +79,26 @@ async def in_memory() -> AsyncIterator[Around]:
 
 
 @asynccontextmanager
-async def over_nats(fleet: Fleet) -> AsyncIterator[Around]:
+async def over_nats(fleet: DeviceRegistry, *, listen: bool = True) -> AsyncIterator[Around]:
     coordinator = await NatsCoordinatorLink.connect(fleet.coordinator_bundle)
-    around = Around(coordinator, lambda name: NatsDeviceLink(fleet.folder / "devices" / name))
+    around = Around(coordinator, lambda name: NatsDeviceLink(fleet.folder / "devices" / name), listen)
     try:
         yield around
     finally:
         await around.close()
 
 
-def started(folder: Path, *devices: str) -> tuple[Fleet, NatsServer]:
+def started(folder: Path, *devices: str) -> tuple[DeviceRegistry, NatsServer]:
     """A fleet whose server runs on a free port of loopback."""
     from taskedge.cooperation.transport.nats.server import ServerError, free_port
 
     for attempt in range(3):
-        fleet = Fleet.create(folder, port=free_port())
+        fleet = DeviceRegistry.create(folder, port=free_port())
         for device in devices:
-            fleet.enrol(device)
+            fleet.enroll(device)
         try:
             return fleet, fleet.start_server()
-        except ServerError as error:  # another test may have taken the port meanwhile
+        except ServerError as error:  # another process may have taken the port meanwhile
             if "address already in use" not in str(error) or attempt == 2:
                 raise
             shutil.rmtree(folder)

@@ -1,16 +1,20 @@
-"""Shared by the tests of round_tasks and its neighbours."""
+"""FleetCosts, links and planned tasks of small fleets, for the tests of scheduling."""
 
 import numpy as np
 
-from taskedge.cooperation.scheduling.round_tasks import shares
-from taskedge.planning.fleet_costs import Costs
+from taskedge.cooperation.scheduling.assign_blocks import assign_blocks
+from taskedge.planning.fleet_costs import FleetCosts
 from taskedge.planning.link_models import FixedRateLink
+
+
+def names(devices):
+    return [f"d{k}" for k in range(devices)]
 
 
 def costs(devices, blocks, seed=0, capacity=None):
     draw = np.random.default_rng(seed)
     speed = draw.uniform(1, 4, devices)
-    return Costs(
+    return FleetCosts(
         down=np.full(devices, 0.1),
         compute=speed[:, None] * np.arange(1, blocks + 1),
         memory=np.tile(np.arange(1.0, blocks + 1), (devices, 1)),
@@ -20,16 +24,20 @@ def costs(devices, blocks, seed=0, capacity=None):
     )
 
 
+def link(devices):
+    return FixedRateLink(np.full(devices, 1e4))
+
+
 def plan(mode, devices, blocks, *, active=None, seed=0, capacity=None, draw=0, **more):
-    link = FixedRateLink(np.full(devices, 1e4))
-    names = [f"d{k}" for k in range(devices)]
+    """The tasks of a round, with a head of 500 bits."""
     active = list(range(1, blocks + 1)) if active is None else active
-    found = costs(devices, blocks, seed, capacity)
-    return shares(mode, names, found, link, 1e6, active, head_bits=500.0, seed=draw, **more)
+    of_fleet = costs(devices, blocks, seed, capacity)
+    return assign_blocks(mode, names(devices), of_fleet, link(devices), 1e6, active, head_bits=500.0, seed=draw, **more)
 
 
-def holders(found):
+def holders(tasks):
+    """The devices of every block."""
     return {
-        block: [one.device for one in found if block in one.blocks]
-        for block in sorted({b for one in found for b in one.blocks})
+        block: [task.device for task in tasks if block in task.blocks]
+        for block in sorted({block for task in tasks for block in task.blocks})
     }

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from taskedge.backbone.cost_table import BlockTable
-from taskedge.planning.fleet_spec import Fleet, parse_fleet
+from taskedge.planning.fleet_file import parse_fleet
+from taskedge.planning.fleet_spec import FleetSpec
+from taskedge.profiling.profile_file import Energy, Machine, MeasuredDepth, Profile
 
 
 def table(layers: int = 3, **changes: Any) -> BlockTable:
@@ -57,5 +59,29 @@ def raw_fleet(*devices: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return rows | changes
 
 
-def fleet(*devices: dict[str, Any], **changes: Any) -> Fleet:
+def fleet(*devices: dict[str, Any], **changes: Any) -> FleetSpec:
     return parse_fleet(raw_fleet(*devices, **changes), Path("fleet.toml"))
+
+
+def profile(**changes: Any) -> Profile:
+    """A profile of the model of :func:`table`."""
+    figures: dict[str, Any] = {
+        "model": "toy",
+        "model_digest": "abc",
+        "trained": "1 entry per neuron",
+        "batch_sequences": 2,
+        "sequence_tokens": 8,
+        "machine": Machine(name="m", accelerator="cpu", threads=1, memory_bytes=1e9, torch="2"),
+        "gemm_peak_flops_per_second": 1e9,
+        "forward_flops_per_second": 1e8,
+        "backward_flops_per_second": 1e8,
+        "forward_mfu_ratio": 0.1,
+        "backward_mfu_ratio": 0.1,
+        "tokens_per_second": 1.0,
+        "idle_bytes": 1.0,
+        "measured": [MeasuredDepth(depth=1, seconds=1.0, seconds_quartiles=[1.0, 1.0], peak_bytes=5.0)],
+        "step_seconds": [1.0, 2.0, 3.0],
+        "peak_bytes": [5e8, 7e8, 2e9],
+        "energy": Energy(source="none"),
+    }
+    return Profile(**figures | changes)

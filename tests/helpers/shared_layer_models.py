@@ -1,4 +1,4 @@
-"""Shared by the tests of shared_layers and its neighbours."""
+"""A model that runs one layer several times, and the comparison with dense autograd in fp64."""
 
 import tiny
 import torch
@@ -8,12 +8,12 @@ from transformers import (
 )
 
 import taskedge as te
-from taskedge.backbone.linears import linears
+from taskedge.backbone.layers import linears
 from taskedge.forms.sparse import sparse_layers
 
 
 def albert(layers=3):
-    """One layer of weights that runs ``layers`` times."""
+    """Return a model with one layer of weights that runs ``layers`` times."""
     config = AlbertConfig(
         vocab_size=tiny.VOCABULARY,
         embedding_size=8,
@@ -34,14 +34,14 @@ def albert(layers=3):
 
 
 def agree(model, twin, batch):
-    """Gradients of all entries equal those of dense autograd in fp64 (theirs are stored as fp32)."""
+    """Check that the gradients of all entries equal those of dense autograd in fp64, rounded to fp32."""
     for one in (model, twin):
         one(**batch).loss.backward()
     layers = sparse_layers(model)
     assert layers
     for name, layer in layers.items():
         dense = linears(twin)[name]
-        gradient = dense.kind.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
+        gradient = dense.adapter.matrix(dense.module.weight.grad)[layer.entries.rows, layer.entries.columns]
         torch.testing.assert_close(
             layer.entries.offsets.grad, gradient.float(), rtol=1e-6, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
         )

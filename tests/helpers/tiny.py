@@ -1,4 +1,4 @@
-"""Tiny models of every kind that taskedge meets, and what the tests do with them. Never the network."""
+"""Tiny models of every architecture that the tests need, with batches and a plain training loop; no downloads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCABULARY, LABELS = 40, 3
 
 
 def bert(dropout: float = 0.0) -> nn.Module:
-    """An encoder with a classifier: 1,088 embeddings + 2 x 2,224 block + 272 pooler + 51 classifier."""
+    """Return an encoder with a classifier: 1,088 embeddings + 2 x 2,224 block + 272 pooler + 51 classifier."""
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=16,
@@ -38,7 +38,7 @@ def bert(dropout: float = 0.0) -> nn.Module:
 
 
 def gpt2() -> nn.Module:
-    """A decoder whose linears are Conv1D ([in, out]): 1,024 embeddings + 2 x 3,280 block + 32 norm + 48 score."""
+    """Return a decoder with Conv1D linears ([in, out]): 1,024 embeddings + 2 x 3,280 block + 32 norm + 48 score."""
     config = GPT2Config(
         vocab_size=VOCABULARY,
         n_positions=24,
@@ -55,7 +55,7 @@ def gpt2() -> nn.Module:
 
 
 def vit() -> nn.Module:
-    """An image classifier: 880 embeddings + 2 x 2,224 block + 32 norm + 51 classifier."""
+    """Return an image classifier: 880 embeddings + 2 x 2,224 block + 32 norm + 51 classifier."""
     config = ViTConfig(
         hidden_size=16,
         num_hidden_layers=2,
@@ -71,7 +71,7 @@ def vit() -> nn.Module:
 
 
 def t5(tie: bool = True) -> nn.Module:
-    """An encoder and a decoder that share their embeddings, with a language-model head tied to them unless told."""
+    """Return an encoder-decoder with shared embeddings and a language-model head, tied to them if ``tie``."""
     config = T5Config(
         vocab_size=VOCABULARY,
         d_model=16,
@@ -87,8 +87,8 @@ def t5(tie: bool = True) -> nn.Module:
 
 
 def t5_batch(seed: int = 0) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    ids, labels = (torch.randint(1, VOCABULARY, (3, 5), generator=draw) for _ in range(2))
+    generator = torch.Generator().manual_seed(seed)
+    ids, labels = (torch.randint(1, VOCABULARY, (3, 5), generator=generator) for _ in range(2))
     return {"input_ids": ids, "labels": labels}
 
 
@@ -105,7 +105,7 @@ class Mlp(nn.Module):
 
 
 def mlp() -> nn.Module:
-    """130 + 88 + 27."""
+    """Return the plain module: 130 + 88 + 27 parameters."""
     return _counted(_seeded(Mlp), 245)
 
 
@@ -113,14 +113,14 @@ MODELS = {"bert": bert, "gpt2": gpt2, "vit": vit, "mlp": mlp}
 
 
 def batch(model: nn.Module, rows: int = 4, tokens: int = 6, seed: int = 0) -> Any:
-    """Something the model takes, with labels where it can use them and padding where it has a mask."""
-    draw = torch.Generator().manual_seed(seed)
+    """Return inputs for the model, with labels if it takes them and padding if it takes a mask."""
+    generator = torch.Generator().manual_seed(seed)
     if isinstance(model, Mlp):
-        return torch.randn(rows, tokens, 12, generator=draw)
-    labels = torch.randint(0, LABELS, (rows,), generator=draw)
+        return torch.randn(rows, tokens, 12, generator=generator)
+    labels = torch.randint(0, LABELS, (rows,), generator=generator)
     if isinstance(model, ViTForImageClassification):
-        return {"pixel_values": torch.randn(rows, 3, 8, 8, generator=draw), "labels": labels}
-    ids = torch.randint(1, VOCABULARY, (rows, tokens), generator=draw)
+        return {"pixel_values": torch.randn(rows, 3, 8, 8, generator=generator), "labels": labels}
+    ids = torch.randint(1, VOCABULARY, (rows, tokens), generator=generator)
     mask = torch.ones_like(ids)
     mask[-1, -2:] = 0
     return {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask, "labels": labels}
@@ -140,7 +140,7 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def train(model: nn.Module, steps: int = 3, lr: float = 3e-2) -> nn.Module:
-    """A plain torch loop."""
+    """Train with a plain torch loop, and return the model."""
     optimizer = torch.optim.AdamW(trained(model), lr=lr)
     for step in range(steps):
         optimizer.zero_grad()
@@ -150,12 +150,12 @@ def train(model: nn.Module, steps: int = 3, lr: float = 3e-2) -> nn.Module:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of everything the model holds."""
+    """Return a copy of the model's state dict."""
     return copy.deepcopy(dict(model.state_dict()))
 
 
 def bits(tensor: Tensor) -> Tensor:
-    """The bytes of a tensor, so that -0.0 and 0.0 differ and NaN equals itself."""
+    """Return the bytes of a tensor, so that -0.0 and 0.0 differ and NaN equals itself."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -166,7 +166,7 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def _seeded(kind: Any, *arguments: Any) -> nn.Module:
-    """The same values whenever it is called, without disturbing the global generator."""
+    """Return a model with the same values on every call; the global generator is not advanced."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         return kind(*arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,19 +13,28 @@ import tiny
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from taskedge.cooperation.cooperation_config import CooperateSettings
+from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.coordinator.coordinator import Coordinator
 from taskedge.cooperation.device.device import Device
 from taskedge.cooperation.device.local_training import LocalTraining
 from taskedge.cooperation.protocol.message import Message
+from taskedge.cooperation.protocol.round_task import RoundTask, TrainingRecipe
 from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink, MemoryDeviceLink
 
 Change = Callable[[Message, Callable[[Message], Awaitable[Message]]], Awaitable[Message]]
-"""Stands between a device and its link: gets the question and the device's own way to answer it."""
+"""Gets a request and the device's own handler, and returns the answer to send."""
+
+
+async def unchanged(message: Message, answer: Callable[[Message], Awaitable[Message]]) -> Message:
+    """The device's own answer."""
+    return await answer(message)
 
 
 class Changed:
-    """A device's end whose answers pass through ``change``, as an attacker's or a broken device's would."""
+    """A device's link whose answers pass through ``change``, like those of an attacker or a broken device.
+
+    Another ``end`` may take its place between two calls of ``serve``.
+    """
 
     def __init__(self, end: MemoryDeviceLink, change: Change) -> None:
         self.end, self.change = end, change
@@ -32,15 +42,15 @@ class Changed:
     async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
         await self.end.serve(lambda message: self.change(message, answer))
 
-    async def say(self, message: Message) -> None:
-        await self.end.say(message)
+    async def send(self, message: Message) -> None:
+        await self.end.send(message)
 
     async def close(self) -> None:
         await self.end.close()
 
 
 def model(layers: int = 4, dropout: float = 0.0, seed: int = 7) -> BertForSequenceClassification:
-    """A BERT of width 16, with a head of its own seed's."""
+    """A BERT of width 16, with a head drawn by ``seed``."""
     config = BertConfig(
         vocab_size=tiny.VOCABULARY,
         hidden_size=16,
@@ -62,7 +72,7 @@ def model(layers: int = 4, dropout: float = 0.0, seed: int = 7) -> BertForSequen
 
 
 def rows(count: int = 20, seed: int = 0) -> list[dict[str, Any]]:
-    """Token ids of 3 to 8 tokens, with a label that the first of them tells."""
+    """Token ids of 3 to 8 tokens, with the label that follows from the first one."""
     draw = torch.Generator().manual_seed(seed)
     made = []
     for place in range(count):
@@ -79,50 +89,80 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def training(seed: int = 0, count: int = 20, made: Any = None, **about: Any) -> LocalTraining:
-    """A device's part, with a head of its own."""
+    """A device's training, with its own head."""
     return LocalTraining(made if made is not None else model(seed=100 + seed, **about), rows(count, seed), collate)
 
 
-def settings(**changes: Any) -> CooperateSettings:
-    """Short rounds, plain SGD, no deadline that a busy machine could miss, and plans that do not follow its clock."""
+def devices(count: int, **about: Any) -> dict[str, LocalTraining]:
+    """The trainings of devices ``d0``, ``d1``, ..., each with its own rows."""
+    return {f"d{number}": training(number, **about) for number in range(count)}
+
+
+def round_task(**changes: Any) -> tuple[RoundTask, TrainingRecipe]:
+    """One plain step on four rows in the first round; ``changes`` are fields of the task or of the recipe."""
+    fields: dict[str, Any] = {
+        "device": "",
+        "blocks": (0, 1, 2),
+        "seed": 5,
+        "round": 1,
+        "batch_size": 4,
+        "local_steps": 1,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "head_lr": 0.2,
+        "weight_decay": 0.0,
+        **changes,
+    }
+    of_task = {field.name for field in dataclasses.fields(RoundTask)}
+    task = RoundTask(**{name: value for name, value in fields.items() if name in of_task})
+    return task, TrainingRecipe(**{name: value for name, value in fields.items() if name not in of_task})
+
+
+def settings(**changes: Any) -> CooperationConfig:
+    """Short rounds, plain SGD, no deadline that a busy machine misses, plans independent of measured seconds."""
     fixed: dict[str, Any] = {
         "per_neuron": 1,
         "step": "plain",
         "rounds": 4,
         "batch_size": 4,
-        "optimiser": "sgd",
+        "server_optimizer": "sgd",
         "lr": 0.05,
         "warmup": 0.0,
         "clip": 0.0,
         "upload": "float32",
-        "turns": 0.0,
-        "passing": 0.0,
+        "rotation_slack": 0.0,
+        "traversal_slack": 0.0,
         "wait_seconds": 20.0,
-        "least_deadline": 30.0,
+        "min_deadline": 30.0,
         "first_deadline": 30.0,
-        "follow_pace": False,
+        "calibrate": False,
     }
-    return CooperateSettings(**{**fixed, **changes})
+    return CooperationConfig(**{**fixed, **changes})
 
 
 class Fleet:
-    """Devices over one hub, which stay when a coordinator ends."""
+    """Devices on one in-memory transport, which stay when a coordinator ends."""
 
     def __init__(self, trainings: Mapping[str, LocalTraining], changes: Mapping[str, Change] | None = None) -> None:
         self.hub, self.trainings, self.changes = MemoryCoordinatorLink(), dict(trainings), dict(changes or {})
         self.devices: dict[str, Device] = {}
+        self.ends: dict[str, Changed] = {}
         self.serving: dict[str, asyncio.Task[None]] = {}
 
     def join(self, name: str, **about: Any) -> None:
-        """The device comes, as a new process would: with a model that holds nothing of a run."""
-        end: Any = self.hub.device(name)
-        if name in self.changes:
-            end = Changed(end, self.changes[name])
-        self.devices[name] = Device(end, self.trainings[name], **about)
+        """Start the device as a new process: its model has no support installed."""
+        self.ends[name] = Changed(self.hub.device(name), self.changes.get(name, unchanged))
+        self.devices[name] = Device(self.ends[name], self.trainings[name], **about)
+        self.serving[name] = asyncio.create_task(self.devices[name].serve(stay=True))
+
+    async def reconnect(self, name: str) -> None:
+        """Cut the device's link and make a new one. The process keeps its support and values."""
+        await self.lose(name)
+        self.ends[name].end = self.hub.device(name)
         self.serving[name] = asyncio.create_task(self.devices[name].serve(stay=True))
 
     async def lose(self, name: str) -> None:
-        """The device's process ends."""
+        """End the device's process."""
         self.serving[name].cancel()
         await asyncio.gather(self.serving[name], return_exceptions=True)
 
@@ -133,7 +173,7 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(trainings: Mapping[str, LocalTraining], changes: Mapping[str, Change] | None = None, **about: Any):
-    """All of them there."""
+    """A fleet with all devices connected."""
     made = Fleet(trainings, changes)
     for name in trainings:
         made.join(name, **about)
@@ -143,13 +183,13 @@ async def fleet(trainings: Mapping[str, LocalTraining], changes: Mapping[str, Ch
         await made.close()
 
 
-def coordinator(made: Fleet, folder: Path, how: CooperateSettings, **more: Any) -> Coordinator:
-    """One with the same base and a head of its own, and no devices that the machine's memory decides about."""
+def coordinator(made: Fleet, folder: Path, how: CooperationConfig, **more: Any) -> Coordinator:
+    """A coordinator with the same base and its own head."""
     base = more.pop("base", None)
     return Coordinator(made.hub, base if base is not None else model(), how, folder, **more)
 
 
-def run(folder: Path, how: CooperateSettings, trainings: Mapping[str, LocalTraining], **more: Any):
+def run(folder: Path, how: CooperationConfig, trainings: Mapping[str, LocalTraining], **more: Any):
     """A whole run: (coordinator, result, events)."""
     events: list[dict[str, Any]] = []
     changes = more.pop("changes", None)

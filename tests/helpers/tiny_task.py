@@ -23,6 +23,8 @@ import transformers
 from PIL import Image
 
 from taskedge.cli.main import main
+from taskedge.training.config import load_config
+from taskedge.training.tune_config import TuneConfig
 
 WORDS = "good bad fine awful a the film was plot actor very not so seen never long short night".split()  # noqa: SIM905
 SRC = Path(__file__).parents[2] / "src"
@@ -200,6 +202,13 @@ def tuning(task: Path, *more: object, model: str = "base") -> list[str]:
     fixed = ["--model", task / model, "--train", task / "train.csv", "--text", "text", "--label", "label"]
     short = ["--budget", "2%", "--lr", 1e-2, "--batch-size", 8, "--epochs", 1, "--threads", 1]
     return list(map(str, ["tune", *fixed, *short, *more]))
+
+
+def tune_config(task: Path, out: Path, **changes: object) -> TuneConfig:
+    """The settings of such a run, to ``out``; ``changes`` overrides."""
+    fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
+    short = {"budget": "2%", "batch_size": 8, "epochs": 1, "threads": 1}
+    return load_config(TuneConfig, {**fixed, **short, "out": out, **changes})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from taskedge.backbone.loading import load_base
 from taskedge.training import generation
-from taskedge.training.generation import IGNORED, generate, likelihood, pad
+from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad
 
 PROMPTS = [[4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14], [5, 6], [16, 17, 18]]
 
@@ -34,9 +34,9 @@ def test_padding():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
-@pytest.mark.parametrize("most", [generation._LOGITS, 22 * 8, 1])
+@pytest.mark.parametrize("most", [generation.MAX_LOGITS, 22 * 8, 1])
 def test_likelihood_is_that_of_each_learnt_token(base, batch_size, most, monkeypatch):
-    monkeypatch.setattr(generation, "_LOGITS", most)  # few logits at once: smaller batches
+    monkeypatch.setattr(generation, "MAX_LOGITS", most)  # few logits at once: smaller batches
     rows = [{"input_ids": ids, "labels": [IGNORED] * (len(ids) // 2) + ids[len(ids) // 2 :]} for ids in PROMPTS]
     total, count, done = 0.0, 0, []
     for row in rows:
@@ -46,7 +46,7 @@ def test_likelihood_is_that_of_each_learnt_token(base, batch_size, most, monkeyp
             if row["labels"][place] != IGNORED:
                 total -= float(chances[place - 1, row["labels"][place]])
                 count += 1
-    found, tokens = likelihood(base.model, rows, collate, batch_size, done.append)
+    found, tokens = negative_log_likelihood(base.model, rows, collate, batch_size, done.append)
     assert tokens == count
     assert math.isclose(found, total, rel_tol=1e-5)
     assert sum(done) == len(rows)
@@ -72,7 +72,9 @@ def test_the_likeliest_tokens_up_to_the_end(base, batch_size):
     end = direct[0][3]  # so that it occurs
     direct = [greedy(model.eval(), prompt, 9, end) for prompt in PROMPTS]
     model.train()
-    found = generate(model, PROMPTS, pad_token=0, end_token=end, new_tokens=9, batch_size=batch_size, done=done.append)
+    found = generate(
+        model, PROMPTS, pad_token=0, end_token=end, new_tokens=9, batch_size=batch_size, on_progress=done.append
+    )
     assert found == direct
     assert len({len(tokens) for tokens in found}) > 1
     assert sum(done) == len(PROMPTS)
@@ -80,7 +82,7 @@ def test_the_likeliest_tokens_up_to_the_end(base, batch_size):
 
 
 def test_what_the_base_was_published_with_is_left_out(base):
-    fixed = {"pad_token": 0, "end_token": 3, "new_tokens": 9, "batch_size": 2, "done": lambda _: None}
+    fixed = {"pad_token": 0, "end_token": 3, "new_tokens": 9, "batch_size": 2, "on_progress": lambda _: None}
     plain = generate(base.model, PROMPTS, **fixed)
     own = base.model.generation_config
     try:

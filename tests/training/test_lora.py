@@ -14,16 +14,15 @@ from tiny_task import forked, snapshot, tuning
 from torch import nn
 
 import taskedge as te
-from taskedge.backbone.linears import candidates
+from taskedge.backbone.candidates import candidates
 from taskedge.cli.main import main
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.selection.support import Support
-from taskedge.training import checkpoint, tune
-from taskedge.training import dry_run as plan
-from taskedge.training.config_file import settle
+from taskedge.training import checkpoint, dry_run, tune
+from taskedge.training.config import load_config
 from taskedge.training.lora import PeftLora
-from taskedge.training.tune_config import RATES
+from taskedge.training.tune_config import LEARNING_RATES, TuneConfig
 
 
 def everywhere(model, rank=3):
@@ -34,7 +33,7 @@ def everywhere(model, rank=3):
 def test_the_delta_computes_what_the_peft_model_does(make):
     model, fresh = make(), make()
     before = tiny.state(fresh)
-    head = te.install(make(), everywhere(fresh)).__dict__["_taskedge"].whole
+    head = te.install(make(), everywhere(fresh)).__dict__["_taskedge"].full_parameters
     lora = PeftLora(model, everywhere(model), head, alpha=6.0, seed=0)
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in names if ".lora_" not in name} == set(head)
@@ -78,7 +77,7 @@ def test_a_bias_of_a_linear_with_lora_trains_whole(mlp):
     lora = PeftLora(mlp, Support({}, 245, low_rank={"first": 2}), ["first.bias"], alpha=None, seed=0)
     before = mlp.first.base_layer.bias.detach().clone()
     tiny.train(mlp)
-    assert not torch.equal(lora.extract().whole["first.bias"], before)
+    assert not torch.equal(lora.extract().full_parameters["first.bias"], before)
 
 
 # -- tune --------------------------------------------------------------------------------------------------------------
@@ -138,12 +137,12 @@ def test_what_the_file_holds(task, whole):
     training = delta.provenance.training
     assert (training["form"], training["rank"], training["alpha"], training["lr"]) == (form, 3, None, 0.01)
     if form == "lora":
-        assert (said["entries"], said["low_rank"]) == (0, factors) == (delta.entries, delta.low_rank_parameters)
+        assert (said["entries"], said["low_rank"]) == (0, factors) == (delta.num_entries, delta.num_low_rank_parameters)
         assert len(delta.low_rank) == 12
         assert "step" not in training
         assert all(product.b.any() for product in delta.low_rank.values())
     else:
-        assert (said["entries"], said["low_rank"]) == (124, 0) == (delta.entries, delta.low_rank_parameters)
+        assert (said["entries"], said["low_rank"]) == (124, 0) == (delta.num_entries, delta.num_low_rank_parameters)
         assert training["step"] == "activation"
 
 
@@ -159,39 +158,40 @@ def test_the_file_does_what_was_measured(task, tmp_path, whole, capsys, model):
     assert main(["merge", str(tmp_path / "o"), "--out", str(tmp_path / "merged")]) == 0
 
 
-def test_the_plan_is_what_is_trained(task, tmp_path, whole):
+def test_the_plan_is_what_is_trained(task, tmp_path, whole, without_memory):
     form, _, said = whole
     fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
     more = {"budget": "2%"} if form == "sparse_lora" else {}
-    settings = settle(
-        {**fixed, **more, "batch_size": 8, "epochs": 1, "threads": 1, "form": form, "rank": 3, "out": tmp_path / "o"}
+    settings = load_config(
+        TuneConfig,
+        {**fixed, **more, "batch_size": 8, "epochs": 1, "threads": 1, "form": form, "rank": 3, "out": tmp_path / "o"},
     )
-    planned = plan.plan(settings, say=str)
+    planned = dry_run.dry_run(settings, log=str)
     assert snapshot(tmp_path) == {}
     assert (planned["entries"], planned["trained_parameters"]) == (said["entries"], said["trained"])
     assert planned["optimizer_bytes"] == 8 * (said["trained"] + said["head"])
-    assert planned["lr"] == RATES[form]
+    assert planned["lr"] == LEARNING_RATES[form]
     assert (planned["stored_columns"] is None) == (form == "lora")
     assert len(planned["low_rank"]) == (12 if form == "lora" else 0)
     json.dumps(planned)
 
 
-def test_what_it_says(task, tmp_path, whole, capsys):
+def test_what_it_says(task, tmp_path, whole, capsys, without_memory):
     form, trained = whole[0], f"{whole[2]['trained']:,}"
     run = arguments(task, form, "--out", tmp_path / "o")
     assert main([*run, "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert f"form {form}: {trained} numbers train beside the head, at a learning rate of 0.01" in shown
-    assert ("low-rank linear" in shown) == ("the whole input of every low-rank linear" in shown) == (form == "lora")
+    assert f"form {form}: {trained} values are trained beside the head, at a learning rate of 0.01" in shown
+    assert ("low-rank linear" in shown) == ("the full input of every low-rank linear" in shown) == (form == "lora")
     assert main(run) == 0
     said = capsys.readouterr()
     assert "a head of 34 parameters; learning rate 0.01, batches of 8\n" in said.err
     if form == "lora":
-        assert f"training LoRA, {trained} parameters of rank 3 in 12 linears; whole" in said.err
+        assert f"training LoRA, {trained} parameters of rank 3 in 12 linears; in full" in said.err
         assert "selecting" not in said.err
         assert f"{tmp_path / 'o'}: low-rank products of {trained} parameters and a head of 34" in said.out
     else:
-        assert f"allocation 'per_neuron', through {trained} parameters of rank 3; whole" in said.err
+        assert f"allocation 'per_neuron', through {trained} parameters of rank 3; in full" in said.err
         assert f"{tmp_path / 'o'}: 124 entries (2.002%) and a head of 34" in said.out
 
 
@@ -204,7 +204,7 @@ def test_two_seeds_differ(task, tmp_path, whole):
 
 
 def test_peft_is_asked_for_by_name_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tune, "Run", None)
+    monkeypatch.setattr(tune, "prepare_run", None)
     monkeypatch.setattr("taskedge.training.tune_config.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--form: LoRA is trained by PEFT, .*: pip install 'taskedge\[peft\]'"):
-        settle({"model": "m", "train": tmp_path, "text": ["t"], "label": "l", "form": "lora"})
+        load_config(TuneConfig, {"model": "m", "train": tmp_path, "text": ["t"], "label": "l", "form": "lora"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import signal
 
@@ -11,18 +10,18 @@ import pytest
 import tiny
 import torch
 from tiny_task import forked, tuning
-from transformers import TrainerCallback
 
 import taskedge as te
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.forms.install import installation
-from taskedge.forms.regrow import standing
-from taskedge.training import checkpoint, regrow
-from taskedge.training.regrow import BATCHES
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.forms.regrow import moved_positions
+from taskedge.training import checkpoint, regrow_callback
+from taskedge.training.callbacks import Callback
+from taskedge.training.regrow_callback import NUM_BATCHES, Regrow
+from taskedge.training.trainer import train
+from taskedge.training.trainer_config import TrainerConfig
 
-SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, regrow=3)
+SETTINGS = TrainerConfig(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2, regrow=3)
 
 
 def rows(count=26):
@@ -48,7 +47,7 @@ def model(step="activation"):
 def run(folder, settings=SETTINGS, **options):
     made = model()
     torch.manual_seed(0)
-    fit(made, rows(), collate, settings, folder, progress=False, **options)
+    train(made, rows(), collate, settings, folder, progress=False, **options)
     return made
 
 
@@ -56,15 +55,15 @@ def support(made):
     return {name: linear.flat for name, linear in installation(made).support.linears.items()}
 
 
-class Watch(TrainerCallback):
+class Watch(Callback):
     """Where the entries are after every step; ends the run the hard way at ``stop``."""
 
     def __init__(self, stop=None):
         self.stop, self.seen = stop, []
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        self.seen.append(support(model))
-        if state.global_step == self.stop:
+    def on_step_end(self, state):
+        self.seen.append(support(state.model))
+        if state.step == self.stop:
             raise KeyboardInterrupt
 
 
@@ -106,29 +105,29 @@ def test_new_entries_are_where_the_loss_pulls_most(tmp_path, monkeypatch):
     def watched(model, optimizer, gradient, share):
         seen.append((copy.deepcopy(model).eval(), {name: gradient(name).clone() for name in support(model)}))
 
-    monkeypatch.setattr(regrow, "regrow", watched)
-    run(tmp_path, dataclasses.replace(SETTINGS, regrow=7, checkpoint_every=0))
+    monkeypatch.setattr(regrow_callback, "regrow", watched)
+    run(tmp_path, SETTINGS.model_copy(update={"regrow": 7, "checkpoint_every": 0}))
     ((frozen, gradients),) = seen
-    batches = regrow.Regrow(rows(), collate, SETTINGS)._batches(7)
-    assert len(batches) == BATCHES
+    batches = Regrow(rows(), collate, SETTINGS)._batches(7)
+    assert len(batches) == NUM_BATCHES
     plain = te.fuse(frozen).requires_grad_(True)
     for batch in batches:
-        (plain(**batch).loss / BATCHES).backward()
+        (plain(**batch).loss / NUM_BATCHES).backward()
     for name, found in gradients.items():
         torch.testing.assert_close(found, plain.get_submodule(name).weight.grad, rtol=1e-4, atol=1e-8)
 
 
 def test_the_run_itself_is_not_disturbed(tmp_path, monkeypatch):
     """Looking at gradients draws no random number and leaves no gradient: a move of nothing changes nothing."""
-    still = tiny.state(run(tmp_path / "none", dataclasses.replace(SETTINGS, regrow=0)))
-    monkeypatch.setattr(regrow, "regrow", lambda *arguments: 0)
+    still = tiny.state(run(tmp_path / "none", SETTINGS.model_copy(update={"regrow": 0})))
+    monkeypatch.setattr(regrow_callback, "regrow", lambda *arguments: 0)
     assert tiny.same_bits(run(tmp_path / "looks").state_dict(), still)
 
 
 def test_checkpoints_hold_where_the_entries_are_only_if_they_moved(tmp_path):
     run(tmp_path / "moved")
-    made = run(tmp_path / "still", dataclasses.replace(SETTINGS, regrow=0))
-    assert standing(made) == {}
+    made = run(tmp_path / "still", SETTINGS.model_copy(update={"regrow": 0}))
+    assert moved_positions(made) == {}
     for folder, held in (("moved", True), ("still", False)):
         names = checkpoint.Checkpoint(checkpoint.latest(tmp_path / folder))._tensors
         assert any(name.startswith("support/") for name in names) is held
@@ -154,7 +153,7 @@ def test_what_cannot_move_is_refused_before_the_first_step(tmp_path):
     te.install(made, te.select(made, rule="magnitude", per_neuron=1), form="sparse_lora")
     for model, told in ((made, "only in the form 'sparse'"), (tiny.bert(), "no support installed")):
         with pytest.raises(InputError, match=told):
-            fit(model, rows(), collate, SETTINGS, tmp_path, progress=False)
+            train(model, rows(), collate, SETTINGS, tmp_path, progress=False)
     assert tiny.same_bits(te.fuse(made).state_dict(), before)
 
 
@@ -163,7 +162,7 @@ def test_tune_killed_and_resumed(task, tmp_path):
     assert forked(tuning(task, "--out", tmp_path / "whole", *arguments)).code == 0
     assert forked(tuning(task, "--out", tmp_path / "still", "--checkpoint-every", "3")).code == 0
     whole, still = te.load(tmp_path / "whole"), te.load(tmp_path / "still")
-    assert whole.entries == still.entries
+    assert whole.num_entries == still.num_entries
     assert any(not torch.equal(whole.linears[name].columns, still.linears[name].columns) for name in whole.linears)
     assert (still.provenance.allocation, whole.provenance.allocation) == ("per_neuron", "per_neuron, regrown")
 

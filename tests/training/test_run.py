@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import pytest
+import tiny_task
 import torch
 
-from taskedge.training.run import Run
-from taskedge.training.tune_config import TuneSettings
+from taskedge.errors import InputError
+from taskedge.training import run as run_module
+from taskedge.training.run import prepare_run
+from taskedge.training.tune_config import TuneConfig
 
 
 def run(task, **more):
     fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
     settings = fixed | {"per_neuron": 1, "batch_size": 8, "calibration": 3, "threads": 1} | more
-    return Run(TuneSettings(**settings), lambda _: None)
+    made = prepare_run(TuneConfig(**settings), lambda _: None)
+    made.load()
+    return made
 
 
 def seen(made, monkeypatch):
     """Rows of each calibration batch."""
     sizes = []
-    monkeypatch.setattr(Run, "choose", lambda self, batches: sizes.extend(len(batch["input_ids"]) for batch in batches))
+    monkeypatch.setattr(
+        run_module, "select", lambda model, batches, **_: sizes.extend(len(batch["input_ids"]) for batch in batches)
+    )
     made.select()
     return sizes
 
@@ -37,23 +44,49 @@ def test_the_selection_sees_the_same_rows_in_micro_batches(task, monkeypatch, gi
     assert seen(run(task, **given), monkeypatch) == sizes
 
 
-def test_parts_choose_what_whole_batches_do(task):
+def test_parts_select_the_same_as_whole_batches(task):
     whole, parts = run(task).select(), run(task, micro_batch=2).select()
     for name, linear in whole.linears.items():
         assert torch.equal(linear.columns, parts.linears[name].columns)
         torch.testing.assert_close(linear.input_rms, parts.linears[name].input_rms)
 
 
-def test_a_changed_run_shares_all_but_what_changes(task):
-    made = run(task)
-    made.rows, made.whole  # noqa: B018
-    other = made.changed({"micro_batch": 2})
+def test_a_run_with_other_settings_shares_all_but_what_changes(task):
+    made = run(task, eval=task / "eval.csv")
+    other = made.with_config({"micro_batch": 2})
     assert other.base is made.base
     assert other.rows is made.rows
-    assert other.settings.micro_batch == 2
-    assert made.settings.micro_batch is None
-    half = made.changed({"dtype": "bf16"})
+    assert other.eval_rows() is made.eval_rows()
+    assert other.config.micro_batch == 2
+    assert made.config.micro_batch is None
+    half = made.with_config({"dtype": "bf16"})
+    with pytest.raises(RuntimeError, match="the base is not loaded"):
+        half.base  # noqa: B018
+    half.load()
     assert half.rows is made.rows
     assert next(half.base.model.parameters()).dtype == torch.bfloat16
-    made.forget_base()
-    assert "base" not in vars(made)
+    made.release_base()
+    with pytest.raises(RuntimeError, match="the base is not loaded"):
+        made.base  # noqa: B018
+    assert len(made.rows) == 96
+
+
+def test_the_batch_size_is_that_of_the_task_unless_given(task, tmp_path):
+    tiny_task.table(tmp_path / "talk.csv", tiny_task.dialogs(8), ("prompt", "response"))
+    fixed = {"model": str(task / "base"), "train": tmp_path / "talk.csv"}
+    assert prepare_run(TuneConfig(**fixed), str).config.batch_size == 8
+    assert prepare_run(TuneConfig(**fixed, batch_size=16), str).config.batch_size == 16
+    with pytest.raises(InputError, match="micro_batch=16 does not divide batch_size=8"):
+        prepare_run(TuneConfig(**fixed, micro_batch=16), str)
+
+
+def test_a_new_collator_has_the_dtype_of_the_new_base(task, tmp_path):
+    """Labels of a regression must have the dtype of the outputs."""
+    tiny_task.table(tmp_path / "ratings.csv", tiny_task.ratings(8))
+    fixed = {"model": str(task / "base"), "train": tmp_path / "ratings.csv", "threads": 1}
+    made = prepare_run(TuneConfig(**fixed), str)
+    made.load()
+    half = made.with_config({"dtype": "bf16"})
+    half.load()
+    for one, dtype in ((made, torch.float32), (half, torch.bfloat16)):
+        assert one.collate(one.rows[:2])["labels"].dtype == dtype

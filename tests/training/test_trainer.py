@@ -1,22 +1,23 @@
-"""Training stops, goes on and ends with the very same bits, and touches nothing but what it trains."""
+"""Training gives the bits of transformers' Trainer, also after an interruption, and changes only what it trains."""
 
-import dataclasses
 import json
+import math
 
 import pytest
 import tiny
 import torch
-from transformers import TrainerCallback
+import transformers
 
 import taskedge as te
 from taskedge.errors import InputError, TrainingDiverged
 from taskedge.forms.kernels import _forced
 from taskedge.forms.sparse import sparse_layers
+from taskedge.training.callbacks import Callback
 from taskedge.training.checkpoint import STATE, latest
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.trainer import learning_rate_factor, make_optimizer, train
+from taskedge.training.trainer_config import TrainerConfig
 
-SETTINGS = FitSettings(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2)
+SETTINGS = TrainerConfig(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2)
 
 
 def rows(count=26, seed=0):
@@ -49,18 +50,88 @@ def model():
 def run(folder, made=None, settings=SETTINGS, **options):
     made = made or model()
     torch.manual_seed(0)
-    return made, fit(made, rows(), collate, settings, folder, progress=False, **options)
+    return made, train(made, rows(), collate, settings, folder, progress=False, **options)
 
 
-class StopAt(TrainerCallback):
+class StopAt(Callback):
     """Ends the run the hard way, as a kill would."""
 
     def __init__(self, step):
         self.step = step
 
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
+    def on_step_end(self, state):
+        if state.step == self.step:
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 1}, {"clip": 0.0}, {"weight_decay": 0.1}, {"bf16": True}, {"epochs": 1.4, "warmup": 0.3}],
+    ids=str,
+)
+def test_it_ends_with_the_bits_of_the_trainer(tmp_path, changes):
+    """24 rows: all batches are full, so that the mean of their means is the mean over all labels."""
+    torch.set_num_threads(1)
+    config = SETTINGS.model_copy(update={"checkpoint_every": 0, **changes})
+    examples = rows(24)
+    made, twin = model(), model()
+    train(made, examples, collate, config, tmp_path, progress=False)
+    arguments = transformers.TrainingArguments(
+        str(tmp_path),
+        num_train_epochs=config.epochs,
+        learning_rate=config.lr,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulate,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup,
+        max_grad_norm=config.clip,
+        bf16=config.bf16,
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=True,
+    )
+    trainer = transformers.Trainer(twin, arguments, train_dataset=examples, data_collator=collate)
+    trainer.model_accepts_loss_kwargs = False  # else it would sum the means of the batches of a step
+    trainer.train()
+    assert tiny.same_bits(made.state_dict(), twin.state_dict())
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.3, 0.99])
+def test_the_learning_rate_is_that_of_the_linear_schedule(warmup):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(40 * warmup), 40)
+    for step in range(41):
+        assert learning_rate_factor(step, 40, warmup) == schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, tiny.vit, tiny.t5], ids=lambda make: make.__name__)
+def test_biases_and_norms_have_no_weight_decay(make):
+    made = make()
+    for parameter in made.parameters():
+        parameter.requires_grad_(True)
+    optimizer = make_optimizer(made, TrainerConfig(weight_decay=0.1), ())
+    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = transformers.Trainer.get_decay_parameter_names(None, made)
+    assert decayed == {id(parameter) for name, parameter in made.named_parameters() if name in names}
+
+
+def test_the_head_has_groups_of_its_own_if_its_rate_is_set():
+    made = model()
+    head = {name for name, _ in made.named_parameters() if name.startswith("classifier.")}
+    rates = {}
+    for config in (TrainerConfig(lr=0.5), TrainerConfig(lr=0.5, head_lr=0.25)):
+        groups = make_optimizer(made, config, head).param_groups
+        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+        for name, parameter in made.named_parameters():
+            if parameter.requires_grad:
+                assert rates[id(parameter)] == (config.head_lr if config.head_lr and name in head else config.lr)
 
 
 def test_it_trains_the_entries_and_the_head_and_nothing_else(tmp_path):
@@ -113,20 +184,20 @@ def test_without_resume_a_run_starts_anew(tmp_path, uninterrupted):
 
 
 def test_another_seed_gives_another_result(tmp_path, uninterrupted):
-    made, _ = run(tmp_path, settings=dataclasses.replace(SETTINGS, seed=6))
+    made, _ = run(tmp_path, settings=SETTINGS.model_copy(update={"seed": 6}))
     assert not tiny.same_bits(made.state_dict(), uninterrupted)
 
 
-class Poison(TrainerCallback):
+class Poison(Callback):
     """Makes the loss NaN in one step, and keeps what the parameters were before it."""
 
     def __init__(self, step):
         self.step, self.before = step, None
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step + 1 == self.step:
-            self.before = tiny.state(model)
-            model.classifier.register_forward_hook(lambda module, given, output: output * torch.nan)
+    def on_step_begin(self, state):
+        if state.step + 1 == self.step:
+            self.before = tiny.state(state.model)
+            state.model.classifier.register_forward_hook(lambda module, given, output: output * torch.nan)
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path):
@@ -154,7 +225,7 @@ def test_checkpoints_are_small_whole_and_readable(tmp_path):
 
 
 def test_no_checkpoints_where_none_are_asked_for(tmp_path):
-    run(tmp_path, settings=dataclasses.replace(SETTINGS, checkpoint_every=0, epochs=1))
+    run(tmp_path, settings=SETTINGS.model_copy(update={"checkpoint_every": 0, "epochs": 1}))
     assert latest(tmp_path) is None
 
 
@@ -174,7 +245,9 @@ def test_resuming_with_a_damaged_position_says_so(tmp_path):
 
 
 def test_autocast_trains(tmp_path):
-    made, result = run(tmp_path, settings=dataclasses.replace(SETTINGS, bf16=True, epochs=1, checkpoint_every=0))
+    made, result = run(
+        tmp_path, settings=SETTINGS.model_copy(update={"bf16": True, "epochs": 1, "checkpoint_every": 0})
+    )
     assert result.steps == 4
     assert {parameter.dtype for parameter in tiny.trained(made)} == {torch.float32}
 
@@ -183,10 +256,10 @@ def test_autocast_trains(tmp_path):
 def test_sparing_memory_does_without_the_compiler(tmp_path, rung):
     seen = set()
 
-    class Watch(TrainerCallback):
-        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+    class Watch(Callback):
+        def on_gradients(self, state):
             seen.add(_forced.get())
 
-    run(tmp_path, settings=dataclasses.replace(SETTINGS, epochs=1, **rung), callbacks=[Watch()])
+    run(tmp_path, settings=SETTINGS.model_copy(update={"epochs": 1, **rung}), callbacks=[Watch()])
     assert seen == ({"gather"} if rung else {None})
     assert _forced.get() is None

@@ -14,13 +14,11 @@ import time
 import pytest
 import tiny_task
 from killed_runs import OFTEN, killed_at
-from tiny_task import forked, snapshot, tuning
+from tiny_task import forked, snapshot, tune_config, tuning
 
 from taskedge.cli.main import main
 from taskedge.errors import InputError, TrainingDiverged
 from taskedge.training import checkpoint, run, tune
-from taskedge.training import dry_run as plan
-from taskedge.training.config_file import settle
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +37,12 @@ MOMENTS = {
     "before the support is stored": killed_at(tune, "save_support"),
     "before the settings are stored": killed_at(tune, "save_support", after=True),
     "before the first checkpoint": killed_at(checkpoint, "write"),
-    "within the first checkpoint": killed_at(checkpoint, "_flush"),
-    "between the files of a later checkpoint": killed_at(checkpoint, "_flush", call=4),
+    "between the files of the first checkpoint": killed_at(checkpoint.Path, "write_text"),
+    "between the files of a later checkpoint": killed_at(checkpoint.Path, "write_text", call=2),
+    "before a later checkpoint has its name": killed_at(checkpoint.Path, "rename", call=2),
     "after a checkpoint": killed_at(checkpoint, "write", call=2, after=True),
     "as old checkpoints go": killed_at(checkpoint.shutil, "rmtree", call=8),
-    "after the last checkpoint": killed_at(run.Run, "extract"),
+    "after the last checkpoint": killed_at(tune, "check_unchanged"),
     "before the file has its name": killed_at(tune, "load"),
     "before the folder goes": killed_at(tune.shutil, "rmtree", call=10),
 }
@@ -61,6 +60,7 @@ def test_killed_and_resumed(task, whole, tmp_path, moment):
     assert snapshot(tmp_path).keys() == {"task.safetensors"}
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(task, whole, tmp_path):
     """At random moments, as a process is: whatever was there is gone on with."""
     out, draw = tmp_path / "task.safetensors", random.Random(0)
@@ -81,6 +81,7 @@ def test_killed_again_and_again(task, whole, tmp_path):
     assert snapshot(tmp_path).keys() == {"task.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own(task, whole, tmp_path):
     """A new interpreter writes the same bytes, and can be killed from outside."""
     out, folder = tmp_path / "task.safetensors", tmp_path / "task.safetensors.run"
@@ -119,14 +120,14 @@ def test_interrupted_by_ctrl_c(task, whole, tmp_path):
     ended = forked(arguments, press)
     assert ended.code == 130
     assert [line for line in ended.err.splitlines() if line.startswith("taskedge:")] == [
-        "taskedge: interrupted: go on with --resume"
+        "taskedge: interrupted: continue with --resume"
     ]
     assert "Traceback" not in ended.err
     assert not out.exists()
 
     refused = forked(arguments)
     assert refused.code == 2
-    assert "holds an interrupted run: go on with --resume, or start anew with --force" in refused.err
+    assert "holds an interrupted run: continue it with --resume, or start anew with --force" in refused.err
     before = snapshot(tmp_path)
     changed = forked([*arguments, "--resume", "--lr", "0.5", "--seed", "7"])
     assert changed.code == 2
@@ -161,16 +162,16 @@ def test_resume_with_nothing_to_resume_runs(task, whole, tmp_path):
 
 
 def test_a_loss_that_is_no_number(task, tmp_path):
-    settings = settings_of(task, tmp_path / "o", lr=1e30, checkpoint_every=1)
+    settings = tune_config(task, tmp_path / "o", lr=1e30, checkpoint_every=1)
     with pytest.raises(TrainingDiverged, match=r"the loss is nan at step 3 \(learning rate .*e\+29\).*checkpoint-1"):
-        tune.tune(settings, progress=False, say=str)
+        tune.tune(settings, progress=False, log=str)
     assert checkpoint.latest(tmp_path / "o.run").name == "checkpoint-1"  # that of step 2 gave the nan
     assert not (tmp_path / "o").exists()
 
 
 def test_a_loss_that_is_no_number_before_any_checkpoint(task, tmp_path):
     with pytest.raises(TrainingDiverged, match="lower learning rate"):
-        tune.tune(settings_of(task, tmp_path / "o", lr=1e30), progress=False, say=str)
+        tune.tune(tune_config(task, tmp_path / "o", lr=1e30), progress=False, log=str)
     assert snapshot(tmp_path) == {}
 
 
@@ -179,7 +180,7 @@ def small_disk():
 
 
 @pytest.mark.parametrize(
-    ("arrange", "kept"), [(small_disk, None), (killed_at(run.Run, "extract", by=small_disk), "checkpoint-12")]
+    ("arrange", "kept"), [(small_disk, None), (killed_at(tune, "check_unchanged", by=small_disk), "checkpoint-12")]
 )
 def test_no_space_left(task, whole, tmp_path, arrange, kept):
     """For a checkpoint, or for the file: one message, nothing half written, and a run that can go on."""
@@ -199,42 +200,13 @@ def test_no_space_left(task, whole, tmp_path, arrange, kept):
 def test_a_folder_that_cannot_be_made(task, tmp_path):
     (tmp_path / "o.run").write_text("a file in its place")
     with pytest.raises(InputError, match="cannot be written"):
-        tune.tune(settings_of(task, tmp_path / "o"), progress=False, say=str)
-
-
-def settings_of(task, out, **more):
-    fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
-    return settle({**fixed, "budget": "2%", "batch_size": 8, "epochs": 1, "threads": 1, "out": out, **more})
-
-
-@pytest.mark.parametrize(
-    "more",
-    [{}, {"epochs": 1.3, "batch_size": 7, "accumulate": 2}, {"per_neuron": 2, "rule": "magnitude"}, {"model": "gpt2"}],
-)
-def test_the_plan_is_what_is_trained(task, tmp_path, more):
-    more = {**more, "model": str(task / more["model"])} if "model" in more else more
-    settings = settings_of(task, tmp_path / "o", **more)
-    planned = plan.plan(settings, say=str)
-    assert snapshot(tmp_path) == {}
-    done = tune.tune(settings, progress=False, say=str)
-    assert (planned["entries"], planned["head_parameters"], planned["steps"]) == (done.entries, done.head, done.steps)
-    assert planned["share"] == done.share == planned["entries"] / planned["model_parameters"]
-    assert sum(linear["entries"] for linear in planned["linears"]) == done.entries
-    json.dumps(planned)
-
-
-def test_a_plan_does_not_look_at_an_interrupted_run(task, tmp_path):
-    arguments = tuning(task, "--out", tmp_path / "o")
-    forked(arguments, killed_at(checkpoint, "write"))
-    before = snapshot(tmp_path)
-    assert plan.plan(settings_of(task, tmp_path / "o", budget="4%"), say=str)["entries"] == round(0.04 * 6194)
-    assert snapshot(tmp_path) == before
+        tune.tune(tune_config(task, tmp_path / "o"), progress=False, log=str)
 
 
 def test_the_written_file_is_what_is_measured(task, tmp_path):
     """bf16 rounds values: the quality told is that of the rounded ones."""
-    settings = settings_of(task, tmp_path / "o", values="bf16", eval=task / "eval.csv")
-    done = tune.tune(settings, progress=False, say=str)
+    settings = tune_config(task, tmp_path / "o", values="bf16", eval=task / "eval.csv")
+    done = tune.tune(settings, progress=False, log=str)
     assert main(["eval", str(tmp_path / "o"), "--data", str(task / "eval.csv"), "--batch-size", "8"]) == 0
     from taskedge.delta.file import load
 

@@ -10,41 +10,41 @@ from typing import get_args
 import pytest
 import tiny_task
 
-from taskedge.backbone import HOLDS
+from taskedge.backbone.storage import WEIGHT_STORAGE
 from taskedge.errors import InputError
-from taskedge.training.config_file import settle
-from taskedge.training.trainer_config import FitSettings
-from taskedge.training.tune_config import RATES, TuneSettings
+from taskedge.training.config import load_config
+from taskedge.training.trainer_config import TrainerConfig
+from taskedge.training.tune_config import LEARNING_RATES, TuneConfig
 
 NEEDED = {"model": "m", "train": "t.csv", "text": ["text"], "label": "label"}
 
 
 def test_defaults_stand_in_one_place():
-    settings = settle(NEEDED)
-    assert settings.fit() == FitSettings(checkpoint_every=25)
+    settings = load_config(TuneConfig, NEEDED)
+    assert settings.trainer_config() == TrainerConfig(checkpoint_every=25)
     assert (settings.budget, settings.rule, settings.allocation) == ("0.1%", "taskedge", "per_neuron")
     assert settings.out == Path("task.safetensors")
-    assert all(field.description for field in TuneSettings.model_fields.values())
+    assert all(field.description for field in TuneConfig.model_fields.values())
 
 
-@pytest.mark.parametrize("form", RATES)
+@pytest.mark.parametrize("form", LEARNING_RATES)
 def test_the_learning_rate_is_that_of_the_form_unless_given(tmp_path, form):
     config = tmp_path / "run.toml"
     config.write_text(f'form = "{form}"\n')
-    assert settle(NEEDED, config).fit().lr == RATES[form]
-    assert settle({**NEEDED, "lr": 0.125}, config).fit().lr == 0.125
-    assert RATES["sparse"] == FitSettings().lr
-    assert f"{form} {RATES[form]:g}" in TuneSettings.model_fields["lr"].description
+    assert load_config(TuneConfig, NEEDED, config).trainer_config().lr == LEARNING_RATES[form]
+    assert load_config(TuneConfig, {**NEEDED, "lr": 0.125}, config).trainer_config().lr == 0.125
+    assert LEARNING_RATES["sparse"] == TrainerConfig().lr
+    assert f"{form} {LEARNING_RATES[form]:g}" in TuneConfig.model_fields["lr"].description
 
 
 def test_what_means_nothing_in_a_form_is_refused_all_at_once(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text('form = "lora"\nrule = "random"\nmax-columns = 3\n')
     with pytest.raises(InputError) as caught:
-        settle({**NEEDED, "budget": "1%", "step": "plain"}, config)
+        load_config(TuneConfig, {**NEEDED, "budget": "1%", "step": "plain"}, config)
     first, *faults = str(caught.value).splitlines()
     assert first == "4 settings cannot be used:"
-    means = "means nothing with form 'lora', only with sparse and sparse_lora: leave it out"
+    means = "has no effect with form 'lora', only with sparse and sparse_lora: leave it out"
     assert {fault.strip() for fault in faults} == {
         f"--budget: {means}",
         f"--step: {means}",
@@ -52,8 +52,8 @@ def test_what_means_nothing_in_a_form_is_refused_all_at_once(tmp_path):
         f"{config}: max_columns: {means}",
     }
     for name in ("rank", "alpha"):
-        with pytest.raises(InputError, match=f"--{name}: means nothing with form 'sparse', only with sparse_lora and"):
-            settle({**NEEDED, name: 2})
+        with pytest.raises(InputError, match=f"--{name}: has no effect with form 'sparse', only with sparse_lora and"):
+            load_config(TuneConfig, {**NEEDED, name: 2})
 
 
 def test_flags_over_the_file_over_defaults(tmp_path):
@@ -61,24 +61,24 @@ def test_flags_over_the_file_over_defaults(tmp_path):
     config.write_text(
         'model = "m"\ntrain = "t.csv"\ntext = "title"\nlabel = "stars"\nlr = 0.5\nbatch-size = 4\nmax_length = 9\n'
     )
-    settings = settle({"lr": 0.25}, config)
+    settings = load_config(TuneConfig, {"lr": 0.25}, config)
     assert (settings.lr, settings.batch_size, settings.max_length, settings.epochs) == (0.25, 4, 9, 3.0)
     assert settings.text == ["title"]
-    assert settle({"text": ["a", "b"]}, config).text == ["a", "b"]
+    assert load_config(TuneConfig, {"text": ["a", "b"]}, config).text == ["a", "b"]
 
 
 @pytest.mark.parametrize("written", ["0.001", '"0.001"', '"0.1%"', "1e-3"])
 def test_a_budget_may_be_a_number(tmp_path, written):
     config = tmp_path / "run.toml"
     config.write_text(f"budget = {written}\n")
-    assert settle(NEEDED, config).budget in ("0.001", "0.1%")
+    assert load_config(TuneConfig, NEEDED, config).budget in ("0.001", "0.1%")
 
 
 def test_all_faults_at_once_each_with_its_place(tmp_path):
     config = tmp_path / "run.toml"
     config.write_text('epoch = 3\nlr = "fast"\nbatch-size = 0\nrule = "taskegde"\n')
     with pytest.raises(InputError) as caught:
-        settle({"model": "m", "allocation": "pre_layer", "budget": "0", "warmup": 1.0}, config)
+        load_config(TuneConfig, {"model": "m", "allocation": "pre_layer", "budget": "0", "warmup": 1.0}, config)
     first, *faults = str(caught.value).splitlines()
     assert first == "8 settings cannot be used:"
     for fault in (
@@ -98,7 +98,7 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
     ("given", "told"),
     [
         ({"budget": "150%"}, "--budget: budget '150%' is not above 0"),
-        ({"budget": "much"}, "--budget: budget 'much' is no share: write '0.1%' or 0.001"),
+        ({"budget": "much"}, "--budget: budget 'much' is not a share: write '0.1%' or 0.001"),
         ({"lr": float("inf")}, "--lr: must be a finite number"),
         ({"epochs": float("nan")}, "--epochs: must be"),
         ({"step": "activations"}, "--step: must be 'plain' or 'activation'"),
@@ -119,7 +119,7 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
 )
 def test_one_fault_is_one_line(given, told):
     with pytest.raises(InputError) as caught:
-        settle({**NEEDED, **given})
+        load_config(TuneConfig, {**NEEDED, **given})
     assert str(caught.value).startswith(told)
     assert "\n" not in str(caught.value)
 
@@ -129,7 +129,7 @@ def test_one_fault_is_one_line(given, told):
     [
         (b"lr = \n", "not TOML: "),
         (b'model = "\xff"\n', "not TOML: "),
-        (b"batch-size = 1\nbatch_size = 2\n", "batch-size stands there twice, with dashes and with underscores"),
+        (b"batch-size = 1\nbatch_size = 2\n", "batch-size is set twice, with dashes and with underscores"),
         (None, "cannot be read (No such file or directory)"),
     ],
 )
@@ -138,14 +138,14 @@ def test_a_file_that_cannot_be_used(tmp_path, content, told):
     if content is not None:
         config.write_bytes(content)
     with pytest.raises(InputError, match=r"run\.toml: ") as caught:
-        settle(NEEDED, config)
+        load_config(TuneConfig, NEEDED, config)
     assert told in str(caught.value)
 
 
 def test_tensorboard_must_be_there(monkeypatch):
     monkeypatch.setattr("taskedge.training.tune_config.find_spec", lambda name: None)
     with pytest.raises(InputError, match="--tensorboard: TensorBoard is not installed: pip install tensorboard"):
-        settle({**NEEDED, "tensorboard": True})
+        load_config(TuneConfig, {**NEEDED, "tensorboard": True})
 
 
 def test_settings_are_read_without_torch():
@@ -160,14 +160,14 @@ def test_the_help_names_every_rule_and_allocation():
     from taskedge.training.tasks import TASKS
 
     for field, known in (("rule", RULES), ("allocation", ALLOCATIONS), ("task", TASKS)):
-        description = TuneSettings.model_fields[field].description
+        description = TuneConfig.model_fields[field].description
         assert all(name in description for name in known.titles), field
 
 
 def test_the_default_allocation_is_that_of_the_library():
-    from taskedge.selection.allocations import DEFAULT
+    from taskedge.selection.allocations import DEFAULT_ALLOCATION
 
-    assert TuneSettings.model_fields["allocation"].default == DEFAULT
+    assert TuneConfig.model_fields["allocation"].default == DEFAULT_ALLOCATION
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_default_allocation_is_that_of_the_library():
     ],
 )
 def test_a_default_that_has_no_say_is_not_told(given, told):
-    found = settle({**NEEDED, **given}).selection()
+    found = load_config(TuneConfig, {**NEEDED, **given}).select_kwargs()
     assert found | told == found
     rank = {"rank"} if given.get("rule") == "spt" else set()
     assert set(found) == {"budget", "per_neuron", "rule", "allocation", "max_columns", "seed"} | rank
@@ -193,7 +193,7 @@ def test_a_default_that_has_no_say_is_not_told(given, told):
         ({"allocation": "2:4", "budget": "1%"}, "the allocation '2:4' is itself the budget: leave out budget='1%'"),
         ({"allocation": "1:8", "max_columns": 3}, "the allocation '1:8' is itself the budget: leave out max_columns=3"),
         ({"allocation": "4:2"}, "--allocation: the pattern '4:2' keeps 4 of every 2 inputs: N must be at least 1"),
-        ({"allocation": "2:x"}, "--allocation: '2:x' is no N:M pattern: write two whole numbers, such as '2:4'"),
+        ({"allocation": "2:x"}, "--allocation: '2:x' is not an N:M pattern: write two whole numbers, such as '2:4'"),
         ({"rule": "spt", "per_neuron": 1}, "the rule 'spt' spreads its budget itself: leave out per_neuron=1"),
         (
             {"rule": "spt", "allocation": "per_neuron"},
@@ -203,12 +203,12 @@ def test_a_default_that_has_no_say_is_not_told(given, told):
 )
 def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
     with pytest.raises(InputError) as caught:
-        settle({**NEEDED, **given})
+        load_config(TuneConfig, {**NEEDED, **given})
     assert str(caught.value).startswith(told)
     config = tmp_path / "run.toml"
     config.write_text("".join(f"{name} = {value!r}\n" for name, value in given.items()))
     with pytest.raises(InputError, match=r"leave out|pattern"):
-        settle(NEEDED, config)
+        load_config(TuneConfig, NEEDED, config)
 
 
 @pytest.mark.parametrize(
@@ -218,48 +218,52 @@ def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
         ({"rotate": 5, "regrow": 5}, "--regrow moves entries of all blocks, --rotate trains one block at a time"),
         (
             {"optimizer": "mezo"},
-            "none fits all: give --lr",
+            "no default suits all tasks: give --lr",
         ),
         (
             {"optimizer": "mezo", "lr": 1e-3, "recompute": "blocks"},
-            "--recompute means nothing with --optimizer mezo: leave it out",
+            "--recompute has no effect with --optimizer mezo: leave it out",
         ),
-        ({"optimizer": "mezo", "lr": 1e-3, "regrow": 3}, "--regrow means nothing with --optimizer mezo: leave it out"),
-        ({"optimizer": "mezo", "lr": 1e-3, "clip": 1.0}, "--clip means nothing with --optimizer mezo: leave it out"),
-        ({"perturbation": 1e-2}, "--perturbation means nothing with --optimizer adamw: leave it out"),
+        ({"optimizer": "mezo", "lr": 1e-3, "regrow": 3}, "--regrow has no effect with --optimizer mezo: leave it out"),
+        ({"optimizer": "mezo", "lr": 1e-3, "clip": 1.0}, "--clip has no effect with --optimizer mezo: leave it out"),
+        ({"perturbation": 1e-2}, "--perturbation has no effect with --optimizer adamw: leave it out"),
     ],
 )
 def test_rungs_that_do_not_go_together(given, told):
     with pytest.raises(InputError) as caught:
-        settle({**NEEDED, **given})
+        load_config(TuneConfig, {**NEEDED, **given})
     assert told in str(caught.value)
 
 
 def test_rungs_that_go_together():
     given = {"depth": 2, "recompute": "inputs", "micro_batch": 8, "rotate": 4}
-    settings = settle({**NEEDED, **given})
-    assert settings.selection()["depth"] == 2
-    assert (settings.fit().recompute, settings.fit().micro_batch, settings.fit().rotate) == ("inputs", 8, 4)
-    assert settings.fit().sparing
-    assert not FitSettings().sparing
+    settings = load_config(TuneConfig, {**NEEDED, **given})
+    assert settings.select_kwargs()["depth"] == 2
+    assert (
+        settings.trainer_config().recompute,
+        settings.trainer_config().micro_batch,
+        settings.trainer_config().rotate,
+    ) == ("inputs", 8, 4)
+    assert settings.trainer_config().low_memory
+    assert not TrainerConfig().low_memory
 
 
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"base": "int8", "form": "lora"}, "--base int8 only reads the weights, --form lora needs more: leave out"),
-        ({"base": "mapped", "rule": "spt"}, "--base mapped only reads the weights, --rule spt needs more"),
-        ({"base": "int8", "rule": "fisher"}, "--base int8 only reads the weights, --rule fisher needs more"),
-        ({"base": "mapped", "regrow": 5}, "--base mapped only reads the weights, --regrow needs more"),
-        ({"base": "int4"}, "--base: must be 'loaded', 'mapped' or 'int8'"),
+        ({"weight_storage": "int8", "form": "lora"}, "--weight-storage int8 does not support --form lora"),
+        ({"weight_storage": "mmap", "rule": "spt"}, "--weight-storage mmap does not support --rule spt"),
+        ({"weight_storage": "int8", "rule": "fisher"}, "--weight-storage int8 does not support --rule fisher"),
+        ({"weight_storage": "mmap", "regrow": 5}, "--weight-storage mmap does not support --regrow"),
+        ({"weight_storage": "int4"}, "--weight-storage: must be 'resident', 'mmap' or 'int8'"),
     ],
 )
 def test_what_a_base_that_is_only_read_cannot_do(given, told):
     with pytest.raises(InputError) as caught:
-        settle({**NEEDED, **given})
+        load_config(TuneConfig, {**NEEDED, **given})
     assert told in str(caught.value)
 
 
 def test_a_mapped_base_may_be_selected_from_by_gradients():
-    assert settle({**NEEDED, "base": "mapped", "rule": "fisher"}).base == "mapped"
-    assert get_args(TuneSettings.model_fields["base"].annotation) == HOLDS
+    assert load_config(TuneConfig, {**NEEDED, "weight_storage": "mmap", "rule": "fisher"}).weight_storage == "mmap"
+    assert get_args(TuneConfig.model_fields["weight_storage"].annotation) == WEIGHT_STORAGE

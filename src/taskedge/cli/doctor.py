@@ -1,4 +1,4 @@
-"""``taskedge doctor``."""
+"""``taskedge doctor``: checks of the installation."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from dataclasses import asdict
 
 import click
 
-from taskedge.cli.config_options import json_option, print_json
+from taskedge.cli.shared_options import json_option, print_json
 
 EPILOG = """\b
 Examples:
   taskedge doctor
   taskedge doctor --json
 \b
-Exit codes: 0 all is right (if slow); 2 something is broken.
+Exit codes: 0 everything works, though it may be slow; 2 something is broken.
 """
 
 
 @click.command(epilog=EPILOG)
 @json_option
 def command(as_json: bool) -> int:
-    """Check the installation: versions, threads, kernels, memory; say what is slow and why."""
-    from taskedge.profiling.health import BROKEN, examine
+    """Check versions, threads, kernels and memory, and print what is slow or broken and why."""
+    from taskedge.profiling.doctor import BROKEN, check_installation
 
-    findings = examine()
+    findings = check_installation()
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

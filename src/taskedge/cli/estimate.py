@@ -1,4 +1,4 @@
-"""``taskedge estimate``."""
+"""``taskedge estimate``: predicted memory and time of a run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from taskedge.cli.config_options import given, json_option, note, options_of, print_json
-from taskedge.training.config_file import settle
-from taskedge.training.tune_config import TuneSettings
+from taskedge.cli.shared_options import given_flags, json_option, options_of, print_json, print_status
+from taskedge.training.config import load_config
+from taskedge.training.tune_config import TuneConfig
 
 EPILOG = """\b
 Examples:
@@ -19,23 +19,23 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@options_of(TuneSettings)
+@options_of(TuneConfig)
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these settings; flags win.")
 @json_option
 def command(config: Path | None, as_json: bool, **flags: Any) -> None:
-    """Predict the memory and the time of a run of `tune`, and of every way to run it within less.
+    """Predict memory and time of a run of `tune`, and of every configuration that needs less memory.
 
-    Takes the same options. Steps of a few rows are run on the model itself; nothing is trained or written. With
-    --memory it says which way `tune` would take, and ends with code 3 where none fits.
+    The options are those of `tune`. A few small steps run on the model itself; nothing is trained or written. With
+    --memory, the configuration that `tune` would choose is marked. The exit code is 3 if none fits.
     """
-    settings = settle(given(flags), config)
+    settings = load_config(TuneConfig, given_flags(flags), config)
     from taskedge.training.dry_run import estimate
-    from taskedge.training.memory.memory_report import choice_text, ladder_text
+    from taskedge.training.memory.memory_report import costs_text, decision_text
 
-    found = estimate(settings, say=note)
+    decision = estimate(settings, log=print_status)
     if as_json:
-        print_json(found)
+        print_json(decision)
         return
-    click.echo(ladder_text(found))
-    if found["chosen"] is not None:
-        click.echo(f"\n{choice_text(found)}")
+    click.echo(costs_text(decision))
+    if decision["chosen"] is not None:
+        click.echo(f"\n{decision_text(decision)}")

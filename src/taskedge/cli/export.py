@@ -1,4 +1,4 @@
-"""``taskedge export``, and what ``taskedge merge`` shares with it."""
+"""``taskedge export``, and the function that it shares with ``taskedge merge``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.config_options import json_option, note, print_json
+from taskedge.cli.shared_options import (
+    json_option,
+    print_json,
+    print_status,
+    refuse_input_as_output,
+    replace_option,
+)
 from taskedge.errors import InputError
 
 if TYPE_CHECKING:
-    from taskedge.delta.interop.export import Exported
+    from taskedge.delta.interop.export import ExportResult
 
 EPILOG = """\b
 Examples:
@@ -20,8 +26,10 @@ Examples:
   taskedge export task.safetensors --to merged --model ./bert-base --out merged/
   taskedge export task.safetensors --to patch --out task.patch.safetensors
 \b
-What each form holds, who reads it and what is lossless: docs/interoperability.md
+Contents of each form, its readers and its losses: docs/interoperability.md
 """
+
+apply_force_option = click.option("--force", is_flag=True, help="Apply the delta even to a base with other values.")
 
 
 @click.command(epilog=EPILOG)
@@ -33,43 +41,57 @@ What each form holds, who reads it and what is lossless: docs/interoperability.m
     help="peft: an adapter folder for Hugging Face's peft. merged: a plain model folder, as from `taskedge merge`. "
     "patch: flat indices and absolute values per tensor, for servers that update weights in place.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder, or for a patch file, to make.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The folder (for a patch: the file) to make."
+)
 @click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
 @click.option(
     "--peft-type",
     metavar="TYPE",
-    help="supertuning, shira or lora.  [default: the sparse one that needs less padding; lora where neither can be]",
+    help="supertuning, shira or lora.  [default: the sparse type that needs less padding; lora if neither is possible]",
 )
-@click.option("--force", is_flag=True, help="Replace what is there, and apply even to a base with other values.")
+@replace_option
+@apply_force_option
 @json_option
 def command(
-    delta: Path, to: str, out: Path, model: str | None, peft_type: str | None, force: bool, as_json: bool
+    delta: Path, to: str, out: Path, model: str | None, peft_type: str | None, replace: bool, force: bool, as_json: bool
 ) -> None:
     """Write a delta in a form that other programs read, without taskedge."""
     if peft_type is not None and to != "peft":
         raise InputError(f"--peft-type is for --to peft, not for --to {to}")
-    options = {} if peft_type is None else {"peft_type": peft_type}
-    done = write(delta, out, to=to, model=model, force=force, **options)
+    kwargs = {} if peft_type is None else {"peft_type": peft_type}
+    result = write(delta, out, to=to, model=model, replace=replace, force=force, **kwargs)
     if as_json:
-        print_json({"out": done.out, "bytes": done.bytes, "to": to, **done.facts})
+        print_json(result_json(result) | {"to": to} | result.details)
         return
-    told = "".join(f", {key.replace('_', ' ')} {_shown(value)}" for key, value in done.facts.items())
-    click.echo(f"{done.out}: {done.bytes:,} bytes{told}; load it with {done.loads}")
+    details = "".join(f", {key.replace('_', ' ')} {_as_text(value)}" for key, value in result.details.items())
+    click.echo(f"{result.out}: {result.bytes:,} bytes{details}; load it with {result.loads}")
 
 
-def write(delta: Path, out: Path, *, to: str, model: str | None, force: bool, **options: Any) -> Exported:
-    """Exports the delta file on a freshly loaded base; what can be refused is refused before anything is loaded."""
-    from taskedge.delta.interop.export import export, refuse_taken
+def write(
+    delta: Path, out: Path, *, to: str, model: str | None, replace: bool, force: bool, **kwargs: Any
+) -> ExportResult:
+    """Export a delta file with a freshly loaded base. Check the output before anything is loaded."""
+    from taskedge.delta.file import load
+    from taskedge.delta.interop.export import check_output, export
 
-    refuse_taken(out, to=to, force=force)
-    from taskedge.delta.load_with_delta import load_applied
+    refuse_input_as_output(out, delta)
+    from taskedge.delta.load_with_delta import base_location, load_with_delta
 
-    base, loaded = load_applied(delta, model, held="loaded", force=force, say=note)
-    given = {"base": model or loaded.provenance.base, "force": force, **options}
-    return export(base.model, loaded, out, to=to, processor=base.images or base.tokenizer, **given)
+    base = model or base_location(delta, load(delta).provenance)
+    check_output(out, to=to, base=base, replace=replace, force=force)
+    loaded, applied = load_with_delta(delta, model, weight_storage="resident", force=force, log=print_status)
+    kwargs = {"base": base, "replace": replace, "force": force, **kwargs}
+    return export(loaded.model, applied, out, to=to, processor=loaded.image_processor or loaded.tokenizer, **kwargs)
 
 
-def _shown(value: Any) -> str:
+def result_json(result: ExportResult) -> dict[str, Any]:
+    """Return what every export reports; ``forced`` is there only if ``--force`` was needed."""
+    forced = {"forced": result.forced} if result.forced else {}
+    return {"out": result.out, "bytes": result.bytes, **forced}
+
+
+def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(map(str, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,4 +1,4 @@
-"""``taskedge import``."""
+"""``taskedge import``: make a delta of a PEFT adapter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.config_options import force_option, json_option, print_json
+from taskedge.cli.shared_options import (
+    force_option,
+    json_option,
+    print_json,
+    print_status,
+    refuse_input_as_output,
+)
 
 EPILOG = """\b
 Examples:
@@ -23,20 +29,26 @@ Examples:
 )  # fmt: skip
 @click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the adapter names]")
 @click.option(
-    "--labels", help="The classes in the adapter's order, with commas.  [default: those of the base's config]"
+    "--labels", help="The classes in the adapter's order, with commas.  [default: the classes in the base's config]"
 )
 @force_option
 @json_option
 def command(folder: Path, out: Path, model: str | None, labels: str | None, force: bool, as_json: bool) -> None:
-    """Turn a PEFT LoRA adapter folder into a delta file, which info, eval, predict and merge take."""
+    """Convert a PEFT LoRA adapter folder to a delta file for info, eval, predict and merge."""
     from taskedge.errors import InputError
+    from taskedge.io.atomic import link_target
 
+    refuse_input_as_output(out, folder / "adapter_config.json", folder / "adapter_model.safetensors")
     if out.exists() and not force:
-        raise InputError(f"{out} exists: name another file with --out, or replace it with --force")
+        raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
+    if not link_target(out).parent.is_dir():
+        raise InputError(f"{out}: there is no folder {link_target(out).parent}: make it, or name another with --out")
+    from taskedge.delta.file import save
     from taskedge.delta.interop.peft_import import import_peft
 
-    delta = import_peft(folder, model, [label.strip() for label in labels.split(",")] if labels else ())
-    delta.save(out)
+    names = [label.strip() for label in labels.split(",")] if labels is not None else []
+    delta = import_peft(folder, model, names, log=print_status)
+    save(delta, out)
     size = out.stat().st_size
     if as_json:
         print_json(
@@ -44,14 +56,15 @@ def command(folder: Path, out: Path, model: str | None, labels: str | None, forc
                 "out": out,
                 "bytes": size,
                 "linears": len(delta.low_rank),
-                "low_rank_parameters": delta.low_rank_parameters,
-                "whole_parameters": delta.whole_parameters,
+                "low_rank_parameters": delta.num_low_rank_parameters,
+                "whole_parameters": delta.num_full_parameters,
                 "base": delta.provenance.base,
                 "labels": delta.provenance.labels,
             }
         )
         return
     click.echo(
-        f"{out}: {size:,} bytes; low-rank products of {delta.low_rank_parameters:,} parameters in "
-        f"{len(delta.low_rank)} linears and {delta.whole_parameters:,} whole parameters, for {delta.provenance.base}"
+        f"{out}: {size:,} bytes; low-rank products of {delta.num_low_rank_parameters:,} parameters in "
+        f"{len(delta.low_rank)} linears and {delta.num_full_parameters:,} fully trained parameters, for "
+        f"{delta.provenance.base}"
     )

@@ -1,15 +1,16 @@
-"""``taskedge info``."""
+"""``taskedge info``: describe a delta file."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from taskedge.cli.config_options import json_option, print_json
+from taskedge.cli.shared_options import json_option, print_json
 
 EPILOG = """\b
 Examples:
@@ -17,102 +18,120 @@ Examples:
   taskedge info task.safetensors --json
 """
 
+BAR_WIDTH = 30
+SHOWN_LABELS = 12
+
 
 @click.command(epilog=EPILOG)
 @click.argument("delta", type=click.Path(path_type=Path))
 @json_option
 def command(delta: Path, as_json: bool) -> None:
-    """Say what a delta holds: where its entries sit, bytes per section, how it was made, and the base it needs."""
-    about = describe(delta)
+    """Describe a delta: positions of its entries, bytes per section, provenance, and the base it needs."""
+    description = describe(delta)
     if as_json:
-        print_json(about)
-        return
-    made = about["provenance"]
-    click.echo(f"{delta}: {about['bytes']:,} bytes")
-    click.echo(
-        f"base      {made['base'] or 'not named'} ({made['base_parameters']:,} parameters, {about['base_dtype']})"
-    )
-    click.echo(f"task      {made['task'] or 'not named'}: {', '.join(made['labels'][:12]) or 'no labels'}")
-    click.echo(f"entries   {about['entries']:,} ({about['share']:.4%}) by rule {made['rule']!r}, {made['allocation']}")
-    if about["pattern"]:
-        click.echo(f"pattern   {_in_words(about['pattern'])}")
-    if about["low_rank"]:
-        ranks = sorted({product["rank"] for product in about["low_rank"].values()})
-        click.echo(
-            f"low rank  {about['low_rank_parameters']:,} parameters: products of rank "
-            f"{', '.join(map(str, ranks))} in {len(about['low_rank'])} linears"
-        )
-    click.echo(f"whole     {about['whole_parameters']:,} parameters: {', '.join(sorted(about['whole'])) or 'none'}")
-    if made["training"]:
-        click.echo("training  " + ", ".join(f"{key}={value}" for key, value in made["training"].items()))
-    click.echo("sections  " + ", ".join(f"{name} {size:,}" for name, size in about["sections"].items()))
-    for title in ("layer", "kind"):
-        counts = about[f"by_{title}"]
-        if not counts:  # low-rank products only
-            break
-        click.echo(f"\nentries by {title}")
-        width = max(map(len, counts))
-        most = max(counts.values())
-        for name, count in counts.items():
-            click.echo(f"  {name:{width}}  {count:>8,}  {'#' * max(1, round(30 * count / most))}")
+        print_json(description)
+    else:
+        click.echo(f"{delta}: {description_text(description)}")
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """All that can be said of a delta file without its base, as plain values."""
+    """Return everything that a delta file tells without its base, as plain values."""
     from taskedge.delta.file import load, section_bytes
 
     delta = load(path)
-    layers: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
+    by_layer: Counter[str] = Counter()
+    by_kind: Counter[str] = Counter()
     for name, linear in delta.linears.items():
         layer, kind = _split(name)
-        layers[layer] += len(linear)
-        kinds[kind] += len(linear)
+        by_layer[layer] += len(linear)
+        by_kind[kind] += len(linear)
     dtypes = [linear.base_dtype for linear in delta.linears.values()]
     dtypes += [product.base_dtype for product in delta.low_rank.values()]
     parameters = delta.provenance.base_parameters
     return {
         "bytes": path.stat().st_size,
-        "entries": delta.entries,
-        "share": delta.entries / parameters if parameters else 0.0,
+        "entries": delta.num_entries,
+        "share": delta.num_entries / parameters if parameters else 0.0,
         "low_rank": {
             name: {"shape": list(product.shape), "rank": product.rank, "scale": product.scale}
             for name, product in delta.low_rank.items()
         },
-        "low_rank_parameters": delta.low_rank_parameters,
-        "whole": {name: list(tensor.shape) for name, tensor in delta.whole.items()},
-        "whole_parameters": delta.whole_parameters,
+        "low_rank_parameters": delta.num_low_rank_parameters,
+        "whole": {name: list(tensor.shape) for name, tensor in delta.full_parameters.items()},
+        "whole_parameters": delta.num_full_parameters,
         "base_dtype": next(iter(dtypes), ""),
         "pattern": _pattern(delta.linears),
-        "by_layer": dict(layers),
-        "by_kind": dict(kinds),
+        "by_layer": dict(by_layer),
+        "by_kind": dict(by_kind),
         "sections": section_bytes(path),
         "provenance": asdict(delta.provenance),
     }
 
 
+def description_text(description: dict[str, Any]) -> str:
+    """Return the result of :func:`describe` as text, beginning with the size of the file."""
+    provenance = description["provenance"]
+    lines = [
+        f"{description['bytes']:,} bytes",
+        f"base      {provenance['base'] or 'not named'} ({provenance['base_parameters']:,} parameters, "
+        f"{description['base_dtype']})",
+        f"task      {provenance['task'] or 'not named'}: {_labels_text(provenance['labels'])}",
+        f"entries   {description['entries']:,} ({description['share']:.4%}) by rule {provenance['rule']!r}, "
+        f"{provenance['allocation']}",
+    ]
+    if description["pattern"]:
+        lines.append(f"pattern   {_pattern_text(description['pattern'])}")
+    if description["low_rank"]:
+        ranks = sorted({product["rank"] for product in description["low_rank"].values()})
+        lines.append(
+            f"low rank  {description['low_rank_parameters']:,} parameters: products of rank "
+            f"{', '.join(map(str, ranks))} in {len(description['low_rank'])} linears"
+        )
+    names = ", ".join(sorted(description["whole"])) or "none"
+    lines.append(f"in full   {description['whole_parameters']:,} parameters: {names}")
+    if provenance["training"]:
+        lines.append("training  " + ", ".join(f"{key}={value}" for key, value in provenance["training"].items()))
+    lines.append("sections  " + ", ".join(f"{name} {size:,}" for name, size in description["sections"].items()))
+    for title in ("layer", "kind"):
+        counts = description[f"by_{title}"]
+        if not counts:  # low-rank products only
+            break
+        lines += ["", f"entries by {title}"]
+        width, largest = max(map(len, counts)), max(counts.values())
+        for name, count in counts.items():
+            lines.append(f"  {name:{width}}  {count:>8,}  {'#' * max(1, round(BAR_WIDTH * count / largest))}")
+    return "\n".join(lines)
+
+
+def _labels_text(labels: Sequence[str]) -> str:
+    """Return the labels in quotes, so that commas, blanks and line breaks in them can be seen."""
+    more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+    return ", ".join(map(repr, labels[:SHOWN_LABELS])) + more or "no labels"
+
+
 def _pattern(linears: dict[str, Any]) -> dict[str, Any] | None:
-    """The N:M pattern that the entries themselves hold, whatever the delta says of how they were chosen."""
+    """Return the N:M pattern that the entries have, whether or not the provenance names one."""
     from taskedge.selection.patterns import find_pattern
 
     pattern = find_pattern(linears.values())
     if pattern is None:
         return None
-    rests = {linear.shape[1] % pattern.m for linear in linears.values()} - {0}
+    last_widths = {linear.shape[1] % pattern.m for linear in linears.values()} - {0}
     return {
         "name": str(pattern),
         "linears": len(linears),
-        "rest_groups": {str(width): min(pattern.n, width) for width in sorted(rests)},
+        "rest_groups": {str(width): min(pattern.n, width) for width in sorted(last_widths)},
     }
 
 
-def _in_words(pattern: dict[str, Any]) -> str:
-    rests = [f"{kept} of a last group of {width}" for width, kept in pattern["rest_groups"].items()]
-    return f"{pattern['name']} holds in all {pattern['linears']} linears" + (f" ({', '.join(rests)})" if rests else "")
+def _pattern_text(pattern: dict[str, Any]) -> str:
+    last_groups = [f"{kept} of a last group of {width}" for width, kept in pattern["rest_groups"].items()]
+    text = f"{pattern['name']} holds in all {pattern['linears']} linears"
+    return f"{text} ({', '.join(last_groups)})" if last_groups else text
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A linear's name cut at its layer number: ``a.layer.3.output.dense`` -> (``a.layer.3``, ``output.dense``)."""
+    """Cut a linear's name at its layer number: ``a.layer.3.output.dense`` -> (``a.layer.3``, ``output.dense``)."""
     parts = name.split(".")
-    place = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-    return ".".join(parts[: place + 1]) or name, ".".join(parts[place + 1 :]) or name
+    cut = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
+    return ".".join(parts[: cut + 1]) or name, ".".join(parts[cut + 1 :]) or name

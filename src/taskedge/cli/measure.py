@@ -1,4 +1,4 @@
-"""``taskedge measure``: what a training step of a model costs on this machine, by depth."""
+"""``taskedge measure``: cost of a training step of a model on this machine, by depth."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.plan_options import cannot_be_used, force_option, json_option, progress, refuse_existing, write_text
+from taskedge.cli.plan_options import unusable_model, write_text
+from taskedge.cli.shared_options import force_option, json_option, progress, refuse_existing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from taskedge.backbone.cost_table import BlockTable
-    from taskedge.profiling.training_steps import Training
+    from taskedge.profiling.training_steps import DepthTraining
 
 EPILOG = """\b
 Examples:
@@ -25,22 +26,26 @@ Put the file's name into the fleet file:  profile = "jetson-1.json"
 
 
 @click.command(epilog=EPILOG)
-@click.option("--model", required=True, metavar="M", help="Folder or hub name; the weights are loaded and run.")
-@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="B", help="Sequences.")
-@click.option("--length", default=128, show_default=True, type=click.IntRange(1), metavar="N", help="Tokens each.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the profile, for the fleet file.")
+@click.option("--model", required=True, metavar="M", help="Folder or hub name of a model with weights.")
+@click.option(
+    "--batch-size", default=8, show_default=True, type=click.IntRange(1), metavar="B", help="Sequences in a batch."
+)
+@click.option(
+    "--length", default=128, show_default=True, type=click.IntRange(1), metavar="N", help="Tokens in a sequence."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the profile, for a fleet file.")
 @click.option("--depths", metavar="LIST", help="Depths to run, such as 1,3,6.  [default: first, middle, deepest]")
 @click.option("--steps", default=9, show_default=True, type=click.IntRange(3), help="Timed steps per depth.")
 @click.option("--per-neuron", default=1, show_default=True, type=click.IntRange(1), help="Trained entries per neuron.")
-@click.option("--watts", type=click.FloatRange(0, min_open=True), help="The machine's power, where it has no counter.")
+@click.option("--watts", type=click.FloatRange(0, min_open=True), help="Power of the machine, if it has no counter.")
 @click.option(
     "--clock",
     default="wall",
     show_default=True,
     type=click.Choice(["wall", "cpu"]),
-    help="cpu: processor seconds, for a machine in use by others (one thread).",
+    help="Clock of the timings. cpu: processor seconds, for a machine in use by others (one thread).",
 )
-@click.option("--device", default="cpu", show_default=True, help="A torch device, such as cuda.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, such as cuda.")
 @json_option
 @force_option
 def command(
@@ -57,21 +62,21 @@ def command(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Run a model for some seconds, and say what a training step costs by depth.
+    """Run a model for some seconds, and print the cost of a training step by depth.
 
-    Trains a few entries of every neuron in place, in the blocks down to a depth, on random token ids. Three depths
-    are run; the others are predicted from the FLOPs and the bytes that each block keeps.
+    A step trains a few entries of every neuron in the blocks down to a depth, on random token ids. Three depths are
+    measured. The others are predicted from the FLOPs and the stored bytes of each block.
     """
     refuse_existing([out], force)
-    wanted = _depths(depths)
-    from taskedge.profiling.step_profile import Effort, default_depths, measure
+    depth_list = _parse_depths(depths)
+    from taskedge.profiling.step_profile import Effort, default_depths, measure_profile
     from taskedge.reporting.tables import profile_text
 
     training, table, inputs = prepare(model, batch_size, length, per_neuron, device)
-    effort = Effort(steps=steps, clock=clock)
-    runs = len(set(wanted or default_depths(len(table)))) * (effort.steps + effort.warm)
+    effort = Effort(timed_steps=steps, clock=clock)
+    runs = len(set(depth_list or default_depths(len(table)))) * (effort.timed_steps + effort.warmup_steps)
     with progress(runs, "training steps") as advance:
-        profile = measure(training, table, inputs, wanted, effort, watts, advance)
+        profile = measure_profile(training, table, inputs, depth_list, effort, watts, advance)
     text = profile.model_dump_json(indent=2) + "\n"
     if out is not None:
         write_text(out, text)
@@ -80,14 +85,14 @@ def command(
 
 def prepare(
     model: str, batch_size: int, length: int, per_neuron: int, device: str
-) -> tuple[Training, BlockTable, dict[str, Tensor]]:
-    """Loads the model's body with a support installed: (training, block table, one batch)."""
+) -> tuple[DepthTraining, BlockTable, dict[str, Tensor]]:
+    """Load a model without its head and install a support. Return the training, the block table and one batch."""
     import torch
     import transformers
 
     import taskedge as te
     from taskedge.backbone.cost_model import block_table, dummy_inputs, skeleton
-    from taskedge.profiling.training_steps import Training
+    from taskedge.profiling.training_steps import DepthTraining
 
     shape = skeleton(model)
     table = block_table(shape, dummy_inputs(shape, 1, length), share=0.001, name=Path(model).name or model)
@@ -99,14 +104,14 @@ def prepare(
         te.install(loaded, te.select(loaded, [inputs], per_neuron=per_neuron), trainable=[])
     except (OSError, ValueError, IndexError, RuntimeError, AssertionError) as error:
         # no weights, more tokens than positions, no such device (torch asserts), not enough memory
-        raise cannot_be_used(model, error) from None
-    return Training(loaded, f"{per_neuron} entries per neuron"), table, inputs
+        raise unusable_model(model, error) from None
+    return DepthTraining(loaded, f"{per_neuron} entries per neuron"), table, inputs
 
 
-def _depths(text: str | None) -> list[int] | None:
+def _parse_depths(text: str | None) -> list[int] | None:
     if text is None:
         return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of depths; write 1,3,6", param_hint="--depths") from None
+        raise click.BadParameter(f"{text!r} is not a list of depths; write 1,3,6", param_hint="--depths") from None

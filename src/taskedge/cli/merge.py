@@ -1,4 +1,4 @@
-"""``taskedge merge``: short for ``taskedge export --to merged``."""
+"""``taskedge merge``: a short form of ``taskedge export --to merged``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.config_options import json_option, print_json
-from taskedge.cli.export import write
+from taskedge.cli.export import apply_force_option, result_json, write
+from taskedge.cli.shared_options import json_option, print_json, replace_option
 
 EPILOG = """\b
 Examples:
   taskedge merge task.safetensors --out merged/
-  taskedge merge task.safetensors --model ./bert-base --out merged/
+  taskedge merge task.safetensors --model ./bert-base --out merged/ --replace
 """
 
 
@@ -20,12 +20,13 @@ Examples:
 @click.argument("delta", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
-@click.option("--force", is_flag=True, help="Replace the folder, and apply even to a base with other values.")
+@replace_option
+@apply_force_option
 @json_option
-def command(delta: Path, out: Path, model: str | None, force: bool, as_json: bool) -> None:
-    """Write a plain model folder that holds the delta's values: `from_pretrained` loads it, without taskedge."""
-    done = write(delta, out, to="merged", model=model, force=force)
+def command(delta: Path, out: Path, model: str | None, replace: bool, force: bool, as_json: bool) -> None:
+    """Write a plain model folder with the delta's values in it. `from_pretrained` loads it, without taskedge."""
+    result = write(delta, out, to="merged", model=model, replace=replace, force=force)
     if as_json:
-        print_json({"out": done.out, "bytes": done.bytes})
+        print_json(result_json(result))
     else:
-        click.echo(f"{done.out}: {done.bytes:,} bytes; load it with {done.loads}")
+        click.echo(f"{result.out}: {result.bytes:,} bytes; load it with {result.loads}")

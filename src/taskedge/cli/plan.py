@@ -1,4 +1,4 @@
-"""``taskedge plan``: who trains which block, with which share of the bandwidth."""
+"""``taskedge plan``: which device trains which blocks, with which share of the bandwidth."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ from taskedge.cli.plan_options import (
     blocks_option,
     budget_option,
     fleet_option,
-    force_option,
-    json_option,
     length_option,
     model_option,
-    progress,
-    refuse_existing,
     task_table,
     write_text,
 )
+from taskedge.cli.shared_options import force_option, json_option, progress, refuse_existing
 
 EPILOG = """\b
 Examples:
@@ -40,10 +37,18 @@ Examples:
 )
 @blocks_option
 @length_option
-@click.option("--replicate", default=1, show_default=True, metavar="N", help="Every block on N devices, for more data.")
-@click.option("--compare/--no-compare", default=True, show_default=True, help="Also say what each baseline would cost.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the plan as JSON, for the run-time.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw the round (.svg, .png, .pdf).")
+@click.option(
+    "--replicate",
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Devices that train each block, each on its own data.",
+)
+@click.option(
+    "--compare/--no-compare", default=True, show_default=True, help="Also print the latency of each baseline."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the plan as JSON, for `cooperate serve --plan`.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Draw the round to a .svg, .png or .pdf file.")
 @json_option
 @force_option
 def command(
@@ -60,21 +65,21 @@ def command(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Plan one round: who trains which block, with which share of the bandwidth.
+    """Plan one round: which device trains which blocks, with which share of the bandwidth.
 
-    Blocks are counted from the output; a device that trains block b must backpropagate through all blocks before it.
-    The round lasts until the last device has received, computed and sent. Nothing is run.
+    Blocks count from the output. A device that trains block b backpropagates through all blocks before it. The round
+    lasts until the last device has received, computed and sent. No model runs.
     """
     refuse_existing([out, plot], force)
     from taskedge.planning.fleet_costs import fleet_costs
-    from taskedge.planning.fleet_spec import load_fleet
+    from taskedge.planning.fleet_file import load_fleet
     from taskedge.planning.plan import BASELINES, make_plan
     from taskedge.planning.solvers import SOLVERS
     from taskedge.reporting.tables import plan_text
 
-    SOLVERS[solver]  # an unknown name ends here, before the work
+    SOLVERS[solver]  # raises for an unknown name, before the work
     loaded = load_fleet(fleet)
-    table, stated = task_table(loaded, fleet.parent, model, budget, length, blocks)
+    table, budget_text = task_table(loaded, fleet.parent, model, budget, length, blocks)
     costs = fleet_costs(loaded, table)
     others = tuple(name for name in ("exact", *BASELINES) if name != solver) if compare else ()
     with progress(1 + len(others), "solving") as advance:
@@ -83,7 +88,7 @@ def command(
             table,
             costs,
             solver,
-            budget=stated,
+            budget=budget_text,
             copies=replicate,
             compare=others,
             on_solver=lambda _: advance(1),

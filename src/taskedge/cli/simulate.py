@@ -1,4 +1,4 @@
-"""``taskedge simulate``: rounds with fading links and devices that come and go, planned anew each time."""
+"""``taskedge simulate``: rounds with fading links and devices that leave and return."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from taskedge.cli.plan_options import (
     blocks_option,
     budget_option,
     fleet_option,
-    force_option,
-    json_option,
     length_option,
     model_option,
-    progress,
-    refuse_existing,
     task_table,
     write_text,
 )
+from taskedge.cli.shared_options import force_option, json_option, progress, refuse_existing
 
 EPILOG = """\b
 Examples:
@@ -35,20 +32,20 @@ Examples:
 @budget_option
 @blocks_option
 @length_option
-@click.option("--rounds", default=200, show_default=True, type=click.IntRange(1), help="Rounds to replay.")
+@click.option("--rounds", default=200, show_default=True, type=click.IntRange(1), help="Number of rounds.")
 @click.option(
     "--fading",
     default="rayleigh",
     show_default=True,
     type=click.Choice(["rayleigh", "none"]),
-    help="How links vary from round to round.",
+    help="Random variation of the links from round to round.",
 )
 @click.option(
     "--churn",
     default=0.0,
     show_default=True,
     type=click.FloatRange(0, 1),
-    help="Chance that a device is away in the next round; absent ones return with chance 1/2.",
+    help="Probability that a device is absent in the next round. An absent one returns with probability 1/2.",
 )
 @click.option(
     "--drift-db",
@@ -57,13 +54,21 @@ Examples:
     type=click.FloatRange(0, 60),
     help="Standard deviation of the slow change of each gain.",
 )
-@click.option("--solver", default="joint", show_default=True, help="The solver whose savings are stated.")
-@click.option("--compare", default="all", show_default=True, metavar="LIST", help="all, none, or names with commas.")
+@click.option("--solver", default="joint", show_default=True, help="Solver whose savings are printed.")
 @click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Of fading, arrivals and departures."
+    "--compare",
+    default="all",
+    show_default=True,
+    metavar="LIST",
+    help="Solvers to compare with: all, none, or names separated by commas.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write every latency as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Draw latency over rounds and its distribution.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of fading and churn.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write all latencies as JSON.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Draw latencies and their distribution to a .svg, .png or .pdf file.",
+)
 @json_option
 @force_option
 def command(
@@ -84,7 +89,7 @@ def command(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Replay rounds with fading links and devices that come and go, planned anew each time.
+    """Simulate rounds with fading links and devices that leave and return. Every round has its own plan.
 
     Every solver sees the same rounds. The same seed gives the same figures.
     """
@@ -92,16 +97,16 @@ def command(
     import numpy as np
 
     from taskedge.planning.fleet_costs import fleet_costs
-    from taskedge.planning.fleet_spec import load_fleet
+    from taskedge.planning.fleet_file import load_fleet
     from taskedge.planning.plan import BASELINES
     from taskedge.planning.simulate import simulate
     from taskedge.planning.solvers import SOLVERS
     from taskedge.reporting.tables import simulation_text
 
-    named = {"all": list(BASELINES), "none": []}.get(compare, [name.strip() for name in compare.split(",")])
-    solvers = list(dict.fromkeys([solver, *named]))
+    compared = {"all": list(BASELINES), "none": []}.get(compare, [name.strip() for name in compare.split(",")])
+    solvers = list(dict.fromkeys([solver, *compared]))
     for name in solvers:
-        SOLVERS[name]  # an unknown name ends here, before the work
+        SOLVERS[name]  # raises for an unknown name, before the work
     loaded = load_fleet(fleet)
     table, _ = task_table(loaded, fleet.parent, model, budget, length, blocks)
     with progress(rounds, "rounds") as advance:

@@ -1,4 +1,4 @@
-"""The demo: a small real model and real data, from nothing to a table of what 0.1 % of the weights can do."""
+"""Run the demo: a small real model and real data, to a table of what training 0.1 % of the weights gains."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from taskedge.backbone.linears import head_parameters
+from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.loading import Base, load_classifier
-from taskedge.delta.load_with_delta import load_applied
+from taskedge.delta.load_with_delta import load_with_delta
 from taskedge.demo import assets
 from taskedge.profiling.process_memory import peak_bytes
+from taskedge.reporting.tables import columns
+from taskedge.training import trainer
 from taskedge.training.data.table import label_set, read_table
 from taskedge.training.data.text_data import collator, encode, predict, quality
-from taskedge.training.trainer import fit
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.trainer_config import TrainerConfig
 from taskedge.training.tune import tune
-from taskedge.training.tune_config import TuneSettings
+from taskedge.training.tune_config import TuneConfig
 
 TRAIN, TEST, LONGEST = 4000, 1500, 48
 CPU = torch.device("cpu")
-HEAD_LR = 3e-3  # the best of the ladder in benchmarks/accuracy.py
+HEAD_LR = 3e-3  # the best of the rates tried in benchmarks/accuracy/sweep.py
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the demo's table."""
+    """A row of the demo's table."""
 
     what: str
     accuracy: float
@@ -47,22 +48,25 @@ def run(
     train_rows: int = TRAIN,
     epochs: float = 2,
     progress: bool = True,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> list[Line]:
-    """Fetches MiniLM-L6 and the movie reviews, tunes, and measures the written file on a freshly loaded base.
+    """Fetch MiniLM-L6 and the movie reviews, tune, and measure the written file on a freshly loaded base.
 
     Args:
-        folder: where the data and the delta go; made where it is missing.
-        train_rows, epochs: how much to train; the defaults are the demo's.
+        folder: destination of the data and the delta; created if it is missing.
+        train_rows: number of training rows.
+        epochs: passes over them.
+        progress: whether to show a progress bar.
+        log: receives a line of text for each step of the demo.
 
     Returns:
-        Three lines: the untrained head, the head alone trained, and head and 0.1 % of the weights.
+        Three rows: the untrained head, the trained head alone, and the head with 0.1 % of the weights.
     """
-    model = assets.minilm(say)
-    parts = assets.split(assets.read_rows(assets.movie_reviews(say)), {"train": train_rows, "test": TEST}, seed=0)
+    model = assets.minilm(log)
+    parts = assets.split(assets.read_rows(assets.movie_reviews(log)), {"train": train_rows, "test": TEST}, seed=0)
     folder.mkdir(parents=True, exist_ok=True)
     files = {part: assets.write_rows(folder / f"{part}.csv", rows) for part, rows in parts.items()}
-    settings = TuneSettings(
+    settings = TuneConfig(
         model=str(model),
         train=files["train"],
         text=["text"],
@@ -86,27 +90,27 @@ def run(
         truth = [labels.index(label) for label in test.labels]
         return quality(predict(this.model, rows, collator(this.tokenizer)), truth).accuracy
 
-    say("measuring the untrained head")
+    log("measuring the untrained head")
     untrained = base()
     lines = [Line("untrained head", accuracy(untrained), 0, 0.0, 0, 0.0, peak_bytes(CPU), 0)]
 
-    say("training the head alone")
+    log("training the head alone")
     started, head = time.monotonic(), head_parameters(untrained.model)
     for name, parameter in untrained.model.named_parameters():
         parameter.requires_grad_(name in head)
     assert train.labels is not None
     rows = encode(untrained.tokenizer, train.texts, [labels.index(label) for label in train.labels], LONGEST)
-    fit_head = FitSettings(epochs=epochs, lr=HEAD_LR, seed=settings.seed)
-    with TemporaryDirectory() as aside:
-        fit(untrained.model, rows, collator(untrained.tokenizer), fit_head, Path(aside), progress=progress)
+    fit_head = TrainerConfig(epochs=epochs, lr=HEAD_LR, seed=settings.seed)
+    with TemporaryDirectory() as tmp:
+        trainer.train(untrained.model, rows, collator(untrained.tokenizer), fit_head, Path(tmp), progress=progress)
     taken = time.monotonic() - started
     size = sum(p.numel() for name, p in untrained.model.named_parameters() if name in head)
     lines.append(Line("head only", accuracy(untrained), 0, 0.0, size, taken, peak_bytes(CPU), 0))
     del untrained
 
-    done = tune(settings, force=True, progress=progress, say=say)
-    say("measuring the written file on a freshly loaded base")
-    fresh, _ = load_applied(done.out, settings.model)
+    done = tune(settings, force=True, progress=progress, log=log)
+    log("measuring the written file on a freshly loaded base")
+    fresh, _ = load_with_delta(done.out, settings.model)
     lines.append(
         Line(
             "0.1 % tuned",
@@ -123,10 +127,10 @@ def run(
 
 
 def table(lines: list[Line]) -> str:
-    """The lines as a table for a terminal."""
-    heads = ("", "accuracy", "entries", "share", "head", "seconds", "peak MB", "file bytes")
-    cells = [heads] + [
-        (
+    """Return the rows as a table for a terminal."""
+    rows = [["", "accuracy", "entries", "share", "head", "seconds", "peak MB", "file bytes"]]
+    rows += [
+        [
             line.what,
             f"{line.accuracy:.3f}",
             f"{line.entries:,}",
@@ -135,14 +139,7 @@ def table(lines: list[Line]) -> str:
             f"{line.seconds:.0f}",
             f"{line.peak_memory / 1e6:.0f}",
             f"{line.file_bytes:,}",
-        )
+        ]
         for line in lines
     ]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
+    return columns(rows)

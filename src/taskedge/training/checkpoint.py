@@ -1,15 +1,14 @@
-"""A checkpoint: the trained tensors, the optimiser and the position. Never a copy of the base, and no pickle.
+"""Checkpoints of a run: the trained tensors, the optimizer and the position. Never a copy of the base, and no pickle.
 
-A folder ``checkpoint-STEP`` with two files: ``trainer_state.json`` (the Trainer's position and log) and
-``state.safetensors`` (trained parameters, optimiser tensors, random generators, and where entries are that moved; the
-rest as JSON in its metadata, and a digest over all of both files).
-It is written under another name and renamed when it is whole, so that one that is there can be resumed from.
+A checkpoint is a folder ``checkpoint-STEP`` with two files. ``state.safetensors`` holds trained parameters, optimizer
+tensors, random generators, and positions of entries that have moved; its header holds the rest, with a digest over the
+content of both files. ``trainer_state.json`` holds the position and the log. The folder is written under a temporary
+name and renamed when it is complete, so that every checkpoint that exists can be resumed from.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 from collections.abc import Iterator
@@ -21,63 +20,68 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskedge.delta.file import content_digest
 from taskedge.errors import InputError, TaskEdgeError
 from taskedge.forms.install import installation
-from taskedge.forms.regrow import restore, standing
+from taskedge.forms.regrow import moved_positions, set_positions
+from taskedge.io.atomic import WriteError, atomic_folder
+from taskedge.io.container import ContainerKind
+from taskedge.training.callbacks import TrainState
 
+CHECKPOINT = ContainerKind(
+    name="checkpoint",
+    key="rest",
+    error=InputError,
+    format="taskedge-checkpoint/2",
+    older_formats=("",),
+    remedy="remove the folder and start anew",
+)
+"""Version 1 had no ``format``. It also held the state of a learning-rate scheduler, and the state of transformers'
+``Trainer`` as its position."""
 STATE = "state.safetensors"
 POSITION = "trainer_state.json"
 PREFIX = "checkpoint-"
 _SUPPORT = "support/"
 
 
-def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: Any, trainer_state: str) -> Path:
-    """Writes ``folder/checkpoint-STEP`` and removes all but the one before it; returns its path.
+def write(folder: Path, state: TrainState) -> Path:
+    """Write ``folder/checkpoint-STEP``, remove all older checkpoints but one, and return its path.
 
-    Two are kept since values turn out to be bad only at the step after they were written (:func:`discard`).
+    Two are kept because values turn out to be bad only in the step after they were written (:func:`discard`).
 
     Raises:
-        InputError: it cannot be written (no space left, say); the checkpoints before it are untouched.
+        InputError: it cannot be written (for example, no space is left). Older checkpoints are unchanged.
     """
-    from safetensors.torch import save
-
-    target, aside = folder / f"{PREFIX}{step}", folder / f".{PREFIX}{step}.{os.getpid()}"
+    target = folder / f"{PREFIX}{state.step}"
+    model = state.model
     tensors = {f"parameter/{name}": tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
     if installation(model) is not None:
-        tensors |= {f"{_SUPPORT}{name}": flat for name, flat in standing(model).items()}
-    optimizer_state = optimizer.state_dict()
+        tensors |= {f"{_SUPPORT}{name}": flat for name, flat in moved_positions(model).items()}
+    optimizer_state = state.optimizer.state_dict()
     scalars: dict[str, Any] = {}
-    for index, state in optimizer_state["state"].items():
-        for key, value in state.items():
+    for index, values in optimizer_state["state"].items():
+        for key, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{index}/{key}"] = value.detach().cpu().contiguous()
             else:
                 scalars[f"{index}/{key}"] = value
-    python, legacy = random.getstate(), np.random.get_state(legacy=False)  # the Trainer seeds both
     tensors["random/torch"] = torch.random.get_rng_state()
-    rest = {
-        "step": step,
+    header = {
+        "step": state.step,
         "scalars": scalars,
         "groups": optimizer_state["param_groups"],
-        "scheduler": scheduler.state_dict(),
-        "random": {"python": python, "numpy": _plain(legacy)},
+        "random": {"python": random.getstate(), "numpy": _as_json(np.random.get_state(legacy=False))},
     }
-    about = json.dumps(rest)
-    content = save(tensors, {"rest": about, "digest": content_digest(about + trainer_state, tensors)})
+    position = json.dumps({"global_step": state.step, "loss_sum": state.loss_sum, "log_history": state.log})
+    content = CHECKPOINT.pack(header, tensors, also_digest=position)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        (aside / STATE).write_bytes(content)
-        (aside / POSITION).write_text(trainer_state)
-        for file in aside.iterdir():
-            _flush(file)
-        shutil.rmtree(target, ignore_errors=True)
-        aside.rename(target)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(target) as tmp:
+            (tmp / STATE).write_bytes(content)
+            (tmp / POSITION).write_text(position)
+    except (OSError, WriteError) as error:
+        reason = error.reason if isinstance(error, WriteError) else error.strerror
         raise InputError(
-            f"{target}: the checkpoint cannot be written ({error.strerror}); older ones are whole: resume from them"
+            f"{target}: the checkpoint cannot be written ({reason}); older ones are complete: resume from them"
         ) from None
     for older in sorted(_all(folder), key=_step)[:-2]:
         shutil.rmtree(older, ignore_errors=True)
@@ -85,35 +89,54 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Any, scheduler: 
 
 
 def discard(folder: Path, step: int) -> None:
-    """Removes the checkpoint of ``step``, if there is one."""
+    """Remove the checkpoint of ``step``, if there is one."""
     shutil.rmtree(folder / f"{PREFIX}{step}", ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, or None."""
+    """Return the checkpoint with the highest step, or None."""
     return max(_all(folder), key=_step, default=None)
 
 
 class Checkpoint:
-    """One checkpoint, read whole."""
+    """The content of one checkpoint.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        InputError: it cannot be read, or does not match its digest.
+    """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
         self.path = path
-        with _blaming(path), safe_open(path / STATE, framework="pt") as file:
-            about = file.metadata()["rest"]
-            self._rest = json.loads(about)
-            self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            found = content_digest(about + (path / POSITION).read_text(), self._tensors)
-            if found != file.metadata()["digest"]:
-                raise ValueError("its content does not match its digest")
+        with _errors_as_damage(path):
+            content, position = (path / STATE).read_bytes(), (path / POSITION).read_text()
+        container = CHECKPOINT.unpack(content, path=path, also_digest=position)
+        self._header, self._tensors, self._position = container.header, container.tensors, position
 
-    def restore_parameters(self, model: nn.Module) -> None:
-        """Puts the trained parameters back, and the entries where they stood, if they had moved.
+    def restore(self, state: TrainState) -> None:
+        """Restore parameters, optimizer and position; random generators apart (:meth:`restore_random`).
 
         Raises:
-            TaskEdgeError: the model trains other parameters than those that were saved.
+            TaskEdgeError: the model trains other parameters than those in the checkpoint.
+        """
+        self.restore_parameters(state.model)
+        self.restore_optimizer(state.optimizer)
+        with _errors_as_damage(self.path):
+            position = json.loads(self._position)
+            state.step = int(position["global_step"])
+            state.log = list(position["log_history"])
+            if "loss_sum" in position:
+                state.loss_sum = float(position["loss_sum"])
+            else:  # written by the Trainer of transformers, which versions before this loop used
+                state.loss_sum = float(position["stateful_callbacks"]["taskedge_loss_sum"])
+
+    def restore_parameters(self, model: nn.Module) -> None:
+        """Restore the trained parameters, and the positions of entries if they had moved.
+
+        Raises:
+            TaskEdgeError: the model trains other parameters than those in the checkpoint.
         """
         prefix = "parameter/"
         saved = {name.removeprefix(prefix): t for name, t in self._tensors.items() if name.startswith(prefix)}
@@ -125,46 +148,43 @@ class Checkpoint:
             )
         support = {name.removeprefix(_SUPPORT): t for name, t in self._tensors.items() if name.startswith(_SUPPORT)}
         if support:
-            with _blaming(self.path):
-                restore(model, support)
+            with _errors_as_damage(self.path):
+                set_positions(model, support)
         with torch.no_grad():
             for name, tensor in saved.items():
                 trained[name].copy_(tensor)
 
-    def restore_optimizer(self, optimizer: Any, scheduler: Any) -> None:
-        """Puts the optimiser's and the schedule's state back."""
+    def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Restore the state of the optimizer."""
         state: dict[int, dict[str, Any]] = {}
-        with _blaming(self.path):
+        with _errors_as_damage(self.path):
             for name, tensor in self._tensors.items():
                 if name.startswith("optimizer/"):
                     _, index, key = name.split("/")
                     state.setdefault(int(index), {})[key] = tensor
-            for name, value in self._rest["scalars"].items():
+            for name, value in self._header["scalars"].items():
                 index, key = name.split("/")
                 state.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({"state": state, "param_groups": self._rest["groups"]})
-            scheduler.load_state_dict(self._rest["scheduler"])
+            optimizer.load_state_dict({"state": state, "param_groups": self._header["groups"]})
 
     def restore_random(self) -> None:
-        """Puts the random generators back to where they were."""
-        with _blaming(self.path):
-            version, numbers, gauss = self._rest["random"]["python"]
+        """Restore the random generators of Python, numpy and torch."""
+        with _errors_as_damage(self.path):
+            version, numbers, gauss = self._header["random"]["python"]
             random.setstate((version, tuple(numbers), gauss))
-            numpy_state = self._rest["random"]["numpy"]
+            numpy_state = self._header["random"]["numpy"]
             numpy_state["state"]["key"] = np.asarray(numpy_state["state"]["key"], dtype=np.uint32)
             np.random.set_state(numpy_state)
             torch.random.set_rng_state(self._tensors["random/torch"])
 
 
 @contextmanager
-def _blaming(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside is the fault of the checkpoint there."""
-    from safetensors import SafetensorError
-
+def _errors_as_damage(path: Path) -> Iterator[None]:
+    """Turn errors inside into one that says that the checkpoint is damaged."""
     try:
         yield
-    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path}: the checkpoint is damaged ({error}): remove the folder and start anew") from None
+    except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise CHECKPOINT.damaged(error, path) from None
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -179,14 +199,6 @@ def _step(path: Path) -> int:
     return int(path.name[len(PREFIX) :])
 
 
-def _plain(state: Any) -> Any:
-    """A numpy generator state with its array as a list."""
+def _as_json(state: Any) -> Any:
+    """Return the state of a numpy generator with its array as a list."""
     return state | {"state": state["state"] | {"key": state["state"]["key"].tolist()}}
-
-
-def _flush(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

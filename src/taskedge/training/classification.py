@@ -1,4 +1,4 @@
-"""What tasks with classes share, whatever the data is."""
+"""Base class of tasks with classes, for any kind of data."""
 
 from __future__ import annotations
 
@@ -14,52 +14,61 @@ from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, check_labels, label_set
 from taskedge.training.data.text_data import predict, quality
-from taskedge.training.tasks import Collate, Columns, Done, Measures, Row
+from taskedge.training.tasks import Collate, Columns, Measures, OnProgress, Row
 
 
 @dataclass(frozen=True)
 class Classification(abc.ABC):
-    """Finds one of a few classes. Measured: accuracy, macro F1 and loss (:class:`.text_data.Quality`)."""
+    """Predicts one of a few classes. Measures: accuracy, macro F1 and loss (:class:`.text_data.Quality`)."""
 
     labels: tuple[str, ...]
 
     @classmethod
-    def learn(cls, table: Table, columns: Columns) -> Self:
+    def from_table(cls, table: Table, columns: Columns) -> Self:
+        """Make the task of the classes in training data."""
         return cls(tuple(label_set(table)))
 
     @classmethod
-    def recall(cls, provenance: Provenance) -> Self:
+    def from_provenance(cls, provenance: Provenance) -> Self:
+        """Make the task of the classes that a delta names."""
         if not provenance.labels:
             raise InputError("the delta names no labels, so it is not one of a classifier made by 'taskedge tune'")
         return cls(provenance.labels)
 
-    def about(self) -> dict[str, Any]:
+    def to_provenance(self) -> dict[str, Any]:
+        """Return nothing: the labels are all."""
         return {}
 
-    def meet(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+        """Return the task itself: nothing depends on the base."""
         return self
 
     def check(self, table: Table) -> None:
+        """Refuse labels that are not among the classes."""
         check_labels(table, self.labels)
 
-    def places(self, table: Table) -> list[int] | None:
-        """The class of each row by its place among ``labels``; None for a table without answers."""
-        place = {label: index for index, label in enumerate(self.labels)}
-        return None if table.labels is None else [place[label] for label in table.labels]
+    def label_indices(self, table: Table) -> list[int] | None:
+        """Return the index of each row's class among ``labels``; None for a table without answers."""
+        index = {label: i for i, label in enumerate(self.labels)}
+        return None if table.labels is None else [index[label] for label in table.labels]
 
     @abc.abstractmethod
     def collate(self, base: Base) -> Collate:
-        """See :class:`taskedge.training.tasks.Task`."""
+        """Return a function that makes a batch of rows."""
 
-    def evaluate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Measures:
-        found = predict(model, rows, self.collate(base), batch_size, done)
-        return asdict(quality(found, [row["labels"] for row in rows]))
+    def evaluate(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> Measures:
+        """Measure the predicted classes."""
+        prediction = predict(model, rows, self.collate(base), batch_size, on_progress)
+        return asdict(quality(prediction, [row["labels"] for row in rows]))
 
     def predict(
-        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
-        found = predict(model, rows, self.collate(base), batch_size, done)
+        """Return the most probable class of each row and its probability."""
+        prediction = predict(model, rows, self.collate(base), batch_size, on_progress)
         return [
-            {"label": self.labels[place], "probability": round(float(chances[place]), 6)}
-            for place, chances in zip(found.classes, found.probabilities, strict=True)
+            {"label": self.labels[index], "probability": round(float(probabilities[index]), 6)}
+            for index, probabilities in zip(prediction.classes, prediction.probabilities, strict=True)
         ]

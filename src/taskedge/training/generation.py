@@ -1,4 +1,4 @@
-"""What a causal language model does with token rows: how likely they are to it, and how it goes on, batch by batch."""
+"""Batched log-likelihood and greedy generation for causal language models."""
 
 from __future__ import annotations
 
@@ -12,43 +12,46 @@ from torch.nn.functional import cross_entropy
 from taskedge.training.data.text_data import evaluating
 
 IGNORED = -100
-"""The label of a token that is not learnt."""
-_LOGITS = 2**27
-"""Most logits that are made at once: 0.5 GB of them in fp32."""
+"""Label of a token that is not learned."""
+MAX_LOGITS = 2**27
+"""Largest number of logits at once: 0.5 GB in fp32."""
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Tensor:
-    """int64 [rows, longest]"""
+    """Return rows as int64 [rows, longest], filled with ``value`` at their end, or with ``left`` at their start."""
     longest = max(map(len, rows))
-    filled = [[value] * (longest - len(row)) for row in rows]
-    return torch.tensor([f + list(r) if left else list(r) + f for f, r in zip(filled, rows, strict=True)])
+    padded = []
+    for row in rows:
+        padding = [value] * (longest - len(row))
+        padded.append([*padding, *row] if left else [*row, *padding])
+    return torch.tensor(padded)
 
 
-def likelihood(
+def negative_log_likelihood(
     model: nn.Module,
     rows: Sequence[dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]],
     batch_size: int,
-    done: Callable[[int], object],
+    on_progress: Callable[[int], object],
 ) -> tuple[float, int]:
-    """The sum of the negative log-likelihoods, in nats, of all tokens that have a label, and their number."""
-    device, total, tokens = next(model.parameters()).device, 0.0, 0
+    """Return the sum of the negative log-likelihoods, in nats, of all tokens that have a label, and their number."""
+    device, total, num_tokens = next(model.parameters()).device, 0.0, 0
     vocabulary = int(getattr(model.config, "vocab_size", 2**16))
-    order = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)  # the largest batch comes first
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)  # the largest batch comes first
     start = 0
     with evaluating(model):
-        while start < len(order):
-            fit = max(1, _LOGITS // (vocabulary * len(order[start]["input_ids"])))
-            chosen = order[start : start + min(batch_size, fit)]
-            batch = {key: value.to(device) for key, value in collate(chosen).items()}
+        while start < len(ordered):
+            max_rows = max(1, MAX_LOGITS // (vocabulary * len(ordered[start]["input_ids"])))
+            batch_rows = ordered[start : start + min(batch_size, max_rows)]
+            batch = {key: value.to(device) for key, value in collate(batch_rows).items()}
             labels = batch.pop("labels")[:, 1:].flatten()
             logits = model(**batch).logits[:, :-1].flatten(0, 1)  # (rows · (tokens - 1), vocabulary)
-            learnt = labels != IGNORED
-            total += float(cross_entropy(logits[learnt].float(), labels[learnt], reduction="sum"))
-            tokens += int(learnt.sum())
-            start += len(chosen)
-            done(len(chosen))
-    return total, tokens
+            learned = labels != IGNORED
+            total += float(cross_entropy(logits[learned].float(), labels[learned], reduction="sum"))
+            num_tokens += int(learned.sum())
+            start += len(batch_rows)
+            on_progress(len(batch_rows))
+    return total, num_tokens
 
 
 def generate(
@@ -59,29 +62,30 @@ def generate(
     end_token: int,
     new_tokens: int,
     batch_size: int,
-    done: Callable[[int], object],
+    on_progress: Callable[[int], object],
 ) -> list[list[int]]:
-    """The tokens that the model puts after each prompt, each time the likeliest, up to the end token or the limit."""
+    """Return the most probable tokens after each prompt, one at a time, up to the end token or ``new_tokens``."""
     from transformers import GenerationConfig
 
     device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-    found: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    responses: list[list[int]] = [[] for _ in prompts]
     greedy = GenerationConfig(
         do_sample=False, num_beams=1, max_new_tokens=new_tokens, pad_token_id=pad_token, eos_token_id=end_token
     )
-    own = model.generation_config
-    model.generation_config = greedy  # what the base was published with (penalties, sampling) is left out
+    published = model.generation_config  # its penalties and sampling are not used
+    model.generation_config = greedy
     try:
         with evaluating(model):
             for start in range(0, len(order), batch_size):
-                chosen = [prompts[place] for place in order[start : start + batch_size]]
-                ids = pad(chosen, pad_token, left=True).to(device)
-                mask = pad([[1] * len(prompt) for prompt in chosen], 0, left=True).to(device)
-                made = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
-                for place, tokens in zip(order[start:], made[:, ids.shape[1] :].tolist(), strict=False):
-                    found[place] = tokens[: tokens.index(end_token)] if end_token in tokens else tokens
-                done(len(chosen))
+                indices = order[start : start + batch_size]
+                batch = [prompts[index] for index in indices]
+                ids = pad(batch, pad_token, left=True).to(device)
+                mask = pad([[1] * len(prompt) for prompt in batch], 0, left=True).to(device)
+                output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
+                for index, tokens in zip(indices, output[:, ids.shape[1] :].tolist(), strict=True):
+                    responses[index] = tokens[: tokens.index(end_token)] if end_token in tokens else tokens
+                on_progress(len(indices))
     finally:
-        model.generation_config = own
-    return found
+        model.generation_config = published
+    return responses

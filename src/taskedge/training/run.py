@@ -1,36 +1,49 @@
-"""What a run of ``tune`` and its plan share: data, base and support, each made when it is first needed."""
+"""A prepared run of ``tune``: its settings and data, the loaded base, and what it selects and installs.
+
+``prepare_run`` reads the data. ``Run.load`` loads the base and encodes the training rows. ``Run.with_config`` gives the
+same run with other settings, which shares all that those settings do not change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from taskedge.backbone.layer_adapters import Features
-from taskedge.backbone.linears import candidates, candidates_within, head_parameters
+from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.loading import Base, load_base
-from taskedge.backbone.storage.set_storage import hold
+from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.forms.install import fuse, install
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
-from taskedge.training.data.infer_task import by_labels, infer, sentence
+from taskedge.training.data.infer_task import infer_task, task_of_labels, task_sentence
 from taskedge.training.data.table import Table
-from taskedge.training.lora import PeftLora
-from taskedge.training.memory.mezo import CAUTION
-from taskedge.training.tasks import TASKS, Batch, Collate, Columns, Row, Say, Task
-from taskedge.training.tune_config import TuneSettings
+from taskedge.training.data_order import random_order
+from taskedge.training.lora import PeftLora, lora_support
+from taskedge.training.memory.mezo import MEZO_WARNING
+from taskedge.training.tasks import TASKS, Batch, Collate, Columns, Log, Row, Task
+from taskedge.training.tune_config import TuneConfig
+
+RELOADING_SETTINGS = frozenset({"dtype", "weight_storage"})
+"""Settings that need the base to be loaded again if they change."""
 
 
 @dataclass(frozen=True)
-class Data:
-    """The examples of a run, where they stand, and the kind of task that they are for."""
+class RunData:
+    """Training and held-out data.
+
+    Attributes:
+        task: the kind of task that the data is for, not yet bound to a base.
+        columns: the columns of ``train``.
+        train: the training data.
+        eval: the held-out data, if there is any.
+    """
 
     task: Task
     columns: Columns
@@ -38,200 +51,284 @@ class Data:
     eval: Table | None
 
 
-class Run:
-    """One run: its settings, and what follows from them."""
-
-    def __init__(self, settings: TuneSettings, say: Say) -> None:
-        self._given, self.say = settings, say
-        self._lora: PeftLora | None = None
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
-
-    @cached_property
-    def settings(self) -> TuneSettings:
-        """As they were given; where no batch size was, with that of the kind of task, so this reads the data."""
-        if "batch_size" in self._given.model_fields_set:
-            return self._given
-        settled = self._given.model_copy(update={"batch_size": self.data.task.batch_size})
-        settled.fit().passes  # noqa: B018  # refuses a micro-batch that does not divide this batch
-        return settled
-
-    @cached_property
-    def data(self) -> Data:
-        """Training and held-out data, read and checked; says what task they are for."""
-        s = self._given
-        found = infer(s.train, Columns.of(s.model_dump()), s.task)
-        kind = TASKS[found.task]
-        train = kind.read(s.train, found.columns, answers=True, say=self.say)
-        if found.open:
-            kind = TASKS[by_labels(train)]
-        self.say(sentence(found, s.train, kind.name))
-        task = kind.learn(train, found.columns)
-        held_out = None
-        if s.eval:
-            here = s.train.is_dir() or s.eval.is_dir()  # only tables of one run share their columns
-            columns = infer(s.eval, Columns(), kind.name).columns if here else found.columns
-            held_out = kind.read(s.eval, columns, answers=True, say=self.say)
-            task.check(held_out)
-        return Data(task, found.columns, train, held_out)
-
-    @cached_property
-    def base(self) -> Base:
-        """The base with a head for the task; a fresh head comes from the seed."""
-        from transformers import set_seed
-
-        s, task = self.settings, self.data.task
-        self.say(f"loading {s.model}")
-        set_seed(s.seed)
-        base = load_base(task.name, s.model, task.labels, dtype=s.dtype, say=self.say)
-        if s.base == "int8":  # a mapped one is held once the weights are chosen: rules may look at gradients
-            hold(base.model, s.base, self.say)
-        return base
-
-    @cached_property
-    def task(self) -> Task:
-        """The task, ready for the base."""
-        return self.data.task.meet(self.base, self.data.train, self.max_length, self.settings.max_new_tokens)
-
-    @cached_property
-    def max_length(self) -> int:
-        """Tokens: what the settings or the task say, or what the base can take, if that is less; 0 for images."""
-        return cut_at(self.data.task, self.base, self.settings.max_length, self.say)
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The training rows, as the model takes them."""
-        return self.encode(self.data.train)
-
-    def encode(self, table: Table) -> list[Row]:
-        """A table with answers, as the model takes it."""
-        return self.task.encode(self.base, table, self.max_length, self.say)
-
-    @cached_property
-    def collate(self) -> Collate:
-        """Makes a batch of rows."""
-        return self.task.collate(self.base)
-
-    @cached_property
-    def whole(self) -> list[str]:
-        """Parameters that train whole: the head, and whatever else the base's files do not hold."""
-        return list(dict.fromkeys([*head_parameters(self.base.model), *self.base.fresh]))
+class TrainableModel(Protocol):
+    """A base model with something installed that trains."""
 
     @property
-    def whole_parameters(self) -> int:
-        """How many numbers these are."""
-        parameters = dict(self.base.model.named_parameters())
-        return sum(parameters[name].numel() for name in self.whole)
+    def model(self) -> nn.Module:
+        """The model."""
+        ...
 
-    @cached_property
-    def eval_rows(self) -> list[Row]:
-        """The held-out rows, as the model takes them; none where there are no such data."""
-        return [] if self.data.eval is None else self.encode(self.data.eval)
+    def extract(self) -> Delta:
+        """Return what it has learned."""
+        ...
 
-    def select(self) -> Support:
-        """Chooses the entries by looking at the first batches of the data in a seeded order; LoRA looks at none."""
-        s, rows = self.settings, self.rows
-        if s.form != "lora":
-            self.say(f"selecting weights by rule {s.rule!r} on {s.calibration} batches")
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(s.seed)).tolist()
-        seen, at_once = min(len(order), s.calibration * s.batch_size), self.selected_at_once
-        return self.choose(
-            self.collate([rows[place] for place in order[start : start + at_once]]) for start in range(0, seen, at_once)
-        )
-
-    @property
-    def selected_at_once(self) -> int:
-        """Rows of a calibration batch: a micro-batch, where sums over inputs are all that counts.
-
-        Gradients weigh by batch (``Σ_batches g²``), so rules that need them look at whole batches.
-        """
-        s = self.settings
-        return s.batch_size if RULES[s.rule].of_gradients else s.fit().passes[0]
-
-    def choose(self, batches: Iterable[Batch]) -> Support:
-        """The entries by these calibration batches."""
-        if self.settings.form == "lora":
-            return self._all_low_rank()
-        return select(self.base.model, batches, **self.settings.selection())
-
-    def changed(self, changes: Mapping[str, Any], *, say: Say | None = None) -> Run:
-        """The same run with other settings of how it trains: data and rows are shared, and the base if it may be."""
-        other = Run(self._given.model_copy(update=dict(changes)), say or self.say)
-        anew = {"settings"} | ({"base", "whole"} if LOADED_BY & changes.keys() else set())
-        other.__dict__.update({name: it for name, it in self.__dict__.items() if name in _SHARED - anew})
-        return other
-
-    def forget_base(self) -> None:
-        """Lets go of the model, so that another can be loaded; it is loaded again when it is next needed."""
-        for name in ("base", "whole"):
-            self.__dict__.pop(name, None)
-
-    def _all_low_rank(self) -> Support:
-        """LoRA in every linear that could carry entries."""
-        model, rank, depth = self.base.model, self.settings.rank, self.settings.depth
-        found = candidates(model) if depth is None else candidates_within(model, depth)
-        linears = {name: it for name, it in found.items() if isinstance(it.kind, Features)}
-        return Support(
-            linears={},
-            model_parameters=sum(parameter.numel() for parameter in model.parameters()),
-            rule="lora",
-            allocation="all",
-            budget=f"rank {rank}",
-            low_rank=dict.fromkeys(linears, rank),
-            low_rank_parameters=rank * sum(sum(linear.shape) for linear in linears.values()),
-        )
-
-    def install(self, support: Support) -> nn.Module:
-        """The base's model, which now trains what the support and the form say, and what trains whole."""
-        s, model = self.settings, self.base.model
-        if s.optimizer == "mezo":
-            self.say(CAUTION)
-        if s.base == "mapped":
-            hold(model, s.base, self.say)
-        if s.form == "lora":
-            self._lora = PeftLora(model, support, self.whole, s.alpha, s.seed)
-            return model
-        rank = s.rank if s.form == "sparse_lora" else None
-        return install(
-            model, support, trainable=self.whole, step=s.step, form=s.form, rank=rank, alpha=s.alpha, seed=s.seed
-        )
-
-    def trained_parameters(self, model: nn.Module) -> int:
-        """How many numbers the optimiser moves in an installed model, beside those that train whole."""
-        return sum(p.numel() for p in model.parameters() if p.requires_grad) - self.whole_parameters
-
-    def describe(self, support: Support, model: nn.Module) -> str:
-        """What is about to be trained, for a line of text."""
-        s = self.settings
-        if s.form == "sparse":
-            return str(support)
-        factors = f"{self.trained_parameters(model):,} parameters of rank {s.rank}"
-        if s.form == "lora":
-            return f"LoRA, {factors} in {len(support.low_rank)} linears"
-        return f"{support}, through {factors}"
-
-    def extract(self, model: nn.Module) -> Delta:
-        """What an installed model learnt."""
-        return extract(model) if self._lora is None else self._lora.extract()
-
-    def fuse(self, model: nn.Module) -> nn.Module:
-        """The model with plain layers; what they hold is not said."""
-        return fuse(model) if self._lora is None else self._lora.fuse()
+    def fuse(self) -> nn.Module:
+        """Restore plain layers. Their weights are unspecified afterwards; apply a delta before use."""
+        ...
 
 
-LOADED_BY = {"dtype", "base"}
-"""Settings that a base is loaded by: where they change, it is loaded anew."""
+@dataclass(frozen=True)
+class InstalledModel:
+    """A model with a support installed by :func:`taskedge.install`: a :class:`TrainableModel`."""
 
-_SHARED = {"settings", "data", "base", "task", "max_length", "rows", "eval_rows", "collate", "whole"}
-"""What a run works out once. The collator holds the tokenizer only, which is the same for every dtype."""
+    model: nn.Module
+
+    def extract(self) -> Delta:
+        """Return what it has learned."""
+        return extract(self.model)
+
+    def fuse(self) -> nn.Module:
+        """Restore plain layers."""
+        return fuse(self.model)
 
 
-def cut_at(task: Task, base: Base, asked: int | None, say: Say) -> int:
-    """Tokens that texts are cut at: what is asked for or the task says, or what the base can take; 0 for images."""
+def prepare_run(config: TuneConfig, log: Log) -> Run:
+    """Return a run whose data is read and checked. Its base is not loaded.
+
+    Logs the task that the data is for. A batch size that was not given is set to that of the task.
+
+    Raises:
+        InputError: data or settings that cannot be used.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    data = read_data(config, log)
+    if "batch_size" not in config.model_fields_set:
+        config = config.model_copy(update={"batch_size": data.task.batch_size})
+        config.trainer_config()  # refuses a micro-batch that does not divide this batch size
+    return Run(config, data, log)
+
+
+def read_data(config: TuneConfig, log: Log) -> RunData:
+    """Read the training and held-out data, and infer the task.
+
+    Raises:
+        InputError: data that cannot be used.
+    """
+    inferred = infer_task(config.train, Columns.of(config.model_dump()), config.task)
+    task_class = TASKS[inferred.task]
+    train = task_class.read(config.train, inferred.columns, answers=True, log=log)
+    if inferred.depends_on_labels:
+        task_class = TASKS[task_of_labels(train)]
+    log(task_sentence(inferred, config.train, task_class.name))
+    task = task_class.from_table(train, inferred.columns)
+    held_out = None
+    if config.eval:
+        columns = inferred.columns
+        if config.train.is_dir() or config.eval.is_dir():  # only two tables have the same columns
+            columns = infer_task(config.eval, Columns(), task_class.name).columns
+        held_out = task_class.read(config.eval, columns, answers=True, log=log)
+        task.check(held_out)
+    return RunData(task, inferred.columns, train, held_out)
+
+
+def token_limit(task: Task, base: Base, requested: int | None, log: Log) -> int:
+    """Return the tokens at which texts are cut; 0 for images.
+
+    This is the requested number or else the task's, but not more than the base has positions for.
+    """
     if task.max_length is None:
         return 0
-    wanted, possible = asked or task.max_length, base.longest
-    if possible is None or wanted <= possible:
-        return wanted
-    say(f"texts are cut at {possible} tokens: the model has no more positions")
-    return possible
+    limit = requested or task.max_length
+    if base.max_positions is None or limit <= base.max_positions:
+        return limit
+    log(f"texts are cut at {base.max_positions} tokens: the model has no more positions")
+    return base.max_positions
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What depends on the loaded base. A collator may hold the base, so it belongs here."""
+
+    base: Base
+    collate: Collate
+    full_names: list[str]
+
+
+@dataclass
+class _Encoded:
+    """What depends on the base's tokenizer or image processor only."""
+
+    task: Task
+    max_length: int
+    rows: list[Row]
+    eval_rows: list[Row] | None = None
+
+
+class Run:
+    """A run of ``tune``.
+
+    Attributes:
+        config: its settings.
+        data: its data.
+        log: called with status lines.
+    """
+
+    def __init__(self, config: TuneConfig, data: RunData, log: Log) -> None:
+        self.config, self.data, self.log = config, data, log
+        self._loaded: _Loaded | None = None
+        self._encoded: _Encoded | None = None
+
+    def with_config(self, changes: Mapping[str, Any], *, log: Log | None = None) -> Run:
+        """Return the run with other settings.
+
+        Data and encoded rows are shared. The loaded base is shared as well, unless ``changes`` need another one.
+        """
+        run = Run(self.config.model_copy(update=dict(changes)), self.data, log or self.log)
+        run._encoded = self._encoded
+        if not RELOADING_SETTINGS & changes.keys():
+            run._loaded = self._loaded
+        return run
+
+    def load(self) -> None:
+        """Load the base and encode the training rows, whichever is not done yet."""
+        self.load_base()
+        self.encode_rows()
+
+    def load_base(self) -> None:
+        """Load the base with a head for the task, unless it is loaded. A new head depends on the seed.
+
+        Raises:
+            InputError: the base cannot be used, or not for this task.
+        """
+        from transformers import set_seed
+
+        if self._loaded is not None:
+            return
+        config, task = self.config, self.data.task
+        self.log(f"loading {config.model}")
+        set_seed(config.seed)
+        base = load_base(task.name, config.model, task.labels, dtype=config.dtype, log=self.log)
+        if config.weight_storage == "int8":  # mmap waits until weights are selected, because rules may need gradients
+            set_weight_storage(base.model, config.weight_storage, self.log)
+        full_names = list(dict.fromkeys([*head_parameters(base.model), *base.new_parameters]))
+        self._loaded = _Loaded(base, task.collate(base), full_names)
+
+    def encode_rows(self) -> None:
+        """Bind the task to the loaded base and encode the training rows, unless that is done.
+
+        Raises:
+            InputError: the base cannot be used for this task.
+        """
+        if self._encoded is not None:
+            return
+        base, train = self.base, self.data.train
+        max_length = token_limit(self.data.task, base, self.config.max_length, self.log)
+        task = self.data.task.bind(base, train, max_length, self.config.max_new_tokens)
+        self._encoded = _Encoded(task, max_length, task.encode(base, train, max_length, self.log))
+
+    def release_base(self) -> None:
+        """Drop the loaded base, so that another one can be loaded in its place."""
+        self._loaded = None
+
+    @property
+    def base(self) -> Base:
+        """The loaded base."""
+        return self._require_loaded().base
+
+    @property
+    def collate(self) -> Collate:
+        """Makes a batch of rows."""
+        return self._require_loaded().collate
+
+    @property
+    def full_names(self) -> list[str]:
+        """Names of the fully trained parameters: the head, and others that the base's files do not have."""
+        return self._require_loaded().full_names
+
+    @property
+    def num_full_parameters(self) -> int:
+        """How many fully trained parameters there are."""
+        parameters = dict(self.base.model.named_parameters())
+        return sum(parameters[name].numel() for name in self.full_names)
+
+    @property
+    def task(self) -> Task:
+        """The task, bound to the base."""
+        return self._require_encoded().task
+
+    @property
+    def max_length(self) -> int:
+        """Tokens at which texts are cut; 0 for images."""
+        return self._require_encoded().max_length
+
+    @property
+    def rows(self) -> list[Row]:
+        """The encoded training rows."""
+        return self._require_encoded().rows
+
+    def eval_rows(self) -> list[Row]:
+        """Encode the held-out rows on the first call, and return them; none if there are no such data."""
+        encoded = self._require_encoded()
+        if encoded.eval_rows is None:
+            table = self.data.eval
+            encoded.eval_rows = [] if table is None else self.encode(table)
+        return encoded.eval_rows
+
+    def encode(self, table: Table) -> list[Row]:
+        """Return the rows of a table with answers, as the model takes them."""
+        return self.task.encode(self.base, table, self.max_length, self.log)
+
+    def calibration_batches(self) -> Iterator[Batch]:
+        """Yield the batches on which the selection takes statistics: the first rows of a seeded order."""
+        order = random_order(len(self.rows), self.config.seed)
+        order = order[: self.config.calibration * self.config.batch_size]
+        size = self.rows_per_calibration_batch
+        for start in range(0, len(order), size):
+            yield self.collate([self.rows[index] for index in order[start : start + size]])
+
+    @property
+    def rows_per_calibration_batch(self) -> int:
+        """Rows of a calibration batch: those of a pass, if only sums over inputs count.
+
+        Gradients have weights by batch (``Σ_batches g²``), so rules that need them see whole batches.
+        """
+        config = self.config
+        return config.batch_size if RULES[config.rule].needs_gradients else config.trainer_config().rows_per_pass
+
+    def select(self, batches: Iterable[Batch] | None = None) -> Support:
+        """Return the support that these batches select, by default the calibration batches; LoRA needs none."""
+        config = self.config
+        if config.form == "lora":
+            return lora_support(self.base.model, config.rank, config.depth)
+        if batches is None:
+            self.log(f"selecting weights by rule {config.rule!r} on {config.calibration} batches")
+            batches = self.calibration_batches()
+        return select(self.base.model, batches, **config.select_kwargs())
+
+    def install(self, support: Support) -> TrainableModel:
+        """Install the support in the base's model, in the configured form, with the fully trained parameters."""
+        config, model = self.config, self.base.model
+        if config.optimizer == "mezo":
+            self.log(MEZO_WARNING)
+        if config.weight_storage == "mmap":
+            set_weight_storage(model, config.weight_storage, self.log)
+        if config.form == "lora":
+            return PeftLora(model, support, self.full_names, config.alpha, config.seed)
+        install(
+            model,
+            support,
+            trainable=self.full_names,
+            step=config.step,
+            form=config.form,
+            rank=config.rank if config.form == "sparse_lora" else None,
+            alpha=config.alpha,
+            seed=config.seed,
+        )
+        return InstalledModel(model)
+
+    def num_trained_parameters(self, model: nn.Module) -> int:
+        """Return the number of values that the optimizer moves, without the fully trained parameters."""
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        return trained - self.num_full_parameters
+
+    def _require_loaded(self) -> _Loaded:
+        if self._loaded is None:
+            raise RuntimeError("the base is not loaded: call load_base() first")
+        return self._loaded
+
+    def _require_encoded(self) -> _Encoded:
+        if self._encoded is None:
+            raise RuntimeError("the rows are not encoded: call encode_rows() first")
+        return self._encoded

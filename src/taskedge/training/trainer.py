@@ -1,297 +1,384 @@
-"""``fit``: trains whatever parameters of a model require gradients. The loop is the Hugging Face ``Trainer``.
+"""The training loop: trains the parameters of a model that require gradients, and resumes to the same bits.
 
-Ours are only the checkpoints (small, whole, without pickle), the stop at a loss that is not a number, and the progress
-line.
+Order of the rows, learning rates, clipping, optimizer and random numbers are those of the ``Trainer`` of transformers
+on one device. The loop is written out because its steps differ: losses are weighted by the labels that they count, MeZO
+takes two forward passes, checkpoints hold only what is trained, and a loss that is not finite stops the run.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import inspect
+import math
+import re
 import time
-from collections.abc import Collection, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from taskedge.backbone.evaluation import loss_of, run_batch
 from taskedge.errors import TrainingDiverged
-from taskedge.forms.kernels import using
+from taskedge.forms.kernels import force_kernel
 from taskedge.forms.recompute import recomputing
 from taskedge.profiling.process_memory import return_freed_memory
 from taskedge.training import checkpoint as checkpoints
-from taskedge.training.memory.mezo import Mezo, exact_names
-from taskedge.training.memory.micro_batch import counted, shifts_labels
-from taskedge.training.memory.rotate import Rotate
-from taskedge.training.regrow import Regrow
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.callbacks import Callback, ProgressLine, StepTimer, TensorBoardLog, TrainState
+from taskedge.training.data_order import epoch_order
+from taskedge.training.generation import IGNORED
+from taskedge.training.memory.mezo import Mezo, downstream_names
+from taskedge.training.memory.micro_batch import count_labels, shifts_labels
+from taskedge.training.memory.rotate import RotationCallback
+from taskedge.training.regrow_callback import Regrow
+from taskedge.training.trainer_config import DEFAULTS, TrainerConfig
+
+Row = dict[str, Any]
+Batch = Mapping[str, Any]
+
+LOG_EVERY = 10
+"""Steps between entries of the log; the last step has an entry as well."""
+
+_WITHOUT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+"""Names, in lower case, of parameters without weight decay, besides those of ``nn.LayerNorm``."""
 
 
 @dataclass(frozen=True)
-class FitResult:
-    """What a run of :func:`fit` did."""
+class TrainResult:
+    """Outcome of :func:`train`.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        loss: mean training loss of all steps, including those before a resumption.
+        seconds: duration of this call.
+        seconds_per_step: mean duration of a step, with everything that belongs to it; 0 if no step was left.
+        cpu_seconds_per_step: the same in processor time.
+        log: see :class:`taskedge.training.callbacks.TrainState`.
+    """
 
     steps: int
     loss: float
-    """Mean training loss over all steps, those before a resumption included."""
     seconds: float
     seconds_per_step: float
-    """Mean, all that belongs to a step included; 0 where none was left to do."""
     cpu_seconds_per_step: float
     log: list[dict[str, Any]]
 
 
-def fit(
+def train(
     model: nn.Module,
-    rows: Sequence[dict[str, Any]],
-    collate: Any,
-    settings: FitSettings,
+    rows: Sequence[Row],
+    collate: Callable[[list[Row]], Batch],
+    config: TrainerConfig,
     folder: Path,
     *,
     resume: bool = False,
     progress: bool = True,
-    callbacks: Sequence[TrainerCallback] = (),
+    callbacks: Sequence[Callback] = (),
     tensorboard: bool = False,
     head: Collection[str] = (),
-) -> FitResult:
-    """Trains the parameters of ``model`` that require gradients on ``rows``, in place.
+) -> TrainResult:
+    """Train the parameters of ``model`` that require gradients on ``rows``, in place.
 
     Args:
         model: takes the collated batch as keyword arguments and returns an output with ``loss``.
-        rows: examples; ``collate`` makes a batch of a list of them.
-        settings: see :class:`FitSettings`.
+        rows: examples.
+        collate: makes a batch of a list of them.
+        config: see :class:`~taskedge.training.trainer_config.TrainerConfig`.
         folder: for checkpoints and logs.
-        resume: go on from the newest checkpoint in ``folder``, if there is one.
+        resume: continue from the newest checkpoint in ``folder``, if there is one.
         progress: show a progress line on standard error.
-        head: names of the parameters that train at ``settings.head_lr``, where it is given.
+        callbacks: run after those that move entries or rotate blocks.
+        tensorboard: write logs for TensorBoard to ``folder``.
+        head: names of the fully trained parameters. They train at ``config.head_lr``, if it is set.
 
     Raises:
-        TrainingDiverged: the loss is not a finite number; parameters and checkpoints are from before that step.
+        InputError: a checkpoint is damaged or cannot be written.
+        TrainingDiverged: the loss is not a finite number. Parameters and checkpoints are from before that step.
     """
-    rows_of_pass, passes_of_step = settings.passes
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.lr,
-        per_device_train_batch_size=rows_of_pass,
-        gradient_accumulation_steps=passes_of_step,
-        weight_decay=settings.weight_decay,
-        warmup_steps=settings.warmup,
-        max_grad_norm=settings.clip if settings.optimizer == "adamw" else 0,
-        train_sampling_strategy="group_by_length" if settings.group_by_length else "random",
-        bf16=settings.bf16,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        save_strategy="steps" if settings.checkpoint_every else "no",
-        save_steps=settings.checkpoint_every or 500,
-        logging_steps=10,
-        logging_nan_inf_filter=False,
-        report_to="tensorboard" if tensorboard else "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=next(model.parameters()).device.type == "cpu",
-    )
-    line, pace = _Progress(), _Pace()
-    moving: list[TrainerCallback] = [Regrow(rows, collate, settings)] if settings.regrow else []
-    moving += [Rotate(model, settings.rotate)] if settings.rotate else []
-    trainer = _Trainer(
-        head=head,
-        settings=settings,
-        model=model,
-        args=arguments,
-        train_dataset=rows,  # type: ignore[arg-type]
-        data_collator=collate,
-        callbacks=[*moving, *callbacks, pace, *([line] if progress else [])],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    if settings.sparing:
+    from transformers import set_seed
+
+    begin = time.perf_counter()
+    timer = StepTimer()
+    hooks: list[Callback] = []
+    if config.regrow:
+        hooks.append(Regrow(rows, collate, config))
+    if config.rotate:
+        hooks.append(RotationCallback(model, config.rotate))
+    hooks += [*callbacks, timer]
+    if progress:
+        hooks.append(ProgressLine())
+    if tensorboard:
+        hooks.append(TensorBoardLog(folder))
+
+    set_seed(config.seed)
+    model_config: Any = getattr(model, "config", None)
+    if model_config is not None:
+        model_config.use_cache = False  # training does not use the keys and values of earlier tokens
+    max_steps = math.ceil(config.epochs * _steps_per_epoch(len(rows), config))
+    state = TrainState(model, make_optimizer(model, config, head), max_steps)
+    newest = checkpoints.latest(folder) if resume else None
+    checkpoint = None if newest is None else checkpoints.Checkpoint(newest)
+    if config.low_memory:
         return_freed_memory()
-    start = checkpoints.latest(folder) if resume else None
-    if start is not None:
-        checkpoints.Checkpoint(start)  # refuses a damaged one before the Trainer reads its position
     try:
-        with using("gather") if settings.sparing else nullcontext(), recomputing(model, settings.recompute):
-            done = trainer.train(resume_from_checkpoint=str(start) if start else None)
+        with ExitStack() as stack:
+            if config.low_memory:
+                stack.enter_context(force_kernel("gather"))
+            if config.bf16:
+                stack.enter_context(bf16_forward(model))
+            stack.enter_context(recomputing(model, config.recompute))
+            _run(state, rows, collate, config, folder, hooks, checkpoint)
     finally:
-        line.close()
-    return FitResult(
-        steps=int(trainer.state.global_step),
-        loss=trainer.loss_sum / max(trainer.state.global_step, 1),
-        seconds=float(done.metrics["train_runtime"]),
-        seconds_per_step=pace.wall,
-        cpu_seconds_per_step=pace.cpu,
-        log=list(trainer.state.log_history),
+        for hook in hooks:
+            hook.on_train_end()
+    return TrainResult(
+        steps=state.step,
+        loss=state.loss_sum / max(state.step, 1),
+        seconds=time.perf_counter() - begin,
+        seconds_per_step=timer.wall_seconds,
+        cpu_seconds_per_step=timer.cpu_seconds,
+        log=state.log,
     )
 
 
-_LOSS_SUM = "taskedge_loss_sum"
+def _run(
+    state: TrainState,
+    rows: Sequence[Row],
+    collate: Callable[[list[Row]], Batch],
+    config: TrainerConfig,
+    folder: Path,
+    hooks: Sequence[Callback],
+    checkpoint: checkpoints.Checkpoint | None,
+) -> None:
+    """Train from the checkpoint, or from the beginning, to the last step."""
+    model, optimizer = state.model, state.optimizer
+    passes_loss = PassesLoss(model)
+    if checkpoint is not None:
+        checkpoint.restore(state)
+    logged_step, logged_sum = state.step, state.loss_sum
+    order: list[int] = []
+    model.zero_grad()
+    for hook in hooks:
+        hook.on_train_begin(state)
+
+    while state.step < state.max_steps:
+        epoch, step_of_epoch = divmod(state.step, _steps_per_epoch(len(rows), config))
+        if not order or step_of_epoch == 0:
+            order = epoch_order(len(rows), config.seed, epoch)
+            _set_random_state_of_epoch(checkpoint, step_of_epoch)
+            checkpoint = None
+        rate = learning_rate_factor(state.step, state.max_steps, config.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate
+        batches = [collate([rows[i] for i in indices]) for indices in _pass_indices(order, step_of_epoch, config)]
+
+        for hook in hooks:
+            hook.on_step_begin(state)
+        passes_loss.begin_step(batches)
+        for index, batch in enumerate(batches):
+            if index > 0:
+                for hook in hooks:
+                    hook.on_pass_end(state)
+            if isinstance(optimizer, Mezo):
+                model.eval()
+                loss = optimizer.probe(partial(passes_loss, batch))
+            else:
+                model.train()
+                loss = passes_loss(batch)
+                loss.backward()  # type: ignore[no-untyped-call]
+                loss = loss.detach()
+            if not torch.isfinite(loss):
+                raise _diverged(loss, state, folder)
+            state.loss_sum += float(loss)
+
+        is_last = state.step + 1 == state.max_steps
+        logs = is_last or (state.step + 1) % LOG_EVERY == 0
+        norm = None
+        if config.clip and not isinstance(optimizer, Mezo):
+            norm = clip_grad_norm_(model.parameters(), config.clip)
+        elif logs:
+            norm = get_total_norm([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+        for hook in hooks:
+            hook.on_gradients(state)
+        optimizer.step()
+        model.zero_grad()
+        state.step += 1
+        for hook in hooks:
+            hook.on_step_end(state)
+
+        if logs:
+            assert norm is not None
+            passes_done = step_of_epoch * config.passes_per_step + len(batches)
+            state.log.append(
+                {
+                    "loss": (state.loss_sum - logged_sum) / (state.step - logged_step),
+                    "grad_norm": float(norm),
+                    "learning_rate": optimizer.param_groups[0]["lr"],
+                    "epoch": epoch + passes_done / math.ceil(len(rows) / config.rows_per_pass),
+                    "step": state.step,
+                }
+            )
+            logged_step, logged_sum = state.step, state.loss_sum
+            for hook in hooks:
+                hook.on_log(state)
+        if config.checkpoint_every and (is_last or state.step % config.checkpoint_every == 0):
+            checkpoints.write(folder, state)
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
-    """The Trainer with our checkpoints in place of its own, which hold the whole model and are pickled.
+class PassesLoss:
+    """Loss of each pass of a step, weighted so that the losses of all passes sum to the mean over the step's labels.
 
-    The parts of a step weigh by the labels that their losses count. Losses of causal language models divide by the
-    number of the step's labels when they are told it, and are told it; those of other models are means over their
-    part, whatever they are told (the Trainer, which takes their word, would sum these means).
+    Losses of causal language models divide by a number of labels that they are given. Losses of other models are means
+    over their batch. Weights matter because parts differ: the last batch of an epoch has fewer rows.
     """
 
-    def __init__(self, *, head: Collection[str], settings: FitSettings, **given: Any) -> None:
-        super().__init__(**given)
-        mezo = settings.optimizer == "mezo"
-        self._head, self._settings = exact_names(self.model, head) if mezo else frozenset(head), settings
-        self._mezo: Mezo | None = None
-        self._labels = 0
-        self._loss_shifts_labels = shifts_labels(self.model)  # the Trainer asks the class's name, and GPT-2's tells not
-        self._means = not self._loss_shifts_labels
-        if self._means:
-            self.model_accepts_loss_kwargs = False
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._takes_count = shifts_labels(model) and _accepts_loss_kwargs(model)
+        self._num_labels = 0
 
-    def get_batch_samples(self, *given: Any) -> Any:
-        batches, told = super().get_batch_samples(*given)
-        self._labels = sum(map(counted, batches))
-        return batches, told
+    def begin_step(self, batches: Sequence[Batch]) -> None:
+        """Count the labels of a step."""
+        count = _count_shifted_labels if self._takes_count else count_labels
+        self._num_labels = sum(map(count, batches))
 
-    def compute_loss(self, model: nn.Module, inputs: Any, *given: Any, **named: Any) -> Any:
-        loss = super().compute_loss(model, inputs, *given, **named)
-        return loss * (counted(inputs) / self._labels) if self._means else loss
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return the loss of one of the step's batches."""
+        if self._takes_count:
+            num_labels = torch.tensor(float(self._num_labels))
+            return loss_of(run_batch(self._model, {**batch, "num_items_in_batch": num_labels}))
+        return loss_of(run_batch(self._model, batch)) * (count_labels(batch) / self._num_labels)
 
-    def create_optimizer(self, *given: Any) -> torch.optim.Optimizer:
-        """The Trainer's own, the head in groups with a rate of its own where the settings give one; or MeZO."""
-        if self.optimizer is not None:
-            return self.optimizer
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
-        s, kept = self._settings, ("params", "lr", "weight_decay")
-        if s.optimizer != "mezo":
-            self._part_head(optimizer, s.head_lr)
-            return optimizer
-        self._part_head(optimizer, FitSettings.lr if s.head_lr is None else s.head_lr)
-        groups = [
-            {key: group[key] for key in kept} | {"exact": self._is_head(group)} for group in optimizer.param_groups
-        ]
+
+def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str]) -> torch.optim.Optimizer:
+    """Return the optimizer of the parameters that require gradients, in groups with their peak learning rates.
+
+    Biases and parameters of norms have no weight decay.
+
+    Args:
+        model: the model to train.
+        config: settings of the run.
+        head: names of the fully trained parameters. They have groups of their own if ``config.head_lr`` is set. With
+            MeZO, those of them that lie downstream of every sparse entry always have, since gradients train them.
+    """
+    is_mezo = config.optimizer == "mezo"
+    head_lr = config.head_lr
+    if is_mezo:
+        head = downstream_names(model, head)
+        if head_lr is None:
+            head_lr = DEFAULTS.lr
+    elif head_lr is None:
+        head = ()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    undecayed = _undecayed_names(model)
+    groups: list[dict[str, Any]] = []
+    for is_head, lr in ((False, config.lr), (True, head_lr)):
+        if lr is None:  # the head trains like the rest
+            continue
+        names = [name for name in trained if (name in head) == is_head]
+        with_decay = [trained[name] for name in names if name not in undecayed]
+        without_decay = [trained[name] for name in names if name in undecayed]
+        for parameters, weight_decay in ((with_decay, config.weight_decay), (without_decay, 0.0)):
+            groups.append({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay})
+            if is_mezo:
+                groups[-1]["exact"] = is_head
+    if is_mezo:
         groups = [group for group in groups if group["params"]]
-        self._mezo = Mezo(groups, s.lr, perturbation=s.perturbation, seed=s.seed)
-        self.optimizer: torch.optim.Optimizer = self._mezo
-        return self._mezo
-
-    def _part_head(self, optimizer: torch.optim.Optimizer, rate: float | None) -> None:
-        """Puts the head into groups with a rate of its own, where there is one."""
-        if rate is None:
-            return
-        head = self._of_head()
-        for group in list(optimizer.param_groups):
-            of_head = [parameter for parameter in group["params"] if id(parameter) in head]
-            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in head]
-            optimizer.add_param_group({**group, "params": of_head, "lr": rate})
-
-    def _is_head(self, group: dict[str, Any]) -> bool:
-        head = self._of_head()
-        return any(id(parameter) in head for parameter in group["params"])
-
-    def _of_head(self) -> set[int]:
-        return {id(parameter) for name, parameter in self.model.named_parameters() if name in self._head}
-
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if self._means:
-            self.current_gradient_accumulation_steps = 1  # the losses are weighted already
-        if self._mezo is None:
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        else:
-            model.eval()
-            prepared = self._prepare_inputs(inputs)
-            loss = self._mezo.probe(
-                lambda: self.compute_loss(model, dict(prepared), num_items_in_batch=num_items_in_batch)
-            )
-        if not torch.isfinite(loss):
-            folder = Path(self.args.output_dir)
-            checkpoints.discard(folder, self.state.global_step)  # it holds the very values that gave this loss
-            kept = checkpoints.latest(folder)
-            raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} "
-                f"(learning rate {self._get_learning_rate():.3g}): try a lower learning rate"
-                + (f"; the last good checkpoint is {kept}" if kept else "")
-            )
-        self.state.stateful_callbacks[_LOSS_SUM] = self.loss_sum + float(loss)
-        return loss
-
-    @property
-    def loss_sum(self) -> float:
-        """Of all steps so far; kept in the Trainer's state, which checkpoints hold."""
-        return float(self.state.stateful_callbacks.get(_LOSS_SUM, 0.0))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        state = json.dumps(asdict(self.state), default=str)
-        checkpoints.write(
-            Path(self.args.output_dir), self.state.global_step, self.model, self.optimizer, self.lr_scheduler, state
-        )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoints.Checkpoint(Path(resume_from_checkpoint)).restore_parameters(self.model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.Checkpoint(Path(checkpoint)).restore_optimizer(self.optimizer, self.lr_scheduler)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            checkpoints.Checkpoint(Path(checkpoint)).restore_random()
+        return Mezo(groups, config.lr, perturbation=config.perturbation, seed=config.seed)
+    return torch.optim.AdamW(groups, fused=True)
 
 
-class _Pace(TrainerCallback):  # type: ignore[misc]
-    """Mean seconds of a step on the wall's clock and of the processor."""
+def learning_rate_factor(step: int, max_steps: int, warmup: float) -> float:
+    """Return the learning rate of a step (from 0), relative to its peak: a linear rise from 0, then a linear fall to 0.
 
-    def __init__(self) -> None:
-        self._steps = 0
-        self._begin = self._end = (0.0, 0.0)
-
-    @property
-    def wall(self) -> float:
-        return (self._end[0] - self._begin[0]) / max(self._steps, 1)
-
-    @property
-    def cpu(self) -> float:
-        return (self._end[1] - self._begin[1]) / max(self._steps, 1)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._steps:
-            self._begin = time.perf_counter(), time.process_time()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._steps += 1
-        self._end = time.perf_counter(), time.process_time()
+    Args:
+        step: optimizer steps done.
+        max_steps: optimizer steps of the whole run.
+        warmup: share of them with a rising rate.
+    """
+    warmup_steps = math.ceil(max_steps * warmup)
+    if step < warmup_steps:
+        return step / warmup_steps
+    return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A progress line on standard error: steps, time left, and the loss as it was last logged."""
+@contextmanager
+def bf16_forward(model: nn.Module) -> Iterator[None]:
+    """Run the forward passes of ``model`` under autocast to bfloat16, and return their outputs in float32."""
+    forward = model.forward
+    device_type = next(model.parameters()).device.type
 
-    def __init__(self) -> None:
-        self._bar: Any = None
+    @wraps(forward)
+    def autocast_forward(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device_type, dtype=torch.bfloat16):
+            outputs = forward(*args, **kwargs)
+        for name, value in outputs.items():
+            if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
+                outputs[name] = value.float()
+        return outputs
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm.auto import tqdm
+    model.forward = autocast_forward
+    try:
+        yield
+    finally:
+        del model.forward
 
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="training",
-            file=sys.stderr,
-            unit="step",
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # a log wants few lines
-        )
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._bar.update(1)
+def _steps_per_epoch(num_rows: int, config: TrainerConfig) -> int:
+    return math.ceil(num_rows / (config.rows_per_pass * config.passes_per_step))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self._bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
 
-    def close(self) -> None:
-        """Ends the line, however training ended."""
-        if self._bar is not None:
-            self._bar.close()
+def _pass_indices(order: list[int], step_of_epoch: int, config: TrainerConfig) -> list[list[int]]:
+    """Return the row indices of each pass of a step. In the last step of an epoch there may be fewer."""
+    rows_per_step = config.rows_per_pass * config.passes_per_step
+    indices = order[step_of_epoch * rows_per_step : (step_of_epoch + 1) * rows_per_step]
+    return [indices[start : start + config.rows_per_pass] for start in range(0, len(indices), config.rows_per_pass)]
+
+
+def _set_random_state_of_epoch(checkpoint: checkpoints.Checkpoint | None, step_of_epoch: int) -> None:
+    """Give the random generators the state that an uninterrupted run has before this step.
+
+    A DataLoader draws a seed for its workers at the start of each epoch; this draw keeps later random numbers (dropout)
+    equal to those of runs with one.
+    """
+    if checkpoint is not None and step_of_epoch == 0:
+        checkpoint.restore_random()
+    torch.empty((), dtype=torch.int64).random_()
+    if checkpoint is not None and step_of_epoch > 0:
+        checkpoint.restore_random()
+
+
+def _accepts_loss_kwargs(model: nn.Module) -> bool:
+    """Return whether the model's ``forward`` takes ``num_items_in_batch`` for its loss."""
+    declared = getattr(model, "accepts_loss_kwargs", None)
+    if declared is not None:
+        return bool(declared)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def _count_shifted_labels(batch: Batch) -> int:
+    """Return the number of tokens that a causal language model predicts; its loss has no prediction of the first."""
+    return int((batch["labels"][..., 1:] != IGNORED).sum())
+
+
+def _undecayed_names(model: nn.Module) -> set[str]:
+    """Return the names of parameters without weight decay, which are also those that the Trainer leaves out."""
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    in_norms = {f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()}
+    return in_norms | {name for name, _ in model.named_parameters() if _WITHOUT_DECAY.search(name.lower())}
+
+
+def _diverged(loss: Tensor, state: TrainState, folder: Path) -> TrainingDiverged:
+    """Discard the checkpoint of the present values, which gave this loss, and return the error to raise."""
+    checkpoints.discard(folder, state.step)
+    last_good = checkpoints.latest(folder)
+    return TrainingDiverged(
+        f"the loss is {loss.item()} at step {state.step + 1} "
+        f"(learning rate {state.optimizer.param_groups[0]['lr']:.3g}): try a lower learning rate"
+        + (f"; the last good checkpoint is {last_good}" if last_good else "")
+    )

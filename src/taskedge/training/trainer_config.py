@@ -1,73 +1,129 @@
-"""How to train: what the loop is told. The one place for these defaults; others take them from here."""
+"""Settings of the training loop. The only place of their defaults and help texts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from taskedge.errors import InputError
+from pydantic import Field, model_validator
+
+from taskedge.training.config import Config
+
+Recompute = Literal["none", "blocks", "inputs"]
+OptimizerName = Literal["adamw", "mezo"]
 
 
-@dataclass(frozen=True)
-class FitSettings:
-    """How to train."""
+class TrainerConfig(Config):
+    """Settings of :func:`taskedge.training.trainer.train`."""
 
-    epochs: float = 3.0
-    lr: float = 3e-2
-    """Peak learning rate, for sparse values with scaled steps; these want far more than LoRA (some 1e-3) or full
-    fine-tuning (some 1e-4)."""
-    head_lr: float | None = None
-    """Peak learning rate of what trains whole (the head); None: the same, or with MeZO, which another rate suits, the
-    default of ``lr``."""
-    batch_size: int = 16
-    accumulate: int = 1
-    """Batches per optimiser step."""
-    micro_batch: int | None = None
-    """Rows that pass through the model at once; they divide ``batch_size``, whose gradient it still is. None: all."""
-    weight_decay: float = 0.0
-    """Pulls offsets towards 0, that is, weights towards the base."""
-    warmup: float = 0.06
-    """Share of the steps over which the learning rate rises; it falls linearly after."""
-    clip: float = 1.0
-    """Largest norm of the gradient; 0 for no clipping."""
-    group_by_length: bool = False
-    """Batches of texts of like length: less padding, less random."""
-    bf16: bool = False
-    """Autocast to bfloat16."""
-    seed: int = 0
-    checkpoint_every: int = 0
-    """Optimiser steps between checkpoints; 0 for none."""
-    recompute: Literal["none", "blocks", "inputs"] = "none"
-    """What the backward pass computes again rather than keep (:mod:`taskedge.forms.recompute`)."""
-    rotate: int = 0
-    """Optimizer steps each block trains in its turn (:mod:`taskedge.training.memory.rotate`); 0 for all at once."""
-    optimizer: Literal["adamw", "mezo"] = "adamw"
-    """``"mezo"``: without gradients but the head's (:mod:`taskedge.training.memory.mezo`)."""
-    perturbation: float = 1e-3
-    """How far MeZO moves parameters to find a slope."""
+    epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = 3.0
+    optimizer: Annotated[
+        OptimizerName,
+        Field(
+            description="'mezo' needs no gradients except those of the head: it has the memory use of inference, and "
+            "takes many more steps."
+        ),
+    ] = "adamw"
+    perturbation: Annotated[float, Field(description="Perturbation scale of mezo (epsilon).", gt=0)] = 1e-3
+    # For sparse values with scaled steps: these need far more than LoRA (about 1e-3) or full fine-tuning (about 1e-4).
+    lr: Annotated[float, Field(description="Peak learning rate.", ge=0)] = 3e-2
+    head_lr: Annotated[
+        float | None,
+        Field(
+            description="Peak learning rate of the fully trained parameters (the head).  [default: lr; with mezo 0.03]",
+            gt=0,
+        ),
+    ] = None
+    batch_size: Annotated[int, Field(description="Rows in a batch; 8 for generation, if left out.", ge=1)] = 16
+    accumulate: Annotated[int, Field(description="Batches per optimizer step.", ge=1)] = 1
+    micro_batch: Annotated[
+        int | None,
+        Field(
+            description="Rows that pass through the model at once; a divisor of the batch size. The gradient is that "
+            "of the batch.",
+            ge=1,
+        ),
+    ] = None
+    weight_decay: Annotated[
+        float, Field(description="Decay of offsets to 0, that is, of weights to the base.", ge=0)
+    ] = 0.0
+    warmup: Annotated[
+        float,
+        Field(
+            description="Share of the steps over which the learning rate rises; it falls linearly after.", ge=0, lt=1
+        ),
+    ] = 0.06
+    clip: Annotated[float, Field(description="Largest norm of the gradient; 0 for no clipping.", ge=0)] = 1.0
+    bf16: Annotated[bool, Field(description="Compute in bfloat16 where it is safe (autocast).")] = False
+    recompute: Annotated[
+        Recompute,
+        Field(
+            description="Activations to recompute in the backward pass: those of whole blocks, or in each block those "
+            "between its matrix products."
+        ),
+    ] = "none"
+    rotate: Annotated[
+        int, Field(description="Optimizer steps that each block trains in its turn; 0 to train all at once.", ge=0)
+    ] = 0
+    seed: Annotated[int, Field(description="Seed of the new head, the order of the data, and dropout.", ge=0)] = 0
+    checkpoint_every: Annotated[
+        int, Field(description="Optimizer steps between checkpoints; 0 for no checkpoints.", ge=0)
+    ] = 0
+    regrow: Annotated[int, Field(description="Optimizer steps between changes of the support; 0 to keep it.", ge=0)] = 0
+    regrow_share: Annotated[
+        float,
+        Field(
+            description="Share of the entries that the first change of the support moves; it falls linearly to 0.",
+            gt=0,
+            le=1,
+        ),
+    ] = 0.2
 
-    regrow: int = 0
-    """Optimiser steps between moves of the support (:mod:`taskedge.forms.regrow`); 0 for none."""
-    regrow_share: float = 0.2
-    """Share of each linear's entries that the first move would take; it falls linearly to 0 over the run."""
+    @model_validator(mode="after")
+    def _check_micro_batch(self) -> TrainerConfig:
+        if self.batch_size % self.rows_per_pass:
+            divisors = [str(rows) for rows in range(1, self.batch_size + 1) if self.batch_size % rows == 0]
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}: give one of "
+                + ", ".join(divisors)
+            )
+        return self
 
     @property
-    def sparing(self) -> bool:
-        """Whether memory is to be saved at the price of time: freed memory goes back to the system at once, and entries
-        do without the kernel of numba, whose compiler takes memory too."""
+    def low_memory(self) -> bool:
+        """Whether a setting trades time for memory.
+
+        If so, freed memory is returned to the system at once, and entries do without the numba kernel, whose compiler
+        needs memory as well.
+        """
         return bool(self.recompute != "none" or self.micro_batch or self.rotate or self.optimizer == "mezo")
 
     @property
-    def passes(self) -> tuple[int, int]:
-        """(rows that pass through the model at once, such passes in an optimiser step).
+    def rows_per_pass(self) -> int:
+        """Rows that pass through the model at once."""
+        return self.batch_size if self.micro_batch is None else self.micro_batch
 
-        Raises:
-            InputError: the parts of a batch would not be of one size.
-        """
-        rows = self.batch_size if self.micro_batch is None else self.micro_batch
-        if rows < 1 or self.batch_size % rows:
-            raise InputError(
-                f"micro_batch={rows} does not divide batch_size={self.batch_size}: give one of "
-                + ", ".join(str(part) for part in range(1, self.batch_size + 1) if self.batch_size % part == 0)
-            )
-        return rows, self.batch_size // rows * self.accumulate
+    @property
+    def passes_per_step(self) -> int:
+        """Forward and backward passes in one optimizer step."""
+        return self.batch_size // self.rows_per_pass * self.accumulate
+
+
+DEFAULTS = TrainerConfig()
+"""Defaults of the training loop, for other settings and signatures that share them."""
+
+
+def trainer_field(name: str, **changes: Any) -> Any:
+    """Return a pydantic field with the default, description and constraints of a :class:`TrainerConfig` field.
+
+    Args:
+        name: a field of :class:`TrainerConfig`.
+        changes: arguments of :func:`pydantic.Field` that differ.
+    """
+    info = TrainerConfig.model_fields[name]
+    constraints = {
+        constraint: getattr(item, constraint)
+        for item in info.metadata
+        for constraint in ("gt", "ge", "lt", "le")
+        if hasattr(item, constraint)
+    }
+    return Field(**{"default": info.default, "description": info.description, **constraints, **changes})

@@ -1,4 +1,18 @@
-"""``tune``: from a base and data to a delta file, resumable at any moment."""
+"""``tune``: from a base and data to a delta file, resumable at any moment.
+
+A run in ten steps:
+
+1. ``cli/tune.py`` collects the flags; ``training/config.py`` makes a ``TuneConfig`` of them and a settings file.
+2. :func:`tune` checks that the output can be written, and whether the folder beside it holds an interrupted run.
+3. ``training/run.py`` reads the data: ``data/infer_task.py`` infers the task, a module of ``tasks/`` reads the rows.
+4. With a memory budget, ``memory/decide.py`` measures and chooses the settings to run with.
+5. ``Run.load`` loads the base (``backbone/loading.py``) and encodes the rows.
+6. ``Run.select`` selects the weights to train (``selection/select.py``); the support is saved in the folder.
+7. ``Run.install`` makes them trainable in the base (``forms/install.py``).
+8. ``training/trainer.py`` trains them, with checkpoints (``training/checkpoint.py``) in the folder.
+9. ``delta/extract.py`` extracts the delta; ``delta/file.py`` writes it into the folder.
+10. The written file is loaded, applied to the plain base and evaluated; then it gets its name and the folder goes.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +20,68 @@ import hashlib
 import json
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from taskedge.backbone.storage import current_name
 from taskedge.backbone.storage.memory_map import check_unchanged
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
-from taskedge.delta.file import load
+from taskedge.delta.file import load, save
 from taskedge.errors import DoesNotFit, InputError, TrainingDiverged
-from taskedge.io.atomic import write_aside
-from taskedge.profiling.byte_size import show_bytes
-from taskedge.profiling.process_memory import TIGHT, lifetime_peak_bytes, peak_bytes, reset_peak, return_freed_memory
-from taskedge.selection.support import Support
-from taskedge.selection.support_file import load_support, save_support
+from taskedge.io.atomic import move_atomic, write_atomic
+from taskedge.profiling.byte_size import format_bytes
+from taskedge.profiling.process_memory import (
+    TIGHT_THRESHOLD_BYTES,
+    lifetime_peak_bytes,
+    peak_bytes,
+    reset_peak,
+    return_freed_memory,
+)
+from taskedge.selection.support import Support, load_support, save_support
 from taskedge.training import checkpoint
-from taskedge.training.memory.decide import within
-from taskedge.training.memory.memory_report import choice_text
-from taskedge.training.memory.release import Trim
-from taskedge.training.run import Run
-from taskedge.training.tasks import Measures, Say
-from taskedge.training.trainer import FitResult, fit
-from taskedge.training.tune_config import TuneSettings
+from taskedge.training.callbacks import TENSORBOARD_FOLDER
+from taskedge.training.memory.decide import choose_within_budget
+from taskedge.training.memory.headroom import ReleaseFreedMemory
+from taskedge.training.memory.memory_report import decision_text
+from taskedge.training.run import Run, TrainableModel, prepare_run
+from taskedge.training.tasks import Log, Measures
+from taskedge.training.trainer import TrainResult, bf16_forward, train
+from taskedge.training.tune_config import TuneConfig
+
+SETTINGS_FILE, SUPPORT_FILE, MEMORY_FILE = "settings.json", "support.safetensors", "memory.json"
+"""Files in the folder of a run, beside checkpoints and logs. A folder with settings holds an interrupted run."""
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What a run of :func:`tune` made."""
+    """Outcome of :func:`tune`.
+
+    Attributes:
+        out: the delta file.
+        task: name of the task.
+        form: name of the form.
+        lr: peak learning rate.
+        entries: number of trained entries.
+        share: their share of the base's parameters.
+        low_rank: parameters of the low-rank products in the file, which are not entries.
+        trained: values that the optimizer moved, without the head: the entries, or the factors that give them.
+        head: number of fully trained parameters, which are not entries.
+        steps: optimizer steps.
+        train_loss: mean training loss.
+        seconds: duration of this call.
+        seconds_per_step: mean duration of a step.
+        cpu_seconds_per_step: the same in processor time, which other users of the machine do not lengthen.
+        peak_memory: bytes: the largest resident set of the process so far (on a GPU: the largest that torch reserved).
+        run_peak_memory: the same since the memory was predicted, if it was: the peak of the run itself.
+        predicted: with a memory budget, the prediction for the chosen configuration (``ConfigCost.as_json``).
+        file_bytes: size of the delta file.
+        quality: measures of the written file on the ``eval`` data, if there is any.
+    """
 
     out: Path
     task: str
@@ -44,155 +90,151 @@ class TuneResult:
     entries: int
     share: float
     low_rank: int
-    """Numbers in the low-rank products of the file, counted apart."""
     trained: int
-    """Numbers that the optimiser moved, the head's not counted: the entries, or the factors that they come from."""
     head: int
-    """Parameters trained whole, counted apart."""
     steps: int
     train_loss: float
     seconds: float
     seconds_per_step: float
     cpu_seconds_per_step: float
-    """The same of the processor: less than that of the wall's clock where others use the machine, too."""
     peak_memory: int
-    """Bytes: the largest resident size of the process so far (on a GPU: what torch reserved there)."""
     run_peak_memory: int
-    """The same since the memory was predicted, where it was: that of the run without the prediction."""
     predicted: dict[str, Any] | None
-    """With a memory budget: what was predicted of the way that was chosen (``Cost.as_json``)."""
     file_bytes: int
     quality: Measures | None
-    """What the task measures, of the written file on the ``eval`` data, if there is any."""
 
 
 def tune(
-    settings: TuneSettings, *, resume: bool = False, force: bool = False, progress: bool = True, say: Say = print
+    config: TuneConfig, *, resume: bool = False, force: bool = False, progress: bool = True, log: Log = print
 ) -> TuneResult:
-    """Trains a delta and writes it to ``settings.out``, which appears only when it is whole.
+    """Train a delta and write it to ``config.out``, which appears only when it is complete.
 
-    What an interrupted run leaves stays in ``OUT.run`` and goes on with ``resume``, to values that are bit-identical
-    to those of an uninterrupted run (one thread); a finished run removes it.
+    An interrupted run leaves the folder ``OUT.run``. With ``resume`` it continues, to values that are bit-identical to
+    those of an uninterrupted run (on one thread). A finished run removes the folder.
+
+    Args:
+        config: the settings.
+        resume: continue an interrupted run, if there is one.
+        force: replace the output file and an interrupted run.
+        progress: show a progress line on standard error.
+        log: called with status lines.
 
     Raises:
-        InputError: data, model or settings that cannot be used; the output file exists (and not ``force``); an
-            interrupted run is there (and neither ``resume`` nor ``force``).
+        InputError: data, model or settings cannot be used; the output file exists (and not ``force``); an interrupted
+            run exists (and neither ``resume`` nor ``force``).
         BudgetError: see :func:`taskedge.select`.
+        DoesNotFit: no configuration fits the memory budget.
         TrainingDiverged: the loss is not a finite number; the last good checkpoint is kept.
     """
-    started = time.monotonic()
-    folder = run_folder(settings)
-    _may_write(settings.out, folder, resume=resume, force=force)
-    run, estimate = _within_budget(Run(settings, say), folder, resume=resume)
-    support = _start(run, folder, estimate, resume=resume)
-    model = run.install(support)
-    trained = run.trained_parameters(model)
-    whole = f"a head of {run.whole_parameters:,} parameters" if run.whole else "nothing"
-    say(
-        f"training {run.describe(support, model)}; whole: {whole}; learning rate {settings.lr:g}, "
-        f"batches of {run.settings.batch_size}"
-    )
+    begin = time.monotonic()
+    folder = run_folder(config)
+    _check_output(config.out, folder, resume=resume, force=force)
+    run, predicted = _fit_memory_budget(prepare_run(config, log), folder, resume=resume)
+    support = _resume_or_select(run, folder, predicted, resume=resume)
+    installed = run.install(support)
+    num_trained = run.num_trained_parameters(installed.model)
+    log(_training_text(run, support, num_trained))
     try:
-        done = fit(
-            model,
+        trained = train(
+            installed.model,
             run.rows,
             run.collate,
-            run.settings.fit(),
+            run.config.trainer_config(),
             folder,
             resume=resume,
             progress=progress,
-            callbacks=[] if estimate is None else [Trim()],
-            tensorboard=settings.tensorboard,
-            head=run.whole,
+            callbacks=[] if predicted is None else [ReleaseFreedMemory()],
+            tensorboard=config.tensorboard,
+            head=run.full_names,
         )
     except TrainingDiverged:
-        if checkpoint.latest(folder) is None:  # nothing that is worth keeping
+        if checkpoint.latest(folder) is None:  # nothing to resume from
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    delta, measured = _finish(run, model, done, folder)
+    delta = _extract(run, installed, trained)
+    measures = _write_and_evaluate(run, installed, delta, folder)
+    device = next(installed.model.parameters()).device
     return TuneResult(
-        out=settings.out,
+        out=config.out,
         task=run.task.name,
-        form=settings.form,
-        lr=settings.lr,
-        entries=support.entries,
+        form=config.form,
+        lr=config.lr,
+        entries=support.num_entries,
         share=support.share,
-        low_rank=delta.low_rank_parameters,
-        trained=trained,
-        head=run.whole_parameters,
-        steps=done.steps,
-        train_loss=done.loss,
-        seconds=time.monotonic() - started,
-        seconds_per_step=done.seconds_per_step,
-        cpu_seconds_per_step=done.cpu_seconds_per_step,
-        peak_memory=lifetime_peak_bytes(next(model.parameters()).device),
-        run_peak_memory=peak_bytes(next(model.parameters()).device),
-        predicted=estimate,
-        file_bytes=settings.out.stat().st_size,
-        quality=measured,
+        low_rank=delta.num_low_rank_parameters,
+        trained=num_trained,
+        head=run.num_full_parameters,
+        steps=trained.steps,
+        train_loss=trained.loss,
+        seconds=time.monotonic() - begin,
+        seconds_per_step=trained.seconds_per_step,
+        cpu_seconds_per_step=trained.cpu_seconds_per_step,
+        peak_memory=lifetime_peak_bytes(device),
+        run_peak_memory=peak_bytes(device),
+        predicted=predicted,
+        file_bytes=config.out.stat().st_size,
+        quality=measures,
     )
 
 
-def run_folder(settings: TuneSettings) -> Path:
-    """Where a run keeps what it needs to go on: beside its output."""
-    return settings.out.with_name(f"{settings.out.name}.run")
+def run_folder(config: TuneConfig) -> Path:
+    """Return the folder of a run's checkpoints and logs: beside its output."""
+    return config.out.with_name(f"{config.out.name}.run")
 
 
-def interrupted(folder: Path) -> bool:
-    """Whether the folder holds a run that can go on."""
-    return (folder / _SETTINGS).exists()
+def is_interrupted(folder: Path) -> bool:
+    """Return whether the folder holds a run that can be resumed."""
+    return (folder / SETTINGS_FILE).exists()
 
 
 def as_json(result: TuneResult) -> dict[str, Any]:
-    """The result as plain values."""
+    """Return the result as plain values."""
     return asdict(result) | {"out": str(result.out)}
 
 
-_SETTINGS, _SUPPORT, _LOGS, _ESTIMATE = "settings.json", "support.safetensors", "runs", "memory.json"
-
-
-def _may_write(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
-    """Makes sure that the run may write where it will, before anything costly; with ``force``, makes room."""
+def _check_output(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
+    """Check that the run may write its files, before any work."""
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}: make it, or name another with --out")
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file with --out")
-    if out.exists() and not force and not (resume and interrupted(folder)):
+    if out.exists() and not force and not (resume and is_interrupted(folder)):
         raise InputError(f"{out} exists: name another file with --out, or replace it with --force")
-    if interrupted(folder) and not (resume or force):
-        raise InputError(f"{folder} holds an interrupted run: go on with --resume, or start anew with --force")
+    if is_interrupted(folder) and not (resume or force):
+        raise InputError(f"{folder} holds an interrupted run: continue it with --resume, or start anew with --force")
 
 
-def _within_budget(run: Run, folder: Path, *, resume: bool) -> tuple[Run, dict[str, Any] | None]:
-    """The run on the way that its memory budget leaves, and what that was predicted to cost; as it is without one.
+def _fit_memory_budget(run: Run, folder: Path, *, resume: bool) -> tuple[Run, dict[str, Any] | None]:
+    """Return the run in a configuration that fits its memory budget, and the prediction for that.
 
-    A resumed run goes on the way on which it began.
+    Without a budget the run is unchanged. A resumed run keeps the configuration in which it began.
     """
-    settings = run.settings
-    if settings.memory_bytes is None:
+    config = run.config
+    if config.memory_bytes is None:
         return run, None
-    return_freed_memory(TIGHT)
-    if resume and (folder / _ESTIMATE).exists():
-        before: dict[str, Any] = json.loads((folder / _ESTIMATE).read_text())
-        if before["needed"] > settings.memory_bytes:
+    return_freed_memory(TIGHT_THRESHOLD_BYTES)
+    if resume and (folder / MEMORY_FILE).exists():
+        predicted: dict[str, Any] = json.loads((folder / MEMORY_FILE).read_text())
+        if predicted["needed"] > config.memory_bytes:
+            needed = format_bytes(predicted["needed"])
             raise DoesNotFit(
-                before["needed"],
-                f"--memory {settings.memory}: the interrupted run needs {show_bytes(before['needed'])}: resume it with "
-                "as much, or start anew with --force",
+                predicted["needed"],
+                f"--memory {config.memory}: the interrupted run needs {needed}: resume it with as much, or start anew "
+                "with --force",
             )
-        return run.changed(before["changes"]), before
-    run, estimate = within(run, run.say)
-    assert estimate.chosen is not None
-    run.say(choice_text(estimate.as_json()))
-    reset_peak(torch.device("cpu"))  # of the run alone, which is what was predicted
-    return run, estimate.chosen.as_json()
+        return run.with_config(_current_names(predicted["changes"])), predicted
+    run, decision = choose_within_budget(run, run.log)
+    assert decision.chosen is not None
+    run.log(decision_text(decision.as_json()))
+    reset_peak(torch.device("cpu"))  # the prediction is about the run alone
+    return run, decision.chosen.as_json()
 
 
-def _start(run: Run, folder: Path, estimate: dict[str, Any] | None, *, resume: bool) -> Support:
-    """The support: that of the interrupted run, or a new one; what a resumed run needs is on the disk then."""
+def _resume_or_select(run: Run, folder: Path, predicted: dict[str, Any] | None, *, resume: bool) -> Support:
+    """Return the support of the interrupted run, or select one and save all that a resumed run needs."""
     identity = _identity(run)
-    if resume and interrupted(folder):
-        before = json.loads((folder / _SETTINGS).read_text())
+    if resume and is_interrupted(folder):
+        before = _current_names(json.loads((folder / SETTINGS_FILE).read_text()))
         changed = [key for key in identity if before.get(key) != identity[key]]
         if changed:
             raise InputError(
@@ -200,59 +242,91 @@ def _start(run: Run, folder: Path, estimate: dict[str, Any] | None, *, resume: b
                 + ", ".join(f"{key}={before.get(key)!r} (now {identity[key]!r})" for key in changed)
                 + ": resume it with those, or start anew with --force"
             )
-        return load_support(folder / _SUPPORT)
+        run.load()
+        return load_support(folder / SUPPORT_FILE)
+    run.load()
     support = run.select()
     try:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that --force replaces, or that was killed as it began
         folder.mkdir()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}): name another file with --out") from None
-    save_support(support, folder / _SUPPORT)
-    if estimate is not None:
-        write_aside(folder / _ESTIMATE, json.dumps(estimate).encode())
-    write_aside(folder / _SETTINGS, json.dumps(identity, indent=1).encode())
+    save_support(support, folder / SUPPORT_FILE)
+    if predicted is not None:
+        write_atomic(folder / MEMORY_FILE, json.dumps(predicted).encode())
+    write_atomic(folder / SETTINGS_FILE, json.dumps(identity, indent=1).encode())
     return support
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """What must be the same for a run to go on: its data, and all settings but what it writes and how it logs."""
-    apart = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow"}
-    values: dict[str, Any] = json.loads(run.settings.model_dump_json(exclude=apart))
+    """Return what a resumed run must have in common: the data, and settings other than output, logs and budget."""
+    excluded = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow"}
+    values: dict[str, Any] = json.loads(run.config.model_dump_json(exclude=excluded))
     rows = json.dumps([run.data.task.name, run.data.task.identity(run.data.train)])
     return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
 
 
-def _finish(run: Run, model: nn.Module, done: FitResult, folder: Path) -> tuple[Delta, Measures | None]:
-    """Writes the delta, measures what was written, and only then puts it under its name and removes the folder."""
-    settings = run.settings
-    check_unchanged(model)
-    delta = run.extract(model).with_provenance(
-        base=settings.model,
-        task=run.task.name,
-        labels=run.task.labels,
-        training=_training(run, done.steps),
+def _current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that an earlier version stored, with their present names and values."""
+    settings = {TuneConfig.old_names.get(name, name): value for name, value in settings.items()}
+    if "weight_storage" in settings:
+        settings["weight_storage"] = current_name(settings["weight_storage"])
+    return settings
+
+
+def _training_text(run: Run, support: Support, num_trained: int) -> str:
+    """Return a line about what is going to be trained."""
+    config = run.config
+    factors = f"{num_trained:,} parameters of rank {config.rank}"
+    if config.form == "sparse":
+        trained = str(support)
+    elif config.form == "lora":
+        trained = f"LoRA, {factors} in {len(support.low_rank)} linears"
+    else:
+        trained = f"{support}, through {factors}"
+    full = f"a head of {run.num_full_parameters:,} parameters" if run.full_names else "nothing"
+    return f"training {trained}; in full: {full}; learning rate {config.lr:g}, batches of {config.batch_size}"
+
+
+def _extract(run: Run, installed: TrainableModel, trained: TrainResult) -> Delta:
+    """Return what was learned, with its provenance."""
+    check_unchanged(installed.model)
+    return installed.extract().with_provenance(
+        base=run.config.model, task=run.task.name, labels=run.task.labels, training=_provenance(run, trained.steps)
     )
-    written = delta.save(folder / settings.out.name, values=settings.values)
-    measured = None
-    if run.data.eval is not None:
-        apply(run.fuse(model), load(written), force=True)
-        measured = run.task.evaluate(model, run.base, run.eval_rows, settings.fit().passes[0], lambda _: None)
-    written.replace(settings.out)
-    (folder / _SETTINGS).unlink()  # first: what is left when this is cut short is no run to go on with
-    logs = folder / _LOGS
-    if settings.tensorboard and logs.exists():
-        logs.replace(settings.out.with_name(f"{settings.out.name}.logs"))
-    shutil.rmtree(folder, ignore_errors=True)
-    return delta, measured
 
 
-def _training(run: Run, steps: int) -> dict[str, Any]:
-    """How the delta was trained, for its provenance."""
-    kept = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
-    if run.settings.form != "sparse":
-        kept = ["form", "rank", "alpha", *(name for name in kept if name != "step" or run.settings.form != "lora")]
-    kept += [name for name in ("depth", "rotate", "optimizer", "base") if name in run.settings.model_fields_set]
-    about = {name: getattr(run.settings, name) for name in kept} | run.data.columns.named | run.task.about()
+def _provenance(run: Run, steps: int) -> dict[str, Any]:
+    """Return how the delta was trained."""
+    config = run.config
+    names = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
+    if config.form == "lora":
+        names.remove("step")
+    if config.form != "sparse":
+        names = ["form", "rank", "alpha", *names]
+    names += [name for name in ("depth", "rotate", "optimizer", "weight_storage") if name in config.model_fields_set]
+    training = {name: getattr(config, name) for name in names}
+    training |= run.data.columns.named | run.task.to_provenance()
     if run.max_length:
-        about["max_length"] = run.max_length
-    return about | {"steps": steps, "rows": len(run.rows)}
+        training["max_length"] = run.max_length
+    return training | {"steps": steps, "rows": len(run.rows)}
+
+
+def _write_and_evaluate(run: Run, installed: TrainableModel, delta: Delta, folder: Path) -> Measures | None:
+    """Write the delta into the folder, measure the written file, then give it its name and remove the folder."""
+    config = run.config
+    written = save(delta, folder / config.out.name, values=config.values)
+    measures = None
+    if run.data.eval is not None:
+        model = installed.fuse()
+        apply(model, load(written), force=True)
+        batch_size = config.trainer_config().rows_per_pass
+        with bf16_forward(model) if config.bf16 else nullcontext():
+            measures = run.task.evaluate(model, run.base, run.eval_rows(), batch_size, lambda _: None)
+    move_atomic(written, config.out)
+    (folder / SETTINGS_FILE).unlink()  # first: a folder without it is no run to resume, if this is cut short
+    logs = folder / TENSORBOARD_FOLDER
+    if config.tensorboard and logs.exists():
+        logs.replace(config.out.with_name(f"{config.out.name}.logs"))
+    shutil.rmtree(folder, ignore_errors=True)
+    return measures

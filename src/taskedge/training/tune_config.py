@@ -1,46 +1,43 @@
-"""What ``taskedge tune`` can be told. The only place where these names, defaults and help texts stand."""
+"""Settings of ``taskedge tune``. The only place of their names, defaults and help texts.
+
+Must not import torch or transformers: help texts and faults in flags are printed at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from taskedge.backbone.storage import current_name
 from taskedge.errors import InputError, UnknownName
 from taskedge.profiling.byte_size import parse_bytes
-from taskedge.selection import RANK
-from taskedge.training.trainer_config import FitSettings
+from taskedge.selection import DEFAULT_RANK
+from taskedge.training.config import Config
+from taskedge.training.trainer_config import DEFAULTS, OptimizerName, Recompute, TrainerConfig, trainer_field
 
-_FIT = FitSettings()
-_RULE_HELP = (
-    "What ranks the weights: taskedge, mean_activation, activation, magnitude, magnitude_bottom, gradient, fisher or "
-    "random; spt chooses low-rank modules, biases and norms too."
-)
-_ALLOCATION_HELP = (
-    "How they are spread: per_neuron, per_layer, global, global_per_neuron, or a pattern N:M such as 2:4, which is the "
-    "budget too."
-)
+LEARNING_RATES = {"sparse": DEFAULTS.lr, "sparse_lora": 3e-2, "lora": 1e-3}
+"""Default peak learning rate of each form."""
 
-RATES = {"sparse": _FIT.lr, "sparse_lora": 3e-2, "lora": 1e-3}
-"""Peak learning rate of each form, where no other is given."""
-
-_ONLY_FOR = {
+_FORMS_OF = {
     **dict.fromkeys(
         ("budget", "per_neuron", "rule", "allocation", "max_columns", "step", "calibration"), ("sparse", "sparse_lora")
     ),
     **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora")),
 }
-"""Settings that mean nothing in other forms, and are refused there rather than left unheard."""
+"""Settings that only some forms have, and these forms. In other forms they are refused instead of ignored."""
 
 
-class TuneSettings(BaseModel):
+class TuneConfig(Config):
     """Settings of one run. Flags and the keys of a settings file have the names of these fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+    old_names: ClassVar[dict[str, str]] = {"base": "weight_storage"}
 
+    # data and task
     model: Annotated[str, Field(description="Base model: a local folder or a hub id.")]
     train: Annotated[
         Path, Field(description="Training data: a CSV, TSV, JSONL, Parquet or text file, or a folder of images.")
@@ -49,8 +46,8 @@ class TuneSettings(BaseModel):
     task: Annotated[
         str | None,
         Field(
-            description="Kind of task: text-classification, text-regression, image-classification or text-generation; "
-            "what the data says, if left out."
+            description="Kind of task: text-classification, text-regression, image-classification or text-generation. "
+            "If left out, it is inferred from the data."
         ),
     ] = None
     text: Annotated[
@@ -60,140 +57,213 @@ class TuneSettings(BaseModel):
     prompt: Annotated[str | None, Field(description="Column with the prompt.")] = None
     response: Annotated[str | None, Field(description="Column with the response to it.")] = None
     image: Annotated[str | None, Field(description="Column with the path of an image.")] = None
+
+    # base model
     dtype: Annotated[
-        Literal["auto", "fp32", "bf16"], Field(description="Load the base so; 'auto': as its files say.")
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Data type of the base weights; 'auto': the one in which its files store them."),
     ] = "auto"
-    base: Annotated[
-        Literal["loaded", "mapped", "int8"],
+    weight_storage: Annotated[
+        Literal["resident", "mmap", "int8"],
         Field(
-            description="How its weights lie in memory: 'mapped' from the file, shared with other processes; 'int8', "
-            "in a quarter of the room."
+            description="How base weights are stored: 'resident' in memory; 'mmap', mapped from the file and shared "
+            "with other processes; 'int8', quantized to a quarter of the memory."
         ),
-    ] = "loaded"
+    ] = "resident"
+
+    # selection and form
     form: Annotated[
         Literal["sparse", "sparse_lora", "lora"],
-        Field(description="What trains: chosen weights, the same through low-rank factors, or LoRA by PEFT."),
+        Field(description="What is trained: selected weights, the same through low-rank factors, or LoRA by PEFT."),
     ] = "sparse"
     budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
     per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.", ge=1)] = None
-    rule: Annotated[str, Field(description=_RULE_HELP)] = "taskedge"
-    allocation: Annotated[str, Field(description=_ALLOCATION_HELP)] = "per_neuron"
+    rule: Annotated[
+        str,
+        Field(
+            description="Rule that ranks the weights: taskedge, mean_activation, activation, magnitude, "
+            "magnitude_bottom, gradient, fisher or random; spt selects low-rank modules, biases and norms as well."
+        ),
+    ] = "taskedge"
+    allocation: Annotated[
+        str,
+        Field(
+            description="How the budget is divided: per_neuron, per_layer, global, global_per_neuron, or a pattern N:M "
+            "such as 2:4, which replaces the budget."
+        ),
+    ] = "per_neuron"
     max_columns: Annotated[
-        int | None, Field(description="Most distinct inputs used per linear: a cap on memory.", ge=1)
+        int | None, Field(description="Largest number of distinct inputs used per linear: a cap on memory.", ge=1)
     ] = None
     depth: Annotated[
-        int | None, Field(description="Train only so many blocks nearest the output; the rest needs no memory.", ge=1)
+        int | None,
+        Field(description="Train only this many blocks nearest the output; the others need no memory.", ge=1),
     ] = None
     step: Annotated[
         Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
     ] = "activation"
-    rank: Annotated[int, Field(description="Of the products of sparse_lora, lora and rule spt.", ge=1)] = RANK
-    alpha: Annotated[
-        float | None, Field(description="Their product is scaled by alpha/rank.  [default: the rank]", gt=0)
-    ] = None
-    calibration: Annotated[int, Field(description="Batches that the selection looks at.", ge=1)] = 8
-    epochs: Annotated[float, Field(description="Passes over the training data.", gt=0)] = _FIT.epochs
-    optimizer: Annotated[
-        Literal["adamw", "mezo"],
-        Field(description="'mezo' needs no gradients but the head's: the memory of inference, and many more steps."),
-    ] = _FIT.optimizer
-    perturbation: Annotated[float, Field(description="How far mezo moves values to find a slope.", gt=0)] = (
-        _FIT.perturbation
+    rank: Annotated[int, Field(description="Rank of the products of sparse_lora, lora and rule spt.", ge=1)] = (
+        DEFAULT_RANK
     )
+    alpha: Annotated[
+        float | None, Field(description="Low-rank products are scaled by alpha/rank.  [default: the rank]", gt=0)
+    ] = None
+    calibration: Annotated[int, Field(description="Batches on which the selection takes statistics.", ge=1)] = 8
+
+    # training
+    epochs: float = trainer_field("epochs")
+    optimizer: OptimizerName = trainer_field("optimizer")
+    perturbation: float = trainer_field("perturbation")
     lr: float = Field(
         default=None,
         validate_default=True,
         gt=0,
-        description=f"Peak learning rate.  [default: {', '.join(f'{form} {rate:g}' for form, rate in RATES.items())}]",
+        description="Peak learning rate.  "
+        f"[default: {', '.join(f'{form} {rate:g}' for form, rate in LEARNING_RATES.items())}]",
     )
-    head_lr: Annotated[float | None, Field(description="Learning rate of the head, if it is another.", gt=0)] = (
-        _FIT.head_lr
-    )
-    batch_size: Annotated[int, Field(description="Rows in a batch; for generation 8, if left out.", ge=1)] = (
-        _FIT.batch_size
-    )
-    accumulate: Annotated[int, Field(description="Batches per optimiser step.", ge=1)] = _FIT.accumulate
-    micro_batch: Annotated[
-        int | None, Field(description="Rows that pass through the model at once; the batch stays the same.", ge=1)
-    ] = _FIT.micro_batch
-    weight_decay: Annotated[float, Field(description="Pull of the weights towards the base.", ge=0)] = _FIT.weight_decay
-    warmup: Annotated[float, Field(description="Share of the steps with a rising rate.", ge=0, lt=1)] = _FIT.warmup
-    clip: Annotated[float, Field(description="Largest norm of the gradient; 0 for no limit.", ge=0)] = _FIT.clip
-    bf16: Annotated[bool, Field(description="Compute in bfloat16 where it is safe (autocast).")] = _FIT.bf16
-    recompute: Annotated[
-        Literal["none", "blocks", "inputs"],
-        Field(description="Compute again rather than keep: whole blocks, or in each what lies between its products."),
-    ] = _FIT.recompute
-    rotate: Annotated[int, Field(description="Blocks train in turn, so many steps each; 0 for all at once.", ge=0)] = (
-        _FIT.rotate
-    )
+    head_lr: float | None = trainer_field("head_lr")
+    batch_size: int = trainer_field("batch_size")
+    accumulate: int = trainer_field("accumulate")
+    micro_batch: int | None = trainer_field("micro_batch")
+    weight_decay: float = trainer_field("weight_decay")
+    warmup: float = trainer_field("warmup")
+    clip: float = trainer_field("clip")
+    bf16: bool = trainer_field("bf16")
+    recompute: Recompute = trainer_field("recompute")
+    rotate: int = trainer_field("rotate")
     max_length: Annotated[
         int | None,
-        Field(description="Longest text in tokens; longer ones are cut. If left out: 128, for generation 512.", ge=1),
+        Field(description="Longest text in tokens; longer ones are cut.  [default: 128; for generation 512]", ge=1),
     ] = None
     max_new_tokens: Annotated[
         int | None,
-        Field(description="Longest generated response in tokens. If left out: as in the training data.", ge=1),
+        Field(description="Longest generated response in tokens.  [default: the longest in the training data]", ge=1),
     ] = None
-    seed: Annotated[int, Field(description="Of the head, the order of the data, and dropout.", ge=0)] = _FIT.seed
+    seed: int = trainer_field("seed")
     threads: Annotated[int | None, Field(description="CPU threads; 1 makes runs bit-identical.", ge=1)] = None
-    checkpoint_every: Annotated[int, Field(description="Optimiser steps between checkpoints.", ge=1)] = 25
-    regrow: Annotated[int, Field(description="Steps between moves of the support; 0 to leave it.", ge=0)] = _FIT.regrow
-    regrow_share: Annotated[
-        float, Field(description="Share of the entries that a move takes at first.", gt=0, le=1)
-    ] = _FIT.regrow_share
-    values: Annotated[Literal["fp32", "bf16"], Field(description="How the file stores trained values.")] = "fp32"
-    tensorboard: Annotated[bool, Field(description="Log for TensorBoard in the run's folder.")] = False
+    checkpoint_every: int = trainer_field(
+        "checkpoint_every", default=25, description="Optimizer steps between checkpoints.", ge=1
+    )
+    regrow: int = trainer_field("regrow")
+    regrow_share: float = trainer_field("regrow_share")
+
+    # memory
     memory: Annotated[
         str | None,
         Field(
-            description="Largest resident memory of the whole process, such as 600MB: the fastest way to train that "
-            "stays within is taken, or the run refused."
+            description="Largest resident memory of the process, such as 600MB. The fastest way to train within it is "
+            "taken; if there is none, the run is refused."
         ),
     ] = None
     allow: Annotated[
         list[str] | None,
         Field(
-            description="With --memory: a way that changes what is learnt may be taken, too: bf16, int8 or depth; "
-            "may be repeated.",
+            description="With --memory: also consider an option that changes what is learned: bf16, int8 or depth. "
+            "May be repeated.",
             min_length=1,
         ),
     ] = None
+
+    # output
+    values: Annotated[Literal["fp32", "bf16"], Field(description="Data type of the values in the delta file.")] = "fp32"
+    tensorboard: Annotated[bool, Field(description="Write TensorBoard logs to the folder of the run.")] = False
     out: Annotated[Path, Field(description="The delta file to write.")] = Path("task.safetensors")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory budget in bytes, if there is one."""
+        return None if self.memory is None else parse_bytes(self.memory)
+
+    def trainer_config(self) -> TrainerConfig:
+        """Return the settings of the training loop."""
+        return TrainerConfig(**{name: getattr(self, name) for name in TrainerConfig.model_fields})
+
+    def select_kwargs(self) -> dict[str, Any]:
+        """Return keyword arguments for :func:`taskedge.select`, without defaults that another setting replaces."""
+        from taskedge.selection.patterns import read_pattern
+        from taskedge.selection.rules import RULES
+
+        chooses_alone = bool(RULES[self.rule].choose)
+        replaces_budget = self.per_neuron is not None or read_pattern(self.allocation) is not None
+        kwargs: dict[str, Any] = {
+            "budget": None if replaces_budget else self.budget,
+            "per_neuron": self.per_neuron,
+            "rule": self.rule,
+            "allocation": None if chooses_alone else self.allocation,
+            "max_columns": self.max_columns,
+            "seed": self.seed,
+        }
+        if self.depth is not None:
+            kwargs["depth"] = self.depth
+        if chooses_alone:
+            kwargs["rank"] = self.rank
+        return kwargs
+
+    def unsupported_by(self, weight_storage: str) -> str:
+        """Return the flag that a weight storage does not support; ``""`` if it supports all.
+
+        Memory-mapped and int8 weights are read-only and have no dense gradient; LoRA by PEFT needs plain layers.
+        """
+        if weight_storage == "resident":
+            return ""
+        from taskedge.selection.rules import RULES
+
+        rule = RULES[self.rule]
+        if self.form == "lora":
+            return "--form lora"
+        if self.regrow > 0:
+            return "--regrow"
+        if rule.choose is not None or (weight_storage == "int8" and rule.needs_gradients):
+            return f"--rule {self.rule}"
+        return ""
+
+    # --- checks of one setting ---
 
     @model_validator(mode="before")
     @classmethod
-    def _one_text_is_a_list(cls, data: Any) -> Any:
+    def _wrap_single_text(cls, data: Any) -> Any:
         if isinstance(data, dict) and isinstance(data.get("text"), str):
             return data | {"text": [data["text"]]}
         return data
 
     @field_validator("lr", mode="before")
     @classmethod
-    def _as_the_form_wants(cls, value: Any, info: ValidationInfo) -> Any:
-        return RATES[info.data.get("form", "sparse")] if value is None else value
+    def _default_lr_of_form(cls, value: Any, info: ValidationInfo) -> Any:
+        return LEARNING_RATES[info.data.get("form", "sparse")] if value is None else value
 
-    @field_validator(*_ONLY_FOR)
+    @field_validator("weight_storage", mode="before")
     @classmethod
-    def _means_something(cls, value: Any, info: ValidationInfo) -> Any:
-        """Runs for what was given, not for defaults."""
-        form, forms = info.data.get("form"), _ONLY_FOR[str(info.field_name)]
+    def _translate_old_weight_storage(cls, value: Any) -> Any:
+        return current_name(value) if isinstance(value, str) else value
+
+    @field_validator(*_FORMS_OF)
+    @classmethod
+    def _check_form_has_setting(cls, value: Any, info: ValidationInfo) -> Any:
+        """Check a value that was set; pydantic does not validate defaults."""
+        form, forms = info.data.get("form"), _FORMS_OF[str(info.field_name)]
         if info.field_name == "rank" and form == "sparse" and info.data.get("rule") == "spt":
             return value
         if form is not None and form not in forms:
-            raise ValueError(f"means nothing with form {form!r}, only with {' and '.join(forms)}: leave it out")
+            raise ValueError(f"has no effect with form {form!r}, only with {' and '.join(forms)}: leave it out")
         return value
 
     @field_validator("form")
     @classmethod
-    def _can_be_trained(cls, value: str) -> str:
+    def _check_peft_is_installed(cls, value: str) -> str:
         if value == "lora" and not find_spec("peft"):
             raise ValueError("LoRA is trained by PEFT, which is not installed: pip install 'taskedge[peft]'")
         return value
 
-    @field_validator("rule", "allocation", "budget", "task")
+    @field_validator("tensorboard")
     @classmethod
-    def _is_known(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _check_tensorboard_is_installed(cls, value: bool) -> bool:
+        if value and not (find_spec("tensorboard") or find_spec("tensorboardX")):
+            raise ValueError("TensorBoard is not installed: pip install tensorboard")
+        return value
+
+    @field_validator("rule", "allocation", "budget", "task", "memory")
+    @classmethod
+    def _check_value_is_readable(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
         from taskedge.selection.allocations import ALLOCATIONS
@@ -206,6 +276,7 @@ class TuneSettings(BaseModel):
             "allocation": ALLOCATIONS.__getitem__,
             "budget": parse_share,
             "task": TASKS.__getitem__,
+            "memory": parse_bytes,
         }[str(info.field_name)]
         try:
             check(value)
@@ -213,109 +284,67 @@ class TuneSettings(BaseModel):
             raise ValueError(str(error)) from None
         return value
 
-    @field_validator("memory")
-    @classmethod
-    def _is_a_size(cls, value: str | None) -> str | None:
-        try:
-            _ = None if value is None else parse_bytes(value)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-        return value
-
     @field_validator("allow")
     @classmethod
-    def _can_be_allowed(cls, value: list[str] | None) -> list[str] | None:
-        from taskedge.training.memory.options import allowable
+    def _check_options_can_be_allowed(cls, value: list[str] | None) -> list[str] | None:
+        from taskedge.training.memory.options import allowable_options
 
         for name in value or ():
-            if name not in allowable():
-                raise ValueError(str(UnknownName("way to allow", name, allowable())))
+            if name not in allowable_options():
+                raise ValueError(str(UnknownName("option to allow", name, allowable_options())))
         return value
 
-    @property
-    def memory_bytes(self) -> int | None:
-        """The budget, if there is one."""
-        return None if self.memory is None else parse_bytes(self.memory)
-
-    @field_validator("tensorboard")
-    @classmethod
-    def _is_installed(cls, value: bool) -> bool:
-        if value and not (find_spec("tensorboard") or find_spec("tensorboardX")):
-            raise ValueError("TensorBoard is not installed: pip install tensorboard")
-        return value
+    # --- checks of settings together ---
 
     @model_validator(mode="after")
-    def _nothing_is_given_in_vain(self) -> TuneSettings:
-        if self.model_fields_set & {"rule", "allocation"}:
-            from taskedge.selection.select import refuse_clashes
+    def _check_selection(self) -> TuneConfig:
+        if not self.model_fields_set & {"rule", "allocation"}:
+            return self
+        from taskedge.selection.select import refuse_clashes
 
-            names = ("budget", "per_neuron", "max_columns", "allocation")
-            given = {name: getattr(self, name) if name in self.model_fields_set else None for name in names}
-            try:
-                refuse_clashes(self.rule, **given)
-            except InputError as error:
-                raise ValueError(str(error)) from None
-        return self
-
-    @model_validator(mode="after")
-    def _base_can_be_held(self) -> TuneSettings:
-        if what := self.asks_more_of(self.base):
-            raise ValueError(f"--base {self.base} only reads the weights, {what} needs more: leave out either")
-        return self
-
-    def asks_more_of(self, base: str) -> str:
-        """The setting that a base held so cannot serve: its weights take no product, and give no gradient of all."""
-        if base == "loaded":
-            return ""
-        from taskedge.selection.rules import RULES
-
-        rule = RULES[self.rule]
-        faults = {
-            f"--form {self.form}": self.form == "lora",
-            "--regrow": self.regrow > 0,
-            f"--rule {self.rule}": rule.chooses is not None or (base == "int8" and rule.of_gradients),
-        }
-        return next((what for what, amiss in faults.items() if amiss), "")
-
-    @model_validator(mode="after")
-    def _rungs_go_together(self) -> TuneSettings:
+        names = ("budget", "per_neuron", "max_columns", "allocation")
+        kwargs = {name: getattr(self, name) if name in self.model_fields_set else None for name in names}
         try:
-            self.fit().passes  # noqa: B018  # refuses what does not go together
+            refuse_clashes(self.rule, **kwargs)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_weight_storage(self) -> TuneConfig:
+        if flag := self.unsupported_by(self.weight_storage):
+            raise ValueError(
+                f"--weight-storage {self.weight_storage} does not support {flag}, which needs writable weights or "
+                "dense gradients: leave out either"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_training(self) -> TuneConfig:
+        try:
+            self.trainer_config()
         except InputError as error:
             raise ValueError(f"--{error}".replace("_", "-")) from None
         if self.regrow and self.rotate:
             raise ValueError("--regrow moves entries of all blocks, --rotate trains one block at a time: give one")
         if self.regrow and self.memory:
-            raise ValueError("--regrow looks at whole gradients, whose memory is not predicted: leave out --memory")
-        given = self.model_fields_set
-        if self.optimizer == "mezo":
-            vain = given & {"clip"}
-            if "lr" not in given:
-                raise ValueError("--optimizer mezo wants other learning rates than AdamW, none fits all: give --lr")
-            vain |= {name for name, off in (("recompute", "none"), ("regrow", 0)) if getattr(self, name) != off}
-        else:
-            vain = given & {"perturbation"}
-        if vain:
-            raise ValueError(f"--{min(vain)} means nothing with --optimizer {self.optimizer}: leave it out")
+            raise ValueError("--regrow takes dense gradients, whose memory is not predicted: leave out --memory")
         return self
 
-    def selection(self) -> dict[str, Any]:
-        """What :func:`taskedge.select` is told: of the defaults, those that have a say."""
-        from taskedge.selection.patterns import read_pattern
-        from taskedge.selection.rules import RULES
-
-        told = {name: getattr(self, name) for name in ("per_neuron", "rule", "max_columns", "seed")}
-        has_budget = self.per_neuron is not None or read_pattern(self.allocation) is not None
-        if self.depth is not None:
-            told["depth"] = self.depth
-        if RULES[self.rule].chooses:
-            told["rank"] = self.rank
-        return told | {
-            "budget": None if has_budget else self.budget,
-            "allocation": None if RULES[self.rule].chooses else self.allocation,
-        }
-
-    def fit(self) -> FitSettings:
-        """The part that concerns the training loop."""
-        names = FitSettings.__dataclass_fields__.keys() & type(self).model_fields.keys()
-        return FitSettings(**{name: getattr(self, name) for name in names})
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> TuneConfig:
+        if self.optimizer != "mezo":
+            without_effect = self.model_fields_set & {"perturbation"}
+        elif "lr" not in self.model_fields_set:
+            raise ValueError(
+                "--optimizer mezo needs other learning rates than AdamW, and no default suits all tasks: give --lr"
+            )
+        else:
+            without_effect = self.model_fields_set & {"clip"}
+            if self.recompute != "none":
+                without_effect.add("recompute")
+            if self.regrow:
+                without_effect.add("regrow")
+        if without_effect:
+            raise ValueError(f"--{min(without_effect)} has no effect with --optimizer {self.optimizer}: leave it out")
+        return self

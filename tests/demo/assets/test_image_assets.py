@@ -7,9 +7,9 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from assets.real import real
 from hypothesis import given
 from hypothesis import strategies as st
+from real import real
 
 from taskedge.demo import assets
 from taskedge.demo.assets import image_assets as images
@@ -38,12 +38,12 @@ def package_at(folder, monkeypatch):
 
 
 def clothes(folder, monkeypatch):
-    """40 training and 20 test pictures; picture i of class i % 10 is of the grey i."""
+    """40 training and 20 test pictures; picture i of class i % 10 is of the gray i."""
     folder.mkdir()
     for name, count in (("train", 40), ("t10k", 20)):
-        grey = np.arange(count, dtype=np.uint8)
-        pictures = b"\0" * 16 + np.repeat(grey, 784).tobytes()
-        labels = b"\0" * 8 + (grey % 10).tobytes()
+        gray = np.arange(count, dtype=np.uint8)
+        pictures = b"\0" * 16 + np.repeat(gray, 784).tobytes()
+        labels = b"\0" * 8 + (gray % 10).tobytes()
         for kind, content in ((f"{name}-images-idx3-ubyte.gz", pictures), (f"{name}-labels-idx1-ubyte.gz", labels)):
             (folder / kind).write_bytes(gzip.compress(content))
             monkeypatch.setitem(images.IDX, kind, sha256_of(content))

@@ -6,76 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from assets.real import real
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, Dinov2Config, Dinov2Model
+from onnx_export import exported
+from real import real
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, Dinov2Model
 
 from taskedge.demo import assets
 from taskedge.demo.assets import model_assets as models
-from taskedge.demo.assets.dinov2 import dinov2_state, write_dinov2
 from taskedge.demo.fetch import Member, Source
 from taskedge.errors import InputError
-
-CONFIG = Dinov2Config(
-    hidden_size=12, num_attention_heads=2, num_hidden_layers=2, image_size=12, patch_size=4, architectures=None
-)
-
-
-def exported(path, without=()):
-    """A tiny Dinov2 as torch's exporter leaves it: named biases, anonymous transposed linears, a table in two parts."""
-    onnx = pytest.importorskip("onnx")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = Dinov2Model(CONFIG).eval()
-        for parameter in model.parameters():
-            parameter.data.normal_()
-        model.embeddings.mask_token.data.zero_()
-    model.save_pretrained(path.parent / "expected")
-    state = load_file(path.parent / "expected" / "model.safetensors")
-    initializers, nodes = [], []
-
-    def add(name, tensor, node, kind="Add"):
-        initializers.append(onnx.numpy_helper.from_array(tensor.contiguous().numpy(), name))
-        nodes.append(onnx.helper.make_node(kind, ["x", name], [f"y{len(nodes)}"], name=node))
-
-    for count, (name, tensor) in enumerate(state.items()):
-        if name in without or name.endswith("mask_token"):
-            continue
-        module = "/backbone/" + name.rpartition(".")[0].replace(".", "/").replace("layer/", "layer.")
-        if name.endswith("position_embeddings"):
-            add("onnx::Concat_1", tensor[:, :1], "/backbone/embeddings/Concat_6", "Concat")
-            add("onnx::Reshape_2", tensor[:, 1:], "/backbone/embeddings/Reshape_1", "Reshape")
-        elif name.endswith("weight") and tensor.dim() == 2:
-            add(f"onnx::MatMul_{count}", tensor.t(), f"{module}/MatMul", "MatMul")
-        else:
-            add(f"backbone.{name}", tensor, f"{module}/Add")
-    add("decoder.final_conv.weight", torch.ones(1, 3, 1, 1), "/decoder/final_conv/Conv", "Conv")
-    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "tiny", [], [], initializers)), path)
-    return model
-
-
-def test_every_weight_of_an_exported_dinov2_is_found(tmp_path):
-    model = exported(tmp_path / "tiny.onnx")
-    expected = load_file(tmp_path / "expected" / "model.safetensors")
-    state = dinov2_state(tmp_path / "tiny.onnx")
-    assert state.keys() == expected.keys()
-    assert all(torch.equal(state[name], expected[name]) for name in state)
-    (tmp_path / "made").mkdir()
-    write_dinov2(tmp_path / "tiny.onnx", CONFIG, tmp_path / "made")
-    picture = torch.randn(1, 3, 8, 12)
-    with torch.no_grad():
-        again = AutoModel.from_pretrained(tmp_path / "made")(picture).last_hidden_state
-        assert torch.equal(again, model(picture).last_hidden_state)
-
-
-@pytest.mark.parametrize(
-    ("without", "message"),
-    [("encoder.layer.1.norm2.bias", r"missing_keys.*norm2.bias"), ("embeddings.position_embeddings", "position table")],
-)
-def test_an_export_that_lacks_a_weight_is_refused(tmp_path, without, message):
-    exported(tmp_path / "tiny.onnx", without={without})
-    with pytest.raises(InputError, match=message):
-        write_dinov2(tmp_path / "tiny.onnx", CONFIG, tmp_path)
 
 
 def wheel_of(member, content):

@@ -6,9 +6,9 @@ import zipfile
 from collections import Counter
 
 import pytest
-from assets.real import real
 from hypothesis import given
 from hypothesis import strategies as st
+from real import real
 
 from taskedge.demo.assets import text_assets as assets
 from taskedge.demo.assets.text_assets import TextTable

@@ -8,7 +8,7 @@ import tiny_task
 from PIL import Image
 
 from taskedge.errors import InputError
-from taskedge.training.data.image_data import decode, image_paths, read_folder, read_image_table
+from taskedge.training.data.image_data import decode_image, image_paths, read_image_folder, read_image_table
 
 WHITE = (255, 255, 255)
 
@@ -50,7 +50,7 @@ DEEP = Image.fromarray(np.full((4, 4), 0x80FF, np.uint16))
 )
 def test_every_mode_becomes_rgb(tmp_path, image, expected):
     kept = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
-    made = decode(saved(tmp_path / "x.png", image, **kept))
+    made = decode_image(saved(tmp_path / "x.png", image, **kept))
     assert (made.mode, made.size) == ("RGB", (4, 4))
     assert made.getpixel((1, 2)) == expected
 
@@ -59,7 +59,7 @@ def test_it_is_turned_as_the_camera_says(tmp_path):
     image = Image.new("RGB", (8, 4))
     exif = image.getexif()
     exif[0x0112] = 6
-    assert decode(saved(tmp_path / "x.jpg", image, exif=exif)).size == (4, 8)
+    assert decode_image(saved(tmp_path / "x.jpg", image, exif=exif)).size == (4, 8)
 
 
 def test_folders_are_classes(tmp_path):
@@ -68,14 +68,14 @@ def test_folders_are_classes(tmp_path):
     saved(folder / ".hidden" / "x.png", Image.new("RGB", (3, 3)))
     (folder / "red" / ".DS_Store").write_text("")
     (folder / "red" / "notes.txt").write_text("")
-    table = read_folder(folder, answers=True, say=said.append)
+    table = read_image_folder(folder, answers=True, log=said.append)
     assert table.texts == [
         "blue/01.png", "blue/03.png", "blue/05.png", "red/00.png", "red/02.png", "red/04.png", "red/deeper/x.JPG",
     ]  # fmt: skip
     assert table.labels == ["blue"] * 3 + ["red"] * 4
     assert all(path.is_file() for path in image_paths(table))
     assert said == [f"{folder}: 1 of 8 files are left out because they are no images, 'notes.txt' first"]
-    assert read_folder(folder, answers=False, say=str).labels is None
+    assert read_image_folder(folder, answers=False, log=str).labels is None
 
 
 def test_paths_start_at_the_table(tmp_path, monkeypatch):
@@ -107,15 +107,15 @@ def test_an_image_that_cannot_be_opened_is_named_with_its_row(tmp_path, how):
         read_image_table(path, "image", "label")
     if how != "missing":
         with pytest.raises(InputError, match=r"red/02\.png: the image cannot be read \(.*\): replace or remove it"):
-            read_folder(folder, answers=True, say=str)
+            read_image_folder(folder, answers=True, log=str)
 
 
 def test_a_cut_image_is_found_as_it_is_decoded(tmp_path):
     path = tiny_task.images(tmp_path, 2) / "red" / "00.png"
     path.write_bytes(path.read_bytes()[:-60])
-    table = read_folder(tmp_path, answers=True, say=str)
+    table = read_image_folder(tmp_path, answers=True, log=str)
     with pytest.raises(InputError, match=r"^here: .*red/00\.png: the image cannot be read \(.*truncated.*\)"):
-        decode(image_paths(table)[1], "here: ")
+        decode_image(image_paths(table)[1], "here: ")
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_a_cut_image_is_found_as_it_is_decoded(tmp_path):
 def test_folders_that_cannot_be_classes(tmp_path, arrange, told):
     arrange(tmp_path)
     with pytest.raises(InputError, match=told):
-        read_folder(tmp_path, answers=True, say=str)
+        read_image_folder(tmp_path, answers=True, log=str)
 
 
 def test_pillow_is_an_extra(tmp_path, monkeypatch):
     tiny_task.images(tmp_path, 2)
     monkeypatch.setattr("taskedge.training.data.image_data.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"need Pillow, which is not installed: pip install 'taskedge\[vision\]'"):
-        read_folder(tmp_path, answers=True, say=str)
+        read_image_folder(tmp_path, answers=True, log=str)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskedge.errors import InputError, UnknownName
-from taskedge.training.data.infer_task import Inferred, by_labels, infer, sentence
+from taskedge.training.data.infer_task import InferredTask, infer_task, task_of_labels, task_sentence
 from taskedge.training.data.table import Table
 from taskedge.training.tasks import TASKS, Columns
 
@@ -47,9 +47,9 @@ def file(tmp_path):
     ],
 )
 def test_what_is_named_and_what_is_there(file, header, asked, task, columns):
-    found = infer(file(*header), Columns.of(asked))
+    found = infer_task(file(*header), Columns.of(asked))
     assert (found.task, found.columns.named) == (task, columns)
-    assert found.open == (task == CLASSES)
+    assert found.depends_on_labels == (task == CLASSES)
     assert Columns.of(found.columns.named) == found.columns
 
 
@@ -63,8 +63,8 @@ def test_what_is_named_and_what_is_there(file, header, asked, task, columns):
     ],
 )
 def test_the_user_has_the_last_word(file, header, asked, task, columns):
-    found = infer(file(*header), Columns.of(asked), task)
-    assert (found.task, found.columns.named, found.open) == (task, columns, False)
+    found = infer_task(file(*header), Columns.of(asked), task)
+    assert (found.task, found.columns.named, found.depends_on_labels) == (task, columns, False)
 
 
 @pytest.mark.parametrize(
@@ -97,26 +97,26 @@ def test_the_user_has_the_last_word(file, header, asked, task, columns):
 )
 def test_what_cannot_be(file, header, asked, task, told):
     with pytest.raises(InputError, match=told):
-        infer(file(*header), Columns.of(asked), task)
+        infer_task(file(*header), Columns.of(asked), task)
 
 
 def test_a_folder_holds_images(tmp_path):
-    assert infer(tmp_path, Columns()) == Inferred(IMAGES, Columns())
-    assert infer(tmp_path, Columns(), IMAGES) == Inferred(IMAGES, Columns())
+    assert infer_task(tmp_path, Columns()) == InferredTask(IMAGES, Columns())
+    assert infer_task(tmp_path, Columns(), IMAGES) == InferredTask(IMAGES, Columns())
     with pytest.raises(InputError, match="is a folder, which is read as images; for text-regression name a file"):
-        infer(tmp_path, Columns(), NUMBERS)
+        infer_task(tmp_path, Columns(), NUMBERS)
     with pytest.raises(InputError, match="has no columns: leave out --label"):
-        infer(tmp_path, Columns(label="label"))
+        infer_task(tmp_path, Columns(label="label"))
     with pytest.raises(UnknownName):
-        infer(tmp_path / "x.csv", Columns(), "painting")
+        infer_task(tmp_path / "x.csv", Columns(), "painting")
 
 
 def test_complete_columns_are_not_looked_for(tmp_path):
     """A fault of the file is then told by who reads it."""
     for asked in ({"text": ["a"], "label": "b"}, {"image": "a", "label": "b"}, {"prompt": "a", "response": "b"}):
-        infer(tmp_path / "none.csv", Columns.of(asked))
+        infer_task(tmp_path / "none.csv", Columns.of(asked))
     with pytest.raises(InputError, match=r"no file .*none\.csv"):
-        infer(tmp_path / "none.csv", Columns.of({"text": ["a"]}))
+        infer_task(tmp_path / "none.csv", Columns.of({"text": ["a"]}))
 
 
 @pytest.mark.parametrize(
@@ -133,28 +133,30 @@ def test_complete_columns_are_not_looked_for(tmp_path):
     ],
 )
 def test_fractions_make_numbers_of_labels(labels, task):
-    assert by_labels(Table(Path("x"), labels, labels)) == task
+    assert task_of_labels(Table(Path("x"), labels, labels)) == task
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
 def test_any_numbers(values):
     labels = [repr(value) for value in values]
     expected = NUMBERS if any(value != int(value) for value in values) else CLASSES
-    assert by_labels(Table(Path("x"), labels, labels)) == expected
+    assert task_of_labels(Table(Path("x"), labels, labels)) == expected
 
 
 def test_what_is_said(file, tmp_path):
     path = file("text", "label")
-    found = infer(path, Columns())
-    assert sentence(found, path, CLASSES) == "task: text-classification, from text 'text' and label 'label'"
-    assert sentence(found, path, NUMBERS).endswith("fractions: --task text-classification takes them as classes")
-    found = infer(path, Columns(text=("text", "label")))
-    assert sentence(found, path, WORDS) == "task: text-generation, from text 'text' + 'label'"
-    assert sentence(infer(tmp_path, Columns()), tmp_path, IMAGES).endswith("a folder of images for each class")
+    found = infer_task(path, Columns())
+    assert task_sentence(found, path, CLASSES) == "task: text-classification, from text 'text' and label 'label'"
+    assert task_sentence(found, path, NUMBERS).endswith("fractions: --task text-classification takes them as classes")
+    found = infer_task(path, Columns(text=("text", "label")))
+    assert task_sentence(found, path, WORDS) == "task: text-generation, from text 'text' + 'label'"
+    assert task_sentence(infer_task(tmp_path, Columns()), tmp_path, IMAGES).endswith(
+        "a folder of images for each class"
+    )
 
 
 def test_every_kind_has_a_loader():
-    from taskedge.backbone.loading import AUTO
+    from taskedge.backbone.loading import TASK_AUTO_CLASSES
 
-    assert set(TASKS) == set(AUTO)
+    assert set(TASKS) == set(TASK_AUTO_CLASSES)
     assert all(TASKS[name].name == name for name in TASKS)

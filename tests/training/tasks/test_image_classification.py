@@ -23,11 +23,11 @@ def vit(tmp_path_factory):
 @pytest.fixture
 def data(tmp_path):
     folder = tiny_task.images(tmp_path / "all", 6)
-    return ImageClassification.read(folder, Columns(), answers=True, say=str)
+    return ImageClassification.read(folder, Columns(), answers=True, log=str)
 
 
 def encoded(base, table, answers=True):
-    task = ImageClassification.learn(table, Columns())
+    task = ImageClassification.from_table(table, Columns())
     return task, task.encode(base, table, 0, str)
 
 
@@ -37,7 +37,7 @@ def test_pixels_are_those_of_the_base_s_own_processor(vit, data, dtype):
     task, rows = encoded(base, data)
     batch = task.collate(base)(rows)
     images = [Image.open(data.path / text) for text in data.texts]
-    expected = base.images(images, return_tensors="pt")["pixel_values"]
+    expected = base.image_processor(images, return_tensors="pt")["pixel_values"]
     assert batch["pixel_values"].shape == (6, 3, 8, 8)
     assert batch["pixel_values"].dtype == base.model.dtype
     assert torch.equal(batch["pixel_values"], expected.to(base.model.dtype))
@@ -63,7 +63,7 @@ def test_rows_of_a_table_are_named(vit, tmp_path):
     rows = [("red/00.png", "r"), ("blue/01.png", "b"), ("red/02.png", "r")]
     path = tiny_task.table(tmp_path / "t.csv", rows, ("image", "label"))
     base = load_base("image-classification", vit, ["b", "r"])
-    table = ImageClassification.read(path, Columns(image="image", label="label"), answers=True, say=str)
+    table = ImageClassification.read(path, Columns(image="image", label="label"), answers=True, log=str)
     task, encoded_rows = encoded(base, table)
     assert [row["labels"] for row in encoded_rows] == [1, 0, 1]
     (tmp_path / "red" / "02.png").write_bytes((tmp_path / "red" / "02.png").read_bytes()[:-60])
@@ -72,7 +72,7 @@ def test_rows_of_a_table_are_named(vit, tmp_path):
 
 
 def test_a_changed_image_is_another_data_set(data):
-    task = ImageClassification.learn(data, Columns())
+    task = ImageClassification.from_table(data, Columns())
     before = task.identity(data)
     assert task.identity(data) == before
     os.utime(data.path / data.texts[0], ns=(1, 1))
@@ -95,7 +95,7 @@ def test_predictions_name_the_image(vit, data):
 
 def test_sizes_that_make_no_batch(vit, data):
     base = load_base("image-classification", vit, ["blue", "red"])
-    base.images.do_resize = False
+    base.image_processor.do_resize = False
     task, rows = encoded(base, data)
     with pytest.raises(InputError, match="the base's image processor cannot make a batch"):
         task.collate(base)(rows)

@@ -13,7 +13,7 @@ from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table
 from taskedge.training.generation import IGNORED
-from taskedge.training.tasks import Columns, of_delta
+from taskedge.training.tasks import Columns, task_of_delta
 from taskedge.training.tasks.text_generation import CHAT, LINE, PLAIN, TextGeneration
 
 START, END, FIRST = 2, 3, 4  # [CLS], [SEP], and the first word
@@ -40,7 +40,7 @@ def bases(tmp_path_factory):
 
 
 def met(base, data, columns=PAIRS, max_length=40, new_tokens=None):
-    return TextGeneration.learn(data, columns).meet(base, data, max_length, new_tokens)
+    return TextGeneration.from_table(data, columns).bind(base, data, max_length, new_tokens)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_prompts_leave_room_for_what_is_generated(bases):
 def test_what_is_remembered_is_done_again(bases, kind):
     base, data = bases[kind], table(("the film was", "very good"))
     task = met(base, data)
-    again = of_delta(Provenance(task="text-generation", training=task.about())).meet(base)
+    again = task_of_delta(Provenance(task="text-generation", training=task.to_provenance())).bind(base)
     assert again == task
     assert again.encode(base, data, 40, str) == task.encode(base, data, 40, str)
 
@@ -128,17 +128,20 @@ def test_what_is_remembered_is_done_again(bases, kind):
 def test_another_chat_template_is_refused(bases):
     task = met(bases["chat"], table(("a", "b")))
     with pytest.raises(InputError, match="another chat template than the delta was trained with"):
-        of_delta(Provenance(task="text-generation", training=task.about())).meet(bases["plain"])
+        task_of_delta(Provenance(task="text-generation", training=task.to_provenance())).bind(bases["plain"])
     # a template that the base got later does not change what the delta does
     task = met(bases["plain"], table(("a", "b")))
-    assert of_delta(Provenance(task="text-generation", training=task.about())).meet(bases["chat"]).form == LINE
+    assert (
+        task_of_delta(Provenance(task="text-generation", training=task.to_provenance())).bind(bases["chat"]).form
+        == LINE
+    )
 
 
 def test_a_delta_that_does_not_say(bases):
     with pytest.raises(InputError, match="does not say how its prompts were written"):
-        of_delta(Provenance(task="text-generation"))
+        task_of_delta(Provenance(task="text-generation"))
     with pytest.raises(InputError, match="does not say which kind of task"):
-        of_delta(Provenance())
+        task_of_delta(Provenance())
 
 
 def test_a_tokenizer_without_an_end(bases, tmp_path):

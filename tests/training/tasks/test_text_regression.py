@@ -1,4 +1,4 @@
-"""Numbers are learnt standardised and come back in their unit; correlations are scipy's."""
+"""Numbers are learnt standardized and come back in their unit; correlations are scipy's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskedge.backbone.loading import load_base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table
-from taskedge.training.tasks import Columns, of_delta
+from taskedge.training.tasks import Columns, task_of_delta
 from taskedge.training.tasks.text_regression import TextRegression, pearson, ranks
 
 numbers = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=2, max_size=20)
@@ -38,11 +38,11 @@ def table(*labels):
 
 
 def test_what_is_remembered_is_recalled():
-    made = TextRegression.learn(table("10", "20", "60"), Columns())
+    made = TextRegression.from_table(table("10", "20", "60"), Columns())
     assert (made.mean, made.deviation) == (30.0, float(np.std([10, 20, 60])))
-    assert of_delta(Provenance(task="text-regression", training=made.about())) == made
-    with pytest.raises(InputError, match="does not say how its targets were standardised"):
-        of_delta(Provenance(task="text-regression"))
+    assert task_of_delta(Provenance(task="text-regression", training=made.to_provenance())) == made
+    with pytest.raises(InputError, match="does not say how its targets were standardized"):
+        task_of_delta(Provenance(task="text-regression"))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_is_remembered_is_recalled():
 )
 def test_what_cannot_be_learnt(labels, told):
     with pytest.raises(InputError, match=told):
-        TextRegression.learn(table(*labels), Columns())
+        TextRegression.from_table(table(*labels), Columns())
 
 
 def test_targets_of_held_out_data_are_checked():

@@ -1,4 +1,4 @@
-"""``taskedge bench``: one file for each of its verbs."""
+"""``taskedge bench``: one module for each of its verbs."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ Examples:
 
 @click.group(commands={"device": device.command}, epilog=EPILOG)
 def command() -> None:
-    """Measure this machine, in figures that compare with other machines."""
+    """Measure this machine, for comparison with other machines."""

@@ -1,13 +1,13 @@
-"""Small real models and labelled data for the demo, the tests and the benchmarks.
+"""Small real models and labeled data for the demo, the tests and the benchmarks.
 
     model = minilm(print)                      # a folder that `from_pretrained` loads
     table = movie_reviews(print)               # a CSV file with the columns text and label
     parts = split(read_rows(table), {"train": 4000, "test": 1500}, seed=0)
     pictures = fashion_mnist(print)            # a folder of train/CLASS/*.png and test/CLASS/*.png
 
-They ship inside packages, of the Python package index and of Debian, and are taken from there as files, once; see
-`taskedge.demo.fetch` and `taskedge.demo.assets.debian`. Converting a model or
-reading pictures needs the extra ``assets``.
+They ship inside packages of the Python package index and of Debian, and are extracted from these once (see
+`taskedge.demo.fetch` and `taskedge.demo.assets.debian`). Converting a model or reading pictures needs the extra
+``assets``.
 """
 
 from taskedge.demo.assets.image_assets import fashion_mnist, openclipart

@@ -1,6 +1,7 @@
-"""Takes files out of Debian packages: those that are installed, else of a package that apt fetches.
+"""Read files of Debian packages: of an installed package, or else of one that apt downloads.
 
-Nothing is installed and no root is needed: `apt-get download` gets the archive, `dpkg-deb` unpacks it aside.
+Nothing is installed and root is not needed: `apt-get download` fetches the archive, and `dpkg-deb` unpacks it into a
+temporary folder.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskedge.demo.fetch import MB, FetchError, Say, cache_folder, writing
+from taskedge.demo.fetch import MB, FetchError, Log, cache_folder, writing
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Package:
 
 
 @contextmanager
-def files_of(package: Package, say: Say) -> Iterator[Path]:
-    """The folder with the package's files, inside the block.
+def files_of(package: Package, log: Log) -> Iterator[Path]:
+    """Provide the folder with the package's files inside the block.
 
     Raises:
-        FetchError: it is not installed and apt cannot fetch it.
+        FetchError: The package is not installed and apt cannot fetch it.
     """
     installed = Path(package.root)
     if installed.is_dir():
@@ -38,14 +39,14 @@ def files_of(package: Package, say: Say) -> Iterator[Path]:
     cache = cache_folder()
     with writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as aside:
-        say(f"fetching the Debian package {package.name} ({package.size / MB:.0f} MB, once)")
-        _run(package, ["apt-get", "download", "-qq", package.name], Path(aside))
-        archives = list(Path(aside).glob("*.deb"))
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as tmp:
+        log(f"fetching the Debian package {package.name} ({package.size / MB:.0f} MB, once)")
+        _run(package, ["apt-get", "download", "-qq", package.name], Path(tmp))
+        archives = list(Path(tmp).glob("*.deb"))
         if len(archives) != 1:
             raise _failed(package, f"apt-get left {len(archives)} archives")
-        _run(package, ["dpkg-deb", "-x", archives[0].name, "unpacked"], Path(aside))
-        folder = Path(aside, "unpacked", package.root.lstrip("/"))
+        _run(package, ["dpkg-deb", "-x", archives[0].name, "unpacked"], Path(tmp))
+        folder = Path(tmp, "unpacked", package.root.lstrip("/"))
         if not folder.is_dir():
             raise _failed(package, f"the archive has no {package.root}")
         yield folder

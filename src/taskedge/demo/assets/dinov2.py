@@ -1,4 +1,4 @@
-"""Reads the weights of a DINOv2-shaped vision transformer out of an ONNX file."""
+"""Read the weights of a DINOv2-shaped vision transformer from an ONNX file."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PREFIX = "backbone."
 
 
 def write_dinov2(file: Path, config: Any, folder: Path) -> None:
-    """Writes config and safetensors of the ``Dinov2Model`` inside an ONNX file to ``folder``.
+    """Write config and safetensors of the ``Dinov2Model`` inside an ONNX file to ``folder``.
 
-    The names are those of the published checkpoints, which every version of transformers reads.
+    The names equal the ones of the published checkpoints, which every version of transformers reads.
 
     Raises:
-        InputError: the file does not hold that model: weights are missing, or of another shape.
+        InputError: Weights of the model are missing or have another shape.
     """
     from safetensors.torch import save_file
     from transformers import Dinov2Model
@@ -35,17 +35,17 @@ def write_dinov2(file: Path, config: Any, folder: Path) -> None:
 
 
 def dinov2_state(file: Path) -> dict[str, Tensor]:
-    """The weights by name.
+    """Return the weights by name.
 
-    An exported linear is an anonymous operand [in, out] of a MatMul node, whose name tells which linear it is; the
-    position table is exported in two anonymous parts, [1, 1, width] for the class token and [1, patches, width]; the
-    mask token is absent, since it takes no part in inference: zeros stand for it.
+    An exported linear is an anonymous operand [in, out] of a MatMul node; the name of the node identifies the linear.
+    The position table is exported in two anonymous parts, [1, 1, width] for the class token and [1, patches, width].
+    The mask token takes no part in inference and is absent; it is filled with zeros.
     """
     import onnx
     from onnx.numpy_helper import to_array
 
     graph = onnx.load(file).graph
-    stored = {one.name: torch.from_numpy(to_array(one).copy()) for one in graph.initializer}
+    stored = {tensor.name: torch.from_numpy(to_array(tensor).copy()) for tensor in graph.initializer}
     state = {name.removeprefix(PREFIX): tensor for name, tensor in stored.items() if name.startswith(PREFIX)}
     positions = []
     for node in graph.node:

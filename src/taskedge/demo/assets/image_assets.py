@@ -1,4 +1,4 @@
-"""Labelled pictures as folders of train/CLASS/*.png and test/CLASS/*.png, taken from Debian packages."""
+"""Labeled pictures as folders of train/CLASS/*.png and test/CLASS/*.png, taken from Debian packages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from taskedge.demo.assets.debian import Package, files_of
 from taskedge.demo.assets.model_assets import needs
-from taskedge.demo.fetch import Say, cache_folder, make_folder, sha256_of
+from taskedge.demo.fetch import Log, cache_folder, make_folder, sha256_of
 from taskedge.errors import InputError
 
 CLOTHES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
@@ -24,18 +24,19 @@ CLIPART = ["animals", "buildings", "food", "office", "people", "plants", "tools"
 CLIPART_SIDE, CLIPART_LARGEST, CLIPART_TEST = 224, 10_000_000, 0.25
 
 
-def fashion_mnist(say: Say, train: int = 2000, test: int = 1000, seed: int = 0) -> Path:
-    """A subset of Fashion-MNIST: grey pictures of clothes, 28 x 28, 10 classes. MIT licence.
+def fashion_mnist(log: Log, train: int = 2000, test: int = 1000, seed: int = 0) -> Path:
+    """Return a subset of Fashion-MNIST: gray pictures of clothes, 28 x 28, 10 classes. MIT license.
 
     Xiao, Rasul & Vollgraf, arXiv 1708.07747. ``train`` pictures are drawn from its 60,000 for training and ``test``
-    from its 10,000 for testing, equally many of each class; one seed, one choice.
+    from its 10,000 for testing, equally many of each class. The seed determines the choice.
 
-    Raises InputError where its package is neither installed nor to be had, or a size is no multiple of 10 or too large.
+    Raises:
+        InputError: The package is neither installed nor available, or a size is too large or no multiple of 10.
     """
 
     def make(folder: Path) -> None:
         pillow = needs("PIL.Image", "pictures are stored as PNG")
-        with files_of(FASHION_MNIST, say) as source:
+        with files_of(FASHION_MNIST, log) as source:
             for part, name, size in (("train", "train", train), ("test", "t10k", test)):
                 pictures = _idx(source / f"{name}-images-idx3-ubyte.gz").reshape(-1, 28, 28)
                 labels = _idx(source / f"{name}-labels-idx1-ubyte.gz")
@@ -43,43 +44,44 @@ def fashion_mnist(say: Say, train: int = 2000, test: int = 1000, seed: int = 0) 
                     path = folder / part / CLOTHES[labels[index]] / f"{index:05}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     pillow.fromarray(pictures[index]).save(path)
-        say(f"{cache_folder()}: {train:,} + {test:,} pictures of Fashion-MNIST")
+        log(f"{cache_folder()}: {train:,} + {test:,} pictures of Fashion-MNIST")
 
     return make_folder(cache_folder() / f"fashion-mnist-{train}-{test}-{seed}", make)
 
 
-def openclipart(say: Say, seed: int = 0) -> Path:
-    """Drawings from openclipart.org in 8 classes of what they show; public domain. 1,111 + 371 drawings with seed 0.
+def openclipart(log: Log, seed: int = 0) -> Path:
+    """Return drawings from openclipart.org in 8 classes of subjects; public domain. 1,111 + 371 drawings with seed 0.
 
     The files of eight categories of the collection, without the links by which it lists a drawing in a second
     category, and without the 13 above 10 megapixels; drawn on a white square of 224 x 224 pixels. Series such as
-    ``smiley1``, ``smiley2``, ... lie as a whole in train or in test, and a quarter of every class is in test.
+    ``smiley1``, ``smiley2``, ... are entirely in train or entirely in test, and a quarter of every class is in test.
 
-    Raises InputError where its package is neither installed nor to be had.
+    Raises:
+        InputError: The package is neither installed nor available.
     """
 
     def make(folder: Path) -> None:
         pillow = needs("PIL.Image", "pictures are stored as PNG")
-        with files_of(OPENCLIPART, say) as source:
+        with files_of(OPENCLIPART, log) as source:
             chosen = clipart(source, pillow)
-            say(f"drawing {len(chosen):,} pictures")
+            log(f"drawing {len(chosen):,} pictures")
             for part, paths in grouped(chosen, CLIPART_TEST, seed).items():
                 for path in paths:
                     target = folder / part / path.parts[0] / "-".join(path.parts[1:])
                     target.parent.mkdir(parents=True, exist_ok=True)
                     on_white(pillow, source / path).save(target)
-        say(f"{cache_folder()}: {len(chosen):,} pictures of OpenClipart")
+        log(f"{cache_folder()}: {len(chosen):,} pictures of OpenClipart")
 
     return make_folder(cache_folder() / f"openclipart-{seed}", make)
 
 
 def drawn(labels: NDArray[np.uint8], size: int, seed: int) -> list[int]:
-    """``size`` indices into ``labels``, as many of each class, in ascending order."""
-    draw = random.Random(seed)  # only random() is used: it alone is promised to be the same in every Python version
+    """Return ``size`` indices into ``labels``, equally many of each class, in ascending order."""
+    draw = random.Random(seed)  # only random() is used: its sequence alone is stable across Python versions
     classes = len(CLOTHES)
-    least = min(Counter(labels.tolist()).values())
-    if size % classes or not 0 < size <= classes * least:
-        raise InputError(f"cannot draw {size} pictures: give a multiple of {classes}, at most {classes * least}")
+    smallest = min(Counter(labels.tolist()).values())
+    if size % classes or not 0 < size <= classes * smallest:
+        raise InputError(f"cannot draw {size} pictures: give a multiple of {classes}, at most {classes * smallest}")
     order = sorted(range(len(labels)), key=lambda _: draw.random())
     chosen: list[int] = []
     for label in range(classes):
@@ -88,7 +90,7 @@ def drawn(labels: NDArray[np.uint8], size: int, seed: int) -> list[int]:
 
 
 def clipart(source: Path, pillow: Any) -> list[Path]:
-    """The drawings that count, relative to ``source``, whose first folder is their class."""
+    """Return the drawings to use, relative to ``source``; the first folder is the class."""
     paths = [path for kind in CLIPART for path in sorted((source / kind).rglob("*.png")) if not path.is_symlink()]
     largest, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None  # here only sizes are read
     try:
@@ -98,9 +100,9 @@ def clipart(source: Path, pillow: Any) -> list[Path]:
 
 
 def grouped(paths: Iterable[Path], share: float, seed: int) -> dict[str, list[Path]]:
-    """Paths CLASS/... in two parts, train and test: ``share`` of every class is test, and series stay together.
+    """Split paths CLASS/... into train and test: ``share`` of every class is test, and series stay together.
 
-    A series are the files whose names differ in a number at the end alone.
+    A series is a set of files whose names differ only in a number at the end.
     """
     paths = sorted(paths)
     groups: dict[str, list[Path]] = {}
@@ -120,12 +122,12 @@ def grouped(paths: Iterable[Path], share: float, seed: int) -> dict[str, list[Pa
 
 
 def series(path: Path) -> str:
-    """``smiley`` for ``smiley_114.png``."""
+    """Return the name of the series of a file, such as ``smiley`` for ``smiley_114.png``."""
     return re.sub(r"[_-]?\d*_?$", "", path.stem.lower())
 
 
 def on_white(pillow: Any, path: Path) -> Any:
-    """The drawing on a white square, its longer side as long as the square's."""
+    """Return the drawing on a white square, scaled so that its longer side equals the side of the square."""
     with pillow.open(path) as picture:
         drawing = picture.convert("RGBA")
     scale = CLIPART_SIDE / max(drawing.size)
@@ -143,7 +145,7 @@ def _pixels(pillow: Any, path: Path) -> int:
 
 
 def _idx(path: Path) -> NDArray[np.uint8]:
-    """The bytes of an IDX file after its header, checked: [pictures * 784] or [pictures]."""
+    """Return the verified bytes of an IDX file after its header: [pictures * 784] or [pictures]."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:

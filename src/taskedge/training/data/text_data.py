@@ -1,4 +1,4 @@
-"""Labelled texts as what a model takes: tokenised rows, padded batches, and how well it does on them."""
+"""Labeled texts for a model: tokenized rows, padded batches, predictions, and their quality."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from taskedge.training.trainer_config import FitSettings
+from taskedge.backbone.evaluation import evaluation_mode
+from taskedge.training.trainer_config import DEFAULTS
 
 Row = dict[str, Any]
-"""An example as the collator takes it; under ``labels`` what is to be learnt, if that is known."""
-LONGEST = 128
-"""Tokens that a text to be labelled is cut at, where no one says another."""
+"""An example for the collator. ``labels`` is what is to be learned, if it is known."""
+DEFAULT_MAX_LENGTH = 128
+"""Default number of tokens at which a text with a label is cut."""
 
 
 def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, max_length: int) -> list[Row]:
-    """One row per text: ``input_ids`` and what else the tokenizer gives, cut at ``max_length`` tokens; ``labels``."""
+    """Return one row per text: everything that the tokenizer gives, cut at ``max_length`` tokens, and ``labels``."""
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
-    rows = [{key: encoded[key][place] for key in encoded} for place in range(len(texts))]
+    rows = [{key: encoded[key][index] for key in encoded} for index in range(len(texts))]
     if labels is not None:
         for row, label in zip(rows, labels, strict=True):
             row["labels"] = label
@@ -31,7 +32,7 @@ def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, m
 
 
 def collator(tokenizer: Any) -> Callable[[list[Row]], dict[str, torch.Tensor]]:
-    """Makes a batch of rows, padded to its longest."""
+    """Return a function that makes a batch of rows, padded to the longest."""
     from transformers import DataCollatorWithPadding
 
     collate: Callable[[list[Row]], dict[str, torch.Tensor]] = DataCollatorWithPadding(tokenizer)
@@ -40,13 +41,17 @@ def collator(tokenizer: Any) -> Callable[[list[Row]], dict[str, torch.Tensor]]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class probabilities float32 [rows, classes], in the order of the rows."""
+    """Predicted classes.
+
+    Attributes:
+        probabilities: float32 [rows, classes], in the order of the rows.
+    """
 
     probabilities: npt.NDArray[np.float32]
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:
-        """int64 [rows]: the most probable class."""
+        """The most probable class of each row, int64 [rows]."""
         best: npt.NDArray[np.int64] = self.probabilities.argmax(axis=1)
         return best
 
@@ -55,10 +60,10 @@ def predict(
     model: nn.Module,
     rows: Sequence[Row],
     collate: Callable[[list[Row]], dict[str, torch.Tensor]],
-    batch_size: int = FitSettings.batch_size,
+    batch_size: int = DEFAULTS.batch_size,
     on_batch: Callable[[int], object] | None = None,
 ) -> Prediction:
-    """Class probabilities of ``rows`` (:func:`outputs`)."""
+    """Return class probabilities of ``rows``. See :func:`outputs` for the arguments."""
     logits = torch.from_numpy(outputs(model, rows, collate, batch_size, on_batch))
     return Prediction(logits.softmax(-1).numpy())
 
@@ -67,62 +72,73 @@ def outputs(
     model: nn.Module,
     rows: Sequence[Row],
     collate: Callable[[list[Row]], dict[str, torch.Tensor]],
-    batch_size: int = FitSettings.batch_size,
+    batch_size: int = DEFAULTS.batch_size,
     on_batch: Callable[[int], object] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """float32 [rows, outputs]: runs the model over ``rows`` in eval mode, texts of like length together."""
+    """Run the model over ``rows`` in evaluation mode; texts of similar length share a batch.
+
+    Args:
+        model: returns an output with ``logits``.
+        rows: the rows; their labels are left out.
+        collate: makes a batch of rows.
+        batch_size: rows in a batch.
+        on_batch: called with the number of rows of each batch.
+
+    Returns:
+        float32 [rows, outputs], in the order of the rows.
+    """
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda place: len(rows[place].get("input_ids", ())))
-    found: list[npt.NDArray[np.float32]] = []
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].get("input_ids", ())))
+    batches: list[npt.NDArray[np.float32]] = []
     with evaluating(model):
         for start in range(0, len(rows), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collate([{k: v for k, v in rows[place].items() if k != "labels"} for place in chosen])
+            indices = order[start : start + batch_size]
+            batch = collate([{k: v for k, v in rows[index].items() if k != "labels"} for index in indices])
             logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-            found.append(logits.float().cpu().numpy())
+            batches.append(logits.float().cpu().numpy())
             if on_batch is not None:
-                on_batch(len(chosen))
-    sorted_back = np.empty((len(rows), found[0].shape[1]), dtype=np.float32)
-    sorted_back[order] = np.concatenate(found)
-    return sorted_back
+                on_batch(len(indices))
+    in_row_order = np.empty((len(rows), batches[0].shape[1]), dtype=np.float32)
+    in_row_order[order] = np.concatenate(batches)
+    return in_row_order
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; the mode it was in after."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        model.train(was_training)
+    """Put the model into evaluation mode and compute no gradients inside the block."""
+    with evaluation_mode(model), torch.inference_mode():
+        yield
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How well classes were found."""
+    """Quality of predicted classes.
+
+    Attributes:
+        rows: number of rows.
+        accuracy: share of rows with the right class.
+        macro_f1: mean F1 of the classes that occur or are predicted.
+        loss: mean negative log-likelihood in nats.
+    """
 
     rows: int
     accuracy: float
     macro_f1: float
-    """The mean over classes of their F1, a class that neither occurs nor is predicted left out."""
     loss: float
-    """Mean negative log-likelihood in nats."""
 
 
 def quality(prediction: Prediction, labels: Sequence[int]) -> Quality:
-    """Compares a prediction with the truth."""
+    """Compare a prediction with the true classes."""
     truth = np.asarray(labels, dtype=np.int64)
-    guess = prediction.classes
+    predicted = prediction.classes
     f1 = []
-    for label in np.union1d(truth, guess):
-        hits = int(((truth == label) & (guess == label)).sum())
-        f1.append(2 * hits / (int((truth == label).sum()) + int((guess == label).sum())))
+    for label in np.union1d(truth, predicted):
+        hits = int(((truth == label) & (predicted == label)).sum())
+        f1.append(2 * hits / (int((truth == label).sum()) + int((predicted == label).sum())))
     likelihood = prediction.probabilities[np.arange(len(truth)), truth]
     return Quality(
         rows=len(truth),
-        accuracy=float((truth == guess).mean()),
+        accuracy=float((truth == predicted).mean()),
         macro_f1=float(np.mean(f1)),
         loss=float(-np.log(np.clip(likelihood, 1e-12, None)).mean()),
     )

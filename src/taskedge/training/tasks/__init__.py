@@ -1,4 +1,4 @@
-"""Kinds of task: what ``tune``, ``eval`` and ``predict`` must know of one, and no more. One file each."""
+"""Kinds of task: everything that ``tune``, ``eval`` and ``predict`` need from one. Each kind is one module."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from taskedge.training.data.text_data import Row as Row
 Batch = dict[str, Tensor]
 Collate = Callable[[list[Row]], Batch]
 Measures = dict[str, float | None]
-"""How well a task is done: ``rows``, and figures by their names; None where one is not defined."""
-Say = Callable[[str], None]
-Done = Callable[[int], object]
-"""Called with the number of rows that were worked on, for progress."""
+"""Quality of a result: ``rows``, and measures by name; None for a measure that is undefined."""
+Log = Callable[[str], None]
+"""Called with a status line."""
+OnProgress = Callable[[int], object]
+"""Called with the number of rows done since the last call."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table a task reads; what it does not read is empty."""
+    """Names of the columns of a table by their kind; empty for kinds that a task does not read."""
 
     text: tuple[str, ...] = ()
     image: str | None = None
@@ -37,92 +38,103 @@ class Columns:
 
     @property
     def named(self) -> dict[str, Any]:
-        """Those that are named, as JSON has them."""
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if name == "text" else value for name, value in found.items() if value}
+        """The columns that are set, as JSON-able values."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if name == "text" else value for name, value in values.items() if value}
 
     @classmethod
     def of(cls, named: Mapping[str, Any]) -> Columns:
-        """The inverse of ``named``; other keys are left alone."""
-        found = {field.name: named.get(field.name) for field in fields(cls)}
-        return cls(**found | {"text": tuple(found["text"] or ())})
+        """Return the inverse of ``named``; other keys are ignored."""
+        values = {field.name: named.get(field.name) for field in fields(cls)}
+        return cls(**values | {"text": tuple(values["text"] or ())})
 
 
 class Task(Protocol):
-    """A kind of task, and what one delta must remember of its training data.
+    """A kind of task, with what its deltas must remember of their training data.
 
-    ``learn`` (from training data) or ``recall`` (from a delta) makes one; ``meet`` makes it ready for a base.
+    ``from_table`` (training data) or ``from_provenance`` (a delta) makes one; ``bind`` makes it ready for a base.
+
+    Attributes:
+        name: as in ``taskedge.backbone.loading.TASK_AUTO_CLASSES``, whose loader it uses.
+        column_sets: sets of columns that hold its data, each with the input first. The first set that a file has is
+            read.
+        max_length: default number of tokens at which texts are cut; None if the data is not text.
+        batch_size: default number of rows in a training batch.
     """
 
     name: ClassVar[str]
-    """As in ``taskedge.backbone.loading.AUTO``, whose loader it uses."""
-    reads: ClassVar[tuple[tuple[str, ...], ...]]
-    """Sets of columns that hold its data, each with the input first; the first set that a file has is read."""
+    column_sets: ClassVar[tuple[tuple[str, ...], ...]]
     max_length: ClassVar[int | None]
-    """Tokens that texts are cut at unless a user says otherwise; None where the data is not text."""
     batch_size: ClassVar[int]
-    """Rows in a training batch unless a user says otherwise."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes; empty where there are none."""
+        """The classes; empty if there are none."""
         ...
 
     @staticmethod
-    def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:
-        """The data at ``path``, and with ``answers`` what is to be learnt or compared with."""
+    def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
+        """Read the data at ``path``; with ``answers``, also what is to be learned or compared."""
         ...
 
     @classmethod
-    def learn(cls, table: Table, columns: Columns) -> Self:
-        """What the training data says: classes, scale."""
+    def from_table(cls, table: Table, columns: Columns) -> Self:
+        """Make the task from training data: its classes, or the scale of its numbers."""
         ...
 
     @classmethod
-    def recall(cls, provenance: Provenance) -> Self:
-        """What a delta remembers of that."""
+    def from_provenance(cls, provenance: Provenance) -> Self:
+        """Make the task from what a delta remembers of its training data."""
         ...
 
-    def about(self) -> dict[str, Any]:
-        """What a delta must remember, beside the labels: goes into its provenance."""
+    def to_provenance(self) -> dict[str, Any]:
+        """Return what a delta must remember beside the labels: entries of its provenance."""
         ...
 
-    def meet(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
-        """The same with what follows from the base.
+    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+        """Return the task with everything that depends on the base.
 
         Args:
-            base: that the task is tuned on, or was.
-            table: the training data, where this is a training run, and ``max_length`` as for ``encode``.
-            new_tokens: most tokens of a generated answer, where a user wants another limit than that of the data.
+            base: the base that the task is trained on, or was.
+            table: the training data, for a training run.
+            max_length: as for ``encode``, for a training run.
+            new_tokens: largest number of tokens of a generated answer; by default that of the training data.
 
-        Raises InputError where the base is not the one that it was made for.
+        Raises:
+            InputError: the base is not one that the task was made for.
         """
         ...
 
     def check(self, table: Table) -> None:
-        """Raises InputError where ``table`` has answers that this task does not know."""
+        """Check the answers of a table.
+
+        Raises:
+            InputError: an answer is not one that this task has.
+        """
         ...
 
     def identity(self, table: Table) -> Any:
-        """JSON that differs where the data does."""
+        """Return a JSON-able value that differs if the data differs."""
         ...
 
-    def encode(self, base: Base, table: Table, max_length: int, say: Say) -> list[Row]:
-        """The rows of a table as the model takes them."""
+    def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
+        """Return the rows of a table as the model takes them."""
         ...
 
     def collate(self, base: Base) -> Collate:
-        """Makes a batch of rows."""
+        """Return a function that makes a batch of rows."""
         ...
 
-    def evaluate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Measures:
-        """How well the model does on rows with answers."""
+    def evaluate(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> Measures:
+        """Measure the model on rows with answers."""
         ...
 
     def predict(
-        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
-        """One answer for each row, by the names of its columns."""
+        """Return one answer for each row, by column name."""
         ...
 
 
@@ -130,16 +142,16 @@ TASKS: Registry[type[Task]] = Registry("task", __name__)
 
 
 def task(name: str) -> Callable[[type[Task]], type[Task]]:
-    """Registers a kind of task under its name."""
+    """Register a kind of task under its name."""
     return TASKS.register(name)
 
 
-def of_delta(provenance: Provenance) -> Task:
-    """The task that a delta was trained for.
+def task_of_delta(provenance: Provenance) -> Task:
+    """Return the task that a delta was trained for.
 
     Raises:
-        InputError: it does not say, or it is a kind that is not known here.
+        InputError: the provenance names no task, or an unknown kind.
     """
     if not provenance.task:
         raise InputError("the delta does not say which kind of task it is for: only what 'taskedge tune' made does")
-    return TASKS[provenance.task].recall(provenance)
+    return TASKS[provenance.task].from_provenance(provenance)

@@ -12,47 +12,57 @@ from torch import nn
 from taskedge.backbone.loading import Base
 from taskedge.errors import InputError
 from taskedge.training.classification import Classification
-from taskedge.training.data.image_data import decode, image_paths, place, read_folder, read_image_table
+from taskedge.training.data.image_data import (
+    decode_image,
+    image_paths,
+    read_image_folder,
+    read_image_table,
+    row_location,
+)
 from taskedge.training.data.table import Table
-from taskedge.training.tasks import Batch, Collate, Columns, Done, Row, Say, task
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.tasks import Batch, Collate, Columns, Log, OnProgress, Row, task
+from taskedge.training.trainer_config import DEFAULTS
 
 
 @task("image-classification")
 class ImageClassification(Classification):
-    """A class for each image. Rows hold paths; pixels are made of them batch by batch, by the base's own processor."""
+    """A class for each image. Rows hold paths; the base's own processor makes pixels of them, batch by batch."""
 
     name: ClassVar[str] = "image-classification"
-    reads: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
+    column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("image", "label"),)
     max_length: ClassVar[int | None] = None
-    batch_size: ClassVar[int] = FitSettings.batch_size
+    batch_size: ClassVar[int] = DEFAULTS.batch_size
 
     @staticmethod
-    def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:
+    def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
+        """Read a folder of images, or a table of paths; with ``answers``, their classes too."""
         if path.is_dir():
-            return read_folder(path, answers=answers, say=say)
+            return read_image_folder(path, answers=answers, log=log)
         return read_image_table(path, columns.image or "", columns.label if answers else None)
 
     def identity(self, table: Table) -> Any:
+        """Return paths, labels, and the sizes and times of the files."""
         stamps = [(stat.st_size, stat.st_mtime_ns) for stat in map(Path.stat, image_paths(table))]
         return [table.texts, table.labels, stamps]
 
-    def encode(self, base: Base, table: Table, max_length: int, say: Say) -> list[Row]:
+    def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
+        """Return paths with label indices."""
         rows: list[Row] = [
-            {"path": path, "where": place(table, row), "image": table.texts[row]}
-            for row, path in enumerate(image_paths(table))
+            {"path": path, "where": row_location(table, index), "image": table.texts[index]}
+            for index, path in enumerate(image_paths(table))
         ]
-        for row, label in zip(rows, self.places(table) or (), strict=False):
+        for row, label in zip(rows, self.label_indices(table) or (), strict=False):
             row["labels"] = label
         return rows
 
     def collate(self, base: Base) -> Collate:
+        """Return a function that decodes and processes the images of rows."""
         dtype = next(base.model.parameters()).dtype  # not every model casts its pixels itself
 
         def collate(rows: list[Row]) -> Batch:
-            images = [decode(row["path"], row["where"]) for row in rows]
+            images = [decode_image(row["path"], row["where"]) for row in rows]
             try:
-                batch = {"pixel_values": base.images(images, return_tensors="pt")["pixel_values"].to(dtype)}
+                batch = {"pixel_values": base.image_processor(images, return_tensors="pt")["pixel_values"].to(dtype)}
             except ValueError as error:
                 raise InputError(f"the base's image processor cannot make a batch ({error}): see its size") from None
             if "labels" in rows[0]:
@@ -62,7 +72,8 @@ class ImageClassification(Classification):
         return collate
 
     def predict(
-        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
-        found = super().predict(model, base, rows, batch_size, done)
-        return [{"image": row["image"]} | one for row, one in zip(rows, found, strict=True)]
+        """Return the path of each image, its class and the probability of that."""
+        answers = super().predict(model, base, rows, batch_size, on_progress)
+        return [{"image": row["image"]} | answer for row, answer in zip(rows, answers, strict=True)]

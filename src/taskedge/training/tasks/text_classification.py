@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from taskedge.backbone.loading import Base
 from taskedge.training.classification import Classification
 from taskedge.training.data.table import Table, read_table
-from taskedge.training.data.text_data import LONGEST, collator, encode
-from taskedge.training.tasks import Collate, Columns, Row, Say, task
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode
+from taskedge.training.tasks import Collate, Columns, Log, Row, task
+from taskedge.training.trainer_config import DEFAULTS
 
 
 @task("text-classification")
@@ -18,19 +18,23 @@ class TextClassification(Classification):
     """A class for each text, by an encoder or any other model that transformers can put a classifier on."""
 
     name: ClassVar[str] = "text-classification"
-    reads: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
-    max_length: ClassVar[int | None] = LONGEST
-    batch_size: ClassVar[int] = FitSettings.batch_size
+    column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
+    max_length: ClassVar[int | None] = DEFAULT_MAX_LENGTH
+    batch_size: ClassVar[int] = DEFAULTS.batch_size
 
     @staticmethod
-    def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:
+    def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
+        """Read texts and, with ``answers``, their labels."""
         return read_table(path, columns.text, columns.label if answers else None)
 
     def identity(self, table: Table) -> Any:
+        """Return the texts and labels."""
         return [table.texts, table.labels]
 
-    def encode(self, base: Base, table: Table, max_length: int, say: Say) -> list[Row]:
-        return encode(base.tokenizer, table.texts, self.places(table), max_length)
+    def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
+        """Return tokenized texts with label indices."""
+        return encode(base.tokenizer, table.texts, self.label_indices(table), max_length)
 
     def collate(self, base: Base) -> Collate:
+        """Return a function that pads rows to a batch."""
         return collator(base.tokenizer)

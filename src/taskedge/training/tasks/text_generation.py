@@ -15,63 +15,77 @@ from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, read_table
-from taskedge.training.generation import IGNORED, generate, likelihood, pad
-from taskedge.training.tasks import Batch, Collate, Columns, Done, Measures, Row, Say, task
+from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad
+from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, task
 
 PLAIN, LINE, CHAT = "plain text", "prompt, line break, response", "chat template"
 """How a row becomes one text."""
-NEW_TOKENS = 64
-"""Generated after plain text, where training data does not say how long a response is."""
+PLAIN_NEW_TOKENS = 64
+"""Tokens generated after plain text, whose training data does not tell the length of a response."""
 
 
 @task("text-generation")
 @dataclass(frozen=True)
 class TextGeneration:
-    """A response to each prompt, of which only the response and the end token are learnt; or plain text, learnt whole.
+    """A response to each prompt, or plain text.
 
-    Where the tokenizer has a chat template, the prompt is the user's turn in it; else a line break parts the two.
-    Measured: ``loss`` (mean negative log-likelihood of the learnt tokens, in nats), ``perplexity`` (its exponential),
-    and for prompts ``exact_match``: the share of rows whose response is generated to the letter.
+    Of a prompt and its response, only the response and the end token are learned; plain text is learned in full. If the
+    tokenizer has a chat template, the prompt is the turn of the user in it; otherwise a line break separates the two.
+
+    Measures: ``loss`` (mean negative log-likelihood of the learned tokens, in nats), ``perplexity`` (its exponential),
+    and for prompts ``exact_match``: the share of rows whose generated response equals the given one.
+
+    Attributes:
+        form: ``PLAIN``, ``LINE`` or ``CHAT``. Before ``bind``, a form other than ``PLAIN`` may become either of the
+            other two.
+        chat: digest of the chat template, to detect another one.
+        new_tokens: largest number of tokens of a response; 0 before ``bind``.
     """
 
     form: str
-    """``PLAIN``, ``LINE`` or ``CHAT``; before ``meet`` one that is not plain may be either of the last two."""
     chat: str = ""
-    """Digest of the chat template, so that another one is noticed."""
     new_tokens: int = 0
-    """Most tokens of a response; 0 before ``meet``."""
 
     name: ClassVar[str] = "text-generation"
-    reads: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt", "response"), ("text",))
+    column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt", "response"), ("text",))
     max_length: ClassVar[int | None] = 512
-    batch_size: ClassVar[int] = 8  # a row has as many answers as tokens, and memory goes by their logits
+    batch_size: ClassVar[int] = 8  # a row has as many logits vectors as tokens, and they determine the memory
     labels: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
-    def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:
+    def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
+        """Read prompts and, with ``answers``, their responses; or plain texts."""
         if columns.prompt:
             return read_table(path, columns.prompt, columns.response if answers else None)
         return read_table(path, columns.text)
 
     @classmethod
-    def learn(cls, table: Table, columns: Columns) -> Self:
+    def from_table(cls, table: Table, columns: Columns) -> Self:
+        """Make the task of the columns of training data."""
         return cls(LINE if columns.prompt else PLAIN)
 
     @classmethod
-    def recall(cls, provenance: Provenance) -> Self:
-        about = provenance.training.get("generation")
-        if not isinstance(about, dict) or about.get("form") not in (PLAIN, LINE, CHAT):
+    def from_provenance(cls, provenance: Provenance) -> Self:
+        """Make the task of the form that a delta remembers."""
+        fields = provenance.training.get("generation")
+        if not isinstance(fields, dict) or fields.get("form") not in (PLAIN, LINE, CHAT):
             raise InputError("the delta does not say how its prompts were written, so it is no language model's")
-        return cls(about["form"], str(about.get("chat", "")), int(about["max_new_tokens"]))
+        return cls(fields["form"], str(fields.get("chat", "")), int(fields["max_new_tokens"]))
 
-    def about(self) -> dict[str, Any]:
-        about: dict[str, Any] = {"form": self.form, "max_new_tokens": self.new_tokens}
-        return {"generation": about | ({"chat": self.chat} if self.chat else {})}
+    def to_provenance(self) -> dict[str, Any]:
+        """Return the form of the text and the length of responses."""
+        fields: dict[str, Any] = {"form": self.form, "max_new_tokens": self.new_tokens}
+        if self.chat:
+            fields["chat"] = self.chat
+        return {"generation": fields}
 
-    def meet(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+        """Choose between line break and chat template by the tokenizer, and set the length of responses."""
         if base.tokenizer.eos_token_id is None:
-            raise InputError("the base's tokenizer has no end token, so the end of a response cannot be learnt: set it")
-        form, chat, limit = self.form, _chat(base), new_tokens or self.new_tokens
+            raise InputError(
+                "the base's tokenizer has no end token, so the end of a response cannot be learned: set it"
+            )
+        form, chat, limit = self.form, _chat_digest(base), new_tokens or self.new_tokens
         if table is None and form == CHAT and chat != self.chat:
             raise InputError(
                 "the base's tokenizer has another chat template than the delta was trained with: name the base that "
@@ -80,44 +94,51 @@ class TextGeneration:
         if table is not None:
             if max_length < 2:
                 raise InputError(f"--max-length {max_length} leaves no room for a prompt and a response: raise it")
-            form = CHAT if form == LINE and chat else form
-            longest = max((len(ids) for ids in _ids(base, table.labels)), default=NEW_TOKENS - 1) + 1
+            if form == LINE and chat:
+                form = CHAT
+            longest = max((len(ids) for ids in _token_ids(base, table.labels)), default=PLAIN_NEW_TOKENS - 1) + 1
             limit = limit or min(longest, max_length)
-        if base.longest is not None:
-            limit = min(limit, base.longest - 1)
+        if base.max_positions is not None:
+            limit = min(limit, base.max_positions - 1)
         return replace(self, form=form, chat=chat if form == CHAT else "", new_tokens=limit)
 
     def check(self, table: Table) -> None:
-        """Any response can be compared with."""
+        """Accept any response."""
 
     def identity(self, table: Table) -> Any:
+        """Return the prompts and responses."""
         return [table.texts, table.labels]
 
-    def encode(self, base: Base, table: Table, max_length: int, say: Say) -> list[Row]:
-        """Under ``prompt`` what is gone on from, under ``input_ids`` and ``labels`` what is learnt."""
-        end, cut, rows = base.tokenizer.eos_token_id, 0, list[Row]()
-        room = max_length if base.longest is None else min(max_length, base.longest - self.new_tokens)
-        responses = _ids(base, table.labels)
-        for place, prompt in enumerate(self._prompts(base, table)):
-            row: Row = {"prompt": prompt[-room:]}
+    def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
+        """Return token rows: ``prompt`` is the generation prefix, ``input_ids`` and ``labels`` the training example.
+
+        Texts over ``max_length`` tokens are cut: a prompt at its start, then the response at its end; plain text at its
+        end.
+        """
+        end, num_cut, rows = base.tokenizer.eos_token_id, 0, list[Row]()
+        max_prompt = max_length if base.max_positions is None else min(max_length, base.max_positions - self.new_tokens)
+        responses = _token_ids(base, table.labels)
+        for i, prompt in enumerate(self._prompts(base, table)):
+            row: Row = {"prompt": prompt[-max_prompt:]}
             if self.form == PLAIN:
                 ids = [*prompt, end]
                 row |= {"input_ids": ids[:max_length], "labels": ids[:max_length]}
-                cut += len(ids) > max_length
+                num_cut += len(ids) > max_length
             elif table.labels is not None:
-                response = [*responses[place], end]
+                response = [*responses[i], end]
                 kept = response[: max_length - 1]
-                before = prompt[-(max_length - len(kept)) :]
-                row |= {"input_ids": [*before, *kept], "labels": [IGNORED] * len(before) + kept}
-                row["response"] = table.labels[place].strip()
-                cut += len(prompt) + len(response) > max_length
+                prefix = prompt[-(max_length - len(kept)) :]
+                row |= {"input_ids": [*prefix, *kept], "labels": [IGNORED] * len(prefix) + kept}
+                row["response"] = table.labels[i].strip()
+                num_cut += len(prompt) + len(response) > max_length
             rows.append(row)
-        if cut:
+        if num_cut:
             where = "at their end" if self.form == PLAIN else "the prompt at its start, then the response at its end"
-            say(f"{cut:,} of {len(rows):,} rows have more than {max_length} tokens and are cut: {where}")
+            log(f"{num_cut:,} of {len(rows):,} rows have more than {max_length} tokens and are cut: {where}")
         return rows
 
     def collate(self, base: Base) -> Collate:
+        """Return a function that pads rows to a batch."""
         padding = base.tokenizer.pad_token_id
 
         def collate(rows: list[Row]) -> Batch:
@@ -130,65 +151,73 @@ class TextGeneration:
 
         return collate
 
-    def evaluate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Measures:
-        generates = self.form != PLAIN
-        total, tokens = likelihood(model, rows, self.collate(base), batch_size, (lambda _: None) if generates else done)
+    def evaluate(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> Measures:
+        """Measure the likelihood of the answers and, for prompts, how many are generated exactly."""
+        if self.form == PLAIN:
+            total, tokens = negative_log_likelihood(model, rows, self.collate(base), batch_size, on_progress)
+        else:  # progress is that of the generation, which takes longer
+            total, tokens = negative_log_likelihood(model, rows, self.collate(base), batch_size, lambda _: None)
         loss = total / max(tokens, 1)
         measures: Measures = {"rows": len(rows), "loss": loss, "perplexity": math.exp(min(loss, 700.0))}
-        if generates:
-            found = self._generate(model, base, rows, batch_size, done)
-            hits = sum(text == row["response"] for text, row in zip(found, rows, strict=True))
-            measures["exact_match"] = hits / len(rows)
+        if self.form != PLAIN:
+            responses = self._generate(model, base, rows, batch_size, on_progress)
+            num_equal = sum(text == row["response"] for text, row in zip(responses, rows, strict=True))
+            measures["exact_match"] = num_equal / len(rows)
         return measures
 
     def predict(
-        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
-        return [{"response": text} for text in self._generate(model, base, rows, batch_size, done)]
+        """Return the generated response to each row."""
+        return [{"response": text} for text in self._generate(model, base, rows, batch_size, on_progress)]
 
-    def _generate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> list[str]:
-        made = generate(
+    def _generate(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> list[str]:
+        responses = generate(
             model,
             [row["prompt"] for row in rows],
             pad_token=base.tokenizer.pad_token_id,
             end_token=base.tokenizer.eos_token_id,
             new_tokens=self.new_tokens,
             batch_size=batch_size,
-            done=done,
+            on_progress=on_progress,
         )
-        return [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in made]
+        return [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
 
     def _prompts(self, base: Base, table: Table) -> list[list[int]]:
-        """The tokens before each response, or of each plain text: at least one."""
-        from jinja2 import TemplateError  # comes with torch
+        """Return the tokens before each response, or those of each plain text: at least one."""
+        from jinja2 import TemplateError  # a dependency of torch
 
         if self.form == CHAT:
             turns = [[{"role": "user", "content": text}] for text in table.texts]
             try:
-                told = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+                texts = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
             except TemplateError as error:
                 raise InputError(f"the base's chat template refuses a lone turn of the user: {error}") from None
-            return _ids(base, told)
-        start = _start(base)
-        parted = [f"{text}\n" for text in table.texts] if self.form == LINE else table.texts
-        return [[*start, *ids] or [base.tokenizer.eos_token_id] for ids in _ids(base, parted)]
+            return _token_ids(base, texts)
+        start = _start_tokens(base)
+        texts = [f"{text}\n" for text in table.texts] if self.form == LINE else table.texts
+        return [[*start, *ids] or [base.tokenizer.eos_token_id] for ids in _token_ids(base, texts)]
 
 
-def _ids(base: Base, texts: Sequence[str] | None) -> list[list[int]]:
-    """Tokens of texts, without those that a tokenizer puts around a whole one."""
+def _token_ids(base: Base, texts: Sequence[str] | None) -> list[list[int]]:
+    """Return the tokens of texts, without the special tokens that a tokenizer puts around a full text."""
     if not texts:
         return []
     ids: list[list[int]] = base.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 
-def _start(base: Base) -> list[int]:
-    """What the tokenizer puts before a text: a start token, or nothing."""
+def _start_tokens(base: Base) -> list[int]:
+    """Return the start token that the tokenizer puts before a text, or nothing."""
     first = base.tokenizer("")["input_ids"][:1]
     return first if first and first[0] == base.tokenizer.bos_token_id else []
 
 
-def _chat(base: Base) -> str:
-    """Digest of the tokenizer's chat template; empty where it has none."""
+def _chat_digest(base: Base) -> str:
+    """Return a digest of the tokenizer's chat template; empty if it has none."""
     template = base.tokenizer.chat_template
     return hashlib.blake2b(str(template).encode(), digest_size=8).hexdigest() if template else ""

@@ -15,10 +15,11 @@ from torch import nn
 from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
-from taskedge.training.data.table import COUNTED, Table, as_number, read_table
-from taskedge.training.data.text_data import LONGEST, collator, encode, outputs
-from taskedge.training.tasks import Batch, Collate, Columns, Done, Measures, Row, Say, task
-from taskedge.training.trainer_config import FitSettings
+from taskedge.training.data.table import Table, as_number, read_table
+from taskedge.training.data.table_readers import ROW_NUMBERING
+from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode, outputs
+from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, task
+from taskedge.training.trainer_config import DEFAULTS
 
 Numbers = npt.NDArray[np.float64]
 
@@ -26,27 +27,32 @@ Numbers = npt.NDArray[np.float64]
 @task("text-regression")
 @dataclass(frozen=True)
 class TextRegression:
-    """A number for each text. The model learns it standardised; what it says comes back in the unit of the data.
+    """A number for each text. The model learns it standardized; answers are in the unit of the data.
 
-    Measured: ``mse`` in the square of that unit, and the correlations of Pearson and Spearman.
+    Measures: ``mse`` in the square of that unit, and the correlations of Pearson and Spearman.
+
+    Attributes:
+        mean: mean of the training targets.
+        deviation: their standard deviation (of the population).
     """
 
     mean: float
     deviation: float
-    """Standard deviation of the training targets (of the population)."""
 
     name: ClassVar[str] = "text-regression"
-    reads: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
-    max_length: ClassVar[int | None] = LONGEST
-    batch_size: ClassVar[int] = FitSettings.batch_size
+    column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
+    max_length: ClassVar[int | None] = DEFAULT_MAX_LENGTH
+    batch_size: ClassVar[int] = DEFAULTS.batch_size
     labels: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod
-    def read(path: Path, columns: Columns, *, answers: bool, say: Say) -> Table:
+    def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
+        """Read texts and, with ``answers``, their numbers."""
         return read_table(path, columns.text, columns.label if answers else None)
 
     @classmethod
-    def learn(cls, table: Table, columns: Columns) -> Self:
+    def from_table(cls, table: Table, columns: Columns) -> Self:
+        """Make the task of the scale of the training targets."""
         targets = _targets(table)
         deviation = float(targets.std())
         if not deviation:
@@ -54,25 +60,31 @@ class TextRegression:
         return cls(float(targets.mean()), deviation)
 
     @classmethod
-    def recall(cls, provenance: Provenance) -> Self:
+    def from_provenance(cls, provenance: Provenance) -> Self:
+        """Make the task of the scale that a delta remembers."""
         target = provenance.training.get("target")
         if not isinstance(target, dict) or {"mean", "deviation"} - target.keys():
-            raise InputError("the delta does not say how its targets were standardised, so it is no regression's")
+            raise InputError("the delta does not say how its targets were standardized, so it is no regression's")
         return cls(float(target["mean"]), float(target["deviation"]))
 
-    def about(self) -> dict[str, Any]:
+    def to_provenance(self) -> dict[str, Any]:
+        """Return the scale of the targets."""
         return {"target": {"mean": self.mean, "deviation": self.deviation}}
 
-    def meet(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+        """Return the task itself: nothing depends on the base."""
         return self
 
     def check(self, table: Table) -> None:
-        _targets(table, instead="or remove the row")
+        """Refuse labels that are not numbers."""
+        _targets(table, remedy="or remove the row")
 
     def identity(self, table: Table) -> Any:
+        """Return the texts and labels."""
         return [table.texts, table.labels]
 
-    def encode(self, base: Base, table: Table, max_length: int, say: Say) -> list[Row]:
+    def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
+        """Return tokenized texts with standardized numbers under ``labels``, and the numbers under ``target``."""
         rows = encode(base.tokenizer, table.texts, None, max_length)
         if table.labels is not None:
             for row, target in zip(rows, _targets(table), strict=True):
@@ -80,54 +92,68 @@ class TextRegression:
         return rows
 
     def collate(self, base: Base) -> Collate:
+        """Return a function that pads rows to a batch."""
         pad = collator(base.tokenizer)
+        dtype = next(base.model.parameters()).dtype  # the loss needs labels in the dtype of the outputs
 
         def collate(rows: list[Row]) -> Batch:
             batch = pad([{key: value for key, value in row.items() if key != "target"} for row in rows])
             if "labels" in batch:
-                batch["labels"] = batch["labels"].to(next(base.model.parameters()).dtype)  # the loss wants one dtype
+                batch["labels"] = batch["labels"].to(dtype)
             return batch
 
         return collate
 
-    def evaluate(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Measures:
-        found, truth = self._found(model, base, rows, batch_size, done), np.array([row["target"] for row in rows])
+    def evaluate(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> Measures:
+        """Measure the predicted numbers."""
+        values = self._predict_values(model, base, rows, batch_size, on_progress)
+        truth = np.array([row["target"] for row in rows])
         return {
             "rows": len(rows),
-            "mse": float(np.square(found - truth).mean()),
-            "pearson": pearson(found, truth),
-            "spearman": pearson(ranks(found), ranks(truth)),
+            "mse": float(np.square(values - truth).mean()),
+            "pearson": pearson(values, truth),
+            "spearman": pearson(ranks(values), ranks(truth)),
         }
 
     def predict(
-        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
-        return [{"value": float(f"{value:.6g}")} for value in self._found(model, base, rows, batch_size, done)]
+        """Return the number of each row, to six digits."""
+        values = self._predict_values(model, base, rows, batch_size, on_progress)
+        return [{"value": float(f"{value:.6g}")} for value in values]
 
-    def _found(self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, done: Done) -> Numbers:
-        found = outputs(model, rows, self.collate(base), batch_size, done)
-        return self.mean + self.deviation * found[:, 0].astype(np.float64)
+    def _predict_values(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> Numbers:
+        standardized = outputs(model, rows, self.collate(base), batch_size, on_progress)
+        return self.mean + self.deviation * standardized[:, 0].astype(np.float64)
 
 
-def pearson(one: Numbers, other: Numbers) -> float | None:
-    """Pearson's correlation; None where one side does not vary."""
-    one, other = one - one.mean(), other - other.mean()
-    length = math.sqrt(float(np.square(one).sum()) * float(np.square(other).sum()))
-    return float((one * other).sum()) / length if length else None
+def pearson(x: Numbers, y: Numbers) -> float | None:
+    """Return Pearson's correlation; None if one side does not vary."""
+    x, y = x - x.mean(), y - y.mean()
+    norm = math.sqrt(float(np.square(x).sum()) * float(np.square(y).sum()))
+    return float((x * y).sum()) / norm if norm else None
 
 
 def ranks(values: Numbers) -> Numbers:
-    """float64: the rank of each value from 1, equal values sharing the mean of theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    means: Numbers = (np.cumsum(count) - (count - 1) / 2)[place]
+    """Return the rank of each value as float64, from 1; equal values share the mean of their ranks."""
+    _, index, count = np.unique(values, return_inverse=True, return_counts=True)
+    means: Numbers = (np.cumsum(count) - (count - 1) / 2)[index]
     return means
 
 
-def _targets(table: Table, instead: str = "or give --task text-classification") -> Numbers:
-    """The answers as numbers; ``instead``: what to do about one that is none, if not correct it.
+def _targets(table: Table, remedy: str = "or give --task text-classification") -> Numbers:
+    """Return the answers as numbers.
+
+    Args:
+        table: the table.
+        remedy: what to do about an answer that is not a number, besides correcting it.
 
     Raises:
-        InputError: one is none.
+        InputError: an answer is not a number.
     """
     numbers = [as_number(label) for label in table.labels or ()]
     if None in numbers:
@@ -135,6 +161,6 @@ def _targets(table: Table, instead: str = "or give --task text-classification") 
         assert table.labels is not None
         raise InputError(
             f"{table.path}, row {row + 1}: the label {table.labels[row]!r} is no number, which text-regression needs: "
-            f"correct it, {instead} ({COUNTED})"
+            f"correct it, {remedy} ({ROW_NUMBERING})"
         )
     return np.array(numbers, dtype=np.float64)

@@ -8,7 +8,7 @@ import pytest
 import tiny_task
 
 from taskedge.profiling.device_benchmark import DeviceReport
-from taskedge.profiling.energy import Meter
+from taskedge.profiling.energy import EnergyMeter
 
 QUICK = ["--batch-size", 2, "--length", 8, "--steps", 3]
 
@@ -42,17 +42,17 @@ def test_json(taskedge, bert):
 def test_a_machine_without_a_counter_says_so(taskedge, bert, monkeypatch):
     nothing = bert / "nothing"
     monkeypatch.setattr(
-        "taskedge.profiling.step_profile.Meter", lambda watts: Meter(watts, rapl=nothing, rails=nothing)
+        "taskedge.profiling.step_profile.EnergyMeter", lambda watts: EnergyMeter(watts, rapl=nothing, rails=nothing)
     )
     ended = taskedge("bench", "device", "--model", bert, *QUICK)
-    assert "bert: energy not available: no counter that can be read; say the power with --watts" in ended.out
+    assert "bert: energy not available: no readable power counter; give the power with --watts" in ended.out
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--uplink", "fast"], "'fast' is no bit rate above 0; write 10Mbit/s"),
-        (["--uplink", "0"], "'0' is no bit rate above 0"),
+        (["--uplink", "fast"], "'fast' is not a bit rate above 0; write 10Mbit/s"),
+        (["--uplink", "0"], "'0' is not a bit rate above 0"),
         (["--shape", "gpt-9"], "'gpt-9' is not one of"),
         (["--length", 65], "65 tokens are more than the 64 positions"),
         (["--model", "nothere"], "has no config that can be used"),

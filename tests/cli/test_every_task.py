@@ -14,11 +14,11 @@ import torch
 import transformers
 from tiny_task import forked, snapshot
 
-from taskedge.backbone.loading import AUTO
+from taskedge.backbone.loading import TASK_AUTO_CLASSES
 from taskedge.delta.file import load
-from taskedge.delta.load_with_delta import load_applied
+from taskedge.delta.load_with_delta import load_with_delta
 from taskedge.training import checkpoint
-from taskedge.training.inference import prepare
+from taskedge.training.inference import prepare_inference
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ def batch_of(work):
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", KINDS)
 def test_all_verbs(taskedge, kinds, here, name, dtype):
@@ -110,9 +111,9 @@ def test_all_verbs(taskedge, kinds, here, name, dtype):
     assert [int(row["row"]) for row in as_csv] == list(range(1, done["quality"]["rows"] + 1))
 
     ended = taskedge("merge", "task.safetensors", "--out", "merged")
-    assert f"load it with {AUTO[kind.task]}.from_pretrained('merged')" in ended.out
-    work = prepare(here / "task.safetensors", data, answers=True, say=str)
-    merged = getattr(transformers, AUTO[kind.task]).from_pretrained("merged").eval()
+    assert f"load it with {TASK_AUTO_CLASSES[kind.task]}.from_pretrained('merged')" in ended.out
+    work = prepare_inference(here / "task.safetensors", data, answers=True, log=str)
+    merged = getattr(transformers, TASK_AUTO_CLASSES[kind.task]).from_pretrained("merged").eval()
     assert merged.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
     with torch.no_grad():
         assert torch.equal(merged(**batch_of(work)).logits, work.base.model.eval()(**batch_of(work)).logits)
@@ -122,6 +123,7 @@ def test_all_verbs(taskedge, kinds, here, name, dtype):
         assert len(transformers.AutoTokenizer.from_pretrained("merged")) == len(work.base.tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"), [*((name, "auto") for name in KINDS), ("folders", "bf16"), ("chat", "bf16")]
 )
@@ -150,7 +152,8 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     """What the file gives on a fresh bf16 base, without force, is what the model computed as training ended."""
     from taskedge.training import run, tune
-    from taskedge.training.config_file import settle
+    from taskedge.training.config import load_config
+    from taskedge.training.tune_config import TuneConfig
 
     seen = {}
     extract = run.extract
@@ -165,24 +168,25 @@ def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     monkeypatch.setattr(run, "extract", last)
     made = {}
     for dtype in ("bf16", "fp32"):
-        settings = settle(
+        settings = load_config(TuneConfig,
             {"model": str(kinds / "bert"), "train": kinds / "ratings.csv", "dtype": dtype, "threads": 1, "epochs": 4,
              "budget": "2%", "batch_size": 8, "out": here / dtype},
         )  # fmt: skip
         seen["batch"] = {"input_ids": torch.arange(4, 16).view(2, 6)}
-        tune.tune(settings, progress=False, say=str)
+        tune.tune(settings, progress=False, log=str)
         assert {p.dtype for p in seen["model"].parameters() if p.requires_grad} == {torch.float32}
-        base, delta = load_applied(here / dtype)
+        base, delta = load_with_delta(here / dtype)
         with torch.no_grad():
             assert torch.equal(base.model.eval()(**seen["batch"]).logits, seen["logits"])
         assert {linear.base_dtype for linear in delta.linears.values()} == {
             {"bf16": "bfloat16", "fp32": "float32"}[dtype]
         }
-        assert {tensor.dtype for tensor in delta.whole.values()} == {torch.float32}
+        assert {tensor.dtype for tensor in delta.full_parameters.values()} == {torch.float32}
         made[dtype] = seen["logits"].float()
     assert (made["bf16"] - made["fp32"]).abs().max() < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "epochs", "enough"),
     [
@@ -206,6 +210,7 @@ def test_the_limit_of_a_response_is_that_of_the_data_or_the_users(taskedge, kind
     assert max(lengths) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows", "given", "batch_size"),
     [("responses", 48, (), 8), ("responses", 48, ("--batch-size", 32), 32), ("numbers", 96, (), 16)],

@@ -1,0 +1,74 @@
+"""Options, preparation and output that ``eval`` and ``predict`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from taskedge.backbone.storage import WEIGHT_STORAGE
+from taskedge.cli.shared_options import print_status
+from taskedge.training.trainer_config import DEFAULTS
+
+if TYPE_CHECKING:
+    from taskedge.training.inference import Inference
+
+_AS = "  [default: as in training]"
+
+TITLES = {"macro_f1": "macro F1", "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman r"}
+
+
+def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that name the delta, the data, and the base to apply the delta to."""
+    for decorate in (
+        click.option("--force", is_flag=True, help="Apply the delta even to a base with other values."),
+        click.option(
+            "--batch-size",
+            default=DEFAULTS.batch_size,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Rows in a batch.",
+        ),
+        click.option("--max-new-tokens", type=click.IntRange(1), help=f"Longest generated response in tokens.{_AS}"),
+        click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
+        click.option("--weight-storage", type=click.Choice(WEIGHT_STORAGE), help=f"How base weights are stored.{_AS}"),
+        click.option("--image", help=f"Column with the path of an image.{_AS}"),
+        click.option("--prompt", help=f"Column with the prompt.{_AS}"),
+        click.option("--text", multiple=True, help=f"Column with the text.{_AS}"),
+        click.option(
+            "--data",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="CSV, TSV, JSONL, Parquet or text file, or a folder of images.",
+        ),
+        click.argument("delta", type=click.Path(path_type=Path)),
+    ):
+        command = decorate(command)
+    return command
+
+
+def prepare(delta: Path, data: Path, columns: dict[str, Any], kwargs: dict[str, Any], *, answers: bool) -> Inference:
+    """Return the base with the delta and the encoded data.
+
+    Args:
+        delta: the delta file.
+        data: the data.
+        columns: names of columns by their kind, from the options.
+        kwargs: the options ``model``, ``weight_storage``, ``force`` and ``max_new_tokens``.
+        answers: whether to read the labels or responses too.
+    """
+    from taskedge.training.inference import prepare_inference
+    from taskedge.training.tasks import Columns
+
+    return prepare_inference(delta, data, Columns.of(columns), answers=answers, log=print_status, **kwargs)
+
+
+def measures_text(measures: dict[str, float | None]) -> str:
+    """Return measures as text, without the number of rows."""
+    return ", ".join(
+        f"{TITLES.get(name, name.replace('_', ' '))} {'undefined' if value is None else format(value, '.4f')}"
+        for name, value in measures.items()
+        if name != "rows"
+    )

@@ -1,0 +1,123 @@
+"""Options made from settings classes have their names, types, defaults and help; output goes where it belongs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from taskedge.cli.shared_options import (
+    given_flags,
+    options_of,
+    print_json,
+    print_status,
+    progress,
+    refuse_existing,
+    refuse_input_as_output,
+)
+from taskedge.cli.tune import command
+from taskedge.cooperation.cooperation_config import CooperationConfig
+from taskedge.errors import InputError
+from taskedge.training.tune_config import TuneConfig
+
+
+@pytest.mark.parametrize("name", TuneConfig.model_fields)
+def test_every_setting_is_a_flag_with_its_help_and_its_default(name):
+    field = TuneConfig.model_fields[name]
+    option = next(option for option in command.params if option.name == name)
+    assert f"--{name.replace('_', '-')}" in option.opts
+    assert option.help.startswith(field.description)
+    if field.is_required():
+        assert option.help.endswith("[required]")
+    elif field.default is not None and not isinstance(field.default, bool):
+        assert option.help.endswith(f"[default: {field.default}]")
+    assert option.default is None  # so that a settings file is not overruled by what was not given
+
+
+def test_what_was_given():
+    seen = {}
+
+    @click.command()
+    @options_of(TuneConfig, "out")
+    def taking(**flags):
+        seen.update(given_flags(flags))
+
+    arguments = "--text a --text b --lr 1e-2 --no-bf16 --tensorboard --train x.csv --clip 0 --seed 0 --step plain"
+    assert CliRunner().invoke(taking, arguments.split()).exit_code == 0
+    assert seen == {
+        "text": ["a", "b"], "lr": 0.01, "bf16": False, "tensorboard": True, "train": Path("x.csv"), "clip": 0.0,
+        "seed": 0, "step": "plain",
+    }  # fmt: skip
+    assert CliRunner().invoke(taking, ["--out", "x"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "number"), [("1/8", 0.125), ("3 / 4", 0.75), ("0.1", 0.1), ("1e-2", 0.01), ("1e-1/2", 0.05)]
+)
+def test_a_number_may_be_a_fraction(written, number):
+    seen = {}
+
+    @click.command()
+    @options_of(CooperationConfig)
+    def taking(**flags):
+        seen.update(given_flags(flags))
+
+    assert CliRunner().invoke(taking, ["--active-share", written]).exit_code == 0
+    assert seen == {"active_share": number}
+
+
+@pytest.mark.parametrize("written", ["1/0", "1/", "/8", "1/2/3", "an eighth", ""])
+def test_what_is_no_number_is_refused_with_what_to_write(written):
+    @click.command()
+    @options_of(CooperationConfig)
+    def taking(**flags):
+        raise AssertionError("it was taken")
+
+    refused = CliRunner().invoke(taking, ["--active-share", written])
+    assert refused.exit_code == 2
+    assert "write it as 0.125 or 1/8" in refused.output
+
+
+def test_json_takes_paths(capsys):
+    print_json({"out": Path("a/b")})
+    assert capsys.readouterr().out == '{\n "out": "a/b"\n}\n'
+
+
+def test_existing_files_are_refused_before_any_work(tmp_path):
+    there, new = tmp_path / "there", tmp_path / "new"
+    there.write_text("")
+    refuse_existing([None, new], force=False)
+    refuse_existing([there, new], force=True)
+    with pytest.raises(InputError, match=r"there exists; give --replace to overwrite, or another name"):
+        refuse_existing([there, new], force=False)
+    with pytest.raises(InputError, match=r"there is no folder .*nowhere; make it first"):
+        refuse_existing([tmp_path / "nowhere" / "x"], force=True)
+
+
+def test_a_file_that_is_read_is_not_replaced(tmp_path):
+    folder, inner = tmp_path / "folder", tmp_path / "folder" / "file"
+    folder.mkdir()
+    inner.write_text("")
+    (tmp_path / "link").symlink_to(inner)
+    (tmp_path / "other").write_text("")
+    refuse_input_as_output(tmp_path / "other", inner, tmp_path / "missing")
+    refuse_input_as_output(tmp_path / "new", inner)
+    refuse_input_as_output(inner, folder)  # a new file in a folder that is read
+    for out, what in ((inner, "is"), (tmp_path / "link", "is"), (folder, "holds")):
+        with pytest.raises(InputError, match=f"{out} {what} {inner}, which this command reads"):
+            refuse_input_as_output(out, inner)
+
+
+def test_status_goes_to_standard_error(capsys):
+    print_status("one line")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "one line\n")
+
+
+def test_progress_is_silent_unless_standard_error_is_a_terminal(capsys):
+    with progress(3, "measuring") as on_progress:
+        on_progress(2)
+        on_progress(1)
+    assert capsys.readouterr() == ("", "")

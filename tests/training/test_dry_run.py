@@ -1,0 +1,59 @@
+"""The plan of a run is what the run does; making it writes nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from killed_runs import killed_at
+from tiny_task import forked, snapshot, tune_config, tuning
+
+from taskedge.errors import DoesNotFit
+from taskedge.training import checkpoint
+from taskedge.training.dry_run import dry_run, estimate
+from taskedge.training.tune import tune
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch):
+    """Time one pass only: no test depends on timings."""
+    monkeypatch.setattr("taskedge.training.memory.profiler.BRIEF_PASS_SECONDS", 0.0)
+    monkeypatch.setattr("taskedge.training.memory.measure_step.LONG_PASS_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"epochs": 1.3, "batch_size": 7, "accumulate": 2}, {"per_neuron": 2, "rule": "magnitude"}, {"model": "gpt2"}],
+)
+def test_the_plan_is_what_is_trained(task, tmp_path, without_memory, more):
+    more = {**more, "model": str(task / more["model"])} if "model" in more else more
+    config = tune_config(task, tmp_path / "o", **more)
+    planned = dry_run(config, log=str)
+    assert snapshot(tmp_path) == {}
+    done = tune(config, progress=False, log=str)
+    assert (planned["entries"], planned["head_parameters"], planned["steps"]) == (done.entries, done.head, done.steps)
+    assert planned["share"] == done.share == planned["entries"] / planned["model_parameters"]
+    assert sum(linear["entries"] for linear in planned["linears"]) == done.entries
+    json.dumps(planned)
+
+
+def test_a_plan_ignores_an_interrupted_run(task, tmp_path, without_memory):
+    arguments = tuning(task, "--out", tmp_path / "o")
+    forked(arguments, killed_at(checkpoint, "write"))
+    before = snapshot(tmp_path)
+    assert dry_run(tune_config(task, tmp_path / "o", budget="4%"), log=str)["entries"] == round(0.04 * 6194)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.slow
+def test_an_estimate_lists_every_configuration(task, tmp_path):
+    config = tune_config(task, tmp_path / "o")
+    decision = estimate(config, log=str)
+    assert decision["chosen"] is None
+    assert decision["costs"][0]["changes"] == {}
+    assert {"depth", "dtype", "recompute", "optimizer"} <= {
+        key for cost in decision["costs"] for key in cost["changes"]
+    }
+    with pytest.raises(DoesNotFit, match="--memory 1MB: nothing fits"):
+        estimate(config.model_copy(update={"memory": "1MB"}), log=str)
+    assert snapshot(tmp_path) == {}
