@@ -242,7 +242,9 @@ def test_a_base_is_located_from_here_then_from_the_file_that_names_it(tmp_path, 
         assert locate_base(hub_id, there) == hub_id
 
 
-@pytest.mark.parametrize("name", ["./base", "../base", "~/base", "/no/base", "a/b/c", "models/", "my models/bert", "x/y"])
+@pytest.mark.parametrize(
+    "name", ["./base", "../base", "~/base", "/no/base", "a/b/c", "models/", "my models/bert", "x/y"]
+)
 def test_a_path_that_does_not_exist_is_a_missing_folder(tmp_path, monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", None)  # nobody calls it
     (tmp_path / "x").mkdir()

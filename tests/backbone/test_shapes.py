@@ -8,7 +8,7 @@ import pytest
 import tiny_task
 import torch
 
-from taskedge.backbone.shapes import KIND_AUTO_CLASSES, SHAPES, known_shape, shape_of
+from taskedge.backbone.shapes import KIND_AUTO_CLASSES, SHAPES, known_shape, load_config, shape_of
 from taskedge.errors import InputError, UnknownName
 
 PARAMETERS = {
@@ -60,8 +60,13 @@ def test_random_ones_where_there_are_none(tmp_path):
 
 
 def test_unknown_names_and_unknown_architectures(tmp_path):
-    with pytest.raises(InputError, match="has no config that can be used"):
+    with pytest.raises(InputError, match="nothere: no such folder: name a local model folder or a hub id such as"):
         shape_of(str(tmp_path / "nothere"))
+    with pytest.raises(InputError, match="the folder holds no model: it has no config.json"):
+        shape_of(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="has no config that can be used: Unrecognized model"):
+        load_config(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     shape = shape_of(str(tmp_path))
     with pytest.raises(InputError, match="has no form as encoder"):

@@ -56,7 +56,7 @@ def task(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tuned(task, tmp_path_factory):
-    """A delta trained on ``task``, and what ``tune`` said of it as JSON."""
+    """Return a delta trained on ``task``, and the JSON output of ``tune``."""
     out = tmp_path_factory.mktemp("tuned") / "task.safetensors"
     ended = tiny_task.forked(
         tiny_task.tuning(task, "--eval", task / "eval.csv", "--out", out, "--epochs", "3", "--json")
@@ -67,14 +67,14 @@ def tuned(task, tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
+    """Change to an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def taskedge(capsys):
-    """Runs the command line in this process: ``taskedge("info", path)`` gives its code and what it printed."""
+    """Run the command line in this process: ``taskedge("info", path)`` returns its exit code and output."""
 
     def call(*arguments):
         capsys.readouterr()
@@ -87,6 +87,6 @@ def taskedge(capsys):
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Predictions time one pass: what is timed decides no test."""
+    """Time one pass only: no test depends on timings."""
     monkeypatch.setattr("taskedge.training.memory.profiler.BRIEF_PASS_SECONDS", 0.0)
     monkeypatch.setattr("taskedge.training.memory.measure_step.LONG_PASS_SECONDS", 0.0)

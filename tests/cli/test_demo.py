@@ -16,7 +16,7 @@ def test_the_table(taskedge, monkeypatch, tmp_path):
 
     def run(folder, **options):
         asked.update(options, folder=folder)
-        options["say"]("fetching")
+        options["log"]("fetching")
         return LINES
 
     monkeypatch.setattr(demo, "run", run)

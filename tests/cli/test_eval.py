@@ -1,4 +1,4 @@
-"""``taskedge eval``: what ``tune`` said, said again on a freshly loaded base."""
+"""``taskedge eval``: repeats the measures of ``tune`` on a freshly loaded base."""
 
 from __future__ import annotations
 

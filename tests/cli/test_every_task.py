@@ -23,7 +23,7 @@ from taskedge.training.inference import prepare_inference
 
 @dataclass(frozen=True)
 class Kind:
-    """A base, data, and what is to be seen of them."""
+    """A base, its data, and the expected output."""
 
     model: str
     train: str
@@ -76,7 +76,7 @@ def tuning(folder, kind, *more):
 
 
 def batch_of(work):
-    """The first rows as the model takes them."""
+    """Return the first rows as the model takes them."""
     batch = work.task.collate(work.base)(work.rows[:5])
     return {name: value for name, value in batch.items() if name != "labels"}
 
@@ -150,7 +150,7 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
 
 
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
-    """What the file gives on a fresh bf16 base, without force, is what the model computed as training ended."""
+    """The file on a fresh bf16 base, without force, gives the logits of the model at the end of training."""
     from taskedge.training import run, tune
     from taskedge.training.config import load_config
     from taskedge.training.tune_config import TuneConfig

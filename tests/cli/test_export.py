@@ -1,4 +1,4 @@
-"""``taskedge export``: every form from the command line, and what it refuses."""
+"""``taskedge export``: every form from the command line, and refusals."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_what_is_refused(taskedge, tuned, task, here):
         ([tuned[0], "--to", "peft", "--out", "mine", "--replace"], "mine exists and is not an adapter folder"),
         ([tuned[0], "--to", "patch", "--out", "mine", "--replace"], "mine exists and is not a file"),
         ([tuned[0], "--to", "patch", "--out", "file", "--force"], "or replace it with --replace (--force skips"),
-        ([tuned[0], "--to", "patch", "--out", "no/folder/x"], "there is no folder no/folder: make it"),
-        ([tuned[0], "--to", "peft", "--out", "no/folder/x"], "there is no folder no/folder: make it"),
+        ([tuned[0], "--to", "patch", "--out", "no/folder/x"], "(there is no folder no/folder): make it"),
+        ([tuned[0], "--to", "peft", "--out", "no/folder/x"], "(there is no folder no/folder): make it"),
         ([tuned[0], "--to", "peft", "--out", "x", "--model", task / "other"], "wrong base"),
         ([tuned[0], "--to", "onnx", "--out", "x"], "unknown export 'onnx' (known: merged, patch, peft)"),
         (

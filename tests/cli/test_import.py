@@ -14,7 +14,7 @@ from tiny_task import snapshot
 
 @pytest.fixture(scope="module")
 def adapter(task, tmp_path_factory):
-    """A folder that PEFT wrote, of factors that are not zero."""
+    """Return an adapter folder written by PEFT, with nonzero factors."""
     model = transformers.AutoModelForSequenceClassification.from_pretrained(task / "base")
     model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["query", "value"]))
     torch.manual_seed(0)

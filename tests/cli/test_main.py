@@ -51,7 +51,7 @@ def test_every_verb_has_help_with_an_example_that_parses(taskedge, verb):
 
 
 def assert_parses(line: str) -> None:
-    """The line's verb is one and takes these flags and arguments."""
+    """Check that the line has a verb, and flags and arguments that it takes."""
     import shlex
 
     words = shlex.split(line.split(" | ")[0], comments=True)
@@ -117,12 +117,82 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
     assert TaskEdgeError.exit_code == 2
 
 
+def run_in_bash(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which ``taskedge`` is the command line of this tree."""
+    line = f"taskedge() {{ {sys.executable} -m taskedge \"$@\"; }}; {line}"
+    return subprocess.run(["bash", "-c", line], env=tiny_task.environment(), capture_output=True, text=True, check=False)
+
+
 def test_a_reader_that_has_enough(tuned):
-    """``taskedge info FILE | head -1`` ends well."""
-    call = f"{sys.executable} -m taskedge.cli.main info {tuned[0]} | head -1"
-    process = subprocess.run(call, shell=True, env=tiny_task.environment(), capture_output=True, text=True, check=False)
-    assert "Traceback" not in process.stderr
-    assert process.stdout.count("\n") == 1
+    """``taskedge info FILE | head -1`` ends without an error."""
+    process = run_in_bash(f"taskedge info {tuned[0]} | head -1; echo ${{PIPESTATUS[0]}}")
+    assert process.stderr == ""
+    assert process.stdout.count("\n") == 2
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "info --help"])
+def test_a_reader_that_has_gone_is_no_error(arguments):
+    process = run_in_bash(f"taskedge {arguments} | (exec 0<&-; sleep 1); echo ${{PIPESTATUS[0]}}")
+    assert (process.stdout, process.stderr) == ("0\n", "")
+
+
+FULL = "taskedge: output cannot be written (No space left on device): make room, or write elsewhere\n"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--version", "info --help"])
+def test_output_on_a_full_disk(arguments):
+    process = run_in_bash(f"taskedge {arguments} > /dev/full")
+    assert (process.returncode, process.stdout, process.stderr) == (2, "", FULL)
+
+
+def test_output_and_messages_on_a_full_disk():
+    assert run_in_bash("taskedge --help &> /dev/full").returncode == 2
+    assert run_in_bash("taskedge nothing &> /dev/full").returncode == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "info DELTA",
+        "info DELTA --json",
+        "eval DELTA --data eval.csv",
+        "predict DELTA --data eval.csv",
+        "predict DELTA --data eval.csv --json",
+        "export DELTA --to peft --out adapter",
+        "plan --fleet fleet.toml",
+        "simulate --fleet fleet.toml --rounds 1 --compare none --json",
+        "doctor",
+    ],
+)
+def test_the_result_of_a_verb_on_a_full_disk(taskedge, planning, task, tuned, monkeypatch, line):
+    monkeypatch.chdir(planning)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        names = {"DELTA": tuned[0], "eval.csv": task / "eval.csv"}
+        ended = taskedge(*(names.get(word, word) for word in line.split()))
+    assert (ended.code, ended.err.splitlines(keepends=True)[-1]) == (2, FULL)
+
+
+def test_output_that_fails_at_the_last_flush(monkeypatch, capsys):
+    @click.command()
+    def command():
+        print("buffered")
+
+    monkeypatch.setattr(VerbGroup, "get_command", lambda self, ctx, name: command)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["info"]) == 2
+    assert capsys.readouterr().err == FULL
+
+
+def test_an_error_of_reading_is_not_taken_for_one_of_output(monkeypatch):
+    @click.command()
+    def command():
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+    monkeypatch.setattr(VerbGroup, "get_command", lambda self, ctx, name: command)
+    with pytest.raises(FileNotFoundError):
+        main(["info"])
 
 
 def test_verbs_are_modules():

@@ -1,4 +1,4 @@
-"""``taskedge merge``: a plain model folder, the same to the bit."""
+"""``taskedge merge``: a plain model folder with equal bits."""
 
 from __future__ import annotations
 
@@ -76,7 +76,11 @@ def test_what_is_there_is_left_alone(taskedge, tuned, task, here):
         ("mine", ["--replace"], "mine exists and is not a model folder, so --replace keeps it"),
         (".", ["--replace"], "is not a model folder"),
         ("file", ["--replace"], "file exists and is not a model folder"),
-        ("no/folder", ["--replace"], "no/folder: there is no folder no: make it, or name another with --out"),
+        (
+            "no/folder",
+            ["--replace"],
+            "no/folder: cannot be written (there is no folder no): make it, or name a folder that exists",
+        ),
     ):
         ended = taskedge("merge", tuned[0], "--out", out, *flags)
         assert ended.code == 2

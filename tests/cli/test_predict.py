@@ -1,4 +1,4 @@
-"""``taskedge predict``: one line per row, in the order of the rows, whole or not there."""
+"""``taskedge predict``: one line per row, in the order of the rows; a file is complete or absent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_json_lines_say_the_same(taskedge, tuned, here, data):
 
 
 def test_each_row_has_its_own_prediction(taskedge, tuned, here, data):
-    """As the plain model gives it, one text at a time."""
+    """Compare with the plain model, one text at a time."""
     import torch
 
     from taskedge.delta.load_with_delta import load_with_delta
@@ -73,7 +73,13 @@ def test_into_a_file(taskedge, tuned, here, data, monkeypatch):
     assert ended.code == 2
     assert "labeled.csv: cannot be written (No space left on device)" in ended.err
     assert snapshot(here) == before
-    assert taskedge("predict", tuned[0], "--data", "new.csv", "--out", "no/where.csv").code == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("taskedge.cli.predict.prepare", None)  # both are refused before any work
+        ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "no/where.csv")
+        assert (ended.code, "(there is no folder no): make it" in ended.err) == (2, True)
+        ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "new.csv", "--replace")
+        assert (ended.code, "new.csv is new.csv, which this command reads" in ended.err) == (2, True)
+    assert snapshot(here) == before
     arguments = ["predict", tuned[0], "--data", "new.csv", "--json", "--out", "labeled.csv", "--replace"]
     assert taskedge(*arguments).code == 0
     assert (here / "labeled.csv").read_text().startswith('{"row": 1, ')

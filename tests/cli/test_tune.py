@@ -1,4 +1,4 @@
-"""``taskedge tune``: what a user gives and gets."""
+"""``taskedge tune``: options, output, and messages for mistakes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FAULTS = {
 
 @pytest.fixture
 def mistakes(here, task):
-    """A folder with files that are wrong in one way each."""
+    """Return a folder of files, each with one fault."""
     tiny_task.table(here / "train.csv", tiny_task.rows(16))
     (here / "head.csv").write_text("text,label\n")
     (here / "nothing.csv").write_text("")
@@ -197,6 +197,15 @@ def test_an_output_is_replaced_by_force(taskedge, task, here):
     assert taskedge("info", "task.safetensors").code == 0
 
 
+def test_a_link_at_the_output_stays_one(taskedge, task, here):
+    (here / "deep").mkdir()
+    (here / "task.safetensors").symlink_to("deep/target")
+    assert taskedge(*tuning(task)).code == 0
+    assert (here / "task.safetensors").is_symlink()
+    assert taskedge("info", "deep/target").code == 0
+    assert set(snapshot(here)) == {"task.safetensors", "deep", "deep/target"}
+
+
 @pytest.mark.parametrize("model", ["gpt2", "own"])
 def test_other_models_through_all_verbs(taskedge, task, here, model):
     done = json.loads(taskedge(*tuning(task, "--eval", task / "eval.csv", "--json", model=model)).out)
@@ -311,7 +320,7 @@ def test_a_killed_run_over_int8_goes_on_to_the_same_bits(task, here):
 
 
 def test_a_base_that_changes_while_it_is_mapped(taskedge, task, here, monkeypatch):
-    """The run ends without a delta: what it computed cannot be relied on."""
+    """The run ends without a delta, because its result is not reliable."""
     from taskedge.training import tune
 
     folder, fit = shutil.copytree(task / "base", here / "base"), tune.train

@@ -1,4 +1,4 @@
-"""Shared by the tests of tune and its neighbors."""
+"""Kills at exact points of a run, for the tests of tune and its neighbors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ def kill() -> None:
 
 
 def killed_at(module, name, *, after=False, call=1, by=kill):
-    """In the child: the ``call``-th call of a function of ours is its end, before or after the function ran."""
+    """Return a function for a child process: it makes the ``call``-th call of a function end the process.
+
+    The process ends before the function runs, or with ``after`` when it has run.
+    """
 
     def arrange():
         original, calls = getattr(module, name), iter(range(1, 1000))

@@ -1,4 +1,4 @@
-"""Tiny models, a word tokenizer and a task of a few words, saved to a folder. Never the network."""
+"""Tiny models, a word tokenizer and a task of a few words, saved to a folder. Nothing uses the network."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SRC = Path(__file__).parents[2] / "src"
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Lower case, cut at spaces, one token a word; 64 tokens at most."""
+    """Return a tokenizer: lower case, one token a word."""
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import Lowercase
     from tokenizers.pre_tokenizers import Whitespace
@@ -47,7 +47,7 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def bert(folder: Path, *, seed: int = 0, classes: int | None = None, **changes: object) -> Path:
-    """A BERT of 2 layers of width 16, without a head, or with one of ``classes``."""
+    """Save a BERT of 2 layers of width 16, without a head, or with one of ``classes``."""
     config = transformers.BertConfig(
         **{
             "vocab_size": len(WORDS) + 4,
@@ -67,7 +67,7 @@ def bert(folder: Path, *, seed: int = 0, classes: int | None = None, **changes: 
 
 
 def gpt2(folder: Path) -> Path:
-    """A GPT-2 of 2 layers of width 16: its linears are ``Conv1D``, and it has no padding token."""
+    """Save a GPT-2 of 2 layers of width 16: its linears are ``Conv1D``, and it has no padding token."""
     config = transformers.GPT2Config(
         vocab_size=len(WORDS) + 4,
         n_embd=16,
@@ -88,7 +88,7 @@ CHAT = "{% for turn in messages %}{{ turn['role'] }} said {{ turn['content'] }}{
 
 
 def speaker(*, start: bool = False, chat: bool = False) -> transformers.PreTrainedTokenizerFast:
-    """The words for a causal model: an end token, and if wanted one at the start, or a chat template."""
+    """Return a tokenizer for a causal model: an end token, and optionally a start token or a chat template."""
     from tokenizers.processors import TemplateProcessing
 
     made = tokenizer()
@@ -103,7 +103,7 @@ def speaker(*, start: bool = False, chat: bool = False) -> transformers.PreTrain
 
 
 def gpt2_lm(folder: Path, **words: bool) -> Path:
-    """A GPT-2 with its language-model head, tied to the embeddings."""
+    """Save a GPT-2 with its language-model head, tied to the embeddings."""
     config = transformers.GPT2Config(
         vocab_size=len(WORDS) + 4, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=2, eos_token_id=3,
         initializer_range=0.2, resid_pdrop=0.1,
@@ -113,7 +113,7 @@ def gpt2_lm(folder: Path, **words: bool) -> Path:
 
 
 def llama(folder: Path, **words: bool) -> Path:
-    """A Llama of 2 layers of width 16 with a language-model head of its own; positions for 96 tokens."""
+    """Save a Llama of 2 layers of width 16 with a language-model head of its own; positions for 96 tokens."""
     config = transformers.LlamaConfig(
         vocab_size=len(WORDS) + 4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=96, bos_token_id=2, eos_token_id=3, initializer_range=0.2,
@@ -123,7 +123,7 @@ def llama(folder: Path, **words: bool) -> Path:
 
 
 def vit(folder: Path, *, processor: bool = True) -> Path:
-    """A ViT of 2 layers of width 16 for images of 8 x 8."""
+    """Save a ViT of 2 layers of width 16 for images of 8 x 8."""
     config = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4,
         initializer_range=0.2,
@@ -137,7 +137,7 @@ def vit(folder: Path, *, processor: bool = True) -> Path:
 
 
 def images(folder: Path, count: int, seed: int = 0) -> Path:
-    """``count`` small noisy images, red ones in ``folder/red`` and blue ones in ``folder/blue``, of several sizes."""
+    """Write ``count`` small noisy images of several sizes: red ones to ``folder/red``, blue ones to ``folder/blue``."""
     draw = np.random.default_rng(seed)
     for number in range(count):
         red = number % 2 == 0
@@ -150,12 +150,12 @@ def images(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def dialogs(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Prompts as ``rows`` makes them; the response is ``very good`` or ``not good``."""
+    """Return prompts like those of ``rows``; the response is ``very good`` or ``not good``."""
     return [(text, "very good" if label == "pos" else "not good") for text, label in rows(count, seed)]
 
 
 def ratings(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Texts with a number, around 100.5 where the word is good and around 60.5 where it is bad."""
+    """Return texts with a number, around 100.5 where the word is good and around 60.5 where it is bad."""
     return [(text, str((100.5 if label == "pos" else 60.5) + len(text.split()))) for text, label in rows(count, seed)]
 
 
@@ -166,7 +166,7 @@ def _save(model: transformers.PreTrainedModel, folder: Path, words: object = Non
 
 
 def rows(count: int, seed: int = 0, names: Sequence[str] = ("neg", "pos")) -> list[tuple[str, str]]:
-    """Texts of 3 to 12 words with one word that tells the label."""
+    """Return texts of 3 to 12 words, of which one determines the label."""
     draw = random.Random(seed)
     tell = [("bad", "awful"), ("good", "fine"), ("long", "short")]
     others = [word for word in WORDS if all(word not in group for group in tell)]
@@ -180,14 +180,14 @@ def rows(count: int, seed: int = 0, names: Sequence[str] = ("neg", "pos")) -> li
 
 
 def table(path: Path, made: Sequence[tuple[str, str]], header: Sequence[str] = ("text", "label")) -> Path:
-    """The rows as a CSV file."""
+    """Write the rows to a CSV file."""
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *made])
     return path
 
 
 def folder_of_a_task(folder: Path) -> Path:
-    """``base``, ``other`` (other values), ``gpt2``, ``own`` (with a head), ``train.csv`` and ``eval.csv``."""
+    """Write ``base``, ``other`` (other values), ``gpt2``, ``own`` (with a head), ``train.csv`` and ``eval.csv``."""
     bert(folder / "base")
     bert(folder / "other", seed=1)
     bert(folder / "own", seed=2, classes=2)
@@ -198,21 +198,21 @@ def folder_of_a_task(folder: Path) -> Path:
 
 
 def tuning(task: Path, *more: object, model: str = "base") -> list[str]:
-    """The arguments of a run of 12 steps on one thread; ``more`` overrides."""
+    """Return the arguments of a run of 12 steps on one thread; ``more`` overrides."""
     fixed = ["--model", task / model, "--train", task / "train.csv", "--text", "text", "--label", "label"]
     short = ["--budget", "2%", "--lr", 1e-2, "--batch-size", 8, "--epochs", 1, "--threads", 1]
     return list(map(str, ["tune", *fixed, *short, *more]))
 
 
 def tune_config(task: Path, out: Path, **changes: object) -> TuneConfig:
-    """The settings of such a run, to ``out``; ``changes`` overrides."""
+    """Return the settings of such a run, to ``out``; ``changes`` overrides."""
     fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
     short = {"budget": "2%", "batch_size": 8, "epochs": 1, "threads": 1}
     return load_config(TuneConfig, {**fixed, **short, "out": out, **changes})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file under the folder with its content, and every folder."""
+    """Return every file under the folder with its content, and every folder."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else b"/"
         for path in sorted(folder.rglob("*"))
@@ -220,7 +220,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a subprocess: this source, one thread, no network."""
+    """Return the environment of a subprocess: this source, one thread, no network."""
     fixed = {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100"}
     return {**os.environ, **fixed, **more}
 
@@ -236,11 +236,11 @@ class Ended:
 
 _libc = ctypes.CDLL(None)
 _forking = threading.Lock()
-"""Held from the pipes to the fork: another thread's child would keep our pipe open, and we would wait for its end."""
+"""Locked from the pipes to the fork: the child of another thread would keep this pipe open, and delay its end."""
 
 
 def forked(arguments: Sequence[str], before: Callable[[], object] = lambda: None) -> Ended:
-    """The command line in a process of its own: a fork, since a new interpreter takes seconds to import torch.
+    """Run the command line in a process of its own: a fork, since a new interpreter takes seconds to import torch.
 
     ``before`` runs in the child: it can arrange for the process to be killed at an exact point. The child dies with the
     thread that called this.

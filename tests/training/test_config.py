@@ -15,7 +15,7 @@ from taskedge.training.config import Config, InvalidConfig, load_config
 class Example(Config):
     """Settings of nothing."""
 
-    old_names: ClassVar[dict[str, str]] = {"color": "color"}
+    old_names: ClassVar[dict[str, str]] = {"hue": "color"}
 
     size: Annotated[int, Field(description="Size of it.", ge=1)]
     color: Annotated[Literal["red", "blue"], Field(description="Color of it.")] = "red"
@@ -34,7 +34,7 @@ def test_settings_are_frozen():
         ({"size": 1, "color": "blu"}, "color='blu' must be 'red' or 'blue'; did you mean 'blue'?"),
         ({"size": 1, "sise": 2}, "sise: unknown setting; did you mean 'size'?"),
         ({}, "size is needed: Size of it"),
-        ({"size": 0, "color": "red"}, "size=0 must be greater than or equal to 1; color: unknown setting"),
+        ({"size": 0, "hue": "red"}, "size=0 must be greater than or equal to 1; hue: unknown setting"),
     ],
 )
 def test_faults_in_python(values, message):
@@ -54,10 +54,10 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path):
 
 def test_keys_have_dashes_or_underscores_or_former_names(tmp_path):
     path = tmp_path / "run.toml"
-    path.write_text('size = 2\ncolour = "blue"\n')
+    path.write_text('size = 2\nhue = "blue"\n')
     assert load_config(Example, {}, path).color == "blue"
-    with pytest.raises(InputError, match="--colour: unknown setting"):  # a flag has its present name only
-        load_config(Example, {"size": 1, "color": "blue"})
+    with pytest.raises(InputError, match="--hue: unknown setting"):  # a flag has its present name only
+        load_config(Example, {"size": 1, "hue": "blue"})
 
 
 def test_each_fault_has_its_place(tmp_path):

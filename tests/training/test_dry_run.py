@@ -28,7 +28,9 @@ def brief(monkeypatch):
 def test_the_plan_is_what_is_trained(task, tmp_path, without_memory, more):
     more = {**more, "model": str(task / more["model"])} if "model" in more else more
     config = tune_config(task, tmp_path / "o", **more)
-    planned = dry_run(config, log=str)
+    lines = []
+    planned = dry_run(config, log=lines.append)
+    assert any(line.startswith("entries can be in ") for line in lines)
     assert snapshot(tmp_path) == {}
     done = tune(config, progress=False, log=str)
     assert (planned["entries"], planned["head_parameters"], planned["steps"]) == (done.entries, done.head, done.steps)

@@ -84,7 +84,7 @@ def test_a_bias_of_a_linear_with_lora_trains_whole(mlp):
 
 
 def arguments(task, form, *more, model="base"):
-    """A run of 12 steps; LoRA takes no budget."""
+    """Return the arguments of a run of 12 steps; LoRA takes no budget."""
     made = tuning(task, *more, "--form", form, "--rank", 3, model=model)
     if form == "lora":
         place = made.index("--budget")
@@ -94,7 +94,7 @@ def arguments(task, form, *more, model="base"):
 
 @pytest.fixture(scope="module", params=["sparse_lora", "lora"])
 def whole(request, task, tmp_path_factory):
-    """A form, the bytes that an uninterrupted run of it writes, and what it says as JSON."""
+    """Return a form, the bytes that an uninterrupted run of it writes, and its JSON output."""
     out = tmp_path_factory.mktemp("whole") / "task.safetensors"
     ended = forked([*arguments(task, request.param, "--out", out, *OFTEN), "--json"])
     assert ended.code == 0, ended.err

@@ -1,4 +1,4 @@
-"""A run whose support moves: what moves, when, and that an interruption changes nothing."""
+"""Regrowth during a run: the entries that move, the steps, and equal bits after an interruption."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def support(made):
 
 
 class Watch(Callback):
-    """Where the entries are after every step; ends the run the hard way at ``stop``."""
+    """Record the positions of the entries after every step, and interrupt the run at step ``stop``."""
 
     def __init__(self, stop=None):
         self.stop, self.seen = stop, []
@@ -99,7 +99,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, sto
 
 
 def test_new_entries_are_where_the_loss_pulls_most(tmp_path, monkeypatch):
-    """Against plain autograd on a fused copy, in eval mode, over the very batches."""
+    """Compare with plain autograd on a fused copy, in evaluation mode, over the same batches."""
     seen = []
 
     def watched(model, optimizer, gradient, share):
@@ -118,7 +118,7 @@ def test_new_entries_are_where_the_loss_pulls_most(tmp_path, monkeypatch):
 
 
 def test_the_run_itself_is_not_disturbed(tmp_path, monkeypatch):
-    """Looking at gradients draws no random number and leaves no gradient: a move of nothing changes nothing."""
+    """Taking gradients draws no random number and leaves no gradient: a move of no entry changes nothing."""
     still = tiny.state(run(tmp_path / "none", SETTINGS.model_copy(update={"regrow": 0})))
     monkeypatch.setattr(regrow_callback, "regrow", lambda *arguments: 0)
     assert tiny.same_bits(run(tmp_path / "looks").state_dict(), still)

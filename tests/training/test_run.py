@@ -1,4 +1,4 @@
-"""How many rows the selection looks at at once, and that it chooses the same by parts."""
+"""A prepared run: shared data, calibration batches, and equal selection by parts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(task, **more):
 
 
 def seen(made, monkeypatch):
-    """Rows of each calibration batch."""
+    """Return the rows of each calibration batch."""
     sizes = []
     monkeypatch.setattr(
         run_module, "select", lambda model, batches, **_: sizes.extend(len(batch["input_ids"]) for batch in batches)

@@ -42,7 +42,7 @@ def collate(examples):
 
 
 def model():
-    """With dropout, so that the random state matters."""
+    """Return a model with dropout, so that the random state matters."""
     made = tiny.bert(dropout=0.2)
     return te.install(made, te.select(made, rule="magnitude", per_neuron=1))
 
@@ -54,7 +54,7 @@ def run(folder, made=None, settings=SETTINGS, **options):
 
 
 class StopAt(Callback):
-    """Ends the run the hard way, as a kill would."""
+    """Interrupt the run at a step, as a kill would."""
 
     def __init__(self, step):
         self.step = step
@@ -189,7 +189,7 @@ def test_another_seed_gives_another_result(tmp_path, uninterrupted):
 
 
 class Poison(Callback):
-    """Makes the loss NaN in one step, and keeps what the parameters were before it."""
+    """Make the loss NaN in one step, and keep a copy of the parameters before it."""
 
     def __init__(self, step):
         self.step, self.before = step, None

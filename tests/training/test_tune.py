@@ -1,4 +1,4 @@
-"""A run that is killed, at any moment, goes on and ends with the same bytes; mistakes leave nothing behind."""
+"""A run that is killed at any moment continues and ends with the same bytes; mistakes leave no files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from taskedge.training import checkpoint, run, tune
 
 @pytest.fixture(scope="module")
 def whole(task, tmp_path_factory):
-    """The bytes that a run which nothing interrupts writes, and its result."""
+    """Return the bytes that an uninterrupted run writes, and its result."""
     folder = tmp_path_factory.mktemp("whole")
     out = folder / "task.safetensors"
     ended = forked([*tuning(task, "--out", out, *OFTEN, "--json")])
@@ -62,12 +62,12 @@ def test_killed_and_resumed(task, whole, tmp_path, moment):
 
 @pytest.mark.slow
 def test_killed_again_and_again(task, whole, tmp_path):
-    """At random moments, as a process is: whatever was there is gone on with."""
+    """The moments are random, and each run continues from the state that the last one left."""
     out, draw = tmp_path / "task.safetensors", random.Random(0)
     arguments = tuning(task, "--out", out, *OFTEN, "--resume")
 
     def soon():
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process as SIGKILL does: nothing of ours runs
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process as SIGKILL does: none of its code runs
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.05, 0.6))
 
     for _ in range(6):
@@ -183,7 +183,7 @@ def small_disk():
     ("arrange", "kept"), [(small_disk, None), (killed_at(tune, "check_unchanged", by=small_disk), "checkpoint-12")]
 )
 def test_no_space_left(task, whole, tmp_path, arrange, kept):
-    """For a checkpoint, or for the file: one message, nothing half written, and a run that can go on."""
+    """No space for a checkpoint or for the file: one message, nothing half written, and a run that can be resumed."""
     arguments = tuning(task, "--out", tmp_path / "o", *OFTEN)
     ended = forked(arguments, arrange)
     assert ended.code == 2
@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_made(task, tmp_path):
 
 
 def test_the_written_file_is_what_is_measured(task, tmp_path):
-    """bf16 rounds values: the quality told is that of the rounded ones."""
+    """bf16 rounds values: the reported quality is that of the rounded ones."""
     settings = tune_config(task, tmp_path / "o", values="bf16", eval=task / "eval.csv")
     done = tune.tune(settings, progress=False, log=str)
     assert main(["eval", str(tmp_path / "o"), "--data", str(task / "eval.csv"), "--batch-size", "8"]) == 0

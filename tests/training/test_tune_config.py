@@ -1,4 +1,4 @@
-"""Flags over the file over defaults; every fault at once, each with its place."""
+"""Settings of tune: flags override the file, the file overrides defaults; all faults are reported at once."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_tensorboard_must_be_there(monkeypatch):
 
 
 def test_settings_are_read_without_torch():
-    """Help and mistakes in flags are instant."""
+    """Help and faults in flags are printed at once."""
     code = "import sys, taskedge.cli.tune\nassert not {'torch', 'transformers'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], env=tiny_task.environment(), check=True)
 

@@ -21,6 +21,7 @@ from taskedge.backbone.blocks import Block, blocks
 from taskedge.backbone.candidates import candidates
 from taskedge.backbone.cost_table import BlockTable, Floats
 from taskedge.backbone.layers import first_input
+from taskedge.backbone.shapes import load_config
 from taskedge.errors import BudgetError, InputError
 
 Ints = NDArray[np.int64]
@@ -106,8 +107,8 @@ def skeleton(model: str) -> nn.Module:
     """
     import transformers
 
+    config = load_config(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(model)
         with torch.device("meta"):
             body: nn.Module = transformers.AutoModel.from_config(config)
     except (OSError, ValueError, KeyError) as error:

@@ -85,7 +85,6 @@ def load_base(
     auto_class = getattr(transformers, TASK_AUTO_CLASSES[task])
     reads_images, has_task_head = task == "image-classification", task != "text-generation"
     with explain_load_errors(name, "an image processor" if reads_images else "a tokenizer"):
-        _check_hub(name)
         config = transformers.AutoConfig.from_pretrained(str(name))
         if type(config) not in auto_class._model_mapping:
             raise InputError(f"{name}: {_type_of(config)} and cannot be used for {task}: {_remedy(config)}")
@@ -140,7 +139,10 @@ def _is_path(name: str, folder: Path = Path()) -> bool:
 
 @contextmanager
 def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterator[None]:
-    """Turn the errors of Hugging Face for a missing or broken model into an InputError; silence its load report."""
+    """Turn the errors of Hugging Face for a missing or broken model into an InputError; silence its load report.
+
+    A base that is neither a folder nor in the cache costs one request to the hub, without retries.
+    """
     from safetensors import SafetensorError
     from transformers import logging
 
@@ -153,6 +155,7 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
+        _check_hub(name)
         yield
     except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
         where = "the folder" if folder.is_dir() else "the hub id (or a folder of that name)"

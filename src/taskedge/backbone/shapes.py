@@ -130,15 +130,26 @@ def shape_of(model: str) -> Shape:
     """Return the shape of the model in a folder or hub id with a config; weights are not needed.
 
     Raises:
+        InputError: see :func:`load_config`.
+    """
+    return Shape(model.rstrip("/").rpartition("/")[2] or model, load_config(model), model)
+
+
+def load_config(model: str) -> Any:
+    """Return the transformers config of the model in a folder or hub id.
+
+    Raises:
         InputError: there is no config of that name, or transformers does not know its architecture.
     """
     import transformers
 
-    try:
-        config = transformers.AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model {model!r} has no config that can be used: {_first_line(error)}") from None
-    return Shape(model.rstrip("/").rpartition("/")[2] or model, config, model)
+    from taskedge.backbone.loading import explain_load_errors
+
+    with explain_load_errors(model):
+        try:
+            return transformers.AutoConfig.from_pretrained(model)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"model {model!r} has no config that can be used: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

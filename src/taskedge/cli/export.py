@@ -9,6 +9,7 @@ import click
 
 from taskedge.cli.shared_options import (
     json_option,
+    other_base_option,
     print_json,
     print_status,
     refuse_input_as_output,
@@ -28,8 +29,6 @@ Examples:
 \b
 Contents of each form, its readers and its losses: docs/interoperability.md
 """
-
-apply_force_option = click.option("--force", is_flag=True, help="Apply the delta even to a base with other values.")
 
 
 @click.command(epilog=EPILOG)
@@ -51,7 +50,7 @@ apply_force_option = click.option("--force", is_flag=True, help="Apply the delta
     help="supertuning, shira or lora.  [default: the sparse type that needs less padding; lora if neither is possible]",
 )
 @replace_option
-@apply_force_option
+@other_base_option
 @json_option
 def command(
     delta: Path, to: str, out: Path, model: str | None, peft_type: str | None, replace: bool, force: bool, as_json: bool

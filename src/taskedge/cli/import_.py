@@ -36,13 +36,12 @@ Examples:
 def command(folder: Path, out: Path, model: str | None, labels: str | None, force: bool, as_json: bool) -> None:
     """Convert a PEFT LoRA adapter folder to a delta file for info, eval, predict and merge."""
     from taskedge.errors import InputError
-    from taskedge.io.atomic import link_target
+    from taskedge.io.atomic import require_parent
 
     refuse_input_as_output(out, folder / "adapter_config.json", folder / "adapter_model.safetensors")
     if out.exists() and not force:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
-    if not link_target(out).parent.is_dir():
-        raise InputError(f"{out}: there is no folder {link_target(out).parent}: make it, or name another with --out")
+    require_parent(out)
     from taskedge.delta.file import save
     from taskedge.delta.interop.peft_import import import_peft
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskedge.backbone.storage import WEIGHT_STORAGE
-from taskedge.cli.shared_options import print_status
+from taskedge.cli.shared_options import other_base_option, print_status
 from taskedge.training.trainer_config import DEFAULTS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ TITLES = {"macro_f1": "macro F1", "mse": "MSE", "pearson": "Pearson r", "spearma
 def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options that name the delta, the data, and the base to apply the delta to."""
     for decorate in (
-        click.option("--force", is_flag=True, help="Apply the delta even to a base with other values."),
+        other_base_option,
         click.option(
             "--batch-size",
             default=DEFAULTS.batch_size,

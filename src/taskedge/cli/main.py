@@ -6,15 +6,31 @@ A verb is a module beside this one with a click command named ``command``. Its l
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
 import keyword
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import click
 
 from taskedge import __version__
 from taskedge.errors import TaskEdgeError, did_you_mean
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a write that the user can mend: no space, a quota, a limit of file sizes, a broken disk or terminal."""
+
+
+class OutputError(TaskEdgeError):
+    """Standard output that cannot be written."""
+
+
+class OutputClosed(Exception):
+    """A reader of standard output that closed its pipe, as ``taskedge info FILE | head -1`` does."""
+
 
 VERBS = {
     "tune": "Train a share of a model's own weights for a task.",
@@ -42,6 +58,18 @@ def module_of(verb: str) -> str:
 
 class VerbGroup(click.Group):
     """A click group that imports a command when it is called."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Parse the arguments; print help and version."""
+        with _explain_output_errors():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        with _explain_output_errors():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all verbs."""
@@ -93,21 +121,60 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code (docs/exit-codes.md)."""
     try:
+        with _explain_output_errors():
+            code = _run(args)
+            if sys.stdout is not None:  # None: closed by the caller
+                sys.stdout.flush()  # here, where an error still has an effect on the exit code
+    except OutputClosed:
+        _discard(sys.stdout)
+        code = 0
+    except OutputError as error:
+        _discard(sys.stdout)
+        with contextlib.suppress(OSError):
+            click.echo(f"taskedge: {error}", err=True)
+        code = error.exit_code
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:  # messages are on a full disk, too
+        _discard(sys.stderr)
+    return code
+
+
+def _run(args: list[str] | None) -> int:
+    try:
         result = cli.main(args=args, standalone_mode=False)
         return result if isinstance(result, int) else 0
+    except OutputError:
+        raise
     except TaskEdgeError as error:
         click.echo(f"taskedge: {error}", err=True)
         return error.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.exceptions.Abort:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         return _interrupted()
-    except KeyboardInterrupt:
-        return _interrupted()
-    except BrokenPipeError:  # `taskedge info ... | head`: the reader has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+@contextlib.contextmanager
+def _explain_output_errors() -> Iterator[None]:
+    """Turn errors of writing into OutputClosed and OutputError, before click ends the program with exit code 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise OutputClosed from None
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        name = "output" if error.filename is None else error.filename
+        raise OutputError(f"{name} cannot be written ({error.strerror}): make room, or write elsewhere") from None
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is still in the stream's buffer to the null device, so that Python can flush it at exit."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), stream.fileno())
 
 
 def _interrupted() -> int:

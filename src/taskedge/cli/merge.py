@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.export import apply_force_option, result_json, write
-from taskedge.cli.shared_options import json_option, print_json, replace_option
+from taskedge.cli.export import result_json, write
+from taskedge.cli.shared_options import json_option, other_base_option, print_json, replace_option
 
 EPILOG = """\b
 Examples:
@@ -21,7 +21,7 @@ Examples:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
 @click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
 @replace_option
-@apply_force_option
+@other_base_option
 @json_option
 def command(delta: Path, out: Path, model: str | None, replace: bool, force: bool, as_json: bool) -> None:
     """Write a plain model folder with the delta's values in it. `from_pretrained` loads it, without taskedge."""

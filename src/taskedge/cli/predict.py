@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from taskedge.cli.inference_options import inference_options, prepare
-from taskedge.cli.shared_options import json_option, print_status, progress, refuse_input_as_output
+from taskedge.cli.shared_options import json_option, print_status, progress, refuse_input_as_output, replace_option
 
 EPILOG = """\b
 Examples:
@@ -25,7 +25,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @inference_options
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file instead of standard output.")
-@click.option("--replace", is_flag=True, help="Replace the file --out if it exists.")
+@replace_option
 @json_option
 def command(
     delta: Path, data: Path, text: tuple[str, ...], prompt: str | None, image: str | None, batch_size: int,
@@ -36,10 +36,11 @@ def command(
     A line has the label and its probability, the number, or the response.
     """
     from taskedge.errors import InputError
-    from taskedge.io.atomic import write_atomic
+    from taskedge.io.atomic import require_parent, write_atomic
 
     if out is not None:
         refuse_input_as_output(out, delta, data)
+        require_parent(out)
     if out is not None and out.exists() and not replace:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
     inference = prepare(delta, data, {"text": text, "prompt": prompt, "image": image}, kwargs, answers=False)

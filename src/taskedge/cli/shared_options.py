@@ -20,6 +20,7 @@ from taskedge.training.config import Config
 Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
+other_base_option = click.option("--force", is_flag=True, help="Apply the delta even to a base with other values.")
 replace_option = click.option("--replace", is_flag=True, help="Replace --out if it exists.")
 force_option = click.option("--replace", "--force", "force", is_flag=True, help="Replace files that exist.")
 """For verbs that apply no delta, so that there is no check of a base for ``--force`` to skip."""
@@ -127,8 +128,16 @@ def print_json(value: Any) -> None:
 
 
 def print_status(message: str) -> None:
-    """Print a line on standard error, so that programs that read standard output do not see it."""
-    click.echo(message, err=True)
+    """Print a line on standard error, so that programs that read standard output do not see it.
+
+    A log on a full disk loses lines. It does not end a run.
+    """
+    try:
+        click.echo(message, err=True)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        pass
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         WriteError: the folder does not exist, or the disk is full; an existing file is untouched.
     """
     target = link_target(path)
-    _require_parent(path, target)
+    require_parent(path)
     with _write_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
@@ -91,7 +91,7 @@ def atomic_folder(path: Path, *, private: bool = False, replace: bool = True, fl
             untouched.
     """
     target = path.resolve()
-    _require_parent(path, target)
+    require_parent(path)
     with _write_errors(path):
         tmp = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     old = tmp.with_name(f"{tmp.name}.old")
@@ -133,7 +133,7 @@ def move_atomic(source: Path, path: Path) -> None:
         WriteError: it cannot be moved; an existing file is untouched.
     """
     target = link_target(path)
-    _require_parent(path, target)
+    require_parent(path)
     with _write_errors(path):
         try:
             source.replace(target)
@@ -151,10 +151,15 @@ def link_target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def _require_parent(path: Path, target: Path) -> None:
-    """Raise WriteError if the folder of ``target``, the destination of ``path``, does not exist."""
-    if not target.parent.exists():
-        raise WriteError(path, f"there is no folder {target.parent}", ": make it, or name a folder that exists")
+def require_parent(path: Path) -> None:
+    """Check that the folder exists in which ``path``, or the target of a link there, is to be written.
+
+    Raises:
+        WriteError: it does not.
+    """
+    folder = link_target(path).parent
+    if not folder.exists():
+        raise WriteError(path, f"there is no folder {folder}", ": make it, or name a folder that exists")
 
 
 @contextmanager

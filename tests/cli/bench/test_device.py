@@ -55,7 +55,7 @@ def test_a_machine_without_a_counter_says_so(taskedge, bert, monkeypatch):
         (["--uplink", "0"], "'0' is not a bit rate above 0"),
         (["--shape", "gpt-9"], "'gpt-9' is not one of"),
         (["--length", 65], "65 tokens are more than the 64 positions"),
-        (["--model", "nothere"], "has no config that can be used"),
+        (["--model", "nothere"], "nothere: there is no such folder, and the hub does not give a model of that name"),
         (["--device", "abacus"], "cannot be run here"),
     ],
 )

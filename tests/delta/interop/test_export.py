@@ -43,7 +43,9 @@ class TestEveryExport:
         with pytest.raises(InputError, match=r"out exists: name another (file|folder) with --out, or replace it"):
             te.export(bert, delta, tmp_path / "out", to=to)
         assert snapshot(tmp_path) == before
-        with pytest.raises(InputError, match=r"or replace it with --replace \(--force skips the check of the base only"):
+        with pytest.raises(
+            InputError, match=r"or replace it with --replace \(--force skips the check of the base only"
+        ):
             te.export(bert, delta, tmp_path / "out", to=to, force=True)
         assert snapshot(tmp_path) == before
         te.export(bert, delta, tmp_path / "out", to=to, replace=True)

@@ -183,9 +183,9 @@ def test_the_default_is_the_sparse_form_with_less_padding(tmp_path):
         padded = {}
         for peft_type in ("supertuning", "shira"):
             out = tmp_path / peft_type
-            padded[peft_type] = te.export(tiny.bert(), delta, out, to="peft", peft_type=peft_type, replace=True).details[
-                "padded"
-            ]
+            padded[peft_type] = te.export(
+                tiny.bert(), delta, out, to="peft", peft_type=peft_type, replace=True
+            ).details["padded"]
         chosen = te.export(tiny.bert(), delta, tmp_path / "chosen", to="peft", replace=True).details
         assert chosen["padded"] == min(padded.values()) == padded[chosen["peft_type"]]
 

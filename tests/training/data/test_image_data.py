@@ -1,4 +1,4 @@
-"""Any image becomes red, green and blue; one that is missing or broken is named with its place."""
+"""Any image is decoded to red, green and blue; an error names the missing or broken file and its row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task follows from what the user names and what the file has, and what cannot be is said."""
+"""The task follows from the columns that the user names and those of the file; other cases are refused."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_folder_holds_images(tmp_path):
 
 
 def test_complete_columns_are_not_looked_for(tmp_path):
-    """A fault of the file is then told by who reads it."""
+    """The reader reports a fault of the file later."""
     for asked in ({"text": ["a"], "label": "b"}, {"image": "a", "label": "b"}, {"prompt": "a", "response": "b"}):
         infer_task(tmp_path / "none.csv", Columns.of(asked))
     with pytest.raises(InputError, match=r"no file .*none\.csv"):

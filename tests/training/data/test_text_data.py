@@ -1,4 +1,4 @@
-"""Texts become padded batches, predictions come back in their order, and quality is counted by hand."""
+"""Texts become padded batches, predictions keep their order, and quality equals a count by hand."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Pixels are made batch by batch, by the base's own processor."""
+"""The base's own processor makes pixels, batch by batch."""
 
 from __future__ import annotations
 

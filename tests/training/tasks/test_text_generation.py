@@ -1,4 +1,4 @@
-"""What is learnt of a prompt and its response, and that the same is done when the delta is used."""
+"""Learned tokens of a prompt and its response, and the same treatment when the delta is used."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_a_template_that_refuses(tmp_path):
 
 
 def test_measures(bases):
-    """Exact match counts responses to the letter; perplexity is over learnt tokens."""
+    """Exact match counts equal responses; perplexity is over learned tokens."""
     import math
 
     base = bases["plain"]

@@ -1,4 +1,4 @@
-"""Numbers are learnt standardized and come back in their unit; correlations are scipy's."""
+"""Numbers are learned standardized and predicted in their unit; correlations equal those of scipy."""
 
 from __future__ import annotations
 

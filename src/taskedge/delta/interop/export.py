@@ -27,7 +27,7 @@ from taskedge.backbone.loading import TASK_AUTO_CLASSES
 from taskedge.delta.apply import applied, applied_to
 from taskedge.delta.delta import Delta
 from taskedge.errors import InputError
-from taskedge.io.atomic import atomic_file, atomic_folder, link_target
+from taskedge.io.atomic import atomic_file, atomic_folder, require_parent
 from taskedge.registry import Registry
 
 
@@ -198,17 +198,14 @@ def check_output(out: Path, *, to: str, base: str = "", replace: bool = False, f
     """
     kind = EXPORTS[to].makes
     noun = "file" if kind.marker is None else "folder"
-    if not link_target(out).parent.is_dir():
-        raise InputError(f"{out}: there is no folder {link_target(out).parent}: make it, or name another with --out")
+    require_parent(out)
     if not out.exists():
         return
     if Path(base).is_dir() and base and any(path.samefile(base) for path in (out, *out.resolve().parents)):
         raise InputError(f"{out} is the base itself or a part of it, which is never replaced: name another {noun}")
     if not replace:
         difference = " (--force skips the check of the base only)" if force else ""
-        raise InputError(
-            f"{out} exists: name another {noun} with --out, or replace it with --replace{difference}"
-        )
+        raise InputError(f"{out} exists: name another {noun} with --out, or replace it with --replace{difference}")
     if not (out.is_file() if kind.marker is None else _is_of_kind(out, kind)):
         raise InputError(f"{out} exists and is not {kind.name}, so --replace keeps it: name another path with --out")
     foreign = _foreign_files(out, kind)
