@@ -92,9 +92,7 @@ def draw_picture(rows: list[dict[str, Any]]) -> None:
             if solver == "match" and hard:
                 continue  # a matching knows no radio
             name = label + (", faster devices have the worse radio" if hard else "")
-            axis.plot(
-                [row["devices"] for row in mine], seconds, "--o" if hard else "-o", color=color, label=name, ms=4
-            )
+            axis.plot([row["devices"] for row in mine], seconds, "--o" if hard else "-o", color=color, label=name, ms=4)
     sizes = np.array(SIZES, dtype=float)
     base = next(row for row in rows if not row["anticorrelated"])["exact"]["least_wall_seconds"]
     reference = sizes * np.log(sizes)

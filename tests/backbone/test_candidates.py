@@ -104,11 +104,11 @@ class Scaled(nn.Conv2d):
     ("make", "reason"),
     [
         (lambda: nn.Conv2d(4, 4, 1, groups=2), "2 groups"),
-        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect'"),
+        (lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "pads in mode 'reflect'"),
         (lambda: Scaled(4, 4, 1), "Scaled has a forward pass of its own"),
         (lambda: nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
         (lambda: nn.Embedding(4, 4, scale_grad_by_freq=True), "scale_grad_by_freq"),
-        (lambda: nn.Embedding(4, 4, sparse=True), "sparse=True"),
+        (lambda: nn.Embedding(4, 4, sparse=True), "its gradients are sparse"),
         (lambda: BartLearnedPositionalEmbedding(4, 4), "BartLearnedPositionalEmbedding has a forward pass of its own"),
     ],
 )

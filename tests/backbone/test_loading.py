@@ -39,7 +39,7 @@ def test_a_fresh_head_is_told_and_comes_from_the_generator(base, capfd):
 
 
 def test_its_own_head_is_used_where_it_fits(tmp_path, capfd):
-    own = tiny_task.bert(tmp_path / "own", classes=2)
+    own = tiny_task.bert(tmp_path / "own", classes=2, id2label={0: "neg", 1: "pos"})
     capfd.readouterr()
     stored = transformers.BertForSequenceClassification.from_pretrained(own)
     loaded = load_classifier(own, LABELS)

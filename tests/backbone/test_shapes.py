@@ -62,7 +62,7 @@ def test_random_ones_where_there_are_none(tmp_path):
 def test_unknown_names_and_unknown_architectures(tmp_path):
     with pytest.raises(InputError, match="nothere: no such folder: name a local model folder or a hub id such as"):
         shape_of(str(tmp_path / "nothere"))
-    with pytest.raises(InputError, match="the folder holds no model: it has no config.json"):
+    with pytest.raises(InputError, match=r"the folder holds no model: it has no config\.json"):
         shape_of(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="has no config that can be used: Unrecognized model"):

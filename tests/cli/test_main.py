@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -119,8 +120,10 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
 
 def run_in_bash(line: str) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which ``taskedge`` is the command line of this tree."""
-    line = f"taskedge() {{ {sys.executable} -m taskedge \"$@\"; }}; {line}"
-    return subprocess.run(["bash", "-c", line], env=tiny_task.environment(), capture_output=True, text=True, check=False)
+    line = f'taskedge() {{ {sys.executable} -m taskedge "$@"; }}; {line}'
+    return subprocess.run(
+        ["bash", "-c", line], env=tiny_task.environment(), capture_output=True, text=True, check=False
+    )
 
 
 def test_a_reader_that_has_enough(tuned):
@@ -166,7 +169,7 @@ def test_output_and_messages_on_a_full_disk():
 )
 def test_the_result_of_a_verb_on_a_full_disk(taskedge, planning, task, tuned, monkeypatch, line):
     monkeypatch.chdir(planning)
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         names = {"DELTA": tuned[0], "eval.csv": task / "eval.csv"}
         ended = taskedge(*(names.get(word, word) for word in line.split()))
@@ -179,7 +182,7 @@ def test_output_that_fails_at_the_last_flush(monkeypatch, capsys):
         print("buffered")
 
     monkeypatch.setattr(VerbGroup, "get_command", lambda self, ctx, name: command)
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["info"]) == 2
     assert capsys.readouterr().err == FULL
@@ -196,8 +199,6 @@ def test_an_error_of_reading_is_not_taken_for_one_of_output(monkeypatch):
 
 
 def test_verbs_are_modules():
-    from pathlib import Path
-
     there = {path.stem for path in Path(module.__file__).parent.iterdir()}
     assert {module_of(verb) for verb in VERBS} <= there
     assert module_of("import") == "import_"

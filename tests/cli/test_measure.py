@@ -53,7 +53,10 @@ def test_json(model, capsys) -> None:
         (["--depths", "one"], "not a list of depths"),
         (["--depths", "9"], "the model has 4 layers"),
         (["--length", "65"], "64 positions"),
-        (["--model", "no/such/folder/here"], "no config that can be used"),
+        (
+            ["--model", "no/such/folder/here"],
+            "no/such/folder/here: no such folder: name a local model folder or a hub id",
+        ),
     ],
 )
 def test_mistakes_end_with_two(model, capsys, monkeypatch, extra, part) -> None:

@@ -44,7 +44,10 @@ def test_json_is_the_plan(planning, capsys) -> None:
         (["--budget", "lots"], "write '0.1%'"),
         (["--length", "65"], "64 positions"),
         (["--replicate", "2"], "give at most 1"),
-        (["--model", "no/such/folder/here"], "no config that can be used"),
+        (
+            ["--model", "no/such/folder/here"],
+            "no/such/folder/here: no such folder: name a local model folder or a hub id",
+        ),
         (["--out", "no/such/folder/plan.json"], "no folder"),
         (["--plot", "plan.docx"], "ends in .svg"),
     ],

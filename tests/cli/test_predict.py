@@ -29,6 +29,19 @@ def test_csv(taskedge, tuned, here, data):
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
 
 
+def test_an_output_that_another_process_writes(taskedge, tuned, here, data):
+    from taskedge.io.lock import hold_lock
+
+    with hold_lock(here / "out.csv"):
+        for more in ([], ["--replace"]):
+            ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "out.csv", *more)
+            assert ended.code == 2
+            assert "out.csv is in use by process" in ended.err
+    assert taskedge("predict", tuned[0], "--data", "new.csv", "--out", "out.csv").code == 0
+    assert {"new.csv", "out.csv"} <= snapshot(here).keys()
+    assert not [name for name in snapshot(here) if name.endswith(".lock")]
+
+
 def test_json_lines_say_the_same(taskedge, tuned, here, data):
     lines = taskedge("predict", tuned[0], "--data", "new.csv", "--json").out.splitlines()
     as_csv = list(csv.DictReader(io.StringIO(taskedge("predict", tuned[0], "--data", "new.csv").out)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 
 import click
@@ -116,8 +118,25 @@ def test_status_goes_to_standard_error(capsys):
     assert (captured.out, captured.err) == ("", "one line\n")
 
 
-def test_progress_is_silent_unless_standard_error_is_a_terminal(capsys):
+def test_progress_in_a_log_file_is_whole_lines(capsys, monkeypatch):
     with progress(3, "measuring") as on_progress:
         on_progress(2)
         on_progress(1)
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "")  # too short for a line
+    monkeypatch.setattr("taskedge.reporting.progress.SECONDS_BETWEEN_LINES", 0.0)
+    with progress(3, "measuring") as on_progress:
+        on_progress(2)
+        on_progress(1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines(keepends=True)
+    assert [line.partition(",")[0] for line in lines] == ["measuring: 2 of 3 rows", "measuring: 3 of 3 rows"]
+    assert all(line.endswith("\n") and "\r" not in line for line in lines)
+
+
+def test_a_log_on_a_full_disk_ends_nothing(monkeypatch):
+    with Path("/dev/full").open("w", buffering=1) as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        print_status("lost")
+        with contextlib.suppress(OSError):  # what is buffered
+            full.close()

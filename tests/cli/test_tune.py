@@ -35,12 +35,12 @@ FAULTS = {
     "over all": (["--budget", "150%"], "and at most 100%"),
     "over capacity": (["--budget", "90%"], "is more than the 4,096 that 12 linears can carry: lower the budget"),
     "under one entry": (["--budget", "0.001%"], "a budget of 0 entries trains nothing"),
-    "over the inputs": (["--per-neuron", "99"], "per_neuron=99 is more than the 32 inputs"),
+    "over the inputs": (["--per-neuron", "99"], "99 entries per neuron are more than the 32 inputs"),
     "an unknown rule": (["--rule", "gradeint"], "--rule: unknown rule 'gradeint'; did you mean 'gradient'?"),
     "an unknown allocation": (["--allocation", "globals"], "unknown allocation 'globals'; did you mean 'global'?"),
     "a pattern and a budget": (
         ["--allocation", "2:4", "--budget", "1%"],
-        "is itself the budget: leave out budget='1%'",
+        "is itself the budget: leave out the budget ('1%')",
     ),
     "no pattern": (["--allocation", "4:4"], "--allocation: the pattern '4:4' keeps 4 of every 4 inputs"),
     "an unknown key": (["--config", "key.toml"], "key.toml: epoch: unknown setting; did you mean 'epochs'?"),
@@ -50,6 +50,9 @@ FAULTS = {
     "an output nowhere": (["--out", "no/where"], "no/where: there is no folder no: make it, or name another"),
     "a budget for LoRA": (["--form", "lora"], "--budget: has no effect with form 'lora', only with sparse and spars"),
     "a rank for entries": (["--rank", "4"], "--rank: has no effect with form 'sparse', only with sparse_lora and lora"),
+    "a length without a text": (["--max-length", "2"], "--max-length 2 leaves no token of a text"),
+    "labels in doubt": (["--train", "doubt.csv", "--strict"], "doubt.csv: 1 class has one row only: 'odd'"),
+    "nothing to resume": (["--resume"], "there is no interrupted run task.safetensors.run, so there is nothing to"),
     "several at once": (["--rule", "x", "--lr", "0", "--budget", "0"], "3 settings cannot be used:\n  --budget"),
 }
 
@@ -62,6 +65,7 @@ def mistakes(here, task):
     (here / "nothing.csv").write_text("")
     tiny_task.table(here / "one.csv", [("good", "pos"), ("fine", "pos")])
     tiny_task.table(here / "three.csv", [("good", "pos"), ("bad", "neg"), ("long", "meh")])
+    tiny_task.table(here / "doubt.csv", [*tiny_task.rows(8), ("good", "odd")])
     (here / "latin.csv").write_bytes("text,label\ngood,pos\ncafé,neg\n".encode("latin-1"))
     (here / "key.toml").write_text("epoch = 3\n")
     (here / "empty").mkdir()
@@ -126,6 +130,8 @@ def test_what_a_run_says(tuned, taskedge, task, here):
     said = [line for line in ended.err.replace("\r", "\n").splitlines() if line and not line.startswith("training: ")]
     assert said[:-1] == [
         "task: text-classification, from text 'text' and label 'label'",
+        "96 rows, 2 classes: 'neg' 48, 'pos' 48",
+        "40 held-out rows, 0 of which are in the training data too",
         f"loading {task / 'base'}",
         "texts are cut at 64 tokens: the model has no more positions",
         "selecting weights by rule 'taskedge' on 8 batches",
@@ -298,6 +304,21 @@ def test_an_int8_base_through_all_verbs(taskedge, task, here):
     assert taskedge("merge", "task.safetensors", "--out", "merged").code == 0
     about = json.loads(taskedge("info", "task.safetensors", "--json").out)
     assert about["base_dtype"] == about["provenance"]["training"]["weight_storage"] == "int8"
+
+
+def test_labels_with_blanks_and_in_another_unicode_form(taskedge, task, here):
+    """They are the classes that they look like, in training, evaluation and for the measures of both."""
+    names = {"neg": "the\u0301", "pos": "caf\u00e9 "}
+    tiny_task.table(here / "train.csv", [(text, names[label].strip()) for text, label in tiny_task.rows(32)])
+    names = {"neg": "th\u00e9 ", "pos": "cafe\u0301"}
+    tiny_task.table(here / "eval.csv", [(text, names[label]) for text, label in tiny_task.rows(12, seed=1)])
+    ended = taskedge(*tuning(task, "--train", "train.csv", "--eval", "eval.csv"))
+    assert ended.code == 0, ended.err
+    assert "32 rows, 2 classes: " in ended.err
+    assert "12 held-out rows, 0 of which are in the training data too" in ended.err
+    assert "warning" not in ended.err
+    assert te.load(here / "task.safetensors").provenance.labels == ("caf\u00e9", "the\u0301")
+    assert taskedge("eval", "task.safetensors", "--data", "eval.csv").code == 0
 
 
 def test_a_killed_run_over_int8_goes_on_to_the_same_bits(task, here):

@@ -5,7 +5,9 @@ import asyncio
 import pytest
 import tiny_fleet
 import tiny_task
+import torch
 
+from taskedge.backbone.fingerprint import base_digest
 from taskedge.cooperation.coordinator.coordinator import Coordinator
 from taskedge.cooperation.device.device import Device
 from taskedge.cooperation.fleet.split_data import write_parts
@@ -104,3 +106,27 @@ def test_classes_are_those_of_the_run_not_of_the_data(kinds):
     assert {row["labels"] for row in device.rows} == {2}
     head = joint_task(TaskSpec(str(kinds / "bert"), None, Columns(text=("review",)), classes=named), quiet)
     assert (head.labels, head.table) == (named, None)
+
+
+def test_all_sides_have_the_same_base_whatever_its_own_head(tmp_path):
+    """The base's digest leaves the head out, and an own head comes in the order of the run's classes on every side."""
+    data = tiny_task.table(tmp_path / "train.csv", tiny_task.rows(8))
+    for name, classes, head in (("named", ("POS", "NEG"), "base"), ("bare", ("LABEL_0", "LABEL_1"), "new")):
+        base = tiny_task.bert(tmp_path / name, classes=2, id2label=dict(enumerate(classes)))
+        coordinator = joint_task(TaskSpec(str(base), classes=("neg", "pos"), task="text-classification"), quiet)
+        device = joint_task(TaskSpec(str(base), data, seed=9), quiet)
+        assert (coordinator.base.head, device.base.head) == (head, head)
+        assert coordinator.full_parameters == device.full_parameters == ["classifier.weight", "classifier.bias"]
+        digests = {base_digest(side.base.model, side.full_parameters) for side in (coordinator, device)}
+        assert len(digests) == 1
+        weights = [side.base.model.classifier.weight for side in (coordinator, device)]
+        assert torch.equal(*weights) == (head == "base")
+
+
+def test_a_device_says_how_many_texts_are_cut(kinds):
+    said = []
+    joint = joint_task(TaskSpec(str(kinds / "bert"), kinds / "train.csv", max_length=6), said.append)
+    assert len(joint.rows) == len(joint.rows) == 32
+    assert len([line for line in said if "of 32 rows have more than 6 tokens and are cut (longest: " in line]) == 1
+    with pytest.raises(InputError, match="--max-length 2 leaves no token of a text"):
+        joint_task(TaskSpec(str(kinds / "bert"), kinds / "train.csv", max_length=2), str)

@@ -130,7 +130,7 @@ def test_an_interrupt_while_writing_leaves_nothing_behind(tmp_path, monkeypatch)
 def test_a_folder_that_is_not_there_and_unknown_values(tmp_path):
     with pytest.raises(InputError, match="name a folder that exists"):
         te.save(Delta({"a": even(2, 2)}), tmp_path / "none" / "x")
-    with pytest.raises(InputError, match="values='fp8' is unknown"):
+    with pytest.raises(InputError, match="values 'fp8' are unknown"):
         te.save(Delta({"a": even(2, 2)}), tmp_path / "x", values="fp8")
 
 

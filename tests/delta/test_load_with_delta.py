@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import tiny_task
 import torch
+import transformers
 
 from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer
+from taskedge.cli.main import main
 from taskedge.delta.apply import applied_to
 from taskedge.delta.file import load, save
 from taskedge.delta.load_with_delta import load_with_delta
 from taskedge.errors import BaseMismatch, DeltaError, InputError
 from taskedge.training.config import load_config
+from taskedge.training.inference import prepare_inference
+from taskedge.training.tasks import Columns
 from taskedge.training.tune import tune
 from taskedge.training.tune_config import TuneConfig
 
@@ -145,3 +149,55 @@ def test_a_delta_is_used_as_it_was_trained(made, tmp_path):
         assert {isinstance(base.model.get_submodule(name), FrozenWeightLayer) for name in delta.linears} == {expected}
     with pytest.raises(BaseMismatch, match="wrong base"):
         load_with_delta(tmp_path / "task.safetensors", str(made / "other"))
+
+
+@pytest.mark.parametrize(
+    ("names", "head"),
+    [(("POSITIVE", "NEGATIVE", "x"), "new"), (("POS", "NEG"), "base"), (("LABEL_0", "LABEL_1"), "new")],
+)
+def test_a_base_with_a_head_of_its_own(made, tmp_path, names, head):
+    """The delta brings the head, whatever the training began with, and says what that was."""
+    base = tiny_task.bert(tmp_path / "own", classes=len(names), id2label=dict(enumerate(names)))
+    flags = {"model": str(base), "train": made / "train.csv", "text": ["text"], "label": "label", "budget": "2%"}
+    flags |= {"eval": made / "eval.csv", "epochs": 1, "batch_size": 8, "out": tmp_path / "task.safetensors"}
+    lines = []
+    measured = tune(load_config(TuneConfig, flags), progress=False, log=lines.append).quality
+    assert sum(line.startswith("head: ") for line in lines) == 1
+    _, delta = load_with_delta(tmp_path / "task.safetensors", log=lines.append)
+    assert delta.provenance.training["head"] == head
+    assert sum(line.startswith("head: ") for line in lines) == 1
+    inference = prepare_inference(tmp_path / "task.safetensors", made / "eval.csv", Columns(), answers=True, log=str)
+    assert inference.evaluate(8, str) == measured
+    assert set(delta.full_parameters) == {"classifier.weight", "classifier.bias"}
+
+
+def test_the_training_begins_with_the_own_head(made, tmp_path):
+    """A base that was trained on the classes answers as before, whatever the order of its outputs."""
+    settings = {"model": str(made / "base"), "train": made / "train.csv", "text": ["text"], "label": "label"}
+    settings |= {"eval": made / "eval.csv", "batch_size": 8, "budget": "2%", "out": tmp_path / "first"}
+    good = tune(load_config(TuneConfig, settings | {"epochs": 2, "lr": 1e-2}), progress=False, log=str).quality
+    model = load_with_delta(tmp_path / "first")[0].model
+    model.config.id2label = {0: "POS", 1: "NEG"}
+    with torch.no_grad():
+        model.classifier.weight.copy_(model.classifier.weight.flip(0))
+        model.classifier.bias.copy_(model.classifier.bias.flip(0))
+    tiny_task._save(model, tmp_path / "own")
+    settings |= {"model": str(tmp_path / "own"), "out": tmp_path / "second", "epochs": 0.1, "lr": 1e-9}
+    again = tune(load_config(TuneConfig, settings), progress=False, log=str).quality
+    assert again == pytest.approx(good, rel=1e-4)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_is_refused_by_every_verb(made, tmp_path, capfd):
+    base = shutil.copytree(made / "base", tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(base)
+    use = ["--model", str(base), "--data", str(made / "eval.csv")]
+    tuning = tiny_task.tuning(made, "--out", tmp_path / "o", "--model", base)
+    for command in (
+        tuning,
+        ["eval", str(made / "task.safetensors"), *use],
+        ["predict", str(made / "task.safetensors"), *use],
+    ):
+        assert main(list(command)) == 2
+        assert "22 tokens only: 'zebra' cannot be read: use the tokenizer" in " ".join(capfd.readouterr().err.split())

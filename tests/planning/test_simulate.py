@@ -6,6 +6,7 @@ from shapes import device, fleet, table
 
 from taskedge.errors import InputError
 from taskedge.planning.fleet_costs import fleet_costs
+from taskedge.planning.plan import try_solver
 from taskedge.planning.simulate import Simulation, draw_rounds, simulate, summarize
 
 ROWS = [
@@ -32,6 +33,23 @@ def test_solvers_see_the_same_rounds() -> None:
     assert both.latency_seconds["exact"] == run(1, solvers=("exact",)).latency_seconds["exact"]
     for joint, exact in zip(both.latency_seconds["joint"], both.latency_seconds["exact"], strict=True):
         assert exact <= joint * (1 + 1e-9)
+
+
+def test_solvers_that_stand_for_the_same_one_plan_once(monkeypatch) -> None:
+    """With fewer devices than blocks, joint, match and exact are all ``several``."""
+    names = []
+
+    def solve(name, *args, **kwargs):
+        names.append(name)
+        return try_solver(name, *args, **kwargs)
+
+    monkeypatch.setattr("taskedge.planning.simulate.try_solver", solve)
+    loaded = fleet(*ROWS[:2])
+    costs = fleet_costs(loaded, table())
+    rng = np.random.default_rng(0)
+    result = simulate(loaded, costs, "toy", ["joint", "match", "exact", "equal"], 2, rng)
+    assert names == ["several", "equal"] * 2
+    assert result.latency_seconds["joint"] == result.latency_seconds["match"] == result.latency_seconds["exact"]
 
 
 def test_without_fading_every_round_is_the_plan() -> None:

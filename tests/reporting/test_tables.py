@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 from example_results import PLAN, ROUNDS
 
-from taskedge.reporting.tables import columns, compared_text, duration, plan_text, ranges, simulation_text
+from taskedge.reporting.tables import (
+    columns,
+    compared_text,
+    count_text,
+    duration,
+    percent_text,
+    plan_text,
+    ranges,
+    simulation_text,
+)
 
 
 def test_a_plan_in_words() -> None:
@@ -47,3 +56,18 @@ def test_solvers_without_a_plan_come_last() -> None:
     lines = compared_text({"none": None, "slow": 4.0, "fast": 1.0}, 2.0).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["fast", "slow", "none"]
     assert lines[1].endswith("100.0 % more")
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 entries"), (1, "1 entry"), (2000, "2,000 entries")])
+def test_counts(count, text):
+    assert count_text(count, "entry", "entries") == text
+    assert count_text(1, "row") == "1 row"
+    assert count_text(2, "row") == "2 rows"
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0.000%"), (0.00123, "0.123%"), (1 / 22e6, "0.0000045%"), (4e-6, "0.00040%"), (1, "100.000%")],
+)
+def test_a_share_that_is_not_0_is_not_shown_as_0(share, text):
+    assert percent_text(share) == text

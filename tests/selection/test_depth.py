@@ -72,7 +72,7 @@ def test_no_gradient_is_computed_below_and_above_they_are_those_of_the_full_run(
 def test_a_depth_that_cannot_be():
     model = tiny.bert()
     for depth in (0, 3):
-        with pytest.raises(InputError, match=f"depth={depth}: .* has 2 blocks: give 1 to 2"):
+        with pytest.raises(InputError, match=f"depth {depth}: .* has 2 blocks: give 1 to 2"):
             te.select(model, rule="random", per_neuron=1, depth=depth)
     with pytest.raises(InputError, match="Mlp has no repeated blocks to count depth in"):
         te.select(tiny.mlp(), rule="random", per_neuron=1, depth=1)

@@ -169,9 +169,10 @@ def test_all_three_kinds_are_chosen_somewhere(bert):
     assert support.num_entries
     assert support.low_rank
     assert support.full_parameters
+    assert len(support.low_rank) == 1
     assert str(support).startswith(
-        f"{support.num_entries:,} entries + {support.num_low_rank_parameters:,} in {len(support.low_rank)} low-rank "
-        f"modules + {support.num_full_parameters:,} in {len(support.full_parameters)} biases and norms "
+        f"{support.num_entries:,} entries + {support.num_low_rank_parameters:,} in 1 low-rank "
+        f"module + {support.num_full_parameters:,} in {len(support.full_parameters)} biases and norms "
         f"({support.share:.4%} of 5,859 parameters)"
     )
 
@@ -179,13 +180,13 @@ def test_all_three_kinds_are_chosen_somewhere(bert):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"per_neuron": 1}, r"'spt' spreads its budget itself: leave out per_neuron=1$"),
+        ({"per_neuron": 1}, r"'spt' spreads its budget itself: leave out the number of entries per neuron \(1\)$"),
         (
             {"budget": 0.1, "max_columns": 3, "allocation": "global"},
-            r"leave out max_columns=3 and allocation='global'$",
+            r"leave out the maximum number of columns \(3\) and the allocation \('global'\)$",
         ),
-        ({}, "give either budget"),
-        ({"budget": 0.1, "rank": 0}, "rank=0 is not a rank of a low-rank module"),
+        ({}, "give either a budget"),
+        ({"budget": 0.1, "rank": 0}, "0 is not a rank of a low-rank module"),
         ({"budget": 0.1, "batches": None}, "'spt' looks at data"),
         ({"budget": 1e-9}, "a budget of 0 parameters is below the cost"),
     ],

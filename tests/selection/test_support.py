@@ -66,6 +66,8 @@ def test_a_support_counts_and_prints():
         "by rule 'taskedge' and allocation 'per_neuron'"
     )
     assert "0 entries" in str(Support({}, 10))
+    alone = Support({"a": linear([0], [1])}, 1000, "taskedge", "per_neuron")
+    assert str(alone).startswith("1 entry (0.1000% of 1,000 parameters) in 1 linear, 1 distinct column each, by")
 
 
 def test_all_that_trains_counts_towards_the_share():
@@ -79,7 +81,7 @@ def test_all_that_trains_counts_towards_the_share():
     )
     assert (support.num_entries, support.parameters, support.share) == (2, 24, 0.024)
     assert str(support).startswith(
-        "2 entries + 14 in 1 low-rank modules + 8 in 2 biases and norms (2.4000% of 1,000 parameters) in 1 linears"
+        "2 entries + 14 in 1 low-rank module + 8 in 2 biases and norms (2.4000% of 1,000 parameters) in 1 linear, 1 "
     )
 
 

@@ -31,6 +31,15 @@ def test_evaluation_repeats_what_was_measured(trained):
     assert sum(done) == len(inference.rows) == 12
 
 
+def test_cut_texts_are_counted(trained, tmp_path):
+    said = []
+    data = tiny_task.table(tmp_path / "new.csv", [("film " * 200, "pos"), ("bad film", "neg")], ("review", "stars"))
+    for answers in (True, False):
+        prepare_inference(trained.out, data, answers=answers, log=said.append)
+    lines = [line for line in said if "are cut" in line]
+    assert lines == ["1 of 2 rows have more than 64 tokens and are cut (longest: 202 tokens)"] * 2
+
+
 def test_predictions_are_numbered(trained, tmp_path):
     data = tiny_task.table(tmp_path / "new.csv", [("good film",), ("bad film",)], ("title",))
     inference = prepare_inference(trained.out, data, Columns(text=("title",)), answers=False, log=str)

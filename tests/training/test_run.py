@@ -71,12 +71,55 @@ def test_a_run_with_other_settings_shares_all_but_what_changes(task):
     assert len(made.rows) == 96
 
 
+def test_a_run_says_what_its_data_are(task, tmp_path):
+    said = []
+    rows = [*tiny_task.rows(20), ("good film", "Pos"), ("a film", "pos ")]
+    data = {"train": tiny_task.table(tmp_path / "t.csv", rows), "eval": tiny_task.table(tmp_path / "e.csv", rows[:3])}
+    prepare_run(TuneConfig(model=str(task / "base"), **data), said.append)
+    assert said[1:] == [
+        "22 rows, 3 classes: 'pos' 11, 'neg' 10, 'Pos' 1",
+        f"{tmp_path / 't.csv'}: blanks around the label are removed in 1 of 22 rows",
+        "3 held-out rows, 3 of which are in the training data too",
+        f"warning: {tmp_path / 't.csv'}: 'Pos' and 'pos' are classes of their own, but differ in case, blanks or "
+        "Unicode form only",
+        f"warning: {tmp_path / 't.csv'}: 1 class has one row only: 'Pos'",
+    ]
+    with pytest.raises(InputError, match=r"'Pos' and 'pos' are classes .*; .*one row only.*or leave out --strict"):
+        prepare_run(TuneConfig(model=str(task / "base"), **data, strict=True), str)
+    prepare_run(TuneConfig(model=str(task / "base"), train=task / "train.csv", strict=True), str)
+
+
+@pytest.mark.parametrize("make", [tiny_task.rows, tiny_task.ratings])
+def test_cut_texts_are_counted(task, tmp_path, make):
+    """In each table once, and with the length of the longest: 60 of 60 rows may lose the word that decides."""
+    said = []
+    train = tiny_task.table(tmp_path / "t.csv", [(f"{'film ' * 29}{text}", label) for text, label in make(8)])
+    held_out = tiny_task.table(tmp_path / "e.csv", make(4))
+    made = prepare_run(TuneConfig(model=str(task / "base"), train=train, eval=held_out, max_length=20), said.append)
+    made.load()
+    made.eval_rows()
+    made.with_config({"micro_batch": 2}).load()
+    longest = max(len(text.split()) for text, _ in make(8)) + 29 + 2
+    assert [line for line in said if "are cut" in line] == [
+        f"8 of 8 rows have more than 20 tokens and are cut (longest: {longest} tokens)"
+    ]
+    assert all(len(row["input_ids"]) == 20 for row in made.rows)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_length_that_leaves_no_text(task, length):
+    """The tokenizer puts a token before and a token after each text."""
+    made = prepare_run(TuneConfig(model=str(task / "base"), train=task / "train.csv", max_length=length), str)
+    with pytest.raises(InputError, match=f"--max-length {length} leaves no token of a text: .* give at least 3"):
+        made.load()
+
+
 def test_the_batch_size_is_that_of_the_task_unless_given(task, tmp_path):
     tiny_task.table(tmp_path / "talk.csv", tiny_task.dialogs(8), ("prompt", "response"))
     fixed = {"model": str(task / "base"), "train": tmp_path / "talk.csv"}
     assert prepare_run(TuneConfig(**fixed), str).config.batch_size == 8
     assert prepare_run(TuneConfig(**fixed, batch_size=16), str).config.batch_size == 16
-    with pytest.raises(InputError, match="micro_batch=16 does not divide batch_size=8"):
+    with pytest.raises(InputError, match="micro_batch 16 does not divide batch_size 8"):
         prepare_run(TuneConfig(**fixed, micro_batch=16), str)
 
 

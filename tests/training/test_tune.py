@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny_task
@@ -64,12 +67,14 @@ def test_killed_and_resumed(task, whole, tmp_path, moment):
 def test_killed_again_and_again(task, whole, tmp_path):
     """The moments are random, and each run continues from the state that the last one left."""
     out, draw = tmp_path / "task.safetensors", random.Random(0)
-    arguments = tuning(task, "--out", out, *OFTEN, "--resume")
+    first = tuning(task, "--out", out, *OFTEN)
+    arguments = [*first, "--resume"]
 
     def soon():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process as SIGKILL does: none of its code runs
         signal.setitimer(signal.ITIMER_REAL, draw.uniform(0.05, 0.6))
 
+    assert forked(first, killed_at(run, "load_base")).code == -signal.SIGKILL
     for _ in range(6):
         draw.random()
         if forked(arguments, soon).code == 0:
@@ -156,9 +161,79 @@ def test_resume_sees_changed_data(task, tmp_path):
     assert "data_digest" in ended.err
 
 
-def test_resume_with_nothing_to_resume_runs(task, whole, tmp_path):
-    assert main(tuning(task, "--out", tmp_path / "o", "--resume")) == 0
-    assert (tmp_path / "o").read_bytes() == whole[0]
+def test_resume_with_nothing_to_resume(task, tmp_path):
+    """A typo in --out does not start anew: the message names the runs that can be resumed."""
+    forked(tuning(task, "--out", tmp_path / "right", *OFTEN), killed_at(checkpoint, "write", after=True))
+    (tmp_path / "other.run").mkdir()
+    before = snapshot(tmp_path)
+    ended = forked(tuning(task, "--out", tmp_path / "wrong", "--resume"))
+    assert ended.code == 2
+    assert f"no interrupted run {tmp_path / 'wrong.run'}" in ended.err
+    assert f"interrupted runs in {tmp_path}: right.run)" in ended.err
+    assert snapshot(tmp_path) == before
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"interrupted runs in \S+: none"):
+        tune.tune(tune_config(task, tmp_path / "empty" / "o"), resume=True, progress=False, log=str)
+
+
+def test_a_run_killed_before_it_kept_anything_is_resumed_anew(task, whole, tmp_path):
+    out = tmp_path / "task.safetensors"
+    forked(tuning(task, "--out", out), killed_at(run, "load_base"))
+    ended = forked(tuning(task, "--out", out, *OFTEN, "--resume"))
+    assert "the run was killed before it kept anything: it starts anew" in ended.err
+    assert out.read_bytes() == whole[0]
+
+
+@pytest.fixture
+def live_run(task, tmp_path):
+    """A run in a process of its own that waits after its first checkpoint; it ends when the test ends."""
+    out = tmp_path / "task.safetensors"
+    wait = killed_at(checkpoint, "write", after=True, by=lambda: time.sleep(600))
+    pid = os.fork()
+    if pid == 0:
+        with open(os.devnull, "w") as null:  # noqa: PTH123
+            os.dup2(null.fileno(), 1), os.dup2(null.fileno(), 2)
+            wait()
+            main(tuning(task, "--out", out, *OFTEN))
+            os._exit(1)
+    while not checkpoint.latest(tmp_path / "task.safetensors.run"):
+        time.sleep(0.01)
+    yield pid, out
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_a_live_run_is_not_touched(task, whole, tmp_path, live_run):
+    """A second run is refused, whatever it asks for. A kill of the first ends its lock, and the run is resumed."""
+    pid, out = live_run
+    before = snapshot(tmp_path)
+    for more in ([], ["--resume"], ["--force"], ["--epochs", "2", "--seed", "5", "--force"]):
+        ended = forked([*tuning(task, "--out", out, *OFTEN), *more])
+        assert ended.code == 2
+        assert f"task.safetensors.run is in use by process {pid} (started 2" in ended.err
+    assert snapshot(tmp_path) == before
+    (tmp_path / "link").symlink_to(out)
+    through_link = forked(tuning(task, "--out", tmp_path / "link", "--force"))
+    assert through_link.code == 2
+    assert f"is in use by process {pid}" in through_link.err
+    (tmp_path / "link").unlink()
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert forked([*tuning(task, "--out", out, *OFTEN), "--resume"]).code == 0
+    assert out.read_bytes() == whole[0]
+    assert snapshot(tmp_path).keys() == {"task.safetensors"}
+
+
+def test_two_simultaneous_starts(task, whole, tmp_path):
+    out = tmp_path / "task.safetensors"
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(forked, [tuning(task, "--out", out, *OFTEN)] * 2))
+    assert sorted(each.code for each in ended) == [0, 2]
+    refused = max(ended, key=lambda each: each.code)
+    assert "is in use by process" in refused.err or "exists: name another file" in refused.err
+    assert out.read_bytes() == whole[0]
+    assert snapshot(tmp_path).keys() == {"task.safetensors"}
 
 
 def test_a_loss_that_is_no_number(task, tmp_path):

@@ -190,14 +190,23 @@ def test_a_default_that_has_no_say_is_not_told(given, told):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"allocation": "2:4", "budget": "1%"}, "the allocation '2:4' is itself the budget: leave out budget='1%'"),
-        ({"allocation": "1:8", "max_columns": 3}, "the allocation '1:8' is itself the budget: leave out max_columns=3"),
+        (
+            {"allocation": "2:4", "budget": "1%"},
+            "the allocation '2:4' is itself the budget: leave out the budget ('1%')",
+        ),
+        (
+            {"allocation": "1:8", "max_columns": 3},
+            "the allocation '1:8' is itself the budget: leave out the maximum number of columns (3)",
+        ),
         ({"allocation": "4:2"}, "--allocation: the pattern '4:2' keeps 4 of every 2 inputs: N must be at least 1"),
         ({"allocation": "2:x"}, "--allocation: '2:x' is not an N:M pattern: write two whole numbers, such as '2:4'"),
-        ({"rule": "spt", "per_neuron": 1}, "the rule 'spt' spreads its budget itself: leave out per_neuron=1"),
+        (
+            {"rule": "spt", "per_neuron": 1},
+            "the rule 'spt' spreads its budget itself: leave out the number of entries per neuron (1)",
+        ),
         (
             {"rule": "spt", "allocation": "per_neuron"},
-            "the rule 'spt' spreads its budget itself: leave out allocation=",
+            "the rule 'spt' spreads its budget itself: leave out the allocation ('per_neuron')",
         ),
     ],
 )
@@ -214,7 +223,7 @@ def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"micro_batch": 5}, "--micro-batch=5 does not divide batch-size=16: give one of 1, 2, 4, 8, 16"),
+        ({"micro_batch": 5}, "--micro-batch 5 does not divide batch-size 16: give one of 1, 2, 4, 8, 16"),
         ({"rotate": 5, "regrow": 5}, "--regrow moves entries of all blocks, --rotate trains one block at a time"),
         (
             {"optimizer": "mezo"},

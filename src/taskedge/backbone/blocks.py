@@ -45,7 +45,7 @@ def blocks_within(model: nn.Module, depth: int) -> list[Block]:
     if not every:
         raise InputError(f"{type(model).__name__} has no repeated blocks to count depth in: leave it out")
     if not 1 <= depth <= len(every):
-        raise InputError(f"depth={depth}: {type(model).__name__} has {len(every)} blocks: give 1 to {len(every)}")
+        raise InputError(f"depth {depth}: {type(model).__name__} has {len(every)} blocks: give 1 to {len(every)}")
     return every[len(every) - depth :]
 
 

@@ -139,7 +139,7 @@ class ConvAdapter(LayerAdapter):
         if module.groups != 1:
             return f"its {module.groups} groups each have a matrix of their own"
         if module.padding_mode != "zeros":
-            return f"it pads with padding_mode={module.padding_mode!r}, not with zeros"
+            return f"it pads in mode {module.padding_mode!r}, not with zeros"
         return overridden_forward(module, nn.Conv2d)
 
     def matrix(self, stored: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class EmbeddingAdapter(LayerAdapter):
         if module.scale_grad_by_freq:
             return "scale_grad_by_freq gives it other gradients than those of the loss"
         if module.sparse:
-            return "its gradients are sparse tensors (sparse=True)"
+            return "its gradients are sparse tensors"
         return overridden_forward(module, nn.Embedding)
 
     def matrix(self, stored: Tensor) -> Tensor:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from taskedge.backbone.own_head import start_head
+from taskedge.backbone.task_config import class_names, set_task_config
+from taskedge.backbone.vocabulary import check_vocabulary
 from taskedge.errors import InputError, UnknownName
 
 TASK_AUTO_CLASSES = {
@@ -36,10 +39,12 @@ class Base:
     Attributes:
         model: the base and its head, on the CPU.
         tokenizer: None for a model of images.
-        new_parameters: names of parameters that are not in the base's files, so that they start at random: usually the
-            head.
+        new_parameters: names of parameters that are not in the base's files, or are replaced, so that they start at
+            random: usually the head.
         max_positions: tokens that the base has positions for; None without such a limit.
         image_processor: of a model of images, else None.
+        head: if the base's files hold a head, ``"base"`` if it is kept and ``"new"`` if it is replaced; else empty.
+        tokens_without_embedding: ids and names of the tokenizer's tokens that the base has no embedding for.
     """
 
     model: nn.Module
@@ -47,11 +52,13 @@ class Base:
     new_parameters: tuple[str, ...]
     max_positions: int | None
     image_processor: Any = None
+    head: str = ""
+    tokens_without_embedding: Mapping[int, str] = field(default_factory=dict)
 
 
-def load_classifier(name: str | Path, labels: Sequence[str]) -> Base:
+def load_classifier(name: str | Path, labels: Sequence[str], *, keep_head: bool = False) -> Base:
     """Load a base for text classification, in the dtype of its files (:func:`load_base`)."""
-    return load_base("text-classification", name, labels)
+    return load_base("text-classification", name, labels, keep_head=keep_head)
 
 
 def load_base(
@@ -60,23 +67,31 @@ def load_base(
     labels: Sequence[str] = (),
     *,
     dtype: str = "auto",
+    keep_head: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> Base:
     """Load the base ``name`` for a kind of task, on the CPU.
 
-    A classifier gets a head of ``len(labels)`` classes and a regression model a head of one output: the base's own if
-    it has that many, else a new one (from the generator of torch). A causal language model keeps its pretrained head.
+    A classifier gets a head of ``len(labels)`` classes: the base's own if its classes have the same names, with its
+    outputs in the order of ``labels`` (:func:`taskedge.backbone.own_head.class_order`), else a new one (from the
+    generator of torch). A regression model gets a head of one output: the base's own if it has one output, else a new
+    one. A causal language model keeps its pretrained head. What the base's config says about the loss and the form of
+    outputs has no effect (:mod:`taskedge.backbone.task_config`).
 
     Args:
         task: one of ``TASK_AUTO_CLASSES``.
         name: a folder or a hub id.
         labels: the classes of a classifier.
         dtype: one of ``DTYPES``.
-        log: receives a line about a missing file and its replacement.
+        keep_head: keep the base's own head whatever its classes are called, if it has as many outputs: its first output
+            is the first label. For a delta that brings its head, or was made on the stored head.
+        log: receives a line about a missing file and its replacement, about the base's own head, and about tokens
+            without an embedding.
 
     Raises:
-        InputError: no such folder or hub id, no network, a folder without a model or a tokenizer that fit, a model that
-            is not for this kind of task, or weights that are not safetensors (pickled ones are never read).
+        InputError: no such folder or hub id, no network, a folder without a model or a tokenizer that fit, a tokenizer
+            with more tokens than the model has embeddings for, a model that is not for this kind of task, or weights
+            that are not safetensors (pickled ones are never read).
     """
     import transformers
 
@@ -90,22 +105,41 @@ def load_base(
             raise InputError(f"{name}: {_type_of(config)} and cannot be used for {task}: {_remedy(config)}")
         image_processor = _load_image_processor(name, config, log) if reads_images else None
         tokenizer = None if reads_images else transformers.AutoTokenizer.from_pretrained(str(name))
+        own_classes = class_names(config)
+        set_task_config(config, task, labels)
         model, loading = auto_class.from_pretrained(
             str(name),
-            **(_head_options(task, labels) if has_task_head else {}),
+            config=config,
+            ignore_mismatched_sizes=has_task_head,  # a head of another size than the base's own is made anew
             dtype=DTYPES[dtype],
             output_loading_info=True,
             use_safetensors=True,  # the other kind of weight file is a pickle
         )
+    tokens_without_embedding: dict[int, str] = {}
     if tokenizer is not None:
         _prepare_tokenizer(name, tokenizer)
+        tokens_without_embedding = check_vocabulary(name, tokenizer, model, log)
         if has_task_head:  # the model finds the last token of a text by it
             model.config.pad_token_id = tokenizer.pad_token_id
-    not_loaded = {*loading["missing_keys"], *(entry[0] for entry in loading["mismatched_keys"])}
-    new_parameters = tuple(parameter for parameter, _ in model.named_parameters() if parameter in not_loaded)
+    mismatched = {entry[0] for entry in loading["mismatched_keys"]}
+    not_loaded = mismatched | set(loading["missing_keys"])
+    head = ""
     if not has_task_head:
-        _check_language_model(name, model, config, new_parameters)
-    return Base(model, tokenizer, new_parameters, None if reads_images else _max_positions(model), image_processor)
+        _check_language_model(name, model, config, [key for key, _ in model.named_parameters() if key in not_loaded])
+    elif not keep_head:
+        head, renewed, text = start_head(model, own_classes, labels, not_loaded, mismatched)
+        not_loaded |= set(renewed)
+        if text:
+            log(text)
+    return Base(
+        model,
+        tokenizer,
+        new_parameters=tuple(parameter for parameter, _ in model.named_parameters() if parameter in not_loaded),
+        max_positions=None if reads_images else _max_positions(model),
+        image_processor=image_processor,
+        head=head,
+        tokens_without_embedding=tokens_without_embedding,
+    )
 
 
 def locate_base(name: str, folder: Path) -> str:
@@ -163,18 +197,6 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-
-
-def _head_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
-    """Return the configuration of the head; a head of another size than the base's own is made anew."""
-    if task == "text-regression":
-        return {"num_labels": 1, "problem_type": "regression", "ignore_mismatched_sizes": True}
-    return {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: i for i, label in enumerate(labels)},
-        "ignore_mismatched_sizes": True,
-    }
 
 
 def _prepare_tokenizer(name: str | Path, tokenizer: Any) -> None:

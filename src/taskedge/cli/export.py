@@ -73,11 +73,13 @@ def write(
     """Export a delta file with a freshly loaded base. Check the output before anything is loaded."""
     from taskedge.delta.file import load
     from taskedge.delta.interop.export import check_output, export
+    from taskedge.io.lock import hold_lock
 
     refuse_input_as_output(out, delta)
     from taskedge.delta.load_with_delta import base_location, load_with_delta
 
     base = model or base_location(delta, load(delta).provenance)
+    click.get_current_context().with_resource(hold_lock(out))
     check_output(out, to=to, base=base, replace=replace, force=force)
     loaded, applied = load_with_delta(delta, model, weight_storage="resident", force=force, log=print_status)
     kwargs = {"base": base, "replace": replace, "force": force, **kwargs}

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from taskedge.cli.shared_options import json_option, print_json
+from taskedge.reporting.tables import percent_text
 
 EPILOG = """\b
 Examples:
@@ -76,8 +77,8 @@ def description_text(description: dict[str, Any]) -> str:
         f"base      {provenance['base'] or 'not named'} ({provenance['base_parameters']:,} parameters, "
         f"{description['base_dtype']})",
         f"task      {provenance['task'] or 'not named'}: {_labels_text(provenance['labels'])}",
-        f"entries   {description['entries']:,} ({description['share']:.4%}) by rule {provenance['rule']!r}, "
-        f"{provenance['allocation']}",
+        f"entries   {description['entries']:,} ({percent_text(description['share'], 4)}) by rule "
+        f"{provenance['rule']!r}, {provenance['allocation']}",
     ]
     if description["pattern"]:
         lines.append(f"pattern   {_pattern_text(description['pattern'])}")

@@ -173,8 +173,10 @@ def _explain_output_errors() -> Iterator[None]:
 
 def _discard(stream: TextIO) -> None:
     """Send what is still in the stream's buffer to the null device, so that Python can flush it at exit."""
-    with contextlib.suppress(OSError), open(os.devnull, "wb") as null:
-        os.dup2(null.fileno(), stream.fileno())
+    null = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError):  # a stream that is no file, such as a test's
+        os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def _interrupted() -> int:

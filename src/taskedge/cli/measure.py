@@ -75,7 +75,7 @@ def command(
     training, table, inputs = prepare(model, batch_size, length, per_neuron, device)
     effort = Effort(timed_steps=steps, clock=clock)
     runs = len(set(depth_list or default_depths(len(table)))) * (effort.timed_steps + effort.warmup_steps)
-    with progress(runs, "training steps") as advance:
+    with progress(runs, "measuring", "step") as advance:
         profile = measure_profile(training, table, inputs, depth_list, effort, watts, advance)
     text = profile.model_dump_json(indent=2) + "\n"
     if out is not None:

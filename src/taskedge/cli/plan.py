@@ -82,7 +82,7 @@ def command(
     table, budget_text = task_table(loaded, fleet.parent, model, budget, length, blocks)
     costs = fleet_costs(loaded, table)
     others = tuple(name for name in ("exact", *BASELINES) if name != solver) if compare else ()
-    with progress(1 + len(others), "solving") as advance:
+    with progress(1 + len(others), "solving", "solver") as advance:
         plan = make_plan(
             loaded,
             table,

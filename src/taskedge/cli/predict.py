@@ -36,11 +36,12 @@ def command(
     A line has the label and its probability, the number, or the response.
     """
     from taskedge.errors import InputError
-    from taskedge.io.atomic import require_parent, write_atomic
+    from taskedge.io.atomic import write_atomic
+    from taskedge.io.lock import hold_lock
 
     if out is not None:
         refuse_input_as_output(out, delta, data)
-        require_parent(out)
+        click.get_current_context().with_resource(hold_lock(out))
     if out is not None and out.exists() and not replace:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
     inference = prepare(delta, data, {"text": text, "prompt": prompt, "image": image}, kwargs, answers=False)

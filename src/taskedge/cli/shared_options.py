@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from taskedge.errors import InputError
+from taskedge.reporting.progress import show_progress
 from taskedge.training.config import Config
 
 Command = Callable[..., Any]
@@ -142,12 +142,13 @@ def print_status(message: str) -> None:
 
 @contextmanager
 def progress(total: int, description: str, unit: str = "row") -> Iterator[Callable[[int], object]]:
-    """Show a progress line on standard error if that is a terminal.
+    """Show the progress of a long task on standard error: one line on a terminal, else a line every ten seconds.
 
     Yields:
         A function to call with the number of units done since its last call.
     """
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, desc=description, unit=unit, file=sys.stderr, disable=None) as bar:
-        yield bar.update
+    display = show_progress(total, description, unit, print_status)
+    try:
+        yield display.update
+    finally:
+        display.close()

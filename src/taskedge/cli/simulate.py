@@ -20,8 +20,8 @@ from taskedge.cli.shared_options import force_option, json_option, progress, ref
 
 EPILOG = """\b
 Examples:
-  taskedge simulate --fleet fleet.toml --rounds 200 --compare all
-  taskedge simulate --fleet fleet.toml --rounds 200 --churn 0.05 --blocks 4 --plot rounds.svg
+  taskedge simulate --fleet fleet.toml --rounds 20 --compare all
+  taskedge simulate --fleet fleet.toml --rounds 50 --churn 0.05 --blocks 4 --plot rounds.svg
   taskedge simulate --fleet fleet.toml --compare equal,random --json
 """
 
@@ -109,7 +109,7 @@ def command(
         SOLVERS[name]  # raises for an unknown name, before the work
     loaded = load_fleet(fleet)
     table, _ = task_table(loaded, fleet.parent, model, budget, length, blocks)
-    with progress(rounds, "rounds") as advance:
+    with progress(rounds, "simulating", "round") as advance:
         result = simulate(
             loaded,
             fleet_costs(loaded, table),

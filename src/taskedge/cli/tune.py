@@ -17,6 +17,7 @@ from taskedge.cli.shared_options import (
     print_status,
 )
 from taskedge.errors import Interrupted
+from taskedge.reporting.tables import columns, count_text, percent_text
 from taskedge.training.config import load_config
 from taskedge.training.tune_config import TuneConfig
 
@@ -36,7 +37,7 @@ Examples:
 @click.command(epilog=EPILOG)
 @options_of(TuneConfig)
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these settings; flags win.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run of --out.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained and what it costs; write nothing.")
 @force_option
 @json_option
@@ -64,14 +65,14 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
         return
     parts = []
     if result.entries:
-        parts.append(f"{result.entries:,} entries ({result.share:.3%})")
+        parts.append(f"{count_text(result.entries, 'entry', 'entries')} ({percent_text(result.share)})")
     if result.low_rank:
         parts.append(f"low-rank products of {result.low_rank:,} parameters")
     if result.head:
         parts.append(f"a head of {result.head:,} parameters")
     click.echo(f"{result.out}: {' and '.join(parts)}")
     click.echo(
-        f"{result.file_bytes:,} bytes, {result.steps} steps in {result.seconds:.0f} s, training loss "
+        f"{result.file_bytes:,} bytes, {count_text(result.steps, 'step')} in {result.seconds:.0f} s, training loss "
         f"{result.train_loss:.3f}, peak memory {result.peak_memory / 1e6:.0f} MB"
     )
     if result.predicted is not None:
@@ -96,7 +97,6 @@ def _dry_run(settings: TuneConfig, as_json: bool) -> None:
 
 def _plan_text(plan: dict[str, Any]) -> str:
     """Return the plan of a run as text: tables of what is trained, costs, and memory of every configuration."""
-    from taskedge.reporting.tables import columns
     from taskedge.training.memory.memory_report import costs_text
 
     def shape(linear: dict[str, Any]) -> str:
@@ -109,7 +109,8 @@ def _plan_text(plan: dict[str, Any]) -> str:
             counts = [f"{linear['entries']:,}", f"{linear['distinct_columns']:,}"]
             rows.append([linear["name"], shape(linear), *counts])
         parts.append(columns(rows))
-        kept.append(f"{plan['stored_bytes_per_token']:,} bytes per token ({plan['stored_columns']:,} columns)")
+        stored = count_text(plan["stored_columns"], "column")
+        kept.append(f"{plan['stored_bytes_per_token']:,} bytes per token ({stored})")
     if plan["low_rank"]:
         rows = [["low-rank linear", "shape", "rank"]]
         rows += [[product["name"], shape(product), f"{product['rank']:,}"] for product in plan["low_rank"]]
@@ -118,7 +119,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
     head = f", and a head of {plan['head_parameters']:,}" if plan["head_parameters"] else ""
     classes = f"{len(plan['labels'])} classes, " if plan["labels"] else ""
     parts.append(
-        f"{plan['entries']:,} of {plan['model_parameters']:,} parameters ({plan['share']:.4%}) by rule "
+        f"{plan['entries']:,} of {plan['model_parameters']:,} parameters ({percent_text(plan['share'], 4)}) by rule "
         f"{plan['rule']!r}{head}; {plan['task']}, {classes}{plan['train_rows']:,} rows\n"
         f"form {plan['form']}: {plan['trained_parameters']:,} values are trained beside the head, at a learning rate "
         f"of {plan['lr']:g}\n"

@@ -95,6 +95,8 @@ class JointTask:
         provenance = {**training, **self.columns.named, **self.task.to_provenance()}
         if self.max_length:
             provenance["max_length"] = self.max_length
+        if self.base.head:
+            provenance["head"] = self.base.head
         return delta.with_provenance(base=self.spec.model, task=self.task.name, labels=self.labels, training=provenance)
 
     def evaluate(self, delta_path: Path, table: Table, batch_size: int) -> Measures:

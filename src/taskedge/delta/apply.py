@@ -231,7 +231,7 @@ def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
         if name in delta.low_rank and layer.is_read_only:
             raise InputError(
                 f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so the delta's product "
-                "cannot go into it: load the base with weight_storage='resident'"
+                "cannot go into it: load the base with weight storage 'resident'"
             )
         layers[name] = layer
     return layers
@@ -302,8 +302,8 @@ def _dtype_mismatch(layer: Linear, linear: LinearDelta | LowRankDelta) -> str | 
         return None
     if INT8 not in (dtype, linear.base_dtype):
         return (
-            f"linear {layer.name!r} is {dtype}, the delta was trained on {linear.base_dtype}: load the base with "
-            f"dtype={linear.base_dtype}"
+            f"linear {layer.name!r} is {dtype}, the delta was trained on {linear.base_dtype}: load the base in "
+            f"{linear.base_dtype}"
         )
     if dtype == INT8 or not isinstance(layer.adapter, LinearAdapter):
         return (

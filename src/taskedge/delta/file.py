@@ -119,7 +119,7 @@ def save(delta: Delta, path: str | Path, *, values: Literal["fp32", "bf16"] = "f
     """
     path = Path(path)
     if values not in _VALUE_DTYPES:
-        raise InputError(f"values={values!r} is unknown: 'fp32' or 'bf16'")
+        raise InputError(f"values {values!r} are unknown: give 'fp32' or 'bf16'")
     tensors = _tensors_of(delta, _VALUE_DTYPES[values], head)
     try:
         content = DELTA.pack(_header_of(delta), tensors)

@@ -55,7 +55,7 @@ def load_with_delta(
     dtype = str(provenance.training.get("dtype", "auto"))
     name = model or base_location(path, provenance)
     try:
-        base = load_base(provenance.task, name, provenance.labels, dtype=dtype, log=log)
+        base = load_base(provenance.task, name, provenance.labels, dtype=dtype, keep_head=True, log=log)
     except InputError as error:
         if model:
             raise

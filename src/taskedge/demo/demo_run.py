@@ -86,7 +86,7 @@ def run(
 
     def accuracy(this: Base) -> float:
         assert test.labels is not None
-        rows = encode(this.tokenizer, test.texts, None, LONGEST)
+        rows = encode(this.tokenizer, test.texts, None, LONGEST, log)
         truth = [labels.index(label) for label in test.labels]
         return quality(predict(this.model, rows, collator(this.tokenizer)), truth).accuracy
 
@@ -99,7 +99,8 @@ def run(
     for name, parameter in untrained.model.named_parameters():
         parameter.requires_grad_(name in head)
     assert train.labels is not None
-    rows = encode(untrained.tokenizer, train.texts, [labels.index(label) for label in train.labels], LONGEST)
+    truth = [labels.index(label) for label in train.labels]
+    rows = encode(untrained.tokenizer, train.texts, truth, LONGEST, log)
     fit_head = TrainerConfig(epochs=epochs, lr=HEAD_LR, seed=settings.seed)
     with TemporaryDirectory() as tmp:
         trainer.train(untrained.model, rows, collator(untrained.tokenizer), fit_head, Path(tmp), progress=progress)

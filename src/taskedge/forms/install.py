@@ -170,7 +170,7 @@ def set_installation(model: nn.Module, installed: Installation) -> None:
 def step_sizes(name: str, linear: LayerSupport) -> Tensor:
     """Return float32 [n]: ``rms(A) / A_j`` at the entries, within a factor of 100 of 1; A are the input norms."""
     if linear.input_rms is None:
-        raise InputError(f"step='activation' needs the input norms of {name!r}: give select() calibration batches")
+        raise InputError(f"step size 'activation' needs the input norms of {name!r}: select with calibration batches")
     typical = linear.input_rms.square().mean().sqrt()
     ratio = typical / linear.input_rms[linear.columns].clamp_min(1e-12)
     return ratio.clamp(1 / _MAX_STEP_RATIO, _MAX_STEP_RATIO)
@@ -179,11 +179,11 @@ def step_sizes(name: str, linear: LayerSupport) -> Tensor:
 def _checked_rank(form: Form, support: Support, rank: int | None, alpha: float | None) -> int:
     """Return the rank to use; raise InputError for options that neither the form nor the support has."""
     if rank is not None and not form.factored:
-        raise InputError(f"form {form.name!r} has no rank: leave rank out, or install with form='sparse_lora'")
+        raise InputError(f"form {form.name!r} has no rank: leave out the rank, or use the form 'sparse_lora'")
     if alpha is not None and not (form.factored or support.low_rank):
         raise InputError(f"form {form.name!r} has no alpha, and no linear of the support is low-rank: leave alpha out")
     if alpha is not None and not (math.isfinite(alpha) and alpha > 0):
-        raise InputError(f"alpha={alpha!r}: a finite number above 0 is needed")
+        raise InputError(f"alpha {alpha}: a finite number above 0 is needed")
     rank = DEFAULT_RANK if rank is None else rank
     check_rank(f"form {form.name!r}", rank)
     return rank

@@ -248,11 +248,15 @@ def make_plan(
     overhead = fleet.server.aggregation_seconds
     bound = solved.lower_bound
     compared: dict[str, float | None] = {}
+    plans: dict[str, JointPlan | None] = {chosen: solved if math.isfinite(solved.latency) else None}
     for name in compare:
         on_solver(name)
-        other = try_solver(name, costs, link, fleet.channel.bandwidth_hz, copies)
+        effective = effective_solver(name, len(fleet.device), len(table))
+        if effective not in plans:  # several names may stand for one solver: plan once
+            plans[effective] = try_solver(effective, costs, link, fleet.channel.bandwidth_hz, copies)
+        other = plans[effective]
         compared[name] = None if other is None else other.latency + overhead
-        if other is not None and (effective_solver(name, *costs.compute.shape) in TOGETHER) == (chosen in TOGETHER):
+        if other is not None and (effective in TOGETHER) == (chosen in TOGETHER):
             bound = max(bound, min(other.lower_bound, solved.latency))
     alone = compared.get("one-device")
     if alone is not None and alone < (solved.latency + overhead) * (1 - 1e-9) and chosen not in TOGETHER:

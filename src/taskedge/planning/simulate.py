@@ -15,7 +15,8 @@ from taskedge.errors import InputError
 from taskedge.planning.fleet_costs import FleetCosts
 from taskedge.planning.fleet_spec import FleetSpec
 from taskedge.planning.link_models import Bools, FixedRateLink, Floats, Link, MixedLink, ShannonLink
-from taskedge.planning.plan import fleet_link, try_solver
+from taskedge.planning.plan import effective_solver, fleet_link, try_solver
+from taskedge.planning.problem import JointPlan
 from taskedge.profiling.profile_file import StrictRecord
 
 Fading = Literal["rayleigh", "none"]
@@ -105,10 +106,16 @@ def simulate(
         solver_seed = int(rng.integers(2**31))  # for solvers that draw random numbers
         link = _restrict_link(fleet_link(fleet, gains), present) if present.any() else None
         present_costs = _restrict_costs(costs, present)
+        plans: dict[str, JointPlan | None] = {}  # several names may stand for one solver: plan once
         for name, series in latency.items():
             plan = None
             if link is not None:
-                plan = try_solver(name, present_costs, link, fleet.channel.bandwidth_hz, seed=solver_seed)
+                effective = effective_solver(name, *present_costs.compute.shape)
+                if effective not in plans:
+                    plans[effective] = try_solver(
+                        effective, present_costs, link, fleet.channel.bandwidth_hz, seed=solver_seed
+                    )
+                plan = plans[effective]
             series.append(None if plan is None else plan.latency + fleet.server.aggregation_seconds)
         on_round(1)
     return Simulation(

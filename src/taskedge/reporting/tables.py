@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -24,6 +25,18 @@ def columns(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def count_text(count: int, singular: str, plural: str = "") -> str:
+    """Return a count with its noun: ``1 entry``, ``1,200 entries``. The default plural has an s."""
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+def percent_text(share: float, decimals: int = 3) -> str:
+    """Return a share as ``0.123%``, or with two digits where the decimals would all be 0."""
+    if 0 < share < 0.5 * 10 ** -(decimals + 2):
+        decimals = -1 - math.floor(math.log10(share))
+    return f"{share:.{decimals}%}"
 
 
 def ranges(numbers: Sequence[int], separator: str = ", ") -> str:

@@ -37,7 +37,9 @@ def allocate(allocation: str, shapes: Shapes, scores: Scores, num_entries: int) 
     """
     capacity = sum(rows * columns for rows, columns in shapes.values())
     if num_entries < 1:
-        raise BudgetError(f"a budget of {num_entries} entries trains nothing: give a larger share, or per_neuron=1")
+        raise BudgetError(
+            f"a budget of {num_entries} entries trains nothing: give a larger share, or 1 entry per neuron"
+        )
     if num_entries > capacity:
         raise BudgetError(
             f"a budget of {num_entries:,} entries is more than the {capacity:,} that {len(shapes)} linears can carry: "

@@ -38,7 +38,7 @@ class GradientSums:
                 raise InputError(
                     f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so it has no gradient: "
                     "choose a rule that looks at inputs only, leave regrow out, or load the base with "
-                    "weight_storage='resident'"
+                    "weight storage 'resident'"
                 )
         self._linears, self._vectors = linears, vectors
         self._kinds = [kind for kind in (GRADIENTS, SQUARED_GRADIENTS) if kind in needs]

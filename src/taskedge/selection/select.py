@@ -79,7 +79,7 @@ def select(
     shapes = {name: (layer.shape[0], _usable_columns(layer.shape[1], max_columns)) for name, layer in layers.items()}
     refuse_clashes(rule, allocation, budget=budget, per_neuron=per_neuron, max_columns=max_columns)
     if rank < 1:
-        raise InputError(f"rank={rank} is not a rank of a low-rank module: give 1 or more")
+        raise InputError(f"{rank} is not a rank of a low-rank module: give 1 or more")
     if allocation is None:
         allocation = DEFAULT_ALLOCATION
     num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes)
@@ -140,6 +140,15 @@ def parse_share(budget: str | float) -> float:
     return share
 
 
+_NOUNS = {
+    "budget": "the budget",
+    "per_neuron": "the number of entries per neuron",
+    "max_columns": "the maximum number of columns",
+    "allocation": "the allocation",
+}
+"""Settings by their names in messages, which users of the command line and of Python read."""
+
+
 def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> None:
     """Raise BudgetError if a setting is given (not None) that the rule or the allocation determines itself."""
     if RULES[rule].choose is not None:
@@ -151,7 +160,7 @@ def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> Non
         determined = ("budget", "per_neuron", "max_columns")
     else:
         return
-    clashes = [f"{name}={settings[name]!r}" for name in determined if settings.get(name) is not None]
+    clashes = [f"{_NOUNS[name]} ({settings[name]!r})" for name in determined if settings.get(name) is not None]
     if clashes:
         raise BudgetError(f"{owner}: leave out {' and '.join(clashes)}")
 
@@ -164,16 +173,16 @@ def _entries_of_budget(
     if isinstance(pattern, PatternAllocation):
         return pattern.num_entries(shapes), allocation
     if (budget is None) == (per_neuron is None):
-        raise BudgetError("give either budget (a share such as '0.1%') or per_neuron (whole entries per neuron)")
+        raise BudgetError("give either a budget (a share such as '0.1%') or a number of entries per neuron")
     if budget is not None:
         share = parse_share(budget)
         return round(share * model_parameters), budget if isinstance(budget, str) else f"{share:.6g}"
     assert per_neuron is not None
     if per_neuron < 1:
-        raise BudgetError(f"per_neuron={per_neuron} trains nothing: give 1 or more")
+        raise BudgetError(f"{per_neuron} entries per neuron train nothing: give 1 or more")
     widest = max(columns for _, columns in shapes.values())
     if per_neuron > widest:
-        raise BudgetError(f"per_neuron={per_neuron} is more than the {widest} inputs of the widest linear")
+        raise BudgetError(f"{per_neuron:,} entries per neuron are more than the {widest:,} inputs of the widest linear")
     return sum(rows * min(per_neuron, columns) for rows, columns in shapes.values()), f"{per_neuron} per neuron"
 
 
@@ -215,7 +224,7 @@ def _usable_columns(columns: int, max_columns: int | None) -> int:
     if max_columns is None:
         return columns
     if max_columns < 1:
-        raise BudgetError(f"max_columns={max_columns} leaves no column to choose from: give 1 or more")
+        raise BudgetError(f"a limit of {max_columns} columns leaves none to choose from: give 1 or more")
     return min(columns, max_columns)
 
 

@@ -145,17 +145,22 @@ class Support:
 
     def __str__(self) -> str:
         columns = [len(linear.distinct_columns) for linear in self.linears.values()]
-        used = f"{min(columns)}-{max(columns)}" if columns else "0"
+        used = "-".join(map(str, sorted({min(columns, default=0), max(columns, default=0)})))
         more = ""
         if self.low_rank:
-            more += f" + {self.num_low_rank_parameters:,} in {len(self.low_rank)} low-rank modules"
+            more += f" + {self.num_low_rank_parameters:,} in {_count(len(self.low_rank), 'low-rank module')}"
         if self.full_parameters:
             more += f" + {self.num_full_parameters:,} in {len(self.full_parameters)} biases and norms"
         return (
-            f"{self.num_entries:,} entries{more} ({self.share:.4%} of {self.model_parameters:,} parameters) in "
-            f"{len(self.linears)} linears, {used} distinct columns each, by rule {self.rule!r} "
+            f"{_count(self.num_entries, 'entry', 'entries')}{more} "
+            f"({self.share:.4%} of {self.model_parameters:,} parameters) in {_count(len(self.linears), 'linear')}, "
+            f"{used} distinct {'column' if used == '1' else 'columns'} each, by rule {self.rule!r} "
             f"and allocation {self.allocation!r}"
         )
+
+
+def _count(count: int, singular: str, plural: str = "") -> str:
+    return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 
 
 def support_content(support: Support) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -12,7 +12,7 @@ from torch import nn
 from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
-from taskedge.training.data.table import Table, check_labels, label_set
+from taskedge.training.data.table import Table, check_labels, label_indices, label_set
 from taskedge.training.data.text_data import predict, quality
 from taskedge.training.tasks import Collate, Columns, Measures, OnProgress, Row
 
@@ -49,8 +49,7 @@ class Classification(abc.ABC):
 
     def label_indices(self, table: Table) -> list[int] | None:
         """Return the index of each row's class among ``labels``; None for a table without answers."""
-        index = {label: i for i, label in enumerate(self.labels)}
-        return None if table.labels is None else [index[label] for label in table.labels]
+        return None if table.labels is None else label_indices(table.labels, self.labels)
 
     @abc.abstractmethod
     def collate(self, base: Base) -> Collate:

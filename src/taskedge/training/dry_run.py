@@ -57,6 +57,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
         "entries": support.num_entries,
         "share": support.share,
         "head_parameters": run.num_full_parameters,
+        "head": run.base.head,
         "model_parameters": support.model_parameters,
         "linears": [
             {

@@ -18,11 +18,13 @@ from taskedge.backbone.loading import Base, load_base
 from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
+from taskedge.errors import InputError
 from taskedge.forms.install import fuse, install
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
-from taskedge.training.data.infer_task import infer_task, task_of_labels, task_sentence
+from taskedge.training.data.infer_task import IMAGES, infer_task, task_of_labels, task_sentence
+from taskedge.training.data.label_checks import data_summary, label_warnings
 from taskedge.training.data.table import Table
 from taskedge.training.data_order import random_order
 from taskedge.training.lora import PeftLora, lora_support
@@ -120,26 +122,53 @@ def read_data(config: TuneConfig, log: Log) -> RunData:
             columns = infer_task(config.eval, Columns(), task_class.name).columns
         held_out = task_class.read(config.eval, columns, answers=True, log=log)
         task.check(held_out)
-    return RunData(task, inferred.columns, train, held_out)
+    data = RunData(task, inferred.columns, train, held_out)
+    _log_data(data, config, may_be_numbers=inferred.depends_on_labels, log=log)
+    return data
+
+
+def _log_data(data: RunData, config: TuneConfig, *, may_be_numbers: bool, log: Log) -> None:
+    """Log a summary of the data and warnings about the labels.
+
+    Raises:
+        InputError: there are warnings, and the run is ``strict``.
+    """
+    num_classes = len(data.task.labels)
+    for line in data_summary(data.train, data.eval, num_classes, images=data.task.name == IMAGES):
+        log(line)
+    warnings = label_warnings(data.train, may_be_numbers=may_be_numbers) if num_classes else []
+    if warnings and config.strict:
+        raise InputError(f"{'; '.join(warnings)}: correct the data, or leave out --strict")
+    for warning in warnings:
+        log(f"warning: {warning}")
 
 
 def token_limit(task: Task, base: Base, requested: int | None, log: Log) -> int:
     """Return the tokens at which texts are cut; 0 for images.
 
     This is the requested number or else the task's, but not more than the base has positions for.
+
+    Raises:
+        InputError: the tokens that the tokenizer puts around a text leave no token of it.
     """
     if task.max_length is None:
         return 0
     limit = requested or task.max_length
-    if base.max_positions is None or limit <= base.max_positions:
-        return limit
-    log(f"texts are cut at {base.max_positions} tokens: the model has no more positions")
-    return base.max_positions
+    if base.max_positions is not None and limit > base.max_positions:
+        log(f"texts are cut at {base.max_positions} tokens: the model has no more positions")
+        limit = base.max_positions
+    num_special = len(base.tokenizer([""])["input_ids"][0])
+    if limit <= num_special and "label" in task.column_sets[0]:
+        raise InputError(
+            f"--max-length {limit} leaves no token of a text: the tokenizer adds {num_special} tokens to each, so give "
+            f"at least {num_special + 1}"
+        )
+    return limit
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What depends on the loaded base. A collator may hold the base, so it belongs here."""
+    """Base and everything that depends on it. A collator may hold the base, so it belongs here."""
 
     base: Base
     collate: Collate
@@ -148,7 +177,7 @@ class _Loaded:
 
 @dataclass
 class _Encoded:
-    """What depends on the base's tokenizer or image processor only."""
+    """Rows that depend on the base's tokenizer or image processor only."""
 
     task: Task
     max_length: int
@@ -239,7 +268,7 @@ class Run:
 
     @property
     def num_full_parameters(self) -> int:
-        """How many fully trained parameters there are."""
+        """Number of fully trained parameters."""
         parameters = dict(self.base.model.named_parameters())
         return sum(parameters[name].numel() for name in self.full_names)
 

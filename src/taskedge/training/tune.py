@@ -20,7 +20,8 @@ import hashlib
 import json
 import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load, save
 from taskedge.errors import DoesNotFit, InputError, TrainingDiverged
-from taskedge.io.atomic import move_atomic, write_atomic
+from taskedge.io.atomic import link_target, move_atomic, require_parent, write_atomic
+from taskedge.io.lock import hold_lock
 from taskedge.profiling.byte_size import format_bytes
 from taskedge.profiling.process_memory import (
     TIGHT_THRESHOLD_BYTES,
@@ -114,21 +116,31 @@ def tune(
 
     Args:
         config: the settings.
-        resume: continue an interrupted run, if there is one.
+        resume: continue an interrupted run.
         force: replace the output file and an interrupted run.
         progress: show a progress line on standard error.
         log: called with status lines.
 
     Raises:
         InputError: data, model or settings cannot be used; the output file exists (and not ``force``); an interrupted
-            run exists (and neither ``resume`` nor ``force``).
+            run exists (and neither ``resume`` nor ``force``); there is none (and ``resume``); another process works on
+            the same output.
         BudgetError: see :func:`taskedge.select`.
         DoesNotFit: no configuration fits the memory budget.
         TrainingDiverged: the loss is not a finite number; the last good checkpoint is kept.
     """
-    begin = time.monotonic()
     folder = run_folder(config)
-    _check_output(config.out, folder, resume=resume, force=force)
+    _check_parent(config.out)
+    with _hold_locks(config.out, folder) as was_killed:
+        _check_output(config.out, folder, resume=resume, force=force)
+        if resume and not is_interrupted(folder):
+            _check_was_killed(folder, was_killed, log)
+        return _tune(config, folder, resume=resume, progress=progress, log=log)
+
+
+def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log: Log) -> TuneResult:
+    """Train a delta in a folder that no other process uses. For the arguments see :func:`tune`."""
+    begin = time.monotonic()
     run, predicted = _fit_memory_budget(prepare_run(config, log), folder, resume=resume)
     support = _resume_or_select(run, folder, predicted, resume=resume)
     installed = run.install(support)
@@ -192,12 +204,49 @@ def as_json(result: TuneResult) -> dict[str, Any]:
     return asdict(result) | {"out": str(result.out)}
 
 
-def _check_output(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
-    """Check that the run may write its files, before any work."""
+def _check_parent(out: Path) -> None:
+    """Check that a file can be made under the name of the output."""
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}: make it, or name another with --out")
+    require_parent(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file with --out")
+
+
+@contextmanager
+def _hold_locks(out: Path, folder: Path) -> Iterator[bool]:
+    """Hold the locks on the run's folder and on the file that it replaces; yield whether an earlier run was killed.
+
+    These are two if the output is a symbolic link: a run through another link has another folder.
+    """
+    with ExitStack() as stack:
+        was_killed = stack.enter_context(hold_lock(folder))
+        if out.is_symlink():
+            target = link_target(out)
+            stack.enter_context(hold_lock(target.with_name(f"{target.name}.run")))
+        yield was_killed
+
+
+def _check_was_killed(folder: Path, was_killed: bool, log: Log) -> None:
+    """Check that a run which keeps nothing yet was killed, so that resuming it means to start anew.
+
+    Raises:
+        InputError: there was no such run; the message names the interrupted runs of the same folder.
+    """
+    if was_killed or folder.is_dir():
+        log(f"{folder}: the run was killed before it kept anything: it starts anew")
+        return
+    interrupted = sorted(path.name for path in folder.parent.glob("*.run") if is_interrupted(path))
+    shown = ", ".join(interrupted[:10]) + (", ..." if len(interrupted) > 10 else "")
+    present = f"interrupted runs in {folder.parent}: {shown or 'none'}"
+    raise InputError(
+        f"there is no interrupted run {folder}, so there is nothing to resume ({present}): correct --out, or start "
+        "without --resume"
+    )
+
+
+def _check_output(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
+    """Check that the run may write its files, before any work."""
     if out.exists() and not force and not (resume and is_interrupted(folder)):
         raise InputError(f"{out} exists: name another file with --out, or replace it with --force")
     if is_interrupted(folder) and not (resume or force):
@@ -260,7 +309,7 @@ def _resume_or_select(run: Run, folder: Path, predicted: dict[str, Any] | None, 
 
 def _identity(run: Run) -> dict[str, Any]:
     """Return what a resumed run must have in common: the data, and settings other than output, logs and budget."""
-    excluded = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow"}
+    excluded = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow", "strict"}
     values: dict[str, Any] = json.loads(run.config.model_dump_json(exclude=excluded))
     rows = json.dumps([run.data.task.name, run.data.task.identity(run.data.train)])
     return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
@@ -309,6 +358,8 @@ def _provenance(run: Run, steps: int) -> dict[str, Any]:
     training |= run.data.columns.named | run.task.to_provenance()
     if run.max_length:
         training["max_length"] = run.max_length
+    if run.base.head:
+        training["head"] = run.base.head
     return training | {"steps": steps, "rows": len(run.rows)}
 
 

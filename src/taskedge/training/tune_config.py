@@ -139,6 +139,7 @@ class TuneConfig(Config):
         int | None,
         Field(description="Longest generated response in tokens.  [default: the longest in the training data]", ge=1),
     ] = None
+    strict: Annotated[bool, Field(description="Refuse data that is warned about.")] = False
     seed: int = trainer_field("seed")
     threads: Annotated[int | None, Field(description="CPU threads; 1 makes runs bit-identical.", ge=1)] = None
     checkpoint_every: int = trainer_field(

@@ -71,7 +71,7 @@ def test_conv1d_goes_as_lora(budget, tmp_path):
 @pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
 def test_conv1d_is_refused_by_the_sparse_forms(peft_type, tmp_path):
     delta = tuned(tiny.gpt2, per_neuron=1)
-    with pytest.raises(InputError, match=r"supports nn.Linear only.*Conv1D.*peft_type='lora'"):
+    with pytest.raises(InputError, match=r"supports nn.Linear only.*Conv1D.*PEFT type 'lora'"):
         te.export(tiny.gpt2(), delta, tmp_path / "adapter", to="peft", peft_type=peft_type)
     assert not list(tmp_path.iterdir())
 
@@ -135,7 +135,7 @@ def test_lora_is_right_for_readers_without_patterns(make_delta, scale, tmp_path)
 
 @pytest.mark.parametrize("peft_type", ["supertuning", "shira"])
 def test_low_rank_products_are_refused_by_the_sparse_forms(peft_type, tmp_path):
-    with pytest.raises(InputError, match="is changed by a low-rank product: export with peft_type='lora'"):
+    with pytest.raises(InputError, match="is changed by a low-rank product: export as PEFT type 'lora'"):
         te.export(tiny.bert(), hybrid(tiny.bert, ["query"]), tmp_path / "adapter", to="peft", peft_type=peft_type)
 
 

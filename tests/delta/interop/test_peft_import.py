@@ -101,6 +101,15 @@ def test_a_base_with_a_head_of_its_own(task, tmp_path):
         import_peft(tmp_path / "a", str(task / "base"))
 
 
+@pytest.mark.parametrize("labels", [["neg", "pos"], ["LABEL_1", "LABEL_0"]])
+def test_the_head_of_the_base_keeps_its_order(task, tmp_path, labels):
+    """Labels are in the adapter's order, whatever the base's config calls its outputs."""
+    expected = adapter(task / "own", tmp_path / "a", kind=None)
+    te.save(import_peft(tmp_path / "a", labels=labels), tmp_path / "d")
+    base, _ = load_with_delta(tmp_path / "d")
+    assert (logits(base.model, base.tokenizer) - expected).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_narrow_adapter(task, tmp_path, dtype):
     adapter(task / "base", tmp_path / "a")

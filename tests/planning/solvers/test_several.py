@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taskedge.planning import InfeasiblePlan, ShannonLink, allocate_several, finish_seconds, solve_exactly
+from taskedge.planning.problem import check_instance
+from taskedge.planning.solvers.several import _Search
 
 
 def few_devices(rng, devices, blocks):
@@ -63,3 +65,20 @@ def test_numerical_edges(devices, blocks, data):
     plan = allocate_several(compute, np.ones((devices, blocks), bool), bits, ShannonLink(snr), 1.0)
     assert np.isfinite([plan.latency, plan.lower_bound, *plan.bandwidth_of_block]).all()
     assert plan.lower_bound <= plan.latency
+
+
+def test_needs_of_several_shapes_are_those_of_each():
+    case = few_devices(np.random.default_rng(4), 3, 5)
+    search = _Search(check_instance(*case))
+    seconds, payload = search.loads(np.array([0, 1, 2, 0, 1]))
+    every = np.arange(3)
+    uploads = [(seconds, payload, every), (seconds[:, None], payload[:, None] + search.bits, every[:, None])]
+    together = search._needs(2.0, *uploads)
+    for part, upload in zip(together, uploads, strict=True):
+        assert part.tolist() == search._need(2.0, *upload).tolist()
+
+
+def test_the_same_seed_is_the_same_plan_and_steps():
+    case = few_devices(np.random.default_rng(5), 3, 7)
+    first, second = allocate_several(*case, seed=3), allocate_several(*case, seed=3)
+    assert first.to_dict() == second.to_dict()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from taskedge.errors import InputError
-from taskedge.training.data.table import Table, as_number, check_labels, label_set, read_table
+from taskedge.training.data.table import Table, as_number, check_labels, label_indices, label_set, read_table
 
 
 @pytest.fixture
@@ -59,6 +59,16 @@ def test_a_label_that_training_lacks():
     check_labels(table, ["good", "god", "worse", "more"])
     with pytest.raises(InputError, match=r"eval\.csv, row 2: the label 'god' .*did you mean 'good'.*2 of 3 rows"):
         check_labels(table, ["bad", "good"])
+
+
+def test_labels_in_another_unicode_form():
+    """They look the same, so they are the same class."""
+    composed, decomposed = "th\u00e9", "the\u0301"
+    check_labels(Table(Path("eval.csv"), ["a"], [decomposed]), [composed, "cafe"])
+    check_labels(Table(Path("eval.csv"), ["a"], [composed]), [decomposed, "cafe"])
+    assert label_indices([decomposed, composed, "cafe"], ["cafe", composed]) == [1, 1, 0]
+    assert label_indices([decomposed, composed], [composed, decomposed]) == [1, 0]
+    assert label_indices(["a", "b"], ["a", "a ", "b "]) == [0, 2]  # classes of a delta that was trained with blanks
 
 
 @pytest.mark.parametrize(

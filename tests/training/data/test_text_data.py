@@ -11,8 +11,8 @@ from taskedge.training.data.text_data import Prediction, collator, encode, predi
 class Tokenizer:
     """Every letter is a token; pads with 0."""
 
-    def __call__(self, texts, truncation, max_length):
-        assert truncation
+    def __call__(self, texts, truncation, max_length=None, verbose=True):
+        assert truncation == (max_length is not None)
         ids = [[1 + ord(letter) % 30 for letter in text][:max_length] for text in texts]
         return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
 
@@ -41,6 +41,14 @@ def test_rows_are_cut_and_carry_their_label():
     assert "labels" not in encode(Tokenizer(), ["a"], None, 4)[0]
     with pytest.raises(ValueError, match="zip"):
         encode(Tokenizer(), ["a", "b"], [1], 4)
+
+
+def test_cut_texts_are_counted():
+    said = []
+    encode(Tokenizer(), ["abcdef", "g", "abcd", "abcde"], None, 4, said.append)
+    assert said == ["2 of 4 rows have more than 4 tokens and are cut (longest: 6 tokens)"]
+    encode(Tokenizer(), ["abcd", "a"], None, 4, said.append)
+    assert len(said) == 1
 
 
 def test_a_batch_is_padded_to_its_longest():

@@ -77,7 +77,7 @@ def test_a_model_without_turns():
     te.install(made, te.select(made, rule="random", per_neuron=1, depth=1))
     with pytest.raises(InputError, match="has 1 blocks with something to train"):
         Rotation(made, 1)
-    with pytest.raises(InputError, match="rotate=0"):
+    with pytest.raises(InputError, match="turns of 0 steps"):
         Rotation(made, 0)
 
 

@@ -16,6 +16,7 @@ from taskedge.backbone.loading import load_base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table
+from taskedge.training.data.text_data import outputs
 from taskedge.training.tasks import Columns, task_of_delta
 from taskedge.training.tasks.text_regression import TextRegression, pearson, ranks
 
@@ -84,6 +85,18 @@ def test_predictions_are_in_the_unit_of_the_data(tmp_path):
     assert measured["mse"] == pytest.approx(np.square(direct - truth).mean(), rel=1e-5)
     assert measured["pearson"] == pytest.approx(stats.pearsonr(direct, truth)[0], abs=1e-4)
     assert measured["spearman"] == pytest.approx(stats.spearmanr(direct, truth)[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(1_700_000_000.0, 250.0), (1_234_567.89, 1.0), (1e-9, 1e-12)])
+def test_predictions_keep_every_digit(tmp_path, mean, deviation):
+    base = load_base("text-regression", tiny_task.bert(tmp_path / "base"))
+    task = TextRegression(mean, deviation)
+    texts = [text for text, _ in tiny_task.ratings(16)]
+    rows = task.encode(base, Table(Path("x.csv"), texts), 64, str)
+    values = [answer["value"] for answer in task.predict(base.model, base, rows, 16, str)]
+    expected = mean + deviation * outputs(base.model, rows, task.collate(base), 16)[:, 0].astype(np.float64)
+    assert len(set(expected)) > 4
+    assert [float(repr(value)) for value in values] == expected.tolist()
 
 
 def test_the_loss_is_that_of_standardised_targets(tmp_path):

@@ -50,7 +50,7 @@ def set_weight_storage(model: Model, storage: str, log: Callable[[str], None] = 
     layers = {name: linear for name, linear in candidates(model).items() if can_freeze(linear.module)}
     if not layers:
         raise InputError(
-            f"no linear of {type(model).__name__} is a plain one: load the base with weight_storage='resident'"
+            f"no linear of {type(model).__name__} is a plain one: load the base with weight storage 'resident'"
         )
     in_files = mapped_tensors(model.parameters())
     if storage == "mmap":
@@ -98,7 +98,7 @@ def _check_mapped(model: nn.Module, in_files: dict[FileMapping, list[Tensor]], l
         raise InputError(
             f"no weight of {type(model).__name__} is mapped from a file: its dtype is not the dtype of the files, "
             "or the loader read them into memory: leave --dtype at 'auto', or load the base with "
-            "weight_storage='resident'"
+            "weight storage 'resident'"
         )
     if mapped_bytes:
         all_bytes = sum(parameter.nbytes for parameter in model.parameters())

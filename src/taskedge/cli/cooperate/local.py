@@ -37,6 +37,7 @@ from taskedge.cli.shared_options import (
 )
 from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.errors import InputError, Interrupted, TaskEdgeError
+from taskedge.io.lock import hold_lock
 
 if TYPE_CHECKING:
     from taskedge.cli.cooperate.run_summary import RunSummary
@@ -130,6 +131,7 @@ def command(
     names = device_names(devices, fleet, plan)
     config = CooperationConfig(**given_flags(flags), devices=len(names))
     folder = out.with_name(f"{out.name}.run")
+    click.get_current_context().with_resource(hold_lock(folder))  # `tune` may work there
     _prepare_folder(folder, resume=resume, force=force)
 
     from taskedge.cooperation.coordinator.event_log import RUN_FILE

@@ -12,7 +12,7 @@ import click
 from taskedge.cli.inference_options import measures_text
 from taskedge.cli.shared_options import print_json
 from taskedge.delta.file import save
-from taskedge.reporting.tables import columns
+from taskedge.reporting.tables import columns, count_text, percent_text
 
 if TYPE_CHECKING:
     from taskedge.cooperation.fleet.nats_run import CoordinatorOutcome, TrafficSummary
@@ -66,8 +66,9 @@ def _figures_text(out: Path, outcome: CoordinatorOutcome) -> str:
         for direction in ("down", "up")
     )
     loss = "" if result.loss is None else f", training loss {result.loss:.3f}"
+    entries = count_text(result.entries, "entry", "entries")
     return (
-        f"{out}: {result.entries:,} entries ({result.share:.3%}) and a head of {result.head:,} parameters\n"
-        f"{out.stat().st_size:,} bytes, {result.rounds} rounds in {result.seconds:.0f} s on {len(result.bytes_up)} "
-        f"devices{loss}; {down:,} bytes down, {up:,} up"
+        f"{out}: {entries} ({percent_text(result.share)}) and a head of {result.head:,} parameters\n"
+        f"{out.stat().st_size:,} bytes, {count_text(result.rounds, 'round')} in {result.seconds:.0f} s on "
+        f"{count_text(len(result.bytes_up), 'device')}{loss}; {down:,} bytes down, {up:,} up"
     )

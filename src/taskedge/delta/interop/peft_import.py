@@ -109,7 +109,7 @@ def import_peft(
     name = model or _base_location(folder, config.base_model_name_or_path)
     names_classes = not labels
     labels = tuple(labels) or _labels(name)
-    base = load_classifier(name, labels)
+    base = load_classifier(name, labels, keep_head=True)
     delta = to_delta(adapter, base.model)
     missing = [parameter for parameter in base.new_parameters if parameter not in delta.full_parameters]
     if missing:
@@ -209,11 +209,11 @@ def _unsupported_reason(config: _Config) -> str:
     if extra.get("use_dora"):
         return "DoRA rescales every row of the weight, which a low-rank product cannot do: only plain LoRA is imported"
     if config.bias != "none" or extra.get("lora_bias"):
-        return "it trains biases of the linears (bias or lora_bias): only adapters with bias='none' are imported"
+        return "it trains biases of the linears (bias or lora_bias): only adapters with bias 'none' are imported"
     if config.init_lora_weights not in _BASE_UNCHANGED and config.init_lora_weights is not None:
         return (
-            f"init_lora_weights={config.init_lora_weights!r} changed the base as well: save it from PEFT with "
-            "path_initial_model_for_weight_conversion, which makes it plain LoRA"
+            f"the setting init_lora_weights {config.init_lora_weights!r} changed the base as well: save it from PEFT "
+            "with path_initial_model_for_weight_conversion, which makes it plain LoRA"
         )
     unknown = [key for key, value in extra.items() if value and key not in _HARMLESS]
     if unknown:

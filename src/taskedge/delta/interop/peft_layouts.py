@@ -91,8 +91,8 @@ def shira(changes: dict[str, Change]) -> Layout:
     for name, change in changes.items():
         if r * sum(change.shape) > change.size:
             raise InputError(
-                f"SHiRA stores r·(in + out) entries in every linear. This delta needs r={r}, and linear {name!r} "
-                f"({list(change.shape)}) is too small for that: export with peft_type='supertuning'"
+                f"SHiRA stores r·(in + out) entries in every linear. This delta needs rank {r}, and linear {name!r} "
+                f"({list(change.shape)}) is too small for that: export as PEFT type 'supertuning'"
             )
     config = {"r": r, "mask_type": "random"}  # the mask is replaced by the indices when the adapter is loaded
     return _padded(changes, lambda change: r * sum(change.shape), config, "shira_weight", "shira_indices", _pairs)
@@ -144,7 +144,7 @@ def _only_entries(changes: dict[str, Change], kind: str) -> None:
         elif not change.plain:
             reason = "this type supports nn.Linear only, and the layer is another one (Conv1D, as in GPT-2)"
         if reason is not None:
-            raise InputError(f"{kind} cannot represent linear {name!r}: {reason}: export with peft_type='lora'")
+            raise InputError(f"{kind} cannot represent linear {name!r}: {reason}: export as PEFT type 'lora'")
 
 
 def _padded(

@@ -12,6 +12,8 @@ Source: this project.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -81,6 +83,9 @@ class _Search:
         self.instance = instance
         self.link, self.bits, self.bandwidth = instance.link, instance.bits, instance.bandwidth
         self.devices, self.blocks = instance.devices, instance.blocks
+        # restarts come back to the same assignments, so both are kept
+        self._latencies: dict[bytes, float] = {}  # by assignment
+        self._steps: dict[tuple[bytes, float], Ints | None] = {}  # by assignment and deadline
         every = np.arange(self.devices)
         reaches = np.isfinite(upload_seconds(self.link, every[:, None], self.bits, self.bandwidth))
         self.seconds = np.where(instance.fits & reaches, instance.compute, np.inf)  # (devices, blocks)
@@ -100,7 +105,10 @@ class _Search:
 
     def latency(self, device: Ints) -> float:
         """Return the latency with the optimal split of the band."""
-        return self.split(device)[0]
+        key = device.tobytes()
+        if key not in self._latencies:
+            self._latencies[key] = self.split(device)[0]
+        return self._latencies[key]
 
     def split(self, device: Ints) -> tuple[float, Ints, Floats]:
         """Return the latency, the busy devices, and their Hz."""
@@ -139,7 +147,10 @@ class _Search:
             while steps < MAX_STEPS and latency > 0:
                 candidate, deadline = device, latency * (1 - reduction)
                 while steps < MAX_STEPS:
-                    neighbor = self._best_step(candidate, deadline)
+                    key = candidate.tobytes(), deadline
+                    if key not in self._steps:
+                        self._steps[key] = self._best_step(candidate, deadline)
+                    neighbor = self._steps[key]
                     if neighbor is None:
                         break
                     candidate = neighbor
@@ -154,25 +165,27 @@ class _Search:
         """Return the neighbor that needs the least band at ``deadline``; None if no neighbor is better."""
         seconds, payload = self.loads(device)
         every, block = np.arange(self.devices), np.arange(self.blocks)
-        need = self._need(deadline, seconds, payload, every)
         members = self.members(device)
         # compute seconds of each device without block b, which differ only if b is its slowest block
         without = np.stack(
             [np.where((members > 0) & (block != b), self.seconds, 0.0).max(axis=1) for b in block], axis=1
         )
         left = without[device, block], payload[device] - self.bits  # of b's device without b: [L] each
+        # swaps: b leaves its device and c comes
+        come = np.maximum(left[0][:, None], self.seconds[device][:, block])
+        need, alone, there, after = self._needs(
+            deadline,
+            (seconds, payload, every),
+            (*left, device),
+            (np.maximum(seconds[:, None], self.seconds), payload[:, None] + self.bits, every[:, None]),
+            (come, left[1][:, None] + self.bits, device[:, None]),
+        )
 
         # moves: block b from its device to k
-        there = self._need(
-            deadline, np.maximum(seconds[:, None], self.seconds), payload[:, None] + self.bits, every[:, None]
-        )
-        alone = self._need(deadline, *left, device)
         gain = need[device] + need[:, None] - alone - there  # (devices, blocks)
         gain[device, block] = -np.inf
 
         # swaps: b to c's device and c to b's
-        come = np.maximum(left[0][:, None], self.seconds[device][:, block])  # (b leaves, c comes) on b's device
-        after = self._need(deadline, come, left[1][:, None] + self.bits, device[:, None])
         trade = need[device][:, None] + need[device] - after - after.T
         trade[device[:, None] == device] = -np.inf
 
@@ -187,6 +200,17 @@ class _Search:
             b, c = np.unravel_index(np.nanargmax(trade), trade.shape)
             device[b], device[c] = device[c], device[b]
         return device
+
+    def _needs(self, deadline: float, *uploads: tuple[Floats, Floats, Ints]) -> list[Floats]:
+        """Return :meth:`_need` of each (seconds, payload, device), computed in one call: the arrays are small."""
+        shapes = [np.broadcast_shapes(*(part.shape for part in upload)) for upload in uploads]
+        columns = [
+            np.concatenate([np.broadcast_to(part, shape).ravel() for part, shape in zip(parts, shapes, strict=True)])
+            for parts in zip(*uploads, strict=True)
+        ]
+        need = self._need(deadline, *columns)
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(np.split(need, ends[:-1]), shapes, strict=True)]
 
     def _need(self, deadline: float, seconds: Floats, payload: Floats, device: Ints) -> Floats:
         """Return the Hz for the deadline; beyond the whole band, the band times the relative lateness."""

@@ -4,8 +4,8 @@ r"""Inputs and their answers from a file.
     labels = label_set(table)                      # ["1", "2", "3", "4", "5"]
     check_labels(read_table("eval.jsonl", "review", "stars"), labels)
 
-A label is the text in the file: "007" stays "007", and 1 in a Parquet file (or 1.0, as numbers become beside a missing
-one) is "1". Class names that the ``datasets`` library stored in a file are used.
+A label is the text in the file without surrounding blanks: "007" stays "007", and 1 in a Parquet file (or 1.0, as
+numbers become beside a missing one) is "1". Class names that the ``datasets`` library stored in a file are used.
 
 Rows are counted from 1; the header and blank lines are not counted.
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,22 +30,28 @@ class Table:
     Attributes:
         path: the file or folder.
         texts: inputs: a text, a prompt, or the path of an image (relative to the folder of the file).
-        labels: answers as they are written: a class, a number, or a response; None if they were not read.
+        labels: answers: a class or a number without surrounding blanks, or a response with its blanks; None if they
+            were not read.
+        num_stripped_labels: number of labels that had surrounding blanks in the file.
     """
 
     path: Path
     texts: list[str]
     labels: list[str] | None = None
+    num_stripped_labels: int = 0
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def read_table(path: str | Path, text: str | Sequence[str], label: str | None = None) -> Table:
+def read_table(
+    path: str | Path, text: str | Sequence[str], label: str | None = None, *, strip_labels: bool = True
+) -> Table:
     """Read the text of every row, and its label if ``label`` names a column.
 
     Several text columns are joined by a line break; empty ones are left out. Numbers and truth values count as text.
-    The file is read anew each time, and nothing is written.
+    The file is read anew each time, and nothing is written. Blanks around a label are removed, unless ``strip_labels``
+    is False, as for responses.
 
     Raises:
         InputError: no such file or column, an unknown suffix, no rows, a row without text or label, a value that is not
@@ -67,7 +74,10 @@ def read_table(path: str | Path, text: str | Sequence[str], label: str | None = 
         return Table(path, texts)
     labels = _texts(path, label, columns[-1])
     _check_not_empty(path, repr(label), labels)
-    return Table(path, texts, labels)
+    if not strip_labels:
+        return Table(path, texts, labels)
+    stripped = [label.strip() for label in labels]
+    return Table(path, texts, stripped, sum(map(str.__ne__, labels, stripped)))
 
 
 def label_set(table: Table) -> list[str]:
@@ -92,14 +102,35 @@ def as_number(label: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def class_index(labels: Sequence[str]) -> Callable[[str], int | None]:
+    """Return a function that gives the index of a label among ``labels``; None for a label that is not among them.
+
+    A label without an exact match is compared in the composed Unicode form (NFC), without surrounding blanks.
+    """
+    exact = {label: index for index, label in enumerate(labels)}
+    composed = {_composed(label): index for label, index in reversed(exact.items())}
+    return lambda label: exact.get(label, composed.get(_composed(label)))
+
+
+def label_indices(labels: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Return the index of each label among ``classes``, all of which :func:`check_labels` has accepted."""
+    index_of = class_index(classes)
+    indices = [index_of(label) for label in labels]
+    return [index for index in indices if index is not None]
+
+
+def _composed(label: str) -> str:
+    return unicodedata.normalize("NFC", label).strip()
+
+
 def check_labels(table: Table, labels: Sequence[str]) -> None:
     """Check that every label of a table is among ``labels``, on which the model was trained.
 
     Raises:
         InputError: one is not.
     """
-    known = set(labels)
-    unknown = [(row, label) for row, label in enumerate(_require_labels(table), start=1) if label not in known]
+    index_of = class_index(labels)
+    unknown = [(row, label) for row, label in enumerate(_require_labels(table), start=1) if index_of(label) is None]
     if unknown:
         row, label = unknown[0]
         shown = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")

@@ -21,14 +21,45 @@ DEFAULT_MAX_LENGTH = 128
 """Default number of tokens at which a text with a label is cut."""
 
 
-def encode(tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, max_length: int) -> list[Row]:
-    """Return one row per text: everything that the tokenizer gives, cut at ``max_length`` tokens, and ``labels``."""
+def encode(
+    tokenizer: Any,
+    texts: Sequence[str],
+    labels: Sequence[int] | None,
+    max_length: int,
+    log: Callable[[str], object] = print,
+) -> list[Row]:
+    """Return one row per text: everything that the tokenizer gives, cut at ``max_length`` tokens, and ``labels``.
+
+    Args:
+        tokenizer: the base's tokenizer.
+        texts: the texts.
+        labels: what is to be learned of each text, if it is known.
+        max_length: largest number of tokens, with the special tokens.
+        log: called with a line about the texts that are cut, if there are any.
+    """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
+    _log_cut_texts(tokenizer, texts, [len(ids) for ids in encoded["input_ids"]], max_length, log)
     rows = [{key: encoded[key][index] for key in encoded} for index in range(len(texts))]
     if labels is not None:
         for row, label in zip(rows, labels, strict=True):
             row["labels"] = label
     return rows
+
+
+def _log_cut_texts(
+    tokenizer: Any, texts: Sequence[str], lengths: Sequence[int], max_length: int, log: Callable[[str], object]
+) -> None:
+    """Log how many texts have more than ``max_length`` tokens, and how many the longest has."""
+    full = [text for text, length in zip(texts, lengths, strict=True) if length >= max_length]
+    if not full:
+        return
+    uncut = tokenizer(full, truncation=False, verbose=False)["input_ids"]  # only a row of full length can be cut
+    cut = [len(ids) for ids in uncut if len(ids) > max_length]
+    if cut:
+        log(
+            f"{len(cut):,} of {len(texts):,} rows have more than {max_length} tokens and are cut "
+            f"(longest: {max(cut):,} tokens)"
+        )
 
 
 def collator(tokenizer: Any) -> Callable[[list[Row]], dict[str, torch.Tensor]]:

@@ -34,7 +34,7 @@ class Rotation:
 
     def __init__(self, model: nn.Module, steps: int) -> None:
         if steps < 1:
-            raise InputError(f"rotate={steps}: a turn has 1 step or more")
+            raise InputError(f"turns of {steps} steps: a turn has 1 step or more")
         self.steps = steps
         self.blocks: list[Block] = []
         self._trained: list[list[nn.Parameter]] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from taskedge.backbone.loading import Base
+from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.training.classification import Classification
 from taskedge.training.data.table import Table, read_table
 from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode
@@ -33,7 +34,9 @@ class TextClassification(Classification):
 
     def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
         """Return tokenized texts with label indices."""
-        return encode(base.tokenizer, table.texts, self.label_indices(table), max_length)
+        rows = encode(base.tokenizer, table.texts, self.label_indices(table), max_length, log)
+        check_token_ids((row["input_ids"] for row in rows), base.tokens_without_embedding, table.path)
+        return rows
 
     def collate(self, base: Base) -> Collate:
         """Return a function that pads rows to a batch."""

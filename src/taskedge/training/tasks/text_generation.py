@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 from torch import nn
 
 from taskedge.backbone.loading import Base
+from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, read_table
@@ -56,7 +57,7 @@ class TextGeneration:
     def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
         """Read prompts and, with ``answers``, their responses; or plain texts."""
         if columns.prompt:
-            return read_table(path, columns.prompt, columns.response if answers else None)
+            return read_table(path, columns.prompt, columns.response if answers else None, strip_labels=False)
         return read_table(path, columns.text)
 
     @classmethod
@@ -132,6 +133,8 @@ class TextGeneration:
                 row["response"] = table.labels[i].strip()
                 num_cut += len(prompt) + len(response) > max_length
             rows.append(row)
+        all_ids = ([*row["prompt"], *row.get("input_ids", ())] for row in rows)
+        check_token_ids(all_ids, base.tokens_without_embedding, table.path)
         if num_cut:
             where = "at their end" if self.form == PLAIN else "the prompt at its start, then the response at its end"
             log(f"{num_cut:,} of {len(rows):,} rows have more than {max_length} tokens and are cut: {where}")

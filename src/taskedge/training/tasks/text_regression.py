@@ -13,6 +13,7 @@ import numpy.typing as npt
 from torch import nn
 
 from taskedge.backbone.loading import Base
+from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, as_number, read_table
@@ -56,7 +57,7 @@ class TextRegression:
         targets = _targets(table)
         deviation = float(targets.std())
         if not deviation:
-            raise InputError(f"{table.path}: every row has the number {targets[0]:g}: there is nothing to learn")
+            raise InputError(f"{table.path}: every row has the number {float(targets[0])!r}: there is nothing to learn")
         return cls(float(targets.mean()), deviation)
 
     @classmethod
@@ -85,7 +86,8 @@ class TextRegression:
 
     def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
         """Return tokenized texts with standardized numbers under ``labels``, and the numbers under ``target``."""
-        rows = encode(base.tokenizer, table.texts, None, max_length)
+        rows = encode(base.tokenizer, table.texts, None, max_length, log)
+        check_token_ids((row["input_ids"] for row in rows), base.tokens_without_embedding, table.path)
         if table.labels is not None:
             for row, target in zip(rows, _targets(table), strict=True):
                 row |= {"labels": (float(target) - self.mean) / self.deviation, "target": float(target)}
@@ -120,9 +122,9 @@ class TextRegression:
     def predict(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
-        """Return the number of each row, to six digits."""
+        """Return the number of each row, in full: its shortest decimal form reads back as the same float64."""
         values = self._predict_values(model, base, rows, batch_size, on_progress)
-        return [{"value": float(f"{value:.6g}")} for value in values]
+        return [{"value": float(value)} for value in values]
 
     def _predict_values(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
