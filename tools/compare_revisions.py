@@ -161,6 +161,7 @@ NEW_FORMATS: dict[str, NewFormat] = {
 """By the ``format`` that the new header states. While both headers state the same format, none of them may differ."""
 
 ACCEPTED: dict[str, tuple[str, ...]] = {
+    "export": ("gpt2-peft/adapter_*",),  # LoRA exports have one rank for all linears since be0ed17
     "tune-*": (
         "*provenance.training.base: only in the old",
         "*provenance.training.weight_storage: only in the new",

@@ -55,7 +55,7 @@ def test_json(model, capsys) -> None:
         (["--length", "65"], "64 positions"),
         (
             ["--model", "no/such/folder/here"],
-            "no/such/folder/here: no such folder: name a local model folder or a hub id",
+            "no/such/folder/here: no such folder: name a local model",
         ),
     ],
 )

@@ -46,7 +46,7 @@ def test_json_is_the_plan(planning, capsys) -> None:
         (["--replicate", "2"], "give at most 1"),
         (
             ["--model", "no/such/folder/here"],
-            "no/such/folder/here: no such folder: name a local model folder or a hub id",
+            "no/such/folder/here: no such folder: name a local model",
         ),
         (["--out", "no/such/folder/plan.json"], "no folder"),
         (["--plot", "plan.docx"], "ends in .svg"),

@@ -108,7 +108,8 @@ def test_the_timer_measures_steps(tmp_path):
     assert result.seconds > 2 * result.seconds_per_step > 0
 
 
-def test_the_progress_line(capsys):
+def test_the_progress_in_a_log_is_whole_lines(capsys, monkeypatch):
+    monkeypatch.setattr("taskedge.reporting.progress.SECONDS_BETWEEN_LINES", 0.0)
     state = TrainState(model(), None, max_steps=4, step=1)
     line = ProgressLine()
     line.on_train_begin(state)
@@ -117,9 +118,9 @@ def test_the_progress_line(capsys):
     line.on_step_end(state)
     line.on_train_end()
     shown = capsys.readouterr().err
-    assert "training" in shown
-    assert "2/4" in shown
-    assert "loss=0.250" in shown
+    assert shown.startswith("training: 2 of 4 steps")
+    assert shown.endswith("loss 0.250\n")
+    assert "\r" not in shown
 
 
 def test_a_progress_line_that_never_began_ends_quietly(capsys):

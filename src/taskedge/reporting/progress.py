@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from taskedge.reporting.tables import duration
+
 SECONDS_BETWEEN_LINES = 10.0
 """Least seconds from one line in a log file to the next, and from the start to the first."""
 
@@ -70,10 +72,10 @@ class ProgressLines:
     def _show(self) -> None:
         self._last, self._shown = self._clock(), self._done
         elapsed = self._last - self._start
-        parts = [f"{self._done} of {self._total} {self._unit}{'s' * (self._total != 1)}", _duration(elapsed)]
+        parts = [f"{self._done} of {self._total} {self._unit}{'s' * (self._total != 1)}", duration(elapsed)]
         if self._initial < self._done < self._total:
             left = elapsed / (self._done - self._initial) * (self._total - self._done)
-            parts.append(f"about {_duration(left)} left")
+            parts.append(f"about {duration(left)} left")
         parts += [f"{name} {value}" for name, value in self._values.items()]
         self._log(f"{self._description}: {', '.join(parts)}")
 
@@ -96,10 +98,3 @@ def show_progress(
 
     bar: ProgressDisplay = tqdm(total=total, initial=initial, desc=description, unit=unit, file=sys.stderr)
     return bar
-
-
-def _duration(seconds: float) -> str:
-    """Return ``50 s``, ``12 min`` or ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -6,11 +6,14 @@ import importlib
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
+
+from taskedge.reporting.progress import ProgressDisplay, show_progress
 
 TENSORBOARD_FOLDER = "runs"
 """Folder of the TensorBoard logs within the folder of the run."""
@@ -94,36 +97,30 @@ class StepTimer(Callback):
 
 
 class ProgressLine(Callback):
-    """Shows steps, time left and the loss on standard error."""
+    """Shows steps, time left and the loss on standard error: a changing line on a terminal, whole lines in a log."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
+        self._display: ProgressDisplay | None = None
 
     def on_train_begin(self, state: TrainState) -> None:
-        """Open the line."""
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.step,
-            desc="training",
-            file=sys.stderr,
-            unit="step",
-            mininterval=0.1 if sys.stderr.isatty() else 10,  # few lines in a log file
-        )
+        """Open the display."""
+        log = partial(print, file=sys.stderr, flush=True)
+        self._display = show_progress(state.max_steps, "training", "step", log, initial=state.step)
 
     def on_step_end(self, state: TrainState) -> None:
-        """Advance the line."""
-        self._bar.update(1)
+        """Advance the display."""
+        if self._display is not None:
+            self._display.update(1)
 
     def on_log(self, state: TrainState) -> None:
         """Show the newest loss."""
-        self._bar.set_postfix(loss=f"{state.log[-1]['loss']:.3f}", refresh=False)
+        if self._display is not None:
+            self._display.set_postfix(loss=f"{state.log[-1]['loss']:.3f}", refresh=False)
 
     def on_train_end(self) -> None:
-        """End the line."""
-        if self._bar is not None:
-            self._bar.close()
+        """End the display."""
+        if self._display is not None:
+            self._display.close()
 
 
 class TensorBoardLog(Callback):
