@@ -242,7 +242,7 @@ def test_a_micro_batch_that_does_not_divide_the_batch_of_the_kind_is_refused_fir
     asked = ["tune", "--model", kinds / kind.model, "--train", kinds / kind.train, "--micro-batch", 16]
     ended = taskedge(*map(str, [*asked, "--out", tmp_path / "o"]))
     assert ended.code == 2
-    assert "micro_batch 16 does not divide batch_size 8: give one of 1, 2, 4, 8" in ended.err
+    assert "a micro-batch of 16 rows does not divide a batch of 8: give one of 1, 2, 4, 8" in ended.err
     assert "loading" not in ended.err
     assert not list(tmp_path.iterdir())
 

@@ -119,7 +119,7 @@ def test_the_batch_size_is_that_of_the_task_unless_given(task, tmp_path):
     fixed = {"model": str(task / "base"), "train": tmp_path / "talk.csv"}
     assert prepare_run(TuneConfig(**fixed), str).config.batch_size == 8
     assert prepare_run(TuneConfig(**fixed, batch_size=16), str).config.batch_size == 16
-    with pytest.raises(InputError, match="micro_batch 16 does not divide batch_size 8"):
+    with pytest.raises(InputError, match="a micro-batch of 16 rows does not divide a batch of 8"):
         prepare_run(TuneConfig(**fixed, micro_batch=16), str)
 
 

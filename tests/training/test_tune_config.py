@@ -223,7 +223,7 @@ def test_settings_that_leave_each_other_no_say(tmp_path, given, told):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"micro_batch": 5}, "--micro-batch 5 does not divide batch-size 16: give one of 1, 2, 4, 8, 16"),
+        ({"micro_batch": 5}, "a micro-batch of 5 rows does not divide a batch of 16: give one of 1, 2, 4, 8, 16"),
         ({"rotate": 5, "regrow": 5}, "--regrow moves entries of all blocks, --rotate trains one block at a time"),
         (
             {"optimizer": "mezo"},

@@ -83,7 +83,7 @@ class TrainerConfig(Config):
         if self.batch_size % self.rows_per_pass:
             divisors = [str(rows) for rows in range(1, self.batch_size + 1) if self.batch_size % rows == 0]
             raise ValueError(
-                f"micro_batch {self.micro_batch} does not divide batch_size {self.batch_size}: give one of "
+                f"a micro-batch of {self.micro_batch} rows does not divide a batch of {self.batch_size}: give one of "
                 + ", ".join(divisors)
             )
         return self

@@ -58,7 +58,7 @@ def test_serve_and_join_over_one_server_and_two_coordinators(taskedge, task, her
             (here / "aside").write_text(json.dumps(fleet_status(here / "plant")))
             (here / "aside").rename(here / "seen")
             end = time.monotonic() + 60
-            while not asyncio.current_task().canceling() and time.monotonic() < end:
+            while not asyncio.current_task().cancelling() and time.monotonic() < end:
                 time.sleep(0.02)
 
     classes = ["--class", "neg", "--class", "pos"]
