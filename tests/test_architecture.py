@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import defaultdict
 
+import pytest
 from architecture import (
     CONTRIBUTING,
     COOPERATION,
@@ -38,10 +39,12 @@ def test_imports_run_in_one_direction():
     assert not wrong
 
 
+@pytest.mark.slow
 def test_every_folder_has_a_rule():
     assert {folder_of(module) for module in graph()} == set(FOLDERS)
 
 
+@pytest.mark.slow
 def test_the_folders_of_cooperation_run_in_one_direction():
     wrong = []
     for module, targets in graph().items():
@@ -59,6 +62,7 @@ def test_the_rules_of_cooperation_allow_no_cycle():
     assert all(set(IN_COOPERATION[name]) <= set(COOPERATION[:i]) for i, name in enumerate(COOPERATION))
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     assert cycles(graph()) == []
 
@@ -68,6 +72,7 @@ def test_cycles_are_found():
     assert sorted(cycles(edges)) == [["a", "b", "c"], ["e", "f"]]
 
 
+@pytest.mark.slow
 def test_the_library_does_not_import_its_own_front_door():
     known = modules()
     wrong = [
@@ -90,6 +95,7 @@ def test_every_way_to_import_is_seen(tmp_path):
     assert seen == ["taskedge", "taskedge.errors", "taskedge.io.atomic", "taskedge.registry"]
 
 
+@pytest.mark.slow
 def test_nothing_imports_the_command_line():
     wrong = [
         module
@@ -105,6 +111,7 @@ def test_the_planner_loads_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_no_file_can_run_code():
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -115,6 +122,7 @@ def test_no_file_can_run_code():
                 assert ast.unparse(node.func) not in ("torch.load", "torch.save", "eval", "exec", "np.load"), path
 
 
+@pytest.mark.slow
 def test_only_one_module_writes_atomically():
     """A file that is written aside and renamed is written by io/atomic.py."""
     wrong = []
@@ -133,6 +141,7 @@ def test_only_one_module_writes_atomically():
     assert not wrong
 
 
+@pytest.mark.slow
 def test_only_the_container_reads_and_writes_safetensors():
     allowed = {"io/container.py", *FOREIGN_SAFETENSORS}
     wrong = []

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from architecture import SOURCE
 
 KEYWORD = re.compile(r"\b[a-z_]+=['\"{\[\dA-Z]")
@@ -36,6 +37,7 @@ def messages(path: Path) -> Iterator[tuple[int, str]]:
             yield node.lineno, text
 
 
+@pytest.mark.slow
 def test_messages_have_no_keyword_arguments():
     wrong = [
         f"{path}:{line}: {text}"

@@ -96,6 +96,7 @@ def test_shapes_alone_are_enough() -> None:
         assert np.allclose(getattr(one, key), getattr(two, key)), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -59,6 +59,7 @@ def test_random_ones_where_there_are_none(tmp_path):
     assert (own, len(said), next(model.parameters()).device.type) == (False, 1, "cpu")
 
 
+@pytest.mark.slow
 def test_unknown_names_and_unknown_architectures(tmp_path):
     with pytest.raises(InputError, match="nothere: no such folder: name a local model folder or a hub id such as"):
         shape_of(str(tmp_path / "nothere"))

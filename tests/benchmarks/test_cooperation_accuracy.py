@@ -33,6 +33,7 @@ def test_a_cooperative_run_takes_as_many_rows_and_steps_as_tune() -> None:
     assert not settings.calibrate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_what_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     """By hand: a round with all modules, one with half, then 4 with those that stay; backward goes to the deepest."""

@@ -73,6 +73,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_tables_are_written_between_their_marks_and_the_rest_is_kept(root: Path) -> None:
     assert report.main(["--root", str(root)]) == 0
     text = (root / "README.md").read_text()
@@ -90,6 +91,7 @@ def test_tables_are_written_between_their_marks_and_the_rest_is_kept(root: Path)
     assert "| head only | - | - | 0.01 | 0.650 (one seed) | - | - |" in text
 
 
+@pytest.mark.slow
 def test_methods_whose_head_trained_at_the_rate_of_the_body_are_left_out(root: Path) -> None:
     report.main(["--root", str(root)])
     text = (root / "README.md").read_text()
@@ -97,6 +99,7 @@ def test_methods_whose_head_trained_at_the_rate_of_the_body_are_left_out(root: P
     assert "| full |" not in text
 
 
+@pytest.mark.slow
 def test_figures_without_a_bar_have_a_table_of_their_own(root: Path) -> None:
     (root / "README.md").write_text("<!-- table:cost-more -->\n<!-- end -->\n<!-- table:machine -->\n<!-- end -->\n")
     report.main(["--root", str(root)])
@@ -105,6 +108,7 @@ def test_figures_without_a_bar_have_a_table_of_their_own(root: Path) -> None:
     assert "`python it`" in text
 
 
+@pytest.mark.slow
 def test_check_notices_a_stale_table_and_changes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.main(["--check", "--root", str(root)]) == 1
     assert "README.md" in capsys.readouterr().err
@@ -125,6 +129,7 @@ def test_an_unknown_table_is_named(root: Path) -> None:
         report.main(["--root", str(root)])
 
 
+@pytest.mark.slow
 def test_the_figures_are_drawn_the_same_each_time(root: Path) -> None:
     pytest.importorskip("matplotlib")
     results = report.Results(root / "benchmarks")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from taskedge.forms import kernels
 from taskedge.profiling import doctor
 
 
+@pytest.mark.slow
 def test_it_passes_here(taskedge):
     ended = taskedge("doctor")
     assert ended.code == 0
@@ -18,6 +20,7 @@ def test_it_passes_here(taskedge):
         assert f" {subject} " in ended.out
 
 
+@pytest.mark.slow
 def test_numba_hidden(taskedge, monkeypatch):
     monkeypatch.setattr(type(kernels.KERNELS["numba"]), "supports", lambda self, grad_output, columns, index: False)
     ended = taskedge("doctor", "--json")
@@ -27,6 +30,7 @@ def test_numba_hidden(taskedge, monkeypatch):
     assert "taskedge[fast]" in kernel["advice"]
 
 
+@pytest.mark.slow
 def test_broken_arithmetic(taskedge, monkeypatch):
     monkeypatch.setattr(doctor, "entry_gradient", lambda dy, x, index: torch.zeros(len(index.rows)))
     ended = taskedge("doctor")

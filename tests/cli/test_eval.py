@@ -31,6 +31,7 @@ def test_one_class_may_be_all_there_is(taskedge, tuned, here):
     assert json.loads(taskedge("eval", tuned[0], "--data", "one.csv", "--json").out)["rows"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -149,6 +149,7 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
     assert snapshot(tmp_path).keys() == {"o", "whole"}
 
 
+@pytest.mark.slow
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     """The file on a fresh bf16 base, without force, gives the logits of the model at the end of training."""
     from taskedge.training import run, tune
@@ -201,6 +202,7 @@ def test_it_learns(taskedge, kinds, here, name, epochs, enough):
     assert enough(quality), quality
 
 
+@pytest.mark.slow
 def test_the_limit_of_a_response_is_that_of_the_data_or_the_users(taskedge, kinds, here):
     assert taskedge(*tuning(kinds, KINDS["plain text"], "--epochs", 0.2)).code == 0
     for more, most in (([], 64), (["--max-new-tokens", "2"], 2)):
@@ -237,6 +239,7 @@ def test_a_batch_is_as_large_as_the_kind_of_task_says(taskedge, kinds, tmp_path,
     assert (training["batch_size"], training["steps"]) == (batch_size, planned["steps"])
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_divide_the_batch_of_the_kind_is_refused_first(taskedge, kinds, tmp_path):
     kind = KINDS["responses"]
     asked = ["tune", "--model", kinds / kind.model, "--train", kinds / kind.train, "--micro-batch", 16]
@@ -276,6 +279,7 @@ def test_mistakes(taskedge, kinds, monkeypatch, arguments, told):
     assert snapshot(kinds) == before
 
 
+@pytest.mark.slow
 def test_data_of_another_kind_than_the_delta_s(taskedge, kinds, here):
     assert taskedge(*tuning(kinds, KINDS["responses"], "--out", "words")).code == 0
     assert taskedge(*tuning(kinds, KINDS["folders"], "--out", "pets")).code == 0
@@ -300,6 +304,7 @@ def test_data_of_another_kind_than_the_delta_s(taskedge, kinds, here):
     assert taskedge("predict", "pets", "--data", kinds / "images" / "red").code == 0
 
 
+@pytest.mark.slow
 def test_folders_and_tables_of_images_are_one_task(taskedge, kinds, here):
     for train, held in (("images", "paths.csv"), ("paths.csv", "images")):
         ended = taskedge(*tuning(kinds, KINDS["folders"], "--train", kinds / train, "--eval", kinds / held, "--json"))

@@ -27,6 +27,7 @@ def assert_ours(model, delta):
     assert difference.abs().max() <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft_type", [None, "supertuning", "shira", "lora"])
 def test_peft_loads_the_adapter(taskedge, tuned, task, here, peft_type):
     given = ["--peft-type", peft_type] if peft_type else []
@@ -38,6 +39,7 @@ def test_peft_loads_the_adapter(taskedge, tuned, task, here, peft_type):
     assert_ours(peft.AutoPeftModelForSequenceClassification.from_pretrained("adapter", num_labels=2), tuned[0])
 
 
+@pytest.mark.slow
 def test_gpt2_goes_as_lora(taskedge, task, here):
     assert taskedge(*tuning(task, model="gpt2")).code == 0
     ended = taskedge("export", "task.safetensors", "--to", "peft", "--out", "adapter", "--json")

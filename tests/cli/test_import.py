@@ -26,6 +26,7 @@ def adapter(task, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_through_all_verbs(taskedge, adapter, task, here):
     ended = taskedge("import", adapter, "--labels", "neg, pos", "--json")
     assert ended.code == 0

@@ -126,6 +126,7 @@ def run_in_bash(line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough(tuned):
     """``taskedge info FILE | head -1`` ends without an error."""
     process = run_in_bash(f"taskedge info {tuned[0]} | head -1; echo ${{PIPESTATUS[0]}}")
@@ -133,6 +134,7 @@ def test_a_reader_that_has_enough(tuned):
     assert process.stdout.count("\n") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["--help", "--version", "info --help"])
 def test_a_reader_that_has_gone_is_no_error(arguments):
     process = run_in_bash(f"taskedge {arguments} | (exec 0<&-; sleep 1); echo ${{PIPESTATUS[0]}}")
@@ -142,6 +144,7 @@ def test_a_reader_that_has_gone_is_no_error(arguments):
 FULL = "taskedge: output cannot be written (No space left on device): make room, or write elsewhere\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", ["--help", "--version", "info --help"])
 def test_output_on_a_full_disk(arguments):
     process = run_in_bash(f"taskedge {arguments} > /dev/full")
@@ -153,6 +156,7 @@ def test_output_and_messages_on_a_full_disk():
     assert run_in_bash("taskedge nothing &> /dev/full").returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

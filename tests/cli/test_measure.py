@@ -42,11 +42,13 @@ def test_a_profile_goes_into_the_fleet(planning, model, capsys) -> None:
     assert "was measured on tiny" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_json(model, capsys) -> None:
     assert main(["measure", "--model", model, *QUICK, "--depths", "1,4", "--json"]) == 0
     assert [row["depth"] for row in json.loads(capsys.readouterr().out)["measured"]] == [1, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "part"),
     [

@@ -9,6 +9,7 @@ from taskedge.planning.plan import Plan, read_plan
 from taskedge.planning.solvers import SOLVERS
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_written_and_drawn(planning, capsys) -> None:
     out, plot = planning / "plan.json", planning / "plan.svg"
     arguments = ["plan", "--fleet", str(planning / "fleet.toml"), "--out", str(out), "--plot", str(plot)]
@@ -25,6 +26,7 @@ def test_a_plan_is_printed_written_and_drawn(planning, capsys) -> None:
     assert {path.name for path in planning.iterdir()} == {"tiny", "fleet.toml", "plan.json", "plan.svg"}
 
 
+@pytest.mark.slow
 def test_json_is_the_plan(planning, capsys) -> None:
     arguments = ["plan", "--fleet", str(planning / "fleet.toml"), "--blocks", "2", "--json", "--no-compare"]
     assert main([*arguments, "--model", str(planning / "tiny"), "--budget", "0.02", "--length", "8"]) == 0
@@ -34,6 +36,7 @@ def test_json_is_the_plan(planning, capsys) -> None:
     assert plan.budget == "0.02"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("extra", "part"),
     [

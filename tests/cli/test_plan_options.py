@@ -9,6 +9,7 @@ from taskedge.errors import InputError
 from taskedge.planning.fleet_file import load_fleet
 
 
+@pytest.mark.slow
 def test_options_come_before_the_fleet_file(planning) -> None:
     loaded = load_fleet(planning / "fleet.toml")
     table, budget = task_table(loaded, planning, None, None, None, None)

@@ -180,6 +180,7 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, her
         assert linear["name"] in shown.out
 
 
+@pytest.mark.slow
 def test_settings_from_a_file(taskedge, task, here):
     (here / "run.toml").write_text(
         f"model = '{task / 'base'}'\ntrain = '{task / 'train.csv'}'\ntext = 'text'\nlabel = 'label'\n"
@@ -193,6 +194,7 @@ def test_settings_from_a_file(taskedge, task, here):
     assert from_file["provenance"] == from_flags["provenance"]
 
 
+@pytest.mark.slow
 def test_an_output_is_replaced_by_force(taskedge, task, here):
     (here / "task.safetensors").write_text("precious")
     assert taskedge(*tuning(task)).code == 2
@@ -203,6 +205,7 @@ def test_an_output_is_replaced_by_force(taskedge, task, here):
     assert taskedge("info", "task.safetensors").code == 0
 
 
+@pytest.mark.slow
 def test_a_link_at_the_output_stays_one(taskedge, task, here):
     (here / "deep").mkdir()
     (here / "task.safetensors").symlink_to("deep/target")
@@ -212,6 +215,7 @@ def test_a_link_at_the_output_stays_one(taskedge, task, here):
     assert set(snapshot(here)) == {"task.safetensors", "deep", "deep/target"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gpt2", "own"])
 def test_other_models_through_all_verbs(taskedge, task, here, model):
     done = json.loads(taskedge(*tuning(task, "--eval", task / "eval.csv", "--json", model=model)).out)
@@ -228,6 +232,7 @@ def test_long_texts_are_cut_at_the_positions_of_the_base(taskedge, task, here):
     assert taskedge("eval", "task.safetensors", "--data", "long.csv").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["taskedge", "fisher"])
 def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, rule):
     words = tuning(task, "--allocation", "2:4", "--rule", rule, "--out", "two.safetensors", "--json")
@@ -240,6 +245,7 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
     assert (about["provenance"]["allocation"], about["provenance"]["budget"]) == ("2:4", "2:4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rung",
     [
@@ -271,6 +277,7 @@ def test_every_rung(taskedge, task, here, rung, monkeypatch):
         assert all("layer.1." in linear["name"] for linear in plan["linears"])
 
 
+@pytest.mark.slow
 def test_recomputation_ends_with_the_same_bits(taskedge, task, here):
     for how in ("none", "blocks", "inputs"):
         rung = ["--recompute", how, "--micro-batch", 4]  # with either, the kernel is the portable one
@@ -281,6 +288,7 @@ def test_recomputation_ends_with_the_same_bits(taskedge, task, here):
             assert torch.equal(linear.values, other.linears[name].values)
 
 
+@pytest.mark.slow
 def test_a_mapped_base_ends_with_the_same_bits(taskedge, task, here):
     ended = taskedge(*tuning(task, "--weight-storage", "mmap", "--out", "mmap.safetensors"))
     assert re.search(r"[\d.]+ of [\d.]+ MB of the base are mapped from \S+model.safetensors", ended.err)
@@ -292,6 +300,7 @@ def test_a_mapped_base_ends_with_the_same_bits(taskedge, task, here):
     assert all(torch.equal(tensor, mapped.full_parameters[name]) for name, tensor in loaded.full_parameters.items())
 
 
+@pytest.mark.slow
 def test_an_int8_base_through_all_verbs(taskedge, task, here):
     ended = taskedge(*tuning(task, "--weight-storage", "int8", "--eval", task / "eval.csv", "--json"))
     assert "the weights of 12 linears are stored as int8" in ended.err
@@ -321,6 +330,7 @@ def test_labels_with_blanks_and_in_another_unicode_form(taskedge, task, here):
     assert taskedge("eval", "task.safetensors", "--data", "eval.csv").code == 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_over_int8_goes_on_to_the_same_bits(task, here):
     def killed():
         from taskedge.training import checkpoint

@@ -25,6 +25,7 @@ def requests(monkeypatch):
     return addresses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

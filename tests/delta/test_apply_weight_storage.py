@@ -126,6 +126,7 @@ def test_a_head_with_fp32_master_weights_applies_to_a_bf16_base_stored_as_int8()
         te.apply(tiny.bert(), delta)  # weights that were not rounded
 
 
+@pytest.mark.slow
 def test_a_merged_folder_of_an_int8_model_is_a_plain_folder(tmp_path):
     from transformers import AutoModelForSequenceClassification
 

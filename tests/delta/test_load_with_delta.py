@@ -151,6 +151,7 @@ def test_a_delta_is_used_as_it_was_trained(made, tmp_path):
         load_with_delta(tmp_path / "task.safetensors", str(made / "other"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "head"),
     [(("POSITIVE", "NEGATIVE", "x"), "new"), (("POS", "NEG"), "base"), (("LABEL_0", "LABEL_1"), "new")],

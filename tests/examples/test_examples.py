@@ -38,6 +38,7 @@ def test_every_example_is_run_here_and_short():
         assert len((EXAMPLES / name).read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain_loop.py", "trainer.py"])
 @pytest.mark.parametrize("model", ["bert", "gpt2"])
 def test_text(run, tmp_path, name, model):
@@ -65,6 +66,7 @@ def test_text(run, tmp_path, name, model):
     assert changed == delta.num_entries
 
 
+@pytest.mark.slow
 def test_images(run, tmp_path):
     tiny.vit().save_pretrained(tmp_path / "base")
     told = run("images.py", tmp_path / "base", "--rows", 1500, "--lr", 0.03)

@@ -56,6 +56,7 @@ def pictures(dtype=torch.float32):
 MAKES = {"words": words, "pictures": pictures}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 @given(seed=st.integers(0, 1000), budget=st.sampled_from(["2%", "20%", "80%"]))

@@ -117,6 +117,7 @@ class Reference:
         self.write()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["plain", "activation"])
 @pytest.mark.parametrize(
     "options", [{"per_neuron": 2}, {"budget": "4%", "allocation": "global"}], ids=["even", "global"]
@@ -159,6 +160,7 @@ def advance(model, optimizer, seeds):
         optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropped_entries_get_the_base_back_bit_for_bit(dtype):
     model = tiny.bert().to(dtype)

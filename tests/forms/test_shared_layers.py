@@ -112,6 +112,7 @@ def test_query_key_and_value_of_albert_share_their_input_at_every_use(monkeypatc
         assert layer.entries.shared_input._gathered is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @MODES
 @pytest.mark.parametrize("make", [albert, tiny.bert, tiny.gpt2])

@@ -13,6 +13,7 @@ from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
 from taskedge.planning.problem import upload_seconds
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 10**6))
 def test_the_split_is_optimal(uploads, seed):

@@ -161,6 +161,7 @@ junk = st.recursive(
 keys = st.sampled_from([*DeviceSpec.model_fields, "devise"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.dictionaries(keys, junk, max_size=6) | junk, max_size=3), junk, junk)
 def test_junk_is_a_list_of_faults_and_nothing_else(devices, channel, model) -> None:

@@ -28,6 +28,7 @@ def test_a_seed_gives_one_result() -> None:
     assert Simulation.model_validate_json(run(3).to_json()) == run(3)
 
 
+@pytest.mark.slow
 def test_solvers_see_the_same_rounds() -> None:
     both = run(1, solvers=("joint", "exact"))
     assert both.latency_seconds["exact"] == run(1, solvers=("exact",)).latency_seconds["exact"]
@@ -52,6 +53,7 @@ def test_solvers_that_stand_for_the_same_one_plan_once(monkeypatch) -> None:
     assert result.latency_seconds["joint"] == result.latency_seconds["match"] == result.latency_seconds["exact"]
 
 
+@pytest.mark.slow
 def test_without_fading_every_round_is_the_plan() -> None:
     still = run(0, fading="none", solvers=("joint",)).latency_seconds["joint"]
     assert len(set(still)) == 1

@@ -43,6 +43,7 @@ def report(shapes):
     return made
 
 
+@pytest.mark.slow
 def test_one_of_each_kind(report):
     assert [(model.kind, model.weights) for model in report.models] == [
         ("encoder", "its own"),
@@ -80,6 +81,7 @@ def test_a_round(report):
             assert one.granularity_ratio == pytest.approx(one.compute_seconds / one.communication_seconds)
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_counter(shapes, monkeypatch, tmp_path):
     nothing = tmp_path / "nothing"
     monkeypatch.setattr(

@@ -12,6 +12,7 @@ from taskedge.profiling import doctor
 from taskedge.profiling.doctor import BROKEN, OK, SLOW, check_installation
 
 
+@pytest.mark.slow
 def test_all_is_right_here():
     findings = {finding.subject: finding for finding in check_installation()}
     assert list(findings) == [

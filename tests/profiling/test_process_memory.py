@@ -59,6 +59,7 @@ def test_a_larger_threshold_changes_nothing():
     subprocess.run([sys.executable, "-c", SMALL_THRESHOLD], check=True)
 
 
+@pytest.mark.slow
 def test_the_peak_of_the_process_outlives_new_peaks():
     cpu = torch.device("cpu")
     held = torch.ones(40_000_000)
@@ -70,6 +71,7 @@ def test_the_peak_of_the_process_outlives_new_peaks():
         assert peak_bytes(cpu) < high - 100e6
 
 
+@pytest.mark.slow
 def test_resident_bytes_rise_and_fall():
     trim_heap()
     before = resident_bytes()

@@ -29,6 +29,7 @@ def profile() -> Profile:
     )
 
 
+@pytest.mark.slow
 def test_a_profile_covers_every_depth(profile) -> None:
     assert [row.depth for row in profile.measured] == [1, 2, 4]
     assert len(profile.step_seconds) == len(profile.peak_bytes) == 4
@@ -46,6 +47,7 @@ def test_a_depth_that_the_model_does_not_have() -> None:
         measure_profile(DepthTraining(model, "x"), table, inputs, [5])
 
 
+@pytest.mark.slow
 def test_processor_seconds_need_one_thread(monkeypatch) -> None:
     model, inputs = sparse()
     table = block_table(tiny(), inputs, 0.01, "tiny")
@@ -68,6 +70,7 @@ def test_the_machine_has_speed_and_memory() -> None:
     assert machine_bytes(CPU) > 1e8
 
 
+@pytest.mark.slow
 def test_the_peak_is_seen_after_it_has_passed() -> None:
     reset_peak(CPU)
     before = peak_bytes(CPU)

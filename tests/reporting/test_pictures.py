@@ -9,6 +9,7 @@ from taskedge.errors import TaskEdgeError
 from taskedge.reporting.pictures import draw_plan, draw_simulation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("draw", "figures"), [(draw_plan, PLAN), (draw_simulation, ROUNDS)])
 def test_a_picture_is_whole_and_always_the_same(tmp_path, draw, figures) -> None:
     first, second = tmp_path / "a.svg", tmp_path / "b.svg"

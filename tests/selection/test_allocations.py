@@ -42,6 +42,7 @@ def test_exactly_the_budget_is_spent_on_entries_that_may_be_chosen(allocation, p
         assert bool(scores[name].flatten()[flat].isfinite().all())
 
 
+@pytest.mark.slow
 @every_allocation
 @given(problem=problems())
 def test_ties_fall_the_same_way_each_time(allocation, problem):

@@ -74,6 +74,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_nothing_is_left_behind(folder):
     accumulator = DiskAccumulator({"a": (2, 2)})
     accumulator.add("a", torch.ones(2, 2))

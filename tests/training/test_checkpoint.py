@@ -105,6 +105,7 @@ def test_a_failing_write_leaves_the_older_checkpoint(tmp_path, monkeypatch, wher
     Checkpoint(path)
 
 
+@pytest.mark.slow
 def test_every_kind_of_damage_is_refused(tmp_path):
     state = run()
     model, path = state.model, write(tmp_path, state)

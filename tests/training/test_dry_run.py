@@ -21,6 +21,7 @@ def brief(monkeypatch):
     monkeypatch.setattr("taskedge.training.memory.measure_step.LONG_PASS_SECONDS", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [{}, {"epochs": 1.3, "batch_size": 7, "accumulate": 2}, {"per_neuron": 2, "rule": "magnitude"}, {"model": "gpt2"}],

@@ -102,6 +102,7 @@ def whole(request, task, tmp_path_factory):
     return request.param, out, json.loads(ended.out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2])
 def test_killed_and_resumed(task, whole, tmp_path, call):
     form, expected, _ = whole
@@ -146,6 +147,7 @@ def test_what_the_file_holds(task, whole):
         assert training["step"] == "activation"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["base", "gpt2"])
 def test_the_file_does_what_was_measured(task, tmp_path, whole, capsys, model):
     form = whole[0]
@@ -176,6 +178,7 @@ def test_the_plan_is_what_is_trained(task, tmp_path, whole, without_memory):
     json.dumps(planned)
 
 
+@pytest.mark.slow
 def test_what_it_says(task, tmp_path, whole, capsys, without_memory):
     form, trained = whole[0], f"{whole[2]['trained']:,}"
     run = arguments(task, form, "--out", tmp_path / "o")
@@ -195,6 +198,7 @@ def test_what_it_says(task, tmp_path, whole, capsys, without_memory):
         assert f"{tmp_path / 'o'}: 124 entries (2.002%) and a head of 34" in said.out
 
 
+@pytest.mark.slow
 def test_two_seeds_differ(task, tmp_path, whole):
     form, path, _ = whole
     assert main(arguments(task, form, "--out", tmp_path / "a")) == 0

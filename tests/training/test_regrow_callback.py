@@ -88,6 +88,7 @@ def test_a_falling_share_moves_every_so_many_steps(uninterrupted):
     assert len(uninterrupted[1]) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[2], [3], [4], [5, 9], [7, 8], [11]])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, stops):
     for step in stops:
@@ -124,6 +125,7 @@ def test_the_run_itself_is_not_disturbed(tmp_path, monkeypatch):
     assert tiny.same_bits(run(tmp_path / "looks").state_dict(), still)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_where_the_entries_are_only_if_they_moved(tmp_path):
     run(tmp_path / "moved")
     made = run(tmp_path / "still", SETTINGS.model_copy(update={"regrow": 0}))
@@ -157,6 +159,7 @@ def test_what_cannot_move_is_refused_before_the_first_step(tmp_path):
     assert tiny.same_bits(te.fuse(made).state_dict(), before)
 
 
+@pytest.mark.slow
 def test_tune_killed_and_resumed(task, tmp_path):
     arguments = ["--regrow", "2", "--regrow-share", "0.5", "--checkpoint-every", "3"]
     assert forked(tuning(task, "--out", tmp_path / "whole", *arguments)).code == 0

@@ -64,6 +64,7 @@ class StopAt(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"accumulate": 1}, {"clip": 0.0}, {"weight_decay": 0.1}, {"bf16": True}, {"epochs": 1.4, "warmup": 0.3}],
@@ -160,6 +161,7 @@ def uninterrupted(tmp_path_factory):
     return tiny.state(run(tmp_path_factory.mktemp("whole"))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[1], [2], [5], [8], [11], [3, 6, 9]])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, stops):
     for step in stops:

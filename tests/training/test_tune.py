@@ -51,6 +51,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed(task, whole, tmp_path, moment):
     out = tmp_path / "task.safetensors"
@@ -118,6 +119,7 @@ def test_two_runs_write_the_same_bytes_and_another_seed_others(task, whole, tmp_
     assert (tmp_path / "b").read_bytes() != whole[0]
 
 
+@pytest.mark.slow
 def test_interrupted_by_ctrl_c(task, whole, tmp_path):
     out = tmp_path / "task.safetensors"
     arguments = tuning(task, "--out", out, *OFTEN)
@@ -204,6 +206,7 @@ def live_run(task, tmp_path):
         os.waitpid(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_live_run_is_not_touched(task, whole, tmp_path, live_run):
     """A second run is refused, whatever it asks for. A kill of the first ends its lock, and the run is resumed."""
     pid, out = live_run
@@ -254,6 +257,7 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arrange", "kept"), [(small_disk, None), (killed_at(tune, "check_unchanged", by=small_disk), "checkpoint-12")]
 )

@@ -164,6 +164,7 @@ def test_a_weight_that_is_not_finite():
         freeze_layer("some.layer", layer, int8=True)
 
 
+@pytest.mark.slow
 @codings
 def test_sparse_training_on_it_equals_that_on_the_plain_weight(int8):
     """Every step and the learned values have the same bits."""

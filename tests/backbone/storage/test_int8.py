@@ -14,6 +14,7 @@ from taskedge.backbone.storage.frozen_layer import freeze_layer
 from taskedge.backbone.storage.int8 import LEVELS, dequantize, quantize, weight_rounded_to_int8
 
 
+@pytest.mark.slow
 @given(
     st.integers(1, 6),
     st.integers(1, 6),

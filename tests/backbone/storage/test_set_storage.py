@@ -93,6 +93,7 @@ def test_int8_converts_the_linears_of_the_blocks_and_nothing_else(make):
     ]
 
 
+@pytest.mark.slow
 @models
 def test_entries_over_int8_train_as_over_the_dequantized_weights_in_double(make):
     """The oracle: dense autograd in fp64 on a plain model with the dequantized weights."""
@@ -112,6 +113,7 @@ def test_entries_over_int8_train_as_over_the_dequantized_weights_in_double(make)
         torch.testing.assert_close(layer.entries.offsets.grad.double(), expected, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @models
 def test_training_over_int8_equals_training_of_the_dequantized_model(make):
     model = set_weight_storage(make(), "int8")
@@ -132,6 +134,7 @@ def test_training_over_int8_equals_training_of_the_dequantized_model(make):
         assert linear.base_digest == other.base_digest  # of the values that both trained on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["blocks", "inputs"])
 def test_recomputation_over_int8_has_the_same_bits(how):
     found = []
@@ -172,6 +175,7 @@ def test_a_model_that_lies_in_no_file_cannot_be_mapped(bert):
         set_weight_storage(bert, "mmap")
 
 
+@pytest.mark.slow
 @linux
 def test_a_mapped_base_has_the_bits_of_a_resident_one_and_its_file_is_never_changed(saved):
     content, said, learned = (saved / "model.safetensors").read_bytes(), [], []

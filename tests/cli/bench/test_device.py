@@ -20,6 +20,7 @@ def bert(here, monkeypatch):
     return tiny_task.bert(here / "bert")
 
 
+@pytest.mark.slow
 def test_figures_as_text_and_in_a_file(taskedge, bert, here):
     words = ["--model", bert, *QUICK, "--watts", 5, "--uplink", "250 kbit/s", "--local-steps", 4, "-o", "d.json"]
     ended = taskedge("bench", "device", *words)
@@ -34,11 +35,13 @@ def test_figures_as_text_and_in_a_file(taskedge, bert, here):
     assert taskedge("bench", "device", *words).code == 2  # the file exists
 
 
+@pytest.mark.slow
 def test_json(taskedge, bert):
     ended = taskedge("bench", "device", "--model", bert, *QUICK, "--downlink", "1e6", "--json")
     assert json.loads(ended.out)["link"]["downlink_bits_per_second"] == 1e6
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_counter_says_so(taskedge, bert, monkeypatch):
     nothing = bert / "nothing"
     monkeypatch.setattr(

@@ -133,6 +133,7 @@ def test_emulated_devices_are_as_slow_as_the_fleet_file_says(task, here):
         assert event["real_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_no_process(task, here):
     def killed():
         def print_status(message):

@@ -10,6 +10,7 @@ from taskedge.cooperation.coordinator.aggregation import SERVER_OPTIMIZERS, clip
 from taskedge.errors import InputError
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.lists(st.integers(-99, 99), min_size=3, max_size=3)), min_size=1))
 def test_the_mean_is_weighted_per_entry(answers):
     mean = weighted_mean([(w, {"x": torch.tensor(v, dtype=torch.float32)}) for w, v in answers])["x"]

@@ -32,6 +32,7 @@ def same(one: Delta, other: Delta, tolerance=0.0):
         torch.testing.assert_close(whole, other.full_parameters[name], rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["taskedge", "magnitude"])
 def test_the_support_is_the_one_that_a_central_run_chooses(tmp_path, rule):
     how = tiny_fleet.settings(rounds=1, devices=3, rule=rule, per_neuron=None, budget="2.3%", calibration=9)
@@ -50,6 +51,7 @@ def test_the_support_is_the_one_that_a_central_run_chooses(tmp_path, rule):
     assert result.entries == central.num_entries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["deft", "replicate", "fedavg"])
 @pytest.mark.parametrize("optimizer_name", ["sgd", "fedadamw"])
 def test_one_device_with_all_blocks_is_a_central_run(tmp_path, mode, optimizer_name):
@@ -83,6 +85,7 @@ def test_one_device_with_all_blocks_is_a_central_run(tmp_path, mode, optimizer_n
     same(delta, te.extract(model), tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_fedavg_is_the_dense_average_of_the_devices_models(tmp_path):
     """Three local steps on each device, one round: the result is the average of whole models, weighted by tokens."""
     how = tiny_fleet.settings(mode="fedavg", rounds=1, local_steps=3, devices=3)
@@ -130,6 +133,7 @@ def test_a_run_learns_and_every_device_ends_with_its_values(tmp_path, mode):
         same(te.extract(made.model), head.delta())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "copies"), [("deft", 1), ("replicate", 2), ("fedavg", 4)])
 def test_blocks_go_to_as_many_devices_as_the_mode_says(tmp_path, mode, copies):
     _, _, events = tiny_fleet.run(
@@ -149,6 +153,7 @@ def test_merged_blocks_and_a_head_with_the_first(tmp_path):
     assert blocks == [(0, 1), (2,)]
 
 
+@pytest.mark.slow
 def test_the_log_has_every_event(tmp_path):
     _, result, events = tiny_fleet.run(tmp_path / "run", tiny_fleet.settings(devices=2), tiny_fleet.devices(2))
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -171,6 +176,7 @@ def test_the_log_has_every_event(tmp_path):
         assert set(result.bytes_up[name]) == {"hello", "statistics", "installed", "gradients", "bye"}
 
 
+@pytest.mark.slow
 def test_idle_modules_are_neither_computed_nor_sent(tmp_path):
     how = tiny_fleet.settings(rounds=16, devices=2, mode="fedavg", active_share=0.25)
     freezing = FreezingConfig(0.25, stage=1, window=2, every=6)
@@ -195,6 +201,7 @@ def test_idle_modules_are_neither_computed_nor_sent(tmp_path):
     assert down[7] < down[2] / 2  # idle modules' values did not change, so nobody is sent them
 
 
+@pytest.mark.slow
 def test_missing_devices_and_a_used_folder_are_named(tmp_path):
     def run(trainings=None, **more):
         changes = more.pop("changes", None)

@@ -177,6 +177,7 @@ def test_waiting_ends_in_time(tmp_path, monkeypatch):
     run(check())
 
 
+@pytest.mark.slow
 def test_a_device_that_comes_back_catches_up_from_what_it_holds(tmp_path):
     """Once as a link that was cut (the process holds what it held), once as a new process (which holds nothing)."""
 

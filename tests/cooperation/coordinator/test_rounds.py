@@ -56,6 +56,7 @@ def test_a_run_has_diverged_if_no_answer_is_finite():
         rule.check(4, [diverged, diverged])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", sorted(UNUSABLE))
 def test_a_wrong_answer_is_refused_and_never_touches_the_model(tmp_path, why):
     """The run ends with the very values of one in which the liar trains nothing at all."""
@@ -74,6 +75,7 @@ def test_a_wrong_answer_is_refused_and_never_touches_the_model(tmp_path, why):
     assert all(torch.equal(head.state.values[name], other.state.values[name]) for name in head.state.values)
 
 
+@pytest.mark.slow
 def test_an_absurd_norm_is_refused_once_norms_are_known(tmp_path):
     huge = liar(lambda a: altered(a, {name: 1e6 * tensor for name, tensor in a.tensors.items()}), start=7)
     how = tiny_fleet.settings(rounds=8, mode="fedavg", devices=2, lr=0.001)
@@ -93,6 +95,7 @@ def test_a_run_that_diverged_is_not_the_devices_fault(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_run_without_usable_answers_stops_and_names_the_reason(tmp_path):
     how = tiny_fleet.settings(rounds=20, quarantine_after=99)
     with pytest.raises(TaskEdgeError, match=r"5 rounds in a row without a usable answer .*wrong shape"):

@@ -137,6 +137,7 @@ def test_a_message_that_fails_is_answered_with_the_reason(why):
     assert hello.kind == "hello"
 
 
+@pytest.mark.slow
 def test_a_training_that_hangs_is_reported():
     hung = []
     (_, answer), _ = answers_to(

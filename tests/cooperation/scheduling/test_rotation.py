@@ -28,6 +28,7 @@ def equal_costs(devices, blocks):
     return known
 
 
+@pytest.mark.slow
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 9))
 def test_equal_devices_see_every_block_equally_often(devices, blocks, seed):
     tasks = plan("deft", devices, blocks, seed=seed)

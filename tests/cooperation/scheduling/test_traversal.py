@@ -10,6 +10,7 @@ from round_plans import costs, names, plan
 from taskedge.cooperation.scheduling.traversal import add_traversed_blocks
 
 
+@pytest.mark.slow
 @given(st.integers(1, 7), st.integers(1, 6), st.integers(0, 9), st.sampled_from(["deft", "replicate"]), st.data())
 def test_a_task_keeps_its_blocks_and_stays_within_bounds(devices, blocks, seed, mode, data):
     slack = data.draw(st.sampled_from([0.0, 0.05, 0.1, 0.5]))

@@ -155,6 +155,7 @@ def test_a_device_cannot_fill_the_memory_with_messages(around):
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_no_answer_in_time_and_one_that_is_late(around):
     async def run():
         async with around() as fleet:
@@ -183,6 +184,7 @@ def test_no_answer_in_time_and_one_that_is_late(around):
     asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_many_requests_that_were_given_up_leave_nothing_behind(around):
     async def run():
         async with around() as fleet:

@@ -14,6 +14,7 @@ def test_every_solver_is_found_by_name():
         SOLVERS["gredy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ONE_TO_ONE)
 def test_no_one_to_one_plan_beats_the_exact_one(name):
     rng = np.random.default_rng(0)

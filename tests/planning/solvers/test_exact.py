@@ -32,6 +32,7 @@ def test_agrees_with_brute_force():
         assert finish_seconds(plan, case[0], case[2], case[3]).max() == pytest.approx(plan.latency, rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["radio", "anticorrelated", "wired", "mixed", "half without signal"])
 def test_pruning_loses_nothing(kind):
     """A fleet large enough to be pruned, against its whole table in one dense assignment."""

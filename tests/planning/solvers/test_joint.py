@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from taskedge.planning import FixedRateLink, InfeasiblePlan, ShannonLink, allocate_jointly, solve_exactly
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reassign", [True, False])
 def test_between_its_bound_and_a_small_gap(reassign):
     rng = np.random.default_rng(0)
@@ -47,6 +48,7 @@ def test_fixed_rates():
     assert plan.lower_bound <= best * (1 + 1e-9)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(blocks=st.integers(1, 3), extra=st.integers(0, 2), data=st.data(), bandwidth=st.sampled_from([1e-3, 1.0, 1e9]))
 def test_numerical_edges(blocks, extra, data, bandwidth):

@@ -44,6 +44,7 @@ WRITERS = {".csv": write_csv, ".tsv": write_tsv, ".jsonl": write_jsonl, ".parque
 something = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", WRITERS)
 @settings(max_examples=60, deadline=None)
 @given(rows=st.lists(st.tuples(something, something), min_size=1, max_size=8))
@@ -131,6 +132,7 @@ def test_parquet_numbers_and_class_names(tmp_path):
         read_table(path, "text", "label")
 
 
+@pytest.mark.slow
 def test_parquet_is_read_anew_and_leaves_nothing_behind(tmp_path):
     code = """if True:
         import socket, sys

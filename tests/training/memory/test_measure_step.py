@@ -28,6 +28,7 @@ def test_state_is_that_of_entries_and_head(run):
         session.close()
 
 
+@pytest.mark.slow
 def test_a_measured_step_restores_the_trained_values(run):
     batches = SampleBatches(run)
     with model_restored(run.base.model):

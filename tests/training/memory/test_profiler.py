@@ -48,6 +48,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_measuring_leaves_the_run_unchanged(task, brief, form):
     run = memory_runs.run(task, eval=task / "eval.csv", **FORMS[form])
@@ -63,6 +64,7 @@ def test_measuring_leaves_the_run_unchanged(task, brief, form):
         assert cost.steps == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", ["none", "inputs", "blocks"])
 def test_bytes_of_a_large_step_are_predicted(task, brief, recompute):
     run = memory_runs.run(task, recompute=recompute, batch_size=32)
@@ -91,6 +93,7 @@ def test_fewer_rows_and_recomputing_need_less(task, brief):
     assert inputs[0].changes == {RECOMPUTE_OPTIONS[0].setting: RECOMPUTE_OPTIONS[0].value}
 
 
+@pytest.mark.slow
 def test_steps_without_headroom_are_not_tried(task, brief, monkeypatch):
     run = memory_runs.run(task)
     monkeypatch.setattr(headroom, "EXCEEDED_BUDGET_FACTOR", 0)
@@ -102,6 +105,7 @@ def test_steps_without_headroom_are_not_tried(task, brief, monkeypatch):
     assert MemoryProfiler(run, resident_bytes() + 2**30).headroom.fits(2**20)
 
 
+@pytest.mark.slow
 def test_small_steps_are_tried_even_if_loading_exceeded_the_budget(task, brief, monkeypatch):
     profiler = MemoryProfiler(memory_runs.run(task), 1)
     monkeypatch.setattr(profiler.headroom, "set_baseline", lambda: None)

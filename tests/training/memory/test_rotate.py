@@ -62,6 +62,7 @@ def uninterrupted(tmp_path_factory):
     return tiny.state(run(tmp_path_factory.mktemp("whole")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [[1], [3], [3, 6, 9]])
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, uninterrupted, stops):
     for step in stops:
