@@ -18,6 +18,10 @@ SUPPORT = {
     "comparison",
     "cooperation_runs",
     "planning_record",
+    "protocol",
+    "rivals",
+    "base_mutations",
+    "data_mutations",
     "__main__",
 }
 """Modules that benchmarks share and that measure nothing themselves."""

@@ -42,7 +42,7 @@ def accuracy(model):
     return torch.cat(hits).mean().item()
 
 
-model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=len(labels))
+model = AutoModelForSequenceClassification.from_pretrained(name, id2label=dict(enumerate(labels)))
 base = copy.deepcopy(model)
 support = te.select(model, list(batches("train"))[:8], budget="0.1%")  # forward passes only
 te.install(model, support, step="activation")

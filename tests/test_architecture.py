@@ -159,6 +159,7 @@ FOREIGN_SAFETENSORS = {
     "delta/interop/peft_export.py",  # PEFT's own layout
     "delta/interop/peft_import.py",
     "backbone/loading.py",  # the base's checkpoint
+    "backbone/load_report.py",  # which file of the base's checkpoint is damaged
     "backbone/storage/memory_map.py",
     "demo/assets/model_assets.py",
     "demo/assets/dinov2.py",

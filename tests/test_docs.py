@@ -18,9 +18,17 @@ from taskedge.backbone.candidates import candidates
 from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer
 from taskedge.forms.sparse import sparse_layers
 from taskedge.selection.allocations import ALLOCATIONS
+from taskedge.selection.columns import COLUMN_SCORES
 from taskedge.selection.patterns import Pattern
 from taskedge.selection.rules import RULES
-from taskedge.selection.statistics import ABSOLUTE_INPUTS, GRADIENTS, INPUTS, SQUARED_GRADIENTS
+from taskedge.selection.statistics import (
+    ABSOLUTE_INPUTS,
+    CHANGES,
+    FIRST_GRADIENTS,
+    GRADIENTS,
+    INPUTS,
+    SQUARED_GRADIENTS,
+)
 
 SELECTION = DOCS / "selection.md"
 LOOKS_AT = {
@@ -29,6 +37,10 @@ LOOKS_AT = {
     (ABSOLUTE_INPUTS,): "inputs",
     (GRADIENTS,): "gradients",
     (SQUARED_GRADIENTS,): "gradients",
+    (FIRST_GRADIENTS,): "gradients",
+    (GRADIENTS, SQUARED_GRADIENTS): "gradients",
+    (GRADIENTS, INPUTS): "gradients, inputs",
+    (CHANGES,): "a dense run",
 }
 
 
@@ -44,6 +56,12 @@ def test_every_allocation_is_there():
     assert sorted(row[0] for row in rows) == sorted(f"`{title}`" for title in ALLOCATIONS.titles)
 
 
+def test_every_column_score_is_in_the_table():
+    section = SELECTION.read_text().partition("### Few columns")[2].partition("### N:M")[0]
+    named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(named) == list(COLUMN_SCORES)
+
+
 def test_the_code_runs(bert, tmp_path, monkeypatch):
     import taskedge as te
 
@@ -52,9 +70,15 @@ def test_the_code_runs(bert, tmp_path, monkeypatch):
     batch = tiny.batch(bert)
     te.save(te.extract(te.install(tiny.bert(), te.select(tiny.bert(), [batch], allocation="2:4"))), "two.safetensors")
     known = {"te": te, "model": bert, "batches": [batch], "batch": batch}
-    choosing, unmerged, own = blocks(SELECTION, "python")
+    known["rows"] = [{key: value[index] for key, value in batch.items()} for index in range(4)]
+    known["collate"] = lambda rows: {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+    choosing, dense_run, columns, unmerged, own = blocks(SELECTION, "python")
     exec(choosing.replace("0.1%", "1%"), known)  # the tiny model has no thousand weights
     assert (known["support"].rule, known["support"].allocation) == ("fisher", "global_per_neuron")
+    exec(dense_run.replace("0.1%", "1%"), known)
+    assert known["support"].rule == "change"
+    exec(columns, known)
+    assert (known["support"].allocation, known["support"].settings["columns"]) == ("columns", 8)
     exec(unmerged, known)
     exec(own, known)
     assert known["support"].rule == "squared"

@@ -15,8 +15,10 @@ KEYWORD = re.compile(r"\b[a-z_]+=['\"{\[\dA-Z]")
 
 PYTHON = {
     "delta/interop/patch.py": "safetensors.safe_open",  # lines of Python to run
+    "serving/web_page.py": "<!doctype html>",
+    "backbone/load_report.py": "python -c",  # a command that converts pickled weights
 }
-"""Files with messages that are Python on purpose, and the start of these."""
+"""Files with messages that are code on purpose, and the start of these."""
 
 
 def messages(path: Path) -> Iterator[tuple[int, str]]:

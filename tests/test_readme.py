@@ -11,7 +11,7 @@ import tiny_task
 import torch
 from pages import PAGES, ROOT, blocks
 
-from taskedge.cli.main import cli
+from taskedge.cli.main import cli, main
 
 
 def commands() -> list[tuple[str, str]]:
@@ -51,7 +51,7 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 120
 
 
-def test_the_python_block_runs(tmp_path, monkeypatch):
+def test_the_python_block_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from taskedge.backbone.loading import load_classifier
     from taskedge.training.data.text_data import collator, encode
@@ -72,6 +72,12 @@ def test_the_python_block_runs(tmp_path, monkeypatch):
     assert known["te"].load("task.safetensors").num_entries == known["support"].num_entries > 0
     after = fresh.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    tiny_task.table(tmp_path / "heldout.csv", tiny_task.rows(16, seed=1))
+    for line in ("eval task.safetensors --data heldout.csv", "merge task.safetensors --out merged"):
+        assert main(line.split()) == 0
+    printed = capsys.readouterr()
+    assert "accuracy" in printed.out
+    assert "does not state at how many tokens texts were cut in training: 128 is assumed" in printed.err
 
 
 def test_links_lead_somewhere():

@@ -15,15 +15,24 @@ from taskedge.selection.rules import RULES
 def test_built_in_objects_are_found_without_imports_by_the_caller():
     assert list(RULES) == [
         "activation",
+        "change",
+        "first_batch",
         "fisher",
+        "fisher_bottom",
         "gradient",
         "magnitude",
         "magnitude_bottom",
         "mean_activation",
+        "principal",
+        "pursuit",
+        "pursuit_t",
         "random",
+        "ratio",
+        "snip",
         "spt",
         "taskedge",
     ]
+    assert RULES.titles == [*RULES, "principal:R"]
     assert list(ALLOCATIONS) == ["global", "global_per_neuron", "per_layer", "per_neuron"]
     assert ALLOCATIONS.titles == [*ALLOCATIONS, "N:M"]
     assert list(KERNELS) == ["gather", "numba", "thin"]
@@ -107,3 +116,12 @@ def test_threads_that_look_up_names_at_once_find_all_objects(tmp_path, monkeypat
         first.join()
         for name in [name for name in sys.modules if name.startswith("slow_things")]:
             del sys.modules[name]
+
+
+def test_a_deprecated_name_stands_for_the_present_one() -> None:
+    registry: Registry[int] = Registry("number", "taskedge.errors")
+    registry.add("new", 1)
+    registry.deprecate("old", "new")
+    assert registry["old"] == 1
+    assert (registry.current_name("old"), registry.current_name("other")) == ("new", "other")
+    assert list(registry) == ["new"]

@@ -18,7 +18,7 @@ TASKS = {
     "sms-spam": "SMS spam (2 classes)",
 }
 TEST_ROWS = 1500
-"""Of every task."""
+"""Test rows of a task whose runs do not state their number."""
 
 Run = dict[str, Any]
 
@@ -108,10 +108,10 @@ def _over_rows(pairs: Sequence[tuple[Run, Run]]) -> float:
     if not all("test_hits" in run for pair in pairs for run in pair):
         return 0.0
     gaps = [hits(run).astype(float) - hits(against) for run, against in pairs]
-    return float(np.mean(gaps, axis=0).var(ddof=1) / TEST_ROWS)
+    return float(np.mean(gaps, axis=0).var(ddof=1) / len(gaps[0]))
 
 
 def hits(run: Run) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """bool [test rows]: which were labeled right."""
     packed = np.frombuffer(bytes.fromhex(run["test_hits"]), dtype=np.uint8)
-    return np.unpackbits(packed)[:TEST_ROWS].astype(bool)
+    return np.unpackbits(packed)[: run.get("test_rows", TEST_ROWS)].astype(bool)

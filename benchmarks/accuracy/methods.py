@@ -67,7 +67,7 @@ def adapter(kind: type[peft.PeftConfig], **options: Any) -> Prepare:
 
     def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
         seeded = {"random_seed": seed} if kind is peft.ShiraConfig else {}
-        config = kind(target_modules=LINEARS, task_type="SEQ_CLS", **options, **seeded)
+        config = kind(**{"target_modules": LINEARS, "task_type": "SEQ_CLS", **options, **seeded})
         with warnings.catch_warnings(action="ignore"):
             adapted = peft.get_peft_model(model, config)
         head = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "modules_to_save" in n)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.cooperation.fault_schedules              # some twelve minutes; goes on where it was stopped
     python -m benchmarks.cooperation.fault_schedules --seeds 7 8  # these alone
+    python -m benchmarks.cooperation.fault_schedules --out new.jsonl  # all, into another file
 
 Each run is three `taskedge cooperate join --emulate` and a `serve`, as processes of their own over a real server with
 mutual TLS on loopback, with a tiny model and rounds of some 0.3 s. A seed fixes which faults come in which round, and
@@ -9,7 +10,8 @@ how long after it began:
 
     kill         kill -9 of a device, which is started anew at once or some seconds later
     freeze       SIGSTOP of a device, and SIGCONT after up to 8 s: past its deadline, or past its being taken for gone
-    server       the server is killed or ended, and started again at once or some seconds later
+    server       the server is killed or ended, and started again at once or some seconds later, unless the coordinator
+                 was quicker
     coordinator  kill -9 of the coordinator, which is started anew with --resume
 
 A run passes when the coordinator ends by itself in the last round; no version that was on the disk is ever followed by
@@ -56,7 +58,7 @@ RESULTS = ("fault_schedules.jsonl",)
 PRELOADED = [
     *(
         "taskedge.cli.main",
-        "taskedge.cli.cooperate.finish",
+        "taskedge.cli.cooperate.run_summary",
         "taskedge.cooperation.fleet.nats_run",
         "taskedge.cooperation.joint_task",
     ),
@@ -142,6 +144,7 @@ class Run:
         self.latest = -1
         self.restarted = 0
         self.mends: list[tuple[float, Fault]] = []
+        self.killed_servers: list[int] = []
         self.resumed_from: list[int] = []
         for place, name in enumerate(DEVICES):
             tiny_task.table(folder / f"{name}.csv", tiny_task.rows(40, seed=place))
@@ -192,6 +195,7 @@ class Run:
             pid = self.fleet.server.pid
             if pid is not None:
                 os.kill(pid, getattr(signal, fault.how))
+                self.killed_servers.append(pid)
         elif fault.kind == "freeze":
             os.kill(self._pid(fault.whom), signal.SIGSTOP)
         else:
@@ -237,7 +241,7 @@ class Run:
 
     def _server_back(self) -> None:
         deadline = time.monotonic() + 15
-        while self.fleet.server.pid is not None and time.monotonic() < deadline:
+        while self.fleet.server.pid in self.killed_servers and time.monotonic() < deadline:
             time.sleep(0.02)  # one that was told to end still does
         DeviceRegistry.open(self.fleet.folder).start_server()
 
@@ -353,17 +357,19 @@ def one(seed: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=range(RUNS))
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--out", type=Path, default=PATH)
+    given = parser.parse_args()
+    seeds, path = given.seeds, given.out
     os.environ |= tiny_task.environment(TOKENIZERS_PARALLELISM="false")
     torch.set_num_threads(1)
     processes.set_forkserver_preload(PRELOADED)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
-    rows = [json.loads(line) for line in PATH.read_text().splitlines()] if PATH.exists() else []
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {row["seed"]: row for row in rows}
     for seed in seeds:
         if seed not in done:
             done[seed] = one(seed)
-            with PATH.open("a") as file:
+            with path.open("a") as file:
                 file.write(json.dumps(done[seed] | {"machine": machine()}) + "\n")
             print(json.dumps({key: value for key, value in done[seed].items() if key != "faults"}), flush=True)
     happened = Counter(fault["kind"] for row in done.values() for fault in row["faults"])

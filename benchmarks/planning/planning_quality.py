@@ -1,7 +1,7 @@
 """How good the plans are: OMP_NUM_THREADS=1 python -m benchmarks.planning.planning_quality
 
-Against brute force (independent code, tests/planning/fleets.py), against the exact solver and against HiGHS. Takes
-about five minutes on one core.
+Against brute force (independent code, tests/helpers/fleets.py), against proved optima and against HiGHS. Takes about
+ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from taskedge.planning import (
     FixedRateLink,
     InfeasiblePlan,
     ShannonLink,
-    allocate_jointly,
     allocate_several,
+    ascend_dual,
     match_blocks,
     solve_exactly,
+    solve_one_each,
 )
 
 sys.path.insert(0, str(TEST_HELPERS))
-from fleets import best_joint, best_matching, best_several
+from fleets import best_joint, best_matching, best_several, draw_any
 
 RESULTS = ("planning_quality.json",)
 
@@ -46,51 +47,85 @@ def crunch_against_brute_force(cases: int = 1000, seed: int = 1) -> dict[str, An
     return {"cases": cases, "seed": seed, "mismatches": int(mismatches), "infeasible_cases": infeasible}
 
 
-def exact_against_brute_force(cases: int = 200, seed: int = 2) -> dict[str, Any]:
+def one_each_against_brute_force(cases: int = 100, seed: int = 2) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     off = []
     for _ in range(cases):
         blocks = int(rng.integers(1, 5))
         case = draw(rng, int(rng.integers(blocks, 6)), blocks)
-        best = best_joint(*case)
-        off.append(abs(solve_exactly(*case).latency / best - 1))
+        off.append(abs(solve_one_each(*case).latency / best_joint(*case) - 1))
     return {"cases": cases, "seed": seed, "devices": "up to 5", "blocks": "up to 4", "relative_difference": spread(off)}
 
 
-def joint_against_exact(cases: int = 500, seed: int = 3) -> dict[str, Any]:
+def exact_against_brute_force(cases: int = 100, seed: int = 5) -> dict[str, Any]:
+    """All assignments of blocks to devices, several on a device and idle devices included, within memory."""
     rng = np.random.default_rng(seed)
-    gaps: dict[str, list[float]] = {"joint": [], "joint_without_redealing": []}
-    bounds, stops, iterations, below, above = [], {}, [], 0, 0
-    seconds = {"exact": 0.0, "joint": 0.0}
+    off: list[float] = []
+    disagree = infeasible = 0
     for _ in range(cases):
-        blocks = int(rng.integers(4, 25))
+        case, memory = draw_any(rng, int(rng.integers(1, 4)), int(rng.integers(1, 5)))
+        best = best_several(*case, memory)
+        try:
+            found = solve_exactly(*case, memory=memory).latency
+        except InfeasiblePlan:
+            found, infeasible = np.inf, infeasible + 1
+        if np.isfinite(best) and np.isfinite(found):
+            off.append(abs(found / best - 1))
+        else:
+            disagree += found != best
+    return {
+        "cases": cases,
+        "seed": seed,
+        "devices": "up to 3",
+        "blocks": "up to 4",
+        "infeasible_cases": infeasible,
+        "disagree_on_feasibility": int(disagree),
+        "relative_difference": spread(off),
+    }
+
+
+def dual_ascent_against_exact(cases: int = 120, seed: int = 3) -> dict[str, Any]:
+    """The ascent against the optimum of its class, one block a device, and against that of all plans."""
+    rng = np.random.default_rng(seed)
+    gaps, all_plans, bounds, below, above = [], [], [], 0, 0
+    stops: dict[str, int] = {}
+    seconds = {"one-each": 0.0, "dual-ascent": 0.0, "exact": 0.0}
+    for _ in range(cases):
+        blocks = int(rng.integers(4, 13))
         case = draw(rng, int(rng.integers(blocks, 41)), blocks)
-        start = time.perf_counter()
-        best = solve_exactly(*case).latency
-        middle = time.perf_counter()
-        plan = allocate_jointly(*case)
-        seconds["exact"] += middle - start
-        seconds["joint"] += time.perf_counter() - middle
-        gaps["joint"].append(plan.latency / best - 1)
-        gaps["joint_without_redealing"].append(allocate_jointly(*case, reassign=False).latency / best - 1)
+        start = time.process_time()
+        best = solve_one_each(*case).latency
+        seconds["one-each"] += time.process_time() - start
+        start = time.process_time()
+        plan = ascend_dual(*case)
+        seconds["dual-ascent"] += time.process_time() - start
+        start = time.process_time()
+        optimum = solve_exactly(*case)
+        seconds["exact"] += time.process_time() - start
+        assert optimum.stopped == "optimal"
+        gaps.append(plan.latency / best - 1)
+        all_plans.append(best / optimum.latency - 1)
         bounds.append(1 - plan.lower_bound / best)
         stops[plan.stopped] = stops.get(plan.stopped, 0) + 1
-        iterations.append(plan.iterations)
-        below += min(g[-1] for g in gaps.values()) < -1e-9
+        below += plan.latency < best * (1 - 1e-9)
         above += plan.lower_bound > best * (1 + 1e-9)
     return {
         "cases": cases,
         "seed": seed,
         "devices": "4 to 40",
-        "blocks": "4 to 24, never more than devices",
-        **{f"gap_{name}": spread(values) for name, values in gaps.items()},
-        "plans_below_exact": int(below),
-        "bounds_above_exact": int(above),
+        "blocks": "4 to 12, never more than devices",
+        "gap_dual_ascent": spread(gaps),
+        "optimal_share_dual_ascent": float(np.mean(np.array(gaps) < 1e-6)),
+        "gap_of_one_each_to_all_plans": spread(all_plans),
+        "plans_below_one_each": int(below),
+        "bounds_above_one_each": int(above),
         "bound_distance": spread(bounds),
         "stopped": stops,
-        "iterations": spread(iterations),
-        "mean_seconds": {name: total / cases for name, total in seconds.items()},
-        "all_gaps": {name: [round(g, 7) for g in values] for name, values in gaps.items()},
+        "mean_cpu_seconds": {name: total / cases for name, total in seconds.items()},
+        "all_gaps": {
+            "dual-ascent to one-each": [round(g, 7) for g in gaps],
+            "one-each to exact": [round(g, 7) for g in all_plans],
+        },
         "all_bound_distances": [round(b, 7) for b in bounds],
     }
 
@@ -126,9 +161,9 @@ def milp(compute: np.ndarray, bits: np.ndarray, rates: np.ndarray) -> tuple[floa
 
 
 def several_against_others(cases: int = 40, seed: int = 4) -> dict[str, Any]:
-    """Fewer devices than blocks: HiGHS at fixed rates (2-5 devices, 5-12 blocks), brute force on the radio."""
+    """HiGHS at fixed rates (2-5 devices, 5-12 blocks); the proved optimum on the radio (3-12 devices, 8-12 blocks)."""
     rng = np.random.default_rng(seed)
-    gaps, proved = [], 0
+    gaps, bounds, proved = [], [], 0
     for _ in range(cases):
         devices, blocks = int(rng.integers(2, 6)), int(rng.integers(5, 13))
         compute, _, bits, _, bandwidth = draw(rng, blocks, blocks)
@@ -136,22 +171,36 @@ def several_against_others(cases: int = 40, seed: int = 4) -> dict[str, Any]:
         best, sure = milp(compute, bits, rates)
         plan = allocate_several(compute, np.ones(compute.shape, bool), bits, FixedRateLink(rates), bandwidth)
         gaps.append(plan.latency / best - 1)
+        if sure:
+            bounds.append(1 - plan.lower_bound / best)
         proved += sure
-    radio = []
+    radio, radio_bounds, above = [], [], 0
     for _ in range(cases):
-        devices, blocks = int(rng.integers(2, 4)), int(rng.integers(3, 6))
-        compute, _, bits, link, bandwidth = draw(rng, blocks, blocks)
-        devices = min(devices, blocks)
-        case = compute[:devices], np.ones((devices, blocks), bool), bits, ShannonLink(link.snr_hz[:devices]), bandwidth
-        radio.append(allocate_several(*case).latency / best_several(*case) - 1)
+        devices, blocks = int(rng.integers(3, 13)), int(rng.integers(8, 13))
+        compute, _, bits, link, bandwidth = draw(rng, max(devices, blocks), blocks)
+        link = ShannonLink(link.snr_hz[:devices])
+        case = compute[:devices], np.ones((devices, blocks), bool), bits, link, bandwidth
+        plan, optimum = allocate_several(*case), solve_exactly(*case)
+        assert optimum.stopped == "optimal"
+        radio.append(plan.latency / optimum.latency - 1)
+        radio_bounds.append(1 - plan.lower_bound / optimum.latency)
+        above += plan.lower_bound > optimum.latency * (1 + 1e-9)
     return {
         "cases": cases,
         "seed": seed,
         "gap_to_highs": spread(gaps),
         "optimal_share_highs": float(np.mean(np.array(gaps) < 1e-5)),
         "proved_by_highs": int(proved),
-        "gap_to_brute_force_on_radio": spread(radio),
-        "all_gaps": {"HiGHS": [round(g, 7) for g in gaps], "brute force": [round(g, 7) for g in radio]},
+        "bound_distance_to_highs": spread(bounds),
+        "gap_to_exact_on_radio": spread(radio),
+        "optimal_share_radio": float(np.mean(np.array(radio) < 1e-6)),
+        "bound_distance_on_radio": spread(radio_bounds),
+        "bounds_above_exact": int(above),
+        "all_gaps": {"HiGHS": [round(g, 7) for g in gaps], "exact, radio": [round(g, 7) for g in radio]},
+        "all_bound_distances": {
+            "wired": [round(b, 7) for b in bounds],
+            "radio": [round(b, 7) for b in radio_bounds],
+        },
     }
 
 
@@ -163,10 +212,11 @@ def draw_picture(results: dict[str, Any]) -> None:
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    curves = {name.replace("_", " "): gaps for name, gaps in results["joint_against_exact"]["all_gaps"].items()}
-    curves["lower bound"] = results["joint_against_exact"]["all_bound_distances"]
-    several = {f"against {name}": gaps for name, gaps in results["several"]["all_gaps"].items()}
-    for axis, lines, title in ((left, curves, "joint and exact"), (right, several, "several blocks per device")):
+    ascent, several = results["dual_ascent_against_exact"], results["several"]
+    curves = ascent["all_gaps"] | {"lower bound of dual-ascent": ascent["all_bound_distances"]}
+    packed = {f"plan, against {name}": gaps for name, gaps in several["all_gaps"].items()}
+    packed |= {f"lower bound, {name}": gaps for name, gaps in several["all_bound_distances"].items()}
+    for axis, lines, title in ((left, curves, "one block a device"), (right, packed, "several")):
         for name, gaps in lines.items():
             percent = np.maximum(100 * np.sort(gaps), 0)
             axis.step(percent, np.arange(1, percent.size + 1) / percent.size, where="post", label=name)
@@ -180,8 +230,9 @@ def main() -> None:
     about, results = machine(), {}
     for name, run in {
         "crunch_against_brute_force": crunch_against_brute_force,
+        "one_each_against_brute_force": one_each_against_brute_force,
         "exact_against_brute_force": exact_against_brute_force,
-        "joint_against_exact": joint_against_exact,
+        "dual_ascent_against_exact": dual_ascent_against_exact,
         "several": several_against_others,
     }.items():
         start = time.perf_counter()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from taskedge.delta.apply import applied as applied
     from taskedge.delta.apply import apply as apply
     from taskedge.delta.apply import revert as revert
+    from taskedge.delta.combination.combine import combine as combine
     from taskedge.delta.delta import Delta as Delta
     from taskedge.delta.extract import extract as extract
     from taskedge.delta.file import load as load
@@ -47,6 +48,7 @@ _HOME = {
     "apply": "taskedge.delta.apply",
     "revert": "taskedge.delta.apply",
     "applied": "taskedge.delta.apply",
+    "combine": "taskedge.delta.combination.combine",
     "export": "taskedge.delta.interop.export",
 }
 

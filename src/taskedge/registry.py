@@ -30,6 +30,7 @@ class Registry(Generic[Thing]):
         self._module = module
         self._things: dict[str, Thing] = {}
         self._families: dict[str, Callable[[str], Thing | None]] = {}
+        self._deprecated: dict[str, str] = {}
         self._filled = self._filling = False
         self._lock = threading.RLock()
 
@@ -57,13 +58,22 @@ class Registry(Generic[Thing]):
         """
         self._families[title] = member
 
+    def deprecate(self, old: str, new: str) -> None:
+        """Let ``old``, a name of earlier versions that lists do not show, stand for ``new``."""
+        self._deprecated[old] = new
+
+    def current_name(self, name: str) -> str:
+        """Return the present name of a name, which may be deprecated or unknown."""
+        self._fill()
+        return self._deprecated.get(name, name)
+
     @property
     def titles(self) -> list[str]:
         """All names, then the titles of the families."""
         return [*self, *sorted(self._families)]
 
     def __getitem__(self, name: str) -> Thing:
-        self._fill()
+        name = self.current_name(name)
         if name in self._things:
             return self._things[name]
         for member in self._families.values():

@@ -120,7 +120,7 @@ def test_what_cannot_carry_entries_is_refused_with_the_reason(make, reason):
 
 def test_layers_outside_the_default_scope_are_named_in_the_error():
     model = nn.Sequential(nn.Embedding(4, 4), nn.Conv2d(1, 1, 1))
-    reasons = r"0: takes part on request only, so name it in linears; 1: takes part in blocks only"
+    reasons = r"0: takes part on request only, which only the Python library offers; 1: takes part in blocks only"
     with pytest.raises(InputError, match=reasons):
         candidates(model)
 

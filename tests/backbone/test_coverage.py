@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 
 from taskedge.backbone.candidates import candidates
-from taskedge.backbone.coverage import LeftOut, coverage
+from taskedge.backbone.coverage import LeftOut, coverage, experts_text, idle_text, log_coverage
 
 
 def mixtral():
@@ -52,20 +52,16 @@ def test_only_biases_and_norms_of_a_transformer_are_not_covered(make):
     assert str(result).endswith(f"; the others are {result.vectors:,} biases and norms")
 
 
-def test_fused_experts_are_left_out():
-    """transformers 5 stores the experts of a mixture as 3-D parameters, which no layer holds."""
+def test_fused_experts_are_covered():
+    """transformers 5 stores the experts of a mixture as 3-D parameters; each slice is a linear here."""
     result = coverage(mixtral())
-    block = 2 * 16 * 16 + 2 * 8 * 16
-    assert (result.covered, result.vectors) == (2 * block, 2 * 2 * 16)
+    block, experts = 2 * 16 * 16 + 2 * 8 * 16, 4 * 48 * 16 + 4 * 16 * 24
+    assert (result.covered, result.vectors) == (2 * (block + experts), 2 * 2 * 16)
     assert result.left_out == (
-        LeftOut("model.layers.*.mlp.experts.gate_up_proj", "3-D parameters of MixtralExperts", 2, 2 * 4 * 48 * 16),
-        LeftOut("model.layers.*.mlp.experts.down_proj", "3-D parameters of MixtralExperts", 2, 2 * 4 * 16 * 24),
         LeftOut("model.layers.*.mlp.gate.weight", "2-D parameters of MixtralTopKRouter", 2, 2 * 4 * 16),
     )
     assert str(result) == (
-        "entries can be in 1,536 of 10,944 parameters of the blocks (14.0%), not in "
-        "model.layers.*.mlp.experts.gate_up_proj (6,144: 3-D parameters of MixtralExperts), "
-        "model.layers.*.mlp.experts.down_proj (3,072: 3-D parameters of MixtralExperts), "
+        "entries can be in 10,752 of 10,944 parameters of the blocks (98.2%), not in "
         "model.layers.*.mlp.gate.weight (128: 2-D parameters of MixtralTopKRouter)"
     )
 
@@ -120,3 +116,24 @@ def test_a_model_without_blocks_counts_all_but_the_head(mlp):
 
 def test_a_model_without_parameters():
     assert coverage(nn.ReLU()).share == 0.0
+
+
+def test_full_coverage_is_not_logged():
+    lines = []
+    log_coverage(torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 2)), lines.append)
+    assert lines == []
+    log_coverage(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)), lines.append)
+    assert lines == [
+        "entries can be in 16 of 20 parameters outside the head (80.0%); the others are 4 biases and norms"
+    ]
+
+
+def test_lines_about_experts_and_idle_linears():
+    model = mixtral()
+    names = list(candidates(model))
+    assert experts_text(model, names[:4]) == ""
+    assert experts_text(model, names[:6]).startswith("2 of 6 linears are of experts: in training each runs by itself")
+    assert idle_text(model, names[3:5]) == (
+        "left out: 2 linears that never ran on the calibration batches (1 of experts that no token was routed to, "
+        f"1 whose weight the model reads without calling them, if at all): {names[3]}, {names[4]}"
+    )

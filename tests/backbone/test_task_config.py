@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from taskedge.backbone.loading import load_base
-from taskedge.backbone.task_config import NEUTRAL_FIELDS, class_names, set_task_config
+from taskedge.backbone.task_config import NEUTRAL_FIELDS, class_names, set_task_config, task_of_classifier
 
 LABELS = ["neg", "pos"]
 NAMED = {"id2label": {"0": "neg", "1": "pos"}, "label2id": {"neg": 0, "pos": 1}}
@@ -105,3 +105,17 @@ def test_a_single_class_has_no_problem_type():
     config = transformers.BertConfig(problem_type="regression", num_labels=1)
     set_task_config(config, "text-classification", ["good"])
     assert (config.num_labels, config.problem_type) == (1, None)
+
+
+def test_classifiers_are_recognized():
+    for changes, found in [
+        ({"num_labels": 2, "id2label": {0: "no", 1: "yes"}}, ("text-classification", ("no", "yes"))),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, ("", ())),
+        ({"num_labels": 1}, ("", ())),
+    ]:
+        config = transformers.BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9, **changes
+        )
+        assert task_of_classifier(transformers.BertForSequenceClassification(config)) == found
+    assert task_of_classifier(transformers.BertModel(config)) == ("", ())
+    assert task_of_classifier(torch.nn.Linear(2, 2)) == ("", ())

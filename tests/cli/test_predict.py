@@ -9,7 +9,10 @@ import json
 import numpy as np
 import pytest
 import tiny_task
-from tiny_task import snapshot, tuning
+from killed_runs import killed_at
+from tiny_task import forked, snapshot, tuning
+
+from taskedge.training import prediction_run
 
 
 @pytest.fixture
@@ -97,6 +100,62 @@ def test_into_a_file(taskedge, tuned, here, data, monkeypatch):
     assert taskedge(*arguments).code == 0
     assert (here / "labeled.csv").read_text().startswith('{"row": 1, ')
     assert snapshot(here).keys() == {"labeled.csv", "new.csv"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "call", "after", "rows"),
+    [
+        ((prediction_run.PredictionRun, "append"), 1, False, 0),
+        ((prediction_run.PredictionRun, "append"), 2, True, 32),
+        ((prediction_run, "write_atomic"), 3, False, 16),
+        ((prediction_run, "move_atomic"), 1, False, 50),
+        ((prediction_run, "move_atomic"), 1, True, 50),
+    ],
+)
+def test_a_killed_prediction_resumes_to_the_same_bytes(taskedge, tuned, here, data, place, call, after, rows):
+    arguments = ["predict", str(tuned[0]), "--data", "new.csv", "--batch-size", "1"]
+    assert taskedge(*arguments, "--out", "whole.csv").code == 0
+    out = [*arguments, "--out", "out.csv"]
+    assert forked(out, killed_at(*place, after=after, call=call)).code < 0
+    refused = taskedge(*out)
+    assert refused.code == 2
+    assert ("out.csv exists" if after and rows == 50 else "holds an interrupted prediction") in refused.err
+    other = taskedge("predict", tuned[0], "--data", "new.csv", "--batch-size", "2", "--out", "out.csv", "--resume")
+    assert "the interrupted prediction had --batch-size 1 (now --batch-size 2): resume it with those" in other.err
+    tiny_task.table(here / "less.csv", [(text,) for text in data[:-1]], header=("text",))
+    other = taskedge(*out, "--resume", "--data", "less.csv")
+    assert "had other data: resume" in other.err
+    ended = taskedge(*out, "--resume")
+    assert ended.code == 0, ended.err
+    assert f"out.csv: continues after {rows} rows" in ended.err
+    assert (here / "out.csv").read_bytes() == (here / "whole.csv").read_bytes()
+    assert snapshot(here).keys() == {"less.csv", "new.csv", "out.csv", "whole.csv"}
+
+
+def test_nothing_to_resume(taskedge, tuned, here, data):
+    ended = taskedge("predict", tuned[0], "--data", "new.csv", "--out", "out.csv", "--resume")
+    assert (ended.code, "there is no interrupted prediction out.csv.partial" in ended.err) == (2, True)
+    ended = taskedge("predict", tuned[0], "--data", "new.csv", "--resume")
+    assert (ended.code, "name the file with --out" in ended.err) == (2, True)
+
+
+def test_a_failing_row_is_named_by_its_number_in_the_file(taskedge, tuned, here, data, monkeypatch):
+    from taskedge.training.classification import Classification
+    from taskedge.training.guard import RowError
+
+    original, calls = Classification.predict, iter(range(10))
+
+    def failing(self, model, base, rows, *more):
+        if next(calls) == 2:
+            raise RowError([3], "no")
+        return original(self, model, base, rows, *more)
+
+    monkeypatch.setattr(Classification, "predict", failing)
+    ended = taskedge("predict", tuned[0], "--data", "new.csv", "--batch-size", "1", "--out", "out.csv")
+    assert (ended.code, "new.csv, row 35: no" in ended.err) == (2, True)
+    resumed = taskedge("predict", tuned[0], "--data", "new.csv", "--batch-size", "1", "--out", "out.csv", "--resume")
+    assert "continues after 32 rows" in resumed.err
 
 
 def test_labels_with_commas_and_of_all_scripts(taskedge, task, here):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -140,3 +141,42 @@ def test_a_log_on_a_full_disk_ends_nothing(monkeypatch):
         print_status("lost")
         with contextlib.suppress(OSError):  # what is buffered
             full.close()
+
+
+WRITING = (
+    "tune --model no/such --train no.csv",
+    "import no-adapter",
+    "merge no.safetensors",
+    "export no.safetensors --to patch",
+    "predict no.safetensors --data no.csv",
+    "combine no.safetensors no2.safetensors",
+    "measure --model no/such --batch-size 1 --length 8",
+    "plan --fleet no.toml",
+    "simulate --fleet no.toml",
+    "bench device --model no/such",
+    "cooperate local --model no/such --train no.csv",
+    "cooperate serve --model no/such",
+)
+
+
+@pytest.mark.parametrize("line", WRITING)
+def test_an_output_that_cannot_be_written_is_found_before_any_work(taskedge, here, line):
+    """Not even root can make a file in /proc."""
+    ended = taskedge(*line.split(), "--out", "/proc/x.out")
+    assert (ended.code, "/proc/x.out: cannot be written" in ended.err) == (2, True), ended.err
+    ended = taskedge(*line.split(), "--out", "none/x.out")
+    assert (ended.code, "there is no folder none" in ended.err) == (2, True), ended.err
+
+
+@pytest.mark.parametrize("line", [line for line in WRITING if not line.startswith(("merge", "cooperate"))])
+def test_a_device_is_not_replaced(taskedge, here, line):
+    os.mkfifo("pipe")
+    ended = taskedge(*line.split(), "--out", "pipe", "--replace")
+    assert (ended.code, "pipe: cannot be written (it is neither a file nor a folder)" in ended.err) == (2, True)
+    assert Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize("line", ["plan --fleet no.toml", "simulate --fleet no.toml"])
+def test_a_picture_that_cannot_be_drawn_is_found_before_any_work(taskedge, here, line):
+    ended = taskedge(*line.split(), "--plot", "picture.docx")
+    assert (ended.code, "cannot draw picture.docx: give a name that ends in .svg" in ended.err) == (2, True), ended.err

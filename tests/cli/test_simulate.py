@@ -28,7 +28,7 @@ def test_one_seed_one_result(planning, capsys) -> None:
         results.append(json.loads(capsys.readouterr().out))
     assert results[0] == results[1]
     assert results[0]["latency_seconds"] != results[2]["latency_seconds"]
-    assert list(results[0]["summary"]) == ["joint", "equal", "random"]
+    assert list(results[0]["summary"]) == ["exact", "equal", "random"]
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,12 @@ def test_mistakes_end_with_two(planning, capsys, extra, part) -> None:
     arguments = ["simulate", "--fleet", str(planning / "fleet.toml"), *extra]
     assert main(arguments) == 2
     assert part in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_former_name_of_a_solver_is_said(planning, capsys) -> None:
+    arguments = ["simulate", "--fleet", str(planning / "fleet.toml"), "--rounds", "1", "--json", "--solver", "joint"]
+    assert main([*arguments, "--compare", "equal"]) == 0
+    captured = capsys.readouterr()
+    assert "the solver 'joint' is now 'exact'" in captured.err
+    assert list(json.loads(captured.out)["summary"]) == ["exact", "equal"]

@@ -13,7 +13,6 @@ import torch
 from tiny_task import snapshot, tuning
 
 import taskedge as te
-from taskedge.training.memory.decide import BudgetDecision
 
 FAULTS = {
     "no such file": (["--train", "train.csf"], "unknown suffix '.csf'; did you mean '.csv'?"),
@@ -55,6 +54,8 @@ FAULTS = {
     "nothing to resume": (["--resume"], "there is no interrupted run task.safetensors.run, so there is nothing to"),
     "several at once": (["--rule", "x", "--lr", "0", "--budget", "0"], "3 settings cannot be used:\n  --budget"),
 }
+
+COVERAGE = "entries can be in 4,096 of 4,448 parameters of the blocks (92.1%); the others are 352 biases and norms"
 
 
 @pytest.fixture
@@ -130,10 +131,13 @@ def test_what_a_run_says(tuned, taskedge, task, here):
     said = [line for line in ended.err.replace("\r", "\n").splitlines() if line and not line.startswith("training: ")]
     assert said[:-1] == [
         "task: text-classification, from text 'text' and label 'label'",
+        f"{task / 'train.csv'}: CSV in UTF-8, separated by ','; 96 rows; columns 'text', 'label'",
+        f"{task / 'eval.csv'}: CSV in UTF-8, separated by ','; 40 rows; columns 'text', 'label'",
         "96 rows, 2 classes: 'neg' 48, 'pos' 48",
         "40 held-out rows, 0 of which are in the training data too",
         f"loading {task / 'base'}",
         "texts are cut at 64 tokens: the model has no more positions",
+        COVERAGE,
         "selecting weights by rule 'taskedge' on 8 batches",
     ]
     assert said[-1].startswith("training 124 entries (2.0019% of 6,194 parameters) in ")
@@ -169,13 +173,8 @@ def test_a_dry_run_writes_nothing_and_says_what_a_run_trains(taskedge, task, her
     )  # fmt: skip
     assert "124 of 6,194 parameters (2.0019%) by rule 'taskedge', and a head of 34; text-class" in shown.out
     assert "text-classification, 2 classes, 96 rows" in shown.out
-    assert "12 steps of " in shown.out
+    assert "12 steps; `taskedge estimate` with the same options measures time and memory" in shown.out
     assert shown.out.endswith("nothing was written\n")
-    costs = planned["memory"]["costs"]
-    assert costs[0]["config"] == "as configured"
-    assert {"recompute blocks, micro-batch 1", "depth 1", "mezo", "dtype bf16"} <= {cost["config"] for cost in costs}
-    for cost in costs:
-        assert f"\n{cost['config']} " in shown.out
     for linear in planned["linears"]:
         assert linear["name"] in shown.out
 
@@ -261,8 +260,7 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
     ],
     ids=lambda rung: rung[1],
 )
-def test_every_rung(taskedge, task, here, rung, monkeypatch):
-    monkeypatch.setattr("taskedge.training.dry_run.profile_all_options", lambda *_: BudgetDecision(None, None, [], []))
+def test_every_rung(taskedge, task, here, rung):
     planned = taskedge(*tuning(task, *rung, "--dry-run", "--json"))
     assert planned.code == 0, planned.err
     ended = taskedge(*tuning(task, *rung, "--eval", task / "eval.csv", "--json"))

@@ -26,7 +26,7 @@ def test_every_fault_is_named():
             replan_drift=-1,
             rotation_slack=-0.1,
             deadline_factor=1.0,
-            solver="jiont",
+            solver="exact-",
             round=3,
         )
     for part in (
@@ -39,7 +39,7 @@ def test_every_fault_is_named():
         "replan_drift=-1",
         "rotation_slack=-0.1",
         "deadline_factor=1.0",
-        "did you mean 'joint'",
+        "did you mean 'exact'",
         "round: unknown setting; did you mean 'rounds'?",
     ):
         assert part in str(error.value)
@@ -101,3 +101,8 @@ def test_the_learning_rate_is_that_of_a_central_run(warmup):
     assert factors[:warmup_rounds] == pytest.approx(expected[1 : warmup_rounds + 1])
     assert factors[warmup_rounds:] == pytest.approx(expected[warmup_rounds:rounds])
     assert all(factor > 0 for factor in factors)
+
+
+def test_a_former_name_of_a_solver_is_said_and_translated():
+    with pytest.warns(FutureWarning, match="the solver 'joint' is now 'exact'"):
+        assert CooperationConfig(solver="joint").solver == "exact"

@@ -127,6 +127,6 @@ def test_a_device_says_how_many_texts_are_cut(kinds):
     said = []
     joint = joint_task(TaskSpec(str(kinds / "bert"), kinds / "train.csv", max_length=6), said.append)
     assert len(joint.rows) == len(joint.rows) == 32
-    assert len([line for line in said if "of 32 rows have more than 6 tokens and are cut (longest: " in line]) == 1
+    assert len([line for line in said if "of 32 rows have more than 6 tokens and are cut at their end: " in line]) == 1
     with pytest.raises(InputError, match="--max-length 2 leaves no token of a text"):
         joint_task(TaskSpec(str(kinds / "bert"), kinds / "train.csv", max_length=2), str)

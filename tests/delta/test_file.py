@@ -27,6 +27,16 @@ def even(out, inputs, per_row=1):
     return linear((out, inputs), [row * inputs + column for row in range(out) for column in range(per_row)])
 
 
+def staggered(out, inputs, per_row=1):
+    """Return entries in other columns in each row."""
+    return linear((out, inputs), [row * inputs + (row + k) % inputs for row in range(out) for k in range(per_row)])
+
+
+def in_columns(out, inputs, columns, seed=0):
+    """Return entries in these columns of every row."""
+    return linear((out, inputs), [row * inputs + column for row in range(out) for column in columns], seed)
+
+
 @st.composite
 def deltas(draw):
     """Draw deltas with any number of linears, evenly or unevenly filled or empty, with a head and any labels."""
@@ -35,7 +45,8 @@ def deltas(draw):
         shape = draw(st.tuples(st.integers(1, 6), st.sampled_from([1, 3, 256, 257, 70_000])))
         flat = draw(st.sets(st.integers(0, shape[0] * shape[1] - 1), max_size=12))
         if draw(st.booleans()):
-            flat = {row * shape[1] for row in range(shape[0])}
+            columns = draw(st.sets(st.integers(0, shape[1] - 1), min_size=1, max_size=4))
+            flat = {row * shape[1] + column for row in range(shape[0]) for column in columns}
         linears[name] = linear(shape, flat, draw(st.integers(0, 99)))
     whole = {}
     for name in draw(st.lists(st.text(max_size=8), unique=True, max_size=3)):
@@ -78,8 +89,8 @@ def test_columns_take_the_narrowest_type_that_fits(tmp_path, inputs, dtype):
 
 
 def test_counts_are_there_only_where_rows_differ(tmp_path):
-    regular = te.save(Delta({"a": even(3, 5, 2), "b": even(4, 7, 2)}), tmp_path / "x")
-    uneven = te.save(Delta({"a": even(3, 5, 2), "b": even(4, 7, 1)}), tmp_path / "y")
+    regular = te.save(Delta({"a": staggered(3, 5, 2), "b": staggered(4, 7, 2)}), tmp_path / "x")
+    uneven = te.save(Delta({"a": staggered(3, 5, 2), "b": staggered(4, 7, 1)}), tmp_path / "y")
     assert "counts" not in section_bytes(regular)
     assert section_bytes(uneven)["counts"] == 7
     assert sum(section_bytes(uneven).values()) == uneven.stat().st_size
@@ -98,6 +109,92 @@ def test_bytes_per_entry_of_a_real_shape(tmp_path, values, limit):
     path = te.save(delta, tmp_path / "x", values=values, head=False)
     assert delta.num_entries == 20_736
     assert path.stat().st_size / delta.num_entries <= limit
+
+
+# -- lists of columns ------------------------------------------------------------------------------------------------
+
+
+def manifest(path):
+    return json.loads(header(path.read_bytes())["__metadata__"]["taskedge"])
+
+
+@given(data=st.data())
+def test_linears_in_few_columns_go_round_beside_others(tmp_path, data):
+    lists = data.draw(st.lists(st.sets(st.integers(0, 299), min_size=1, max_size=5), min_size=1, max_size=3))
+    linears = {}
+    for index in range(data.draw(st.integers(1, 6))):
+        out = data.draw(st.integers(1, 5))
+        columns = data.draw(st.sampled_from(lists))
+        listed = data.draw(st.booleans())
+        linears[str(index)] = in_columns(out, 300, columns, index) if listed else staggered(out, 300, len(columns))
+    delta = Delta(linears)
+    path = te.save(delta, tmp_path / "x")
+    assert_same(delta, te.load(path))
+    sizes = section_bytes(path)
+    with_list = [one for one in linears.values() if one.shape[0] > 1 and is_listed(one)]
+    distinct = {tuple(one.columns[: len(one) // one.shape[0]].tolist()) for one in with_list}
+    assert sizes.get("column_lists", 0) == 2 * sum(map(len, distinct))  # each list is stored once
+    assert sizes["columns"] == 2 * (delta.num_entries - sum(map(len, with_list)))
+    assert manifest(path)["format"] == ("taskedge-delta/2" if with_list else "taskedge-delta/1")
+
+
+def is_listed(one):
+    per_row = len(one) // one.shape[0]
+    return all(one.columns[one.rows == row].tolist() == one.columns[:per_row].tolist() for row in range(one.shape[0]))
+
+
+def test_eight_columns_of_a_real_shape_take_two_bytes_an_entry(tmp_path):
+    columns = [3, 17, 40, 99, 200, 201, 333, 383]
+    layers = {f"block.{block}.{part}": in_columns(384, 384, columns) for block in range(6) for part in "qkvo"}
+    delta = Delta(layers)
+    path = te.save(delta, tmp_path / "x", values="bf16")
+    sizes = section_bytes(path)
+    assert (sizes["column_lists"], sizes["columns"], sizes["values"]) == (16, 0, 2 * delta.num_entries)
+    assert path.stat().st_size / delta.num_entries < 2.1
+
+
+def test_a_file_without_lists_is_of_the_format_that_older_versions_read(tmp_path):
+    path = te.save(Delta({"a": staggered(3, 5), "one neuron": in_columns(1, 5, [2, 4])}), tmp_path / "x")
+    assert manifest(path)["format"] == "taskedge-delta/1"
+    assert manifest(path).keys() == {"format", "form", "linears", "provenance"}
+
+
+LISTS = {
+    "no lists": without("column_lists"),
+    "no linears of lists": without("list_of"),
+    "a list that is not there": lambda manifest: manifest | {"list_of": [0, 1, -1]},
+    "a list of no linear": lambda manifest: manifest | {"list_of": [-1, -1, -1]},
+    "too few linears": lambda manifest: manifest | {"list_of": [0, 0]},
+    "another length": lambda manifest: manifest | {"column_lists": [3]},
+    "an empty list": lambda manifest: manifest | {"column_lists": [0]},
+    "a huge list": lambda manifest: manifest | {"column_lists": [2**31 - 1]},
+    "format 1": lambda manifest: manifest | {"format": "taskedge-delta/1"},
+    "format 3": lambda manifest: manifest | {"format": "taskedge-delta/3"},
+    "a linear of more rows": lambda manifest: (
+        manifest
+        | {"linears": [[*manifest["linears"][0][:1], 2**30, *manifest["linears"][0][2:]], *manifest["linears"][1:]]}
+    ),
+    "a linear of fewer entries": lambda manifest: (
+        manifest
+        | {"linears": [[*manifest["linears"][0][:3], 4, *manifest["linears"][0][4:]], *manifest["linears"][1:]]}
+    ),
+}
+
+
+@pytest.mark.parametrize("what", [*LISTS, "a column outside", "unsorted columns", "a column twice", "no tensor"])
+def test_lists_that_contradict_their_linears_are_refused(tmp_path, what):
+    path = te.save(
+        Delta({"a": in_columns(3, 9, [1, 4]), "b": in_columns(4, 9, [1, 4]), "c": staggered(3, 5)}), tmp_path / "x"
+    )
+    changes = {
+        "a column outside": put("column_lists", at(1, 9)),
+        "unsorted columns": put("column_lists", lambda columns: columns.flip(0)),
+        "a column twice": put("column_lists", torch.zeros_like),
+        "no tensor": lambda tensors: {name: t for name, t in tensors.items() if name != "column_lists"},
+    }
+    path.write_bytes(signed(path.read_bytes(), LISTS.get(what), changes.get(what)))
+    with pytest.raises(DeltaError, match=str(path)):
+        te.load(path)
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------

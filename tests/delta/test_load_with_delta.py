@@ -183,7 +183,7 @@ def test_the_training_begins_with_the_own_head(made, tmp_path):
         model.classifier.weight.copy_(model.classifier.weight.flip(0))
         model.classifier.bias.copy_(model.classifier.bias.flip(0))
     tiny_task._save(model, tmp_path / "own")
-    settings |= {"model": str(tmp_path / "own"), "out": tmp_path / "second", "epochs": 0.1, "lr": 1e-9}
+    settings |= {"model": str(tmp_path / "own"), "out": tmp_path / "second", "epochs": 0.1, "lr": 1e-9, "head_lr": 1e-9}
     again = tune(load_config(TuneConfig, settings), progress=False, log=str).quality
     assert again == pytest.approx(good, rel=1e-4)
 
@@ -202,3 +202,22 @@ def test_a_tokenizer_with_more_tokens_than_the_base_is_refused_by_every_verb(mad
     ):
         assert main(list(command)) == 2
         assert "22 tokens only: 'zebra' cannot be read: use the tokenizer" in " ".join(capfd.readouterr().err.split())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_base_is_loaded_in_the_dtype_of_the_training(made, tmp_path, dtype):
+    """A program may train in fp32 on files in bf16; the delta then fits the fp32 values only."""
+    from taskedge import extract, install, select
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(made / "own")
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(made / "own" / name, tmp_path / "bf16")
+    trained = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "bf16", dtype=dtype, id2label={0: "neg", 1: "pos"}
+    )
+    install(trained, select(trained, rule="magnitude", budget="2%"))
+    save(extract(trained), tmp_path / "o")
+    base, delta = load_with_delta(tmp_path / "o")
+    assert (delta.provenance.task, delta.provenance.labels) == ("text-classification", ("neg", "pos"))
+    assert next(base.model.parameters()).dtype == dtype

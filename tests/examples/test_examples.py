@@ -64,6 +64,7 @@ def test_text(run, tmp_path, name, model):
     after = te.apply(base, delta).state_dict()
     changed = sum(int((before[name] != after[name]).sum()) for name in after if name not in delta.full_parameters)
     assert changed == delta.num_entries
+    assert main(["eval", str(tmp_path / "task.safetensors"), "--data", str(data)]) == 0
 
 
 @pytest.mark.slow

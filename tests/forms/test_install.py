@@ -1,6 +1,7 @@
 """``install`` freezes all but the named parameters, an error leaves no trace, and ``fuse`` undoes it."""
 
 import copy
+import math
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ from torch import nn
 import taskedge as te
 from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
-from taskedge.forms.install import installation, require_installation
+from taskedge.forms.install import installation, require_installation, step_sizes
 from taskedge.forms.sparse import SparseLayer, sparse_layers
 from taskedge.selection.support import LayerSupport, Support
 
@@ -218,5 +219,31 @@ def test_the_step_of_an_entry_follows_its_input(bert):
 def test_a_dead_input_gives_a_bounded_step():
     layer = nn.Linear(3, 2)
     support = te.select(layer, [torch.tensor([[1.0, 0.0, 1.0]])], rule="random", per_neuron=3)
-    te.install(layer, support, step="activation", trainable=[])
+    te.install(layer, support, step="activation", step_exponent=0, trainable=[])
     assert layer.entries.step.max() == 100.0
+
+
+def test_the_step_of_an_entry_falls_with_the_entries_of_its_neuron(bert):
+    support = te.select(bert, [tiny.batch(bert)], budget="10%", allocation="global")
+    plain = te.install(copy.deepcopy(bert), support, step="activation", step_exponent=0)
+    scaled = te.install(copy.deepcopy(bert), support, step="activation", step_exponent=0.5)
+    counts_seen = set()
+    for name, layer in sparse_layers(scaled).items():
+        counts = torch.bincount(support.linears[name].rows)[support.linears[name].rows]
+        counts_seen |= set(counts.tolist())
+        torch.testing.assert_close(layer.entries.step, sparse_layers(plain)[name].entries.step / counts.sqrt())
+    assert {1, 2, 3} <= counts_seen
+
+
+def test_with_one_entry_per_neuron_steps_have_the_bits_that_they_had(bert):
+    support = te.select(bert, [tiny.batch(bert)], per_neuron=1)
+    for name, linear in support.linears.items():
+        ratio = linear.input_rms.square().mean().sqrt() / linear.input_rms[linear.columns].clamp_min(1e-12)
+        assert torch.equal(step_sizes(name, linear), ratio.clamp(1 / 100.0, 100.0))
+
+
+@pytest.mark.parametrize("exponent", [-0.1, 1.5, math.nan])
+def test_an_exponent_outside_its_range_is_refused(mlp, exponent):
+    support = te.select(mlp, [tiny.batch(mlp)], per_neuron=1)
+    with pytest.raises(InputError, match="no exponent of the steps: give a number from 0 to 1"):
+        te.install(mlp, support, step="activation", step_exponent=exponent)

@@ -154,7 +154,7 @@ def test_a_convolution_inside_the_repeated_blocks_takes_part():
     model = nn.Sequential(nn.Conv2d(1, 3, 1), nn.Sequential(block(), block()), nn.Flatten(), nn.Linear(48, 2))
     support = te.select(model, [torch.randn(2, 1, 4, 4)], per_neuron=1)
     assert list(support.linears) == ["1.0.0", "1.1.0"]
-    with pytest.raises(InputError, match=r"0: takes part in blocks only, so name it in linears"):
+    with pytest.raises(InputError, match=r"0: takes part in blocks only, and lies outside them"):
         te.select(nn.Sequential(nn.Conv2d(1, 3, 1)), [torch.randn(2, 1, 4, 4)], per_neuron=1)
 
 

@@ -54,19 +54,26 @@ class Reference:
     def __init__(self, model):
         done, self.layers = installation(model), sparse_layers(model)
         self.plain = te.fuse(copy.deepcopy(model)).requires_grad_(True)
-        self.scale, self.mask, self.time = {}, {}, 0
+        self.of_column, self.scale, self.mask, self.time = {}, {}, {}, 0
         for name, support in done.support.linears.items():
             rms = support.input_rms
             steps = (rms.square().mean().sqrt() / rms.clamp_min(1e-12)).clamp(0.01, 100)
-            self.scale[name] = steps.double() if done.step == "activation" else torch.ones(support.shape[1]).double()
+            self.of_column[name] = steps if done.step == "activation" else None
             self.mask[name] = torch.zeros(support.shape, dtype=torch.bool)
             self.mask[name][support.rows, support.columns] = True
+            self.scale[name] = self.steps(name)
         self.base = {name: self.linear(name).weight.clone(memory_format=torch.contiguous_format) for name in self.mask}
         self.numbers = {name: torch.zeros_like(self.base[name]) for name in self.mask}
         self.numbers |= {
             name: dict(self.plain.named_parameters())[name].detach().clone() for name in done.full_parameters
         }
         self.moments = {name: (torch.zeros_like(t), torch.zeros_like(t)) for name, t in self.numbers.items()}
+
+    def steps(self, name):
+        mask, of_column = self.mask[name], self.of_column[name]
+        if of_column is None:
+            return torch.ones(mask.shape).double()
+        return (of_column * mask.sum(1, keepdim=True).clamp_min(1).float() ** -0.75).double()  # rounded as in a model
 
     def linear(self, name):
         return as_linear(name, self.plain.get_submodule(name))
@@ -111,9 +118,14 @@ class Reference:
             first, second = (moment.view(-1) for moment in self.moments[name])
             for tensor in (first, second, self.numbers[name].view(-1)):
                 tensor[dropped] = 0
+            mask.view(-1)[dropped], mask.view(-1)[grown] = False, True
+            ratio = self.steps(name) / self.scale[name]  # weights stay where they are
+            self.numbers[name] /= ratio
+            first *= ratio.view(-1)
+            second *= ratio.view(-1).square()
+            self.scale[name] = self.steps(name)
             g = (gradients[name] * self.scale[name]).flatten()[grown]
             first[grown], second[grown] = g * (1 - BETAS[0] ** self.time), g.square() * (1 - BETAS[1] ** self.time)
-            mask.view(-1)[dropped], mask.view(-1)[grown] = False, True
         self.write()
 
 

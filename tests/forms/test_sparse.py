@@ -58,6 +58,24 @@ def test_a_whole_model_has_the_gradients_of_dense_autograd(model, kernel):
     compare(model, twin)
 
 
+@pytest.mark.parametrize("per_neuron", [None, 1])
+def test_few_columns_of_every_input_have_the_gradients_of_dense_autograd_and_are_all_that_is_saved(model, per_neuron):
+    support = te.select(model, [tiny.batch(model)], columns=2, per_neuron=per_neuron)
+    twin = dense_twin(model)
+    before = tiny.state(twin)
+    te.install(model, support)
+    stored = {id(layer.entries.shared_input): layer.entries.shared_input for layer in sparse_layers(model).values()}
+    assert all(len(shared.columns) <= 2 for shared in stored.values())
+    assert len(stored) == len({linear.shared_input for linear in support.linears.values()})
+    for one in (model, twin):
+        tiny.loss(one, tiny.batch(model)).backward()
+    compare(model, twin)
+    delta = te.extract(tiny.train(model))
+    applied = te.apply(copy.deepcopy(twin), delta)
+    assert not tiny.same_bits(applied.state_dict(), before)
+    assert tiny.same_bits(te.revert(applied).state_dict(), before)
+
+
 def test_the_forward_pass_is_bit_equal_to_the_untouched_model(model):
     given = tiny.batch(model)
     before = tiny.logits(model, given)

@@ -50,6 +50,11 @@ FOLDERS = {
             "one run of `tune`: data, tasks, the loop, checkpoints, memory",
             (*LIBRARY, "profiling", "reporting"),
         ),
+        Folder(
+            "serving",
+            "many tasks over one base: batches of mixed tasks, task files, the HTTP server",
+            (*LIBRARY, "training"),
+        ),
         Folder("planning", "fleet file, costs, solvers: arrays in, plan out, no torch", ("backbone", "profiling")),
         Folder(
             "cooperation",

@@ -7,7 +7,7 @@ from itertools import permutations, product
 import numpy as np
 from scipy.optimize import brentq
 
-from taskedge.planning import ShannonLink
+from taskedge.planning import BlockMemory, FixedRateLink, ShannonLink
 
 
 def draw(rng: np.random.Generator, devices: int, blocks: int):
@@ -19,6 +19,37 @@ def draw(rng: np.random.Generator, devices: int, blocks: int):
     fits = np.arange(blocks) < reach[:, None]
     bits = rng.uniform(0.2, 2, blocks) * 10 ** rng.uniform(5, 7)
     return compute, fits, bits, ShannonLink(10 ** rng.uniform(6, 9, devices)), 10 ** rng.uniform(6, 7.5)
+
+
+def draw_any(rng: np.random.Generator, devices: int, blocks: int):
+    """An instance of any numbers, with memory for some sets of blocks; there may be no plan."""
+    compute, fits, bits, link, bandwidth = draw(rng, max(devices, blocks), blocks)
+    compute, fits, link = compute[:devices], fits[:devices], ShannonLink(link.snr_hz[:devices])
+    alone = np.sort(rng.uniform(1, 2, (devices, blocks)), axis=1)
+    memory = BlockMemory(alone, rng.uniform(0, 1, (devices, blocks)), rng.uniform(1.5, 4, devices))
+    fits = fits & (alone <= memory.capacity[:, None])
+    return (compute, fits, bits, link, bandwidth), memory
+
+
+def with_device(case, memory, rng: np.random.Generator, *, dead: bool = False):
+    """The same with one more device, which may be fast or slow, large or small; a dead one has no radio."""
+    compute, fits, bits, link, bandwidth = case
+    blocks = bits.size
+    seconds = np.sort(rng.uniform(0.01, 10, blocks))
+    alone, extra = np.sort(rng.uniform(1, 2, blocks)), rng.uniform(0, 1, blocks)
+    capacity = float(rng.choice([1e-9, 1.5, 4.0]))
+    more = BlockMemory(
+        np.vstack([memory.alone, alone]), np.vstack([memory.extra, extra]), np.append(memory.capacity, capacity)
+    )
+    snr = 0.0 if dead else 10 ** rng.uniform(4, 10)
+    larger = (
+        np.vstack([compute, seconds]),
+        np.vstack([fits, alone <= capacity]),
+        bits,
+        ShannonLink(np.append(link.snr_hz, snr)),
+        bandwidth,
+    )
+    return larger, more
 
 
 def least_hertz(snr: float, rate: float) -> float:
@@ -75,19 +106,29 @@ def best_joint(compute, fits, bits, link, bandwidth) -> float:
     return best
 
 
-def best_several(compute, fits, bits, link, bandwidth) -> float:
-    """The optimum where a device may take any number of blocks."""
+def best_several(compute, fits, bits, link, bandwidth, memory=None) -> float:
+    """The optimum where a device may take any number of blocks, or none; inf where there is no plan.
+
+    ``link`` is a radio or has fixed rates.
+    """
     devices, blocks = compute.shape
     best = np.inf
     for chosen in product(range(devices), repeat=blocks):
-        if all(fits[k, b] for b, k in enumerate(chosen)):
-            mine = [[b for b in range(blocks) if chosen[b] == k] for k in range(devices)]
-            parts = [
-                (max(compute[k, b] for b in held), sum(bits[b] for b in held), link.snr_hz[k])
-                for k, held in enumerate(mine)
-                if held
-            ]
-            best = min(best, latency_of(parts, bandwidth))
+        if not all(fits[k, b] for b, k in enumerate(chosen)):
+            continue
+        held = {k: [b for b in range(blocks) if chosen[b] == k] for k in set(chosen)}
+        if memory is not None and any(
+            memory.alone[k, mine[-1]] + sum(memory.extra[k, b] for b in mine[:-1]) > memory.capacity[k]
+            for k, mine in held.items()
+        ):
+            continue
+        loads = {k: (max(compute[k, b] for b in mine), sum(bits[b] for b in mine)) for k, mine in held.items()}
+        if isinstance(link, FixedRateLink):
+            rates = link.bits_per_second
+            ends = [s + (load / rates[k] if rates[k] else np.inf if load else 0.0) for k, (s, load) in loads.items()]
+            best = min(best, max(ends))
+        else:
+            best = min(best, latency_of([(*load, link.snr_hz[k]) for k, load in loads.items()], bandwidth))
     return best
 
 

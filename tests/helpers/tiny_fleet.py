@@ -42,9 +42,6 @@ class Changed:
     async def serve(self, answer: Callable[[Message], Awaitable[Message]]) -> None:
         await self.end.serve(lambda message: self.change(message, answer))
 
-    async def send(self, message: Message) -> None:
-        await self.end.send(message)
-
     async def close(self) -> None:
         await self.end.close()
 
@@ -90,7 +87,8 @@ def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
 
 def training(seed: int = 0, count: int = 20, made: Any = None, **about: Any) -> LocalTraining:
     """A device's training, with its own head."""
-    return LocalTraining(made if made is not None else model(seed=100 + seed, **about), rows(count, seed), collate)
+    base = made if made is not None else model(seed=100 + seed, **about)
+    return LocalTraining(base, rows(count, seed), collate, min_rows=1)
 
 
 def devices(count: int, **about: Any) -> dict[str, LocalTraining]:

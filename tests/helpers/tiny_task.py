@@ -84,7 +84,11 @@ def gpt2(folder: Path) -> Path:
     return _save(transformers.GPT2Model(config), folder, plain)
 
 
-CHAT = "{% for turn in messages %}{{ turn['role'] }} said {{ turn['content'] }}{% endfor %} [CLS]"
+CHAT = (
+    "{% for turn in messages %}{{ turn['role'] }} said {{ turn['content'] }} [CLS] {% endfor %}"
+    "{% if add_generation_prompt %}assistant said{% endif %}"
+)
+"""A chat template that ends turns with another token than the tokenizer's end token."""
 
 
 def speaker(*, start: bool = False, chat: bool = False) -> transformers.PreTrainedTokenizerFast:

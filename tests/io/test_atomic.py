@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from taskedge.errors import InputError
-from taskedge.io.atomic import WriteError, atomic_file, atomic_folder, move_atomic, write_atomic
+from taskedge.io.atomic import (
+    WriteError,
+    append,
+    atomic_file,
+    atomic_folder,
+    move_atomic,
+    require_writable,
+    write_atomic,
+)
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -79,9 +88,23 @@ def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path: Path, mon
         return rename(self, to)
 
     monkeypatch.setattr(Path, "rename", second_fails)
+    monkeypatch.setattr("taskedge.io.atomic._swap_names", lambda *names: False)  # as on other systems
     with pytest.raises(InputError, match=r"folder: cannot be written \(No space left on device\)"):
         write()
     assert [file.name for file in target.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux swaps names")
+def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between two renames would leave no folder under the name."""
+    target = tmp_path / "folder"
+    target.mkdir()
+    (target / "old").write_text("old")
+    monkeypatch.setattr(Path, "rename", None)
+    with atomic_folder(target) as tmp:
+        (tmp / "new").write_text("new")
+    assert [file.name for file in target.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -237,3 +260,29 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_an_output_is_tried_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "x")
+    os.mkfifo(tmp_path / "pipe")
+    for path, reason in [
+        (Path("/proc/x"), "/proc/x: cannot be written"),
+        (tmp_path / "link", "there is no folder"),
+        (tmp_path / "pipe", "it is neither a file nor a folder"),
+    ]:
+        with pytest.raises(WriteError, match=reason):
+            require_writable(path)
+    for path in (tmp_path / "new", tmp_path):
+        require_writable(path)
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "pipe"}
+
+
+def test_content_is_appended_and_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("taskedge.io.atomic.os.fsync", flushed.append)
+    for content in (b"one", b"two"):
+        append(tmp_path / "x", content)
+    assert (tmp_path / "x").read_bytes() == b"onetwo"
+    assert len(flushed) == 2
+    with pytest.raises(WriteError, match="cannot be written"):
+        append(tmp_path, b"")

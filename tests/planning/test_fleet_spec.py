@@ -28,6 +28,17 @@ def test_wired_devices_have_no_gain_and_radio_devices_no_rate() -> None:
     assert np.isnan(both.wired()).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "-rf", "a b", "a\n", "é", "x" * 64, "..", "a\\b"])
+def test_a_name_that_could_lead_out_of_a_folder_is_refused(name) -> None:
+    with pytest.raises(ValidationError):
+        DeviceSpec(**device(name=name))
+
+
+@pytest.mark.parametrize("name", ["edge-0", "0.01", "pi4.lan", "A_b", "x" * 63])
+def test_a_name_has_letters_digits_dots_and_dashes(name) -> None:
+    assert DeviceSpec(**device(name=name)).name == name
+
+
 def test_records_are_strict() -> None:
     with pytest.raises(ValidationError):
         FleetSpec.model_validate({"channel": {"bandwidth_hz": 1.0}, "device": []})

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskedge.errors import InputError
-from taskedge.planning import FixedRateLink, MixedLink, ShannonLink
+from taskedge.planning import FixedRateLink, MixedLink, SelectedLink, ShannonLink
 
 figure = st.one_of(st.just(0.0), st.floats(1e-6, 1e15))
 
@@ -81,3 +81,14 @@ def test_figures_that_cannot_be_are_refused(bad):
 def test_parts_of_a_mixed_link_must_agree():
     with pytest.raises(InputError, match="same devices"):
         MixedLink(ShannonLink(np.ones(2)), FixedRateLink(np.ones(3)), np.ones(2, bool))
+
+
+def test_a_selection_of_a_link_has_the_rates_of_its_devices():
+    link = ShannonLink(np.array([1.0, 4.0, 2.0, 8.0]))
+    some = SelectedLink(link, np.array([3, 0, 2]))
+    every = np.arange(3)
+    assert some.devices == 3
+    assert some.rate(every, 1.0).tolist() == link.rate(some.selected, 1.0).tolist()
+    assert some.least_bandwidth(every, 0.5).tolist() == link.least_bandwidth(some.selected, 0.5).tolist()
+    assert some.fair_bandwidth(every, 1.0, 1.0, 1.0).tolist() == link.fair_bandwidth(some.selected, 1, 1, 1).tolist()
+    assert [chain.tolist() for chain in some.chains()] == [[0, 2, 1]]

@@ -15,7 +15,7 @@ ROWS = [
 ]
 
 
-def run(seed: int = 0, rounds: int = 20, solvers=("joint", "random", "equal"), **options) -> Simulation:
+def run(seed: int = 0, rounds: int = 20, solvers=("exact", "random", "equal"), **options) -> Simulation:
     loaded = fleet(*ROWS)
     costs = fleet_costs(loaded, table())
     return simulate(loaded, costs, "toy", solvers, rounds, np.random.default_rng(seed), seed=seed, **options)
@@ -30,14 +30,14 @@ def test_a_seed_gives_one_result() -> None:
 
 @pytest.mark.slow
 def test_solvers_see_the_same_rounds() -> None:
-    both = run(1, solvers=("joint", "exact"))
+    both = run(1, solvers=("one-each", "exact"))
     assert both.latency_seconds["exact"] == run(1, solvers=("exact",)).latency_seconds["exact"]
-    for joint, exact in zip(both.latency_seconds["joint"], both.latency_seconds["exact"], strict=True):
-        assert exact <= joint * (1 + 1e-9)
+    for each, exact in zip(both.latency_seconds["one-each"], both.latency_seconds["exact"], strict=True):
+        assert exact <= each * (1 + 1e-9)
 
 
 def test_solvers_that_stand_for_the_same_one_plan_once(monkeypatch) -> None:
-    """With fewer devices than blocks, joint, match and exact are all ``several``."""
+    """With fewer devices than blocks, one-each, match and exact are all ``exact``."""
     names = []
 
     def solve(name, *args, **kwargs):
@@ -48,14 +48,14 @@ def test_solvers_that_stand_for_the_same_one_plan_once(monkeypatch) -> None:
     loaded = fleet(*ROWS[:2])
     costs = fleet_costs(loaded, table())
     rng = np.random.default_rng(0)
-    result = simulate(loaded, costs, "toy", ["joint", "match", "exact", "equal"], 2, rng)
-    assert names == ["several", "equal"] * 2
-    assert result.latency_seconds["joint"] == result.latency_seconds["match"] == result.latency_seconds["exact"]
+    result = simulate(loaded, costs, "toy", ["one-each", "match", "exact", "equal"], 2, rng)
+    assert names == ["exact", "equal"] * 2
+    assert result.latency_seconds["one-each"] == result.latency_seconds["match"] == result.latency_seconds["exact"]
 
 
 @pytest.mark.slow
 def test_without_fading_every_round_is_the_plan() -> None:
-    still = run(0, fading="none", solvers=("joint",)).latency_seconds["joint"]
+    still = run(0, fading="none", solvers=("exact",)).latency_seconds["exact"]
     assert len(set(still)) == 1
 
 
@@ -80,8 +80,8 @@ def test_drift_is_slow_and_has_its_spread() -> None:
 def test_everybody_away_is_a_round_without_a_plan() -> None:
     result = run(0, rounds=6, churn=1.0)
     assert result.devices_present[1] == 0
-    assert result.latency_seconds["joint"][1] is None
-    assert result.summary["joint"].rounds_without_plan >= 1
+    assert result.latency_seconds["exact"][1] is None
+    assert result.summary["exact"].rounds_without_plan >= 1
 
 
 def test_summary_by_hand() -> None:

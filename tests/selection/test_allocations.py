@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskedge.errors import BudgetError, InputError, UnknownName
-from taskedge.selection.allocations import ALLOCATIONS, allocate, top_indices
+from taskedge.selection.allocations import ALLOCATIONS, allocate, best_of_all, best_of_rows, top_indices
 
 every_allocation = pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 
@@ -50,6 +50,45 @@ def test_ties_fall_the_same_way_each_time(allocation, problem):
     first, again = (allocate(allocation, shapes, scores.__getitem__, entries) for _ in range(2))
     assert first.keys() == again.keys()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@every_allocation
+def test_equal_scores_are_taken_by_index(allocation):
+    scores = {"a": torch.ones(5, 9), "b": torch.ones(3, 40)}
+    scores["a"][:, 0] = -torch.inf
+    scores["b"][1, 30] = 2.0
+    chosen = allocate(allocation, {"a": (5, 8), "b": (3, 40)}, scores.__getitem__, 17)
+    for name, flat in chosen.items():
+        rows, columns = flat // scores[name].shape[1], flat % scores[name].shape[1]
+        plain = scores[name][rows, columns] == 1.0
+        skipped = 1 if name == "a" else 0
+        if allocation in ("per_layer", "global"):
+            flats = flat[plain]
+            if not len(flats):
+                continue
+            passed = [index for index in range(int(flats.max()) + 1) if index % 9 or name == "b"]
+            assert flats.tolist() == [index for index in passed if not (name == "b" and index == 70)]
+        else:
+            for row in rows.unique():
+                assert columns[(rows == row) & plain].tolist() == list(
+                    range(skipped, skipped + int(((rows == row) & plain).sum()))
+                )
+
+
+@pytest.mark.parametrize("count", [1, 7, 40])
+@pytest.mark.parametrize("best", [best_of_rows, best_of_all])
+def test_the_best_are_those_of_a_stable_sort(best, count):
+    scores = (torch.rand(40, generator=torch.Generator().manual_seed(count)) * 6).floor()
+    values, indices = best(scores, count)
+    expected = torch.sort(scores, descending=True, stable=True).indices[:count]
+    assert torch.equal(indices, expected if best is best_of_rows else expected.sort().values)
+    assert torch.equal(values, scores[indices])
+
+
+def test_a_score_that_is_no_number_is_among_the_best():
+    for scores in (torch.tensor([1.0, torch.nan, 1.0, 2.0]), torch.tensor([1.0, 1.0, torch.nan, 1.0])):
+        for best in (best_of_rows, best_of_all):
+            assert best(scores, 2)[0].isnan().any()
 
 
 def per_row(shapes, scores, chosen):

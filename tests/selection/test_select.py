@@ -1,6 +1,8 @@
 """A budget gives a support that meets it exactly, or an error with a reason."""
 
+import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -9,13 +11,22 @@ import torch
 import taskedge as te
 from taskedge.backbone.candidates import candidates
 from taskedge.backbone.layers import linears
+from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.errors import BudgetError, InputError, UnknownName
 from taskedge.selection.allocations import ALLOCATIONS
 from taskedge.selection.patterns import Pattern, find_pattern
 from taskedge.selection.rules import RULES
 from taskedge.selection.select import parse_share, select
+from taskedge.selection.statistics import measure
 
-ONE_BY_ONE = [name for name in RULES if RULES[name].choose is None]
+ONE_BY_ONE = [name for name in RULES if RULES[name].choose is None and not RULES[name].needs_dense_run]
+
+
+def two_batches(model):
+    """Return as many batches as every rule needs."""
+    return [tiny.batch(model, seed=seed) for seed in (0, 1)]
+
+
 every_rule = pytest.mark.parametrize("rule", ONE_BY_ONE)
 every_allocation = pytest.mark.parametrize("allocation", list(ALLOCATIONS))
 
@@ -58,7 +69,7 @@ def test_a_text_that_is_not_a_share_is_refused_with_an_example(budget):
 @every_rule
 @every_allocation
 def test_the_budget_is_a_share_of_all_parameters_and_met_exactly(bert, rule, allocation):
-    support = select(bert, [tiny.batch(bert)], budget="5%", rule=rule, allocation=allocation)
+    support = select(bert, two_batches(bert), budget="5%", rule=rule, allocation=allocation)
     assert support.num_entries == round(0.05 * 5859)
     assert support.model_parameters == 5859
     assert (support.rule, support.allocation, support.budget) == (rule, allocation, "5%")
@@ -95,7 +106,7 @@ def test_the_model_is_not_changed(model, rule):
     model.train()
     before = tiny.state(model)
     asked = [parameter.requires_grad for parameter in model.parameters()]
-    select(model, [tiny.batch(model)], budget="1%", rule=rule)
+    select(model, two_batches(model), budget="1%", rule=rule)
     assert tiny.same_bits(model.state_dict(), before)
     assert [parameter.requires_grad for parameter in model.parameters()] == asked
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -107,7 +118,7 @@ def test_the_model_is_not_changed(model, rule):
 @pytest.mark.parametrize("max_columns", [1, 3, 100])
 def test_no_linear_uses_more_than_max_columns(bert, rule, allocation, max_columns):
     options = {"rule": rule, "allocation": allocation, "max_columns": max_columns}
-    support = select(bert, [tiny.batch(bert)], budget="2%", **options)
+    support = select(bert, two_batches(bert), budget="2%", **options)
     assert support.num_entries == round(0.02 * 5859)
     assert all(len(linear.distinct_columns) <= max_columns for linear in support.linears.values())
     assert support.settings["max_columns"] == max_columns
@@ -122,7 +133,7 @@ def test_the_columns_kept_have_the_largest_sums_of_scores(mlp):
 @every_rule
 @pytest.mark.parametrize("pattern", [Pattern(2, 4), Pattern(1, 5), Pattern(3, 7), Pattern(1, 384)])
 def test_a_pattern_holds_in_every_group_of_every_linear(bert, rule, pattern):
-    support = select(bert, [tiny.batch(bert)], rule=rule, allocation=str(pattern))
+    support = select(bert, two_batches(bert), rule=rule, allocation=str(pattern))
     assert set(support.linears) == set(candidates(bert))
     assert all(pattern.matches(linear) for linear in support.linears.values())
     assert (support.allocation, support.budget) == (str(pattern), str(pattern))
@@ -213,3 +224,105 @@ def test_nan_weights_are_refused(mlp):
     mlp.first.weight.data[0, 0] = torch.nan
     with pytest.raises(InputError, match="scores of linear 'first' are not numbers"):
         select(mlp, rule="magnitude", per_neuron=1)
+
+
+def test_a_linear_that_never_runs_gets_no_entries(mlp):
+    mlp.spare = torch.nn.Linear(9, 9)
+    support = select(mlp, [tiny.batch(mlp)], per_neuron=2)
+    assert "spare" not in support.linears
+    assert support.settings["never_ran"] == ["spare"]
+    assert str(support).endswith("; left out: 1 linear that never ran on the calibration data")
+    measured = measure(mlp, candidates(mlp), [tiny.batch(mlp)])
+    again = select(mlp, per_neuron=2, statistics=dict(measured))
+    assert all(torch.equal(again.linears[name].flat, part.flat) for name, part in support.linears.items())
+    assert again.settings == support.settings
+
+
+def gradients_of(model, batches):
+    """Return the gradients of each batch by linear, each float64 [out, in] from a plain backward pass."""
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    found = {name: [] for name in candidates(model)}
+    for batch in batches:
+        model.zero_grad()
+        model(**batch).loss.backward()
+        for name, linear in candidates(model).items():
+            found[name].append(linear.adapter.matrix(linear.module.weight.grad).double())
+    return found
+
+
+GRADIENT_FORMULAS = {
+    "snip": lambda weight, gradients, norm: (sum(gradients) * weight).abs(),
+    "ratio": lambda weight, gradients, norm: sum(gradients).abs() / (weight.abs() + 1e-8),
+    "pursuit": lambda weight, gradients, norm: sum(gradients).abs() / norm,
+    "pursuit_t": lambda weight, gradients, norm: sum(gradients).abs() / sum(g.square() for g in gradients).sqrt(),
+    "fisher_bottom": lambda weight, gradients, norm: -sum(g.square() for g in gradients),
+    "first_batch": lambda weight, gradients, norm: gradients[0].abs(),
+}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+@pytest.mark.parametrize("rule", GRADIENT_FORMULAS)
+def test_a_gradient_rule_takes_the_best_by_its_formula_over_plain_backward_passes(architecture, rule):
+    model = tiny.MODELS[architecture]()
+    batches = [tiny.batch(model, seed=seed) for seed in range(4)]
+    support = select(model, batches, rule=rule, per_neuron=2)
+    gradients = gradients_of(model, batches)
+    for name, linear in support.linears.items():
+        weight, norm = candidates(model)[name].weight.double(), linear.input_rms.double()
+        expected = GRADIENT_FORMULAS[rule](weight, gradients[name], norm)
+        chosen = expected[linear.rows, linear.columns].view(-1, 2).sort(1, descending=True).values
+        torch.testing.assert_close(chosen, expected.topk(2, dim=1).values, rtol=1e-3, atol=1e-12)
+
+
+def test_pursuit_compares_linears_by_the_decrease_of_the_loss_under_scaled_steps(bert):
+    batches = [tiny.batch(bert, seed=seed) for seed in range(2)]
+    support = select(bert, batches, rule="pursuit", budget=40 / 5859, allocation="global")
+    everything = select(bert, batches, rule="pursuit", per_neuron=1)  # with the norms of every linear
+    best = []
+    for name, gradients in gradients_of(bert, batches).items():
+        rms = everything.linears[name].input_rms.double()
+        best += [
+            (value, name, flat)
+            for flat, value in enumerate((sum(gradients).abs() * rms.square().mean().sqrt() / rms).flatten().tolist())
+        ]
+    best.sort(key=lambda entry: -entry[0])
+    chosen = {(name, flat) for name, linear in support.linears.items() for flat in linear.flat.tolist()}
+    assert chosen == {(name, flat) for _, name, flat in best[:40]}
+
+
+def test_dead_inputs_are_chosen_last_by_every_gradient_rule(mlp):
+    class WithLoss(tiny.Mlp):
+        def forward(self, x):
+            return SimpleNamespace(loss=super().forward(x).square().mean())
+
+    model = WithLoss()
+    batches = [tiny.batch(mlp, seed=seed) * (torch.arange(12) % 3 > 0) for seed in range(3)]
+    for rule in GRADIENT_FORMULAS:
+        columns = select(model, batches, rule=rule, per_neuron=8, linears=["first"]).linears["first"].columns
+        assert bool((columns % 3 > 0).all()), rule
+
+
+def test_a_rule_that_compares_batches_needs_two(bert):
+    with pytest.raises(InputError, match="'pursuit_t' compares the gradients of 2 or more batches, and there is 1"):
+        select(bert, [tiny.batch(bert)], rule="pursuit_t", per_neuron=1)
+
+
+def test_a_dense_run_is_not_made_of_batches(bert):
+    with pytest.raises(InputError, match="'change' looks at what a dense run changed: give the statistics of one"):
+        select(bert, [tiny.batch(bert)], rule="change", per_neuron=1)
+
+
+@pytest.mark.parametrize("storage", ["int8", "mmap"])
+def test_read_only_weights_are_read_by_principal_and_refused_by_gradient_rules(bert, storage, tmp_path):
+    plain = select(bert, rule="magnitude", per_neuron=1)
+    bert.save_pretrained(tmp_path)
+    model = type(bert).from_pretrained(tmp_path)
+    set_weight_storage(model, storage)
+    assert select(model, rule="principal:3", per_neuron=1).num_entries == plain.num_entries
+    if storage == "mmap":
+        expected = select(bert, rule="principal:3", per_neuron=1)
+        found = select(model, rule="principal:3", per_neuron=1)
+        assert all(torch.equal(found.linears[name].flat, expected.linears[name].flat) for name in expected.linears)
+    for rule in GRADIENT_FORMULAS:
+        with pytest.raises(InputError, match=r"read-only .* so it has no gradient"):
+            select(model, [tiny.batch(bert)], rule=rule, per_neuron=1)

@@ -263,11 +263,15 @@ def test_no_batches(mlp):
         measure(mlp, candidates(mlp), [])
 
 
-def test_a_linear_that_never_runs_is_named():
+def test_a_linear_that_never_runs_has_sums_of_zero_and_is_named():
     model = tiny.mlp()
-    model.spare = nn.Linear(2, 2)
-    with pytest.raises(InputError, match=r"1 linear\(s\) never ran .* 'spare' first"):
-        measure(model, candidates(model), [tiny.batch(model)])
+    model.spare = nn.Linear(2, 3)
+    found = measure(model, candidates(model), [tiny.batch(model)], (INPUTS, ABSOLUTE_INPUTS))
+    assert found.idle == ("spare",)
+    assert (found["spare"].tokens, found["spare"].shared_input) == (0, "spare")
+    assert found["spare"].input_squares.tolist() == found["spare"].input_absolutes.tolist() == [0.0, 0.0]
+    with pytest.raises(InputError, match=r"none of the 1 linears .* 'spare' first"):
+        measure(model, {"spare": candidates(model)["spare"]}, [tiny.batch(model)])
 
 
 def test_gradients_need_a_finite_loss(bert, mlp):

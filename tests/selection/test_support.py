@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from taskedge.errors import InputError
 from taskedge.io.container import serialize
@@ -131,6 +133,37 @@ def test_low_rank_modules_biases_and_norms_are_stored_too(support, tmp_path):
     assert (read.low_rank, read.full_parameters) == ({"c": 8}, ("n.weight", "n.bias"))
     assert (read.parameters, read.share) == (57, 0.57)
     assert read.settings == more.settings
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7)), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_columns_of_every_row_go_round_and_are_stored_once(tmp_path, shapes, data):
+    linears = {}
+    for index, (out, inputs) in enumerate(shapes):
+        columns = data.draw(st.sets(st.integers(0, inputs - 1), min_size=1))
+        flat = [row * inputs + column for row in range(out) for column in sorted(columns)]
+        if data.draw(st.booleans()):
+            flat = sorted(data.draw(st.sets(st.integers(0, out * inputs - 1))))
+        linears[str(index)] = LayerSupport.from_flat((out, inputs), torch.tensor(flat, dtype=torch.int64), "0")
+    save_support(Support(linears, 100), tmp_path / "support")
+    read = load_support(tmp_path / "support")
+    for name, linear in linears.items():
+        assert torch.equal(read.linears[name].rows, linear.rows)
+        assert torch.equal(read.linears[name].columns, linear.columns)
+    tensors = SUPPORT.read(tmp_path / "support").tensors
+    lists = [tuple(t.tolist()) for name, t in tensors.items() if name.startswith("columns/")]
+    assert len(lists) == len(set(lists))
+    in_every_row = [linear.columns_of_every_row for linear in linears.values()]
+    assert set(lists) == {tuple(columns.tolist()) for columns in in_every_row if columns is not None}
+
+
+def test_a_file_of_format_2_is_read(support, tmp_path):
+    path = tmp_path / "support"
+    header, tensors = support_content(support)
+    replace(SUPPORT, format="taskedge-support/2").write(path, header, tensors)
+    assert str(load_support(path)) == str(support)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 40, -1])

@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from taskedge.errors import InputError
-from taskedge.training.config import Config, InvalidConfig, load_config
+from taskedge.training.config import Config, InvalidConfig, changes_text, load_config
 
 
 class Example(Config):
@@ -92,3 +92,13 @@ def test_a_file_that_cannot_be_used(tmp_path, content, message):
     with pytest.raises(InputError, match=r"run\.toml: ") as caught:
         load_config(Example, {"size": 1}, path)
     assert message in str(caught.value)
+
+
+def test_settings_are_shown_as_a_user_types_them():
+    before = {"rank": 3, "text": ["a", "b c"], "warmup": True, "memory": None, "data": "x", "same": 1}
+    now = {"rank": 2, "text": [], "warmup": False, "memory": "1 GB", "data": "y", "same": 1}
+    assert changes_text(before, now, {"data": "other data"}) == (
+        "--rank 3 (now --rank 2), --text a --text 'b c' (now no --text), --warmup (now --no-warmup), "
+        "no --memory (now --memory '1 GB'), other data"
+    )
+    assert changes_text(now, now) == ""

@@ -26,7 +26,7 @@ def brief(monkeypatch):
     "more",
     [{}, {"epochs": 1.3, "batch_size": 7, "accumulate": 2}, {"per_neuron": 2, "rule": "magnitude"}, {"model": "gpt2"}],
 )
-def test_the_plan_is_what_is_trained(task, tmp_path, without_memory, more):
+def test_the_plan_is_what_is_trained(task, tmp_path, more):
     more = {**more, "model": str(task / more["model"])} if "model" in more else more
     config = tune_config(task, tmp_path / "o", **more)
     lines = []
@@ -40,12 +40,23 @@ def test_the_plan_is_what_is_trained(task, tmp_path, without_memory, more):
     json.dumps(planned)
 
 
-def test_a_plan_ignores_an_interrupted_run(task, tmp_path, without_memory):
+def test_a_plan_ignores_an_interrupted_run(task, tmp_path):
     arguments = tuning(task, "--out", tmp_path / "o")
     forked(arguments, killed_at(checkpoint, "write"))
     before = snapshot(tmp_path)
     assert dry_run(tune_config(task, tmp_path / "o", budget="4%"), log=str)["entries"] == round(0.04 * 6194)
     assert snapshot(tmp_path) == before
+
+
+def test_a_plan_measures_nothing(task, tmp_path, monkeypatch):
+    """It answers in the time of a load and a selection: no step is taken, and no configuration is tried."""
+    for place in ("taskedge.training.dry_run.profile_all_options", "torch.Tensor.backward"):
+        monkeypatch.setattr(place, None)
+    lines = []
+    planned = dry_run(tune_config(task, tmp_path / "o", memory="1MB"), log=lines.append)
+    assert planned["steps"] == 12
+    assert not {"seconds", "memory"} & planned.keys()
+    assert lines[-2].startswith("--memory 1MB: the plan is that of the other settings; `taskedge estimate`")
 
 
 @pytest.mark.slow

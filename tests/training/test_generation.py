@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import tiny_kinds
 import tiny_task
 import torch
 from torch.nn.functional import log_softmax
@@ -12,7 +13,7 @@ from transformers import GenerationConfig
 
 from taskedge.backbone.loading import load_base
 from taskedge.training import generation
-from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad
+from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad, predicts_next_tokens
 
 PROMPTS = [[4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14], [5, 6], [16, 17, 18]]
 
@@ -93,3 +94,28 @@ def test_what_the_base_was_published_with_is_left_out(base):
         assert base.model.generation_config is published
     finally:
         base.model.generation_config = own
+
+
+def test_any_of_several_ends(base):
+    fixed = {"pad_token": 0, "new_tokens": 9, "batch_size": 2, "on_progress": lambda _: None}
+    full = generate(base.model, PROMPTS, end_token=[], **fixed)
+    ends = {full[0][3], full[1][2]}
+    cut = [row[: min((row.index(end) for end in ends if end in row), default=9)] for row in full]
+    assert generate(base.model, PROMPTS, end_token=ends, **fixed) == cut
+
+
+def test_a_base_whose_positions_count_padding(tmp_path):
+    """BART's decoder takes no positions, so prompts of other lengths do not share its batches."""
+    bart = tiny_kinds.base_of("bart", "text-generation", tmp_path / "bart").model
+    done = []
+    fixed = {"pad_token": 0, "end_token": 3, "new_tokens": 5}
+    found = generate(bart, PROMPTS, **fixed, batch_size=5, on_progress=done.append)
+    assert found == [greedy(bart, prompt, 5, 3) for prompt in PROMPTS]
+    assert done == [1, 1, 2, 1]
+    generate(bart, PROMPTS[:1] * 4, **fixed, batch_size=3, on_progress=done.append)
+    assert done[4:] == [3, 1]
+
+
+def test_whose_loss_is_that_of_the_next_token(base, tmp_path):
+    assert predicts_next_tokens(base.model)
+    assert not predicts_next_tokens(tiny_kinds.base_of("bart", "text-generation", tmp_path / "bart").model)

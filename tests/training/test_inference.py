@@ -37,7 +37,8 @@ def test_cut_texts_are_counted(trained, tmp_path):
     for answers in (True, False):
         prepare_inference(trained.out, data, answers=answers, log=said.append)
     lines = [line for line in said if "are cut" in line]
-    assert lines == ["1 of 2 rows have more than 64 tokens and are cut (longest: 202 tokens)"] * 2
+    cut = "1 of 2 rows have more than 64 tokens and are cut at their end"
+    assert lines == [f"{cut}: 138 tokens are lost (longest row: 202 tokens)"] * 2
 
 
 def test_predictions_are_numbered(trained, tmp_path):
@@ -46,6 +47,15 @@ def test_predictions_are_numbered(trained, tmp_path):
     answers = inference.predict()
     assert [answer["row"] for answer in answers] == [1, 2]
     assert {answer["label"] for answer in answers} <= {"neg", "pos"}
+
+
+def test_blocks_of_predictions_can_begin_later(trained, tmp_path):
+    data = tiny_task.table(tmp_path / "new.csv", [(text,) for text, _ in tiny_task.rows(40, 2)], ("review",))
+    inference = prepare_inference(trained.out, data, answers=False, log=str)
+    blocks, done = list(inference.iter_answers(1)), []
+    assert [len(block) for block in blocks] == [16, 16, 8]
+    assert list(inference.iter_answers(1, done.append, start=16)) == blocks[1:]
+    assert (sum(done), inference.predict(1)) == (24, [*blocks[0], *blocks[1], *blocks[2]])
 
 
 def test_data_that_does_not_fit_the_delta(trained, tmp_path):

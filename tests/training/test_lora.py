@@ -160,7 +160,7 @@ def test_the_file_does_what_was_measured(task, tmp_path, whole, capsys, model):
     assert main(["merge", str(tmp_path / "o"), "--out", str(tmp_path / "merged")]) == 0
 
 
-def test_the_plan_is_what_is_trained(task, tmp_path, whole, without_memory):
+def test_the_plan_is_what_is_trained(task, tmp_path, whole):
     form, _, said = whole
     fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
     more = {"budget": "2%"} if form == "sparse_lora" else {}
@@ -179,7 +179,7 @@ def test_the_plan_is_what_is_trained(task, tmp_path, whole, without_memory):
 
 
 @pytest.mark.slow
-def test_what_it_says(task, tmp_path, whole, capsys, without_memory):
+def test_what_it_says(task, tmp_path, whole, capsys):
     form, trained = whole[0], f"{whole[2]['trained']:,}"
     run = arguments(task, form, "--out", tmp_path / "o")
     assert main([*run, "--dry-run"]) == 0

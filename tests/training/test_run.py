@@ -7,6 +7,7 @@ import tiny_task
 import torch
 
 from taskedge.errors import InputError
+from taskedge.selection.support import Support
 from taskedge.training import run as run_module
 from taskedge.training.run import prepare_run
 from taskedge.training.tune_config import TuneConfig
@@ -23,9 +24,12 @@ def run(task, **more):
 def seen(made, monkeypatch):
     """Return the rows of each calibration batch."""
     sizes = []
-    monkeypatch.setattr(
-        run_module, "select", lambda model, batches, **_: sizes.extend(len(batch["input_ids"]) for batch in batches)
-    )
+
+    def watch(model, batches, **_):
+        sizes.extend(len(batch["input_ids"]) for batch in batches)
+        return Support({}, 1)
+
+    monkeypatch.setattr(run_module, "select", watch)
     made.select()
     return sizes
 
@@ -99,9 +103,10 @@ def test_cut_texts_are_counted(task, tmp_path, make):
     made.load()
     made.eval_rows()
     made.with_config({"micro_batch": 2}).load()
-    longest = max(len(text.split()) for text, _ in make(8)) + 29 + 2
+    lengths = [len(text.split()) + 29 + 2 for text, _ in make(8)]
     assert [line for line in said if "are cut" in line] == [
-        f"8 of 8 rows have more than 20 tokens and are cut (longest: {longest} tokens)"
+        f"8 of 8 rows have more than 20 tokens and are cut at their end: {sum(lengths) - 8 * 20} tokens are lost "
+        f"(longest row: {max(lengths)} tokens)"
     ]
     assert all(len(row["input_ids"]) == 20 for row in made.rows)
 

@@ -20,7 +20,9 @@ from killed_runs import OFTEN, killed_at
 from tiny_task import forked, snapshot, tune_config, tuning
 
 from taskedge.cli.main import main
+from taskedge.delta.file import load
 from taskedge.errors import InputError, TrainingDiverged
+from taskedge.io.lock import hold_lock
 from taskedge.training import checkpoint, run, tune
 
 
@@ -33,6 +35,47 @@ def whole(task, tmp_path_factory):
     assert ended.code == 0, ended.err
     assert snapshot(folder).keys() == {"task.safetensors"}
     return out.read_bytes(), json.loads(ended.out)
+
+
+def in_columns(task, out):
+    """Return the arguments of a run that trains three columns of each input, after the head."""
+    arguments = tuning(task, "--out", out, *OFTEN, "--columns", 3, "--column-score", "pursuit", "--head-warmup")
+    budget = arguments.index("--budget")
+    return arguments[:budget] + arguments[budget + 2 :]
+
+
+@pytest.mark.slow
+def test_columns_with_a_warmed_head_resume_to_the_same_bytes(task, tmp_path):
+    whole = tmp_path / "whole.safetensors"
+    ended = forked(in_columns(task, whole))
+    assert ended.code == 0, ended.err
+    assert "trained alone on the features of" in ended.err
+    assert "selecting 3 columns of each input" in ended.err
+    for moment in ("before the first checkpoint", "after a checkpoint"):
+        out = tmp_path / "task.safetensors"
+        arguments = in_columns(task, out)
+        assert forked(arguments, MOMENTS[moment]).code == -signal.SIGKILL
+        assert forked([*arguments, "--resume"]).code == 0
+        assert out.read_bytes() == whole.read_bytes()
+        out.unlink()
+    delta = load(whole)
+    assert all(len(linear) == 3 * linear.shape[0] for linear in delta.linears.values())
+    assert (delta.provenance.allocation, delta.provenance.training["column_score"]) == ("columns", "pursuit")
+
+
+@pytest.mark.slow
+def test_a_run_from_before_steps_fell_with_the_entries_of_a_neuron_names_the_setting_that_continues_it(task, tmp_path):
+    out = tmp_path / "task.safetensors"
+    arguments = [*tuning(task, "--out", out, *OFTEN), "--step-exponent", "0"]
+    assert forked(arguments, MOMENTS["after a checkpoint"]).code == -signal.SIGKILL
+    stored = tmp_path / "task.safetensors.run" / "settings.json"
+    settings = json.loads(stored.read_text())
+    for name in ("step_exponent", "head_warmup", "columns", "column_score"):
+        del settings[name]
+    stored.write_text(json.dumps(settings))
+    ended = forked([*tuning(task, "--out", out, *OFTEN), "--resume"])
+    assert "other settings: --step-exponent 0.0 (now --step-exponent 0.75): resume it with those" in ended.err
+    assert forked([*arguments, "--resume"]).code == 0
 
 
 MOMENTS = {
@@ -138,7 +181,7 @@ def test_interrupted_by_ctrl_c(task, whole, tmp_path):
     before = snapshot(tmp_path)
     changed = forked([*arguments, "--resume", "--lr", "0.5", "--seed", "7"])
     assert changed.code == 2
-    assert "lr=0.01 (now 0.5), seed=0 (now 7)" in changed.err
+    assert "--lr 0.01 (now --lr 0.5), --seed 0 (now --seed 7)" in changed.err
     assert "batch_size" not in changed.err
     assert snapshot(tmp_path) == before
     assert forked([*arguments, "--force"]).code == 0
@@ -160,7 +203,7 @@ def test_resume_sees_changed_data(task, tmp_path):
     tiny_task.table(train, tiny_task.rows(96, seed=5))
     ended = forked([*arguments, "--resume"])
     assert ended.code == 2
-    assert "data_digest" in ended.err
+    assert "other training data: resume it with those" in ended.err
 
 
 def test_resume_with_nothing_to_resume(task, tmp_path):
@@ -287,6 +330,12 @@ def test_the_written_file_is_what_is_measured(task, tmp_path):
     settings = tune_config(task, tmp_path / "o", values="bf16", eval=task / "eval.csv")
     done = tune.tune(settings, progress=False, log=str)
     assert main(["eval", str(tmp_path / "o"), "--data", str(task / "eval.csv"), "--batch-size", "8"]) == 0
-    from taskedge.delta.file import load
 
     assert all((linear.values == linear.values.bfloat16().float()).all() for linear in load(done.out).linears.values())
+
+
+def test_no_other_verb_writes_the_same_output(task, tmp_path):
+    """`import` and `export` lock the output, not the folder of a run."""
+    with hold_lock(tmp_path / "o"), pytest.raises(InputError, match="o is in use by process"):
+        tune.tune(tune_config(task, tmp_path / "o"), progress=False, log=str)
+    assert snapshot(tmp_path) == {}

@@ -263,6 +263,11 @@ def test_rungs_that_go_together():
         ({"weight_storage": "int8", "form": "lora"}, "--weight-storage int8 does not support --form lora"),
         ({"weight_storage": "mmap", "rule": "spt"}, "--weight-storage mmap does not support --rule spt"),
         ({"weight_storage": "int8", "rule": "fisher"}, "--weight-storage int8 does not support --rule fisher"),
+        *(
+            ({"weight_storage": "int8", "rule": rule}, f"--weight-storage int8 does not support --rule {rule}")
+            for rule in ("pursuit", "pursuit_t", "snip", "ratio", "fisher_bottom", "first_batch", "change")
+        ),
+        ({"weight_storage": "mmap", "rule": "change"}, "--weight-storage mmap does not support --rule change"),
         ({"weight_storage": "mmap", "regrow": 5}, "--weight-storage mmap does not support --regrow"),
         ({"weight_storage": "int4"}, "--weight-storage: must be 'resident', 'mmap' or 'int8'"),
     ],
@@ -274,5 +279,8 @@ def test_what_a_base_that_is_only_read_cannot_do(given, told):
 
 
 def test_a_mapped_base_may_be_selected_from_by_gradients():
-    assert load_config(TuneConfig, {**NEEDED, "weight_storage": "mmap", "rule": "fisher"}).weight_storage == "mmap"
+    for rule in ("fisher", "pursuit"):
+        assert load_config(TuneConfig, {**NEEDED, "weight_storage": "mmap", "rule": rule}).weight_storage == "mmap"
+    for storage in ("mmap", "int8"):
+        load_config(TuneConfig, {**NEEDED, "weight_storage": storage, "rule": "principal:4"})
     assert get_args(TuneConfig.model_fields["weight_storage"].annotation) == WEIGHT_STORAGE

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from taskedge.backbone.blocks import blocks, blocks_within
+from taskedge.backbone.experts import ExpertLinear
 from taskedge.backbone.layers import Linear, linears
 from taskedge.errors import InputError, did_you_mean
 
@@ -61,15 +62,18 @@ def unusable_linears(model: nn.Module, every: dict[str, Linear]) -> dict[str, st
     )
     unusable = {}
     for name, linear in every.items():
-        weight = linear.module._parameters.get("weight")
-        parent = model.get_submodule(name.rpartition(".")[0])
+        module = linear.module
+        weight = module.stack if isinstance(module, ExpertLinear) else module._parameters.get("weight")
         if weight is None:
             unusable[name] = "its weight is computed, not stored (quantized or parametrized)"
         elif owners[id(weight)] > 1:
             unusable[name] = "its weight is tied to another module"
         elif not (weight.is_floating_point() or linear.is_read_only):
             unusable[name] = f"its weight is {weight.dtype}, not floating point"
-        elif isinstance(parent, nn.MultiheadAttention):
+        elif isinstance(module, ExpertLinear):
+            if (reason := module.unsupported_reason()) is not None:
+                unusable[name] = reason
+        elif isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
             unusable[name] = "nn.MultiheadAttention reads its weight without calling it"
         elif (reason := linear.adapter.unsupported_reason(linear.module)) is not None:
             unusable[name] = reason
@@ -129,7 +133,9 @@ def default_candidates(model: nn.Module, every: dict[str, Linear], unusable: dic
 def _no_candidate(model: nn.Module, every: dict[str, Linear], unusable: dict[str, str]) -> InputError:
     reasons = [f"{name}: {reason}" for name, reason in unusable.items()]
     reasons += [
-        f"{name}: takes part {linear.adapter.default_scope} only, so name it in linears"
+        f"{name}: takes part {linear.adapter.default_scope} only, which only the Python library offers"
+        if linear.adapter.default_scope == "on request"
+        else f"{name}: takes part {linear.adapter.default_scope} only, and lies outside them"
         for name, linear in every.items()
         if name not in unusable and linear.adapter.default_scope != "everywhere"
     ]

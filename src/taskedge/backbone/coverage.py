@@ -1,13 +1,14 @@
 """Coverage: the share of a model's blocks that can carry entries, and the weights that cannot, by name and kind.
 
-Entries live in layers that have an adapter (:mod:`taskedge.backbone.layers`). Some models store weights elsewhere: the
-experts of a mixture as one 3-D parameter, the projections of XLNet as parameters of the attention. Selection leaves
-such weights out, while a budget is a share of all parameters, so what is left out should be known.
+Entries live in layers that have an adapter (:mod:`taskedge.backbone.layers`). Some models store weights elsewhere, such
+as the projections of XLNet, which are parameters of its attention. Selection leaves such weights out, while a budget is
+a share of all parameters, so what is left out should be known.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from taskedge.backbone.blocks import blocks
 from taskedge.backbone.candidates import default_candidates, head_parameters, unusable_linears
+from taskedge.backbone.experts import ExpertLinear
 from taskedge.backbone.layers import linears
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
@@ -95,7 +97,8 @@ def coverage(model: nn.Module) -> Coverage:
     }
     every = linears(model)
     unusable = unusable_linears(model, every)
-    carrying = {f"{name}.weight".removeprefix(".") for name in default_candidates(model, every, unusable)}
+    carrying = {every[name].parameter for name in default_candidates(model, every, unusable)}
+    stopped = {every[name].parameter: reason for name, reason in unusable.items()}
     covered, vectors = 0, 0
     groups: dict[tuple[str, str], list[int]] = {}
     for name, parameter in in_scope.items():
@@ -105,8 +108,8 @@ def coverage(model: nn.Module) -> Coverage:
             vectors += parameter.numel()
         else:
             owner = name.rpartition(".")[0]
-            if owner in unusable:
-                reason = unusable[owner]
+            if name in stopped:
+                reason = stopped[name]
             elif owner in every and name.endswith("weight"):
                 reason = f"{type(every[owner].module).__name__}, which carries entries only if it is named"
             else:
@@ -116,3 +119,42 @@ def coverage(model: nn.Module) -> Coverage:
     total = sum(parameter.numel() for parameter in in_scope.values())
     left_out.sort(key=lambda weights: -weights.parameters)
     return Coverage(total, covered, vectors, tuple(left_out), bool(inside))
+
+
+def log_coverage(model: nn.Module, log: Callable[[str], object]) -> None:
+    """Log which share of the blocks can carry entries, unless all parameters can."""
+    found = coverage(model)
+    if found.covered < found.parameters:
+        log(str(found))
+
+
+def experts_text(model: nn.Module, names: Collection[str]) -> str:
+    """Return a line about how the experts among the linears ``names`` run; empty if there are none."""
+    layers = linears(model)
+    count = sum(isinstance(layers[name].module, ExpertLinear) for name in names)
+    if not count:
+        return ""
+    fused = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    return (
+        f"{count} of {len(names)} linears are of experts: in training each runs by itself, as in the implementation "
+        f"'eager' of transformers; eval and predict run the base's own ({fused!r})"
+    )
+
+
+def idle_text(model: nn.Module, idle: Collection[str]) -> str:
+    """Return a line about linears that never ran on the calibration batches, and so carry no entries.
+
+    Args:
+        model: the model.
+        idle: their names.
+    """
+    layers = linears(model)
+    num_experts = sum(isinstance(layers[name].module, ExpertLinear) for name in idle)
+    kinds = [f"{num_experts} of experts that no token was routed to"] if num_experts else []
+    if len(idle) > num_experts:
+        kinds.append(f"{len(idle) - num_experts} whose weight the model reads without calling them, if at all")
+    shown = [*idle][:_MAX_SHOWN] + ([f"{len(idle) - _MAX_SHOWN} more"] if len(idle) > _MAX_SHOWN else [])
+    return (
+        f"left out: {len(idle)} {'linear' if len(idle) == 1 else 'linears'} that never ran on the calibration batches "
+        f"({', '.join(kinds)}): {', '.join(shown)}"
+    )

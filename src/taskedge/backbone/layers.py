@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskedge.backbone.experts import ExpertLinear, named_experts
+
 CHUNK_TOKENS = 1024
 """Tokens summed in float32 before the sum is added to a float64 total."""
 
@@ -69,15 +71,17 @@ class LayerAdapter(abc.ABC):
 
 @dataclass(frozen=True)
 class LinearAdapter(LayerAdapter):
-    """``nn.Linear``, and Hugging Face's ``Conv1D``, whose weight is stored ``transposed``: [in, out]."""
+    """``nn.Linear``, Hugging Face's ``Conv1D``, or one expert of several; ``transposed``: stored as [in, out]."""
 
     transposed: bool
 
     @classmethod
     def match(cls, module: nn.Module) -> LinearAdapter | None:
-        """Return the adapter of an ``nn.Linear`` or a ``Conv1D``, else None."""
+        """Return the adapter of an ``nn.Linear``, an ``ExpertLinear`` or a ``Conv1D``, else None."""
         if isinstance(module, nn.Linear):
             return cls(transposed=False)
+        if isinstance(module, ExpertLinear):
+            return cls(transposed=module.transposed)
         if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__):
             return cls(transposed=True)  # matched by name: transformers is not imported here
         return None
@@ -291,6 +295,14 @@ class Linear:
         return _weight_parameter(self.module).device
 
     @property
+    def parameter(self) -> str:
+        """Name of the model's parameter that holds the weight; experts of one layer share one."""
+        if isinstance(self.module, ExpertLinear):
+            experts = self.name.rpartition(".")[0].rpartition(".")[0]
+            return f"{experts}.{self.module.projection}".removeprefix(".")
+        return f"{self.name}.weight".removeprefix(".")
+
+    @property
     def is_read_only(self) -> bool:
         """Whether only single entries can be written: the weight is mapped from a file or stored as int8."""
         return isinstance(self.module, ReadOnlyLayer)
@@ -324,9 +336,9 @@ def as_linear(name: str, module: nn.Module) -> Linear | None:
 
 
 def linears(model: nn.Module) -> dict[str, Linear]:
-    """Return every linear of the model by name, in the order of its modules."""
-    every = (as_linear(name, module) for name, module in model.named_modules())
-    return {linear.name: linear for linear in every if linear is not None}
+    """Return every linear of the model by name, in the order of its modules, with those of fused experts."""
+    modules = (each for named in model.named_modules() for each in (named, *named_experts(*named)))
+    return {name: linear for name, module in modules if (linear := as_linear(name, module)) is not None}
 
 
 def stored_weight(module: nn.Module) -> Tensor:
@@ -348,6 +360,8 @@ def write_entries(module: nn.Module, index: tuple[Tensor, ...], values: Tensor) 
 
 def _weight_parameter(module: nn.Module) -> Tensor:
     """Return the tensor that holds the weight, int8 codes included; the weight itself where it is computed."""
+    if isinstance(module, ExpertLinear):
+        return module.stored_weight()
     parameter = module._parameters.get("weight")
     return cast(Tensor, module.weight) if parameter is None else parameter
 
@@ -370,7 +384,7 @@ def tensor_version(x: Tensor) -> int:
 def overridden_forward(module: nn.Module, base: type[nn.Module]) -> str | None:
     """Return a reason if the class of ``module`` overrides ``base.forward`` (adds positions, scales), else None.
 
-    A class whose ``keeps_forward`` is true computes the same as the class below it and is passed over.
+    A class whose ``keeps_forward`` is true is passed over.
     """
     for owner in type(module).__mro__:
         if "forward" in vars(owner) and not vars(owner).get("keeps_forward"):

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskedge.backbone.load_report import captured_log, cause, check_loaded, load_error
 from taskedge.backbone.own_head import start_head
 from taskedge.backbone.task_config import class_names, set_task_config
 from taskedge.backbone.vocabulary import check_vocabulary
-from taskedge.errors import InputError, UnknownName
+from taskedge.errors import InputError, TaskEdgeError, UnknownName
 
 TASK_AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
@@ -25,7 +26,9 @@ TASK_AUTO_CLASSES = {
 }
 """The class of transformers that loads a base for each kind of task."""
 
-DTYPES: dict[str, Any] = {"auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: dict[str, Any] = {
+    "auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64,
+}  # fmt: skip
 """Dtypes that a base can be loaded in; ``auto`` is the dtype of its files."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -110,11 +113,12 @@ def load_base(
         model, loading = auto_class.from_pretrained(
             str(name),
             config=config,
-            ignore_mismatched_sizes=has_task_head,  # a head of another size than the base's own is made anew
+            ignore_mismatched_sizes=True,  # a head of another size than the base's own is made anew, others are refused
             dtype=DTYPES[dtype],
             output_loading_info=True,
             use_safetensors=True,  # the other kind of weight file is a pickle
         )
+    check_loaded(name, model, loading["missing_keys"], loading["mismatched_keys"], loading["unexpected_keys"], log)
     tokens_without_embedding: dict[int, str] = {}
     if tokenizer is not None:
         _prepare_tokenizer(name, tokenizer)
@@ -177,7 +181,6 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
 
     A base that is neither a folder nor in the cache costs one request to the hub, without retries.
     """
-    from safetensors import SafetensorError
     from transformers import logging
 
     folder = Path(name)
@@ -185,17 +188,16 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
         raise InputError(f"{name}: no such folder: name a local model folder or a hub id such as 'bert-base-uncased'")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise InputError(f"{name}: the folder holds no model: it has no config.json")
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        _check_hub(name)
-        yield
-    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
-        where = "the folder" if folder.is_dir() else "the hub id (or a folder of that name)"
-        raise InputError(f"{name}: {where} cannot be loaded as a model with {reader}: {_first_line(error)}") from None
+        with captured_log() as report:
+            _check_hub(name)
+            yield
+    except TaskEdgeError:
+        raise
+    except Exception as error:  # whatever a config, a tokenizer or a model makes of the files
+        raise load_error(name, reader, error, report) from None
     finally:
-        logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
 
 
@@ -211,7 +213,18 @@ def _prepare_tokenizer(name: str | Path, tokenizer: Any) -> None:
 
 def _check_language_model(name: str | Path, model: nn.Module, config: Any, new_parameters: Sequence[str]) -> None:
     """Check that the model can generate; transformers makes a language model of any text encoder."""
-    if _looks_ahead(model):
+    try:
+        looks_ahead = _looks_ahead(model)
+    except Exception as error:  # whatever the model's code meets
+        raise InputError(
+            f"{name}: {_type_of(config)} that fails on a text of two tokens ({type(error).__name__}: {cause(error)}): "
+            "correct its config.json, or name another base"
+        ) from error
+    if looks_ahead is None:
+        raise InputError(
+            f"{name}: its logits are not numbers: a weight in its files is not finite, so download the base again"
+        )
+    if looks_ahead:
         raise InputError(
             f"{name}: {_type_of(config)} that reads a text as a whole (an encoder), so it cannot generate one: name a "
             f"causal language model, or a column with labels (--label) to tune this one for"
@@ -223,14 +236,16 @@ def _check_language_model(name: str | Path, model: nn.Module, config: Any, new_p
         )
 
 
-def _looks_ahead(model: nn.Module) -> bool:
-    """Return whether the model's output at a token depends on the token after it."""
+def _looks_ahead(model: nn.Module) -> bool | None:
+    """Return whether the model's output at a token depends on the token after it; None if it is not a number."""
     was_training = model.training
     model.eval()
     with torch.inference_mode():
         logits = model(input_ids=torch.tensor([[1, 2], [1, 3]]), attention_mask=torch.ones(2, 2).long()).logits
     model.train(was_training)
     first, second = logits[:, 0].float()
+    if bool(first.isnan().any()):
+        return None
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-3 * float(first.abs().max()))
 
 
@@ -284,7 +299,7 @@ def _check_hub(name: str | Path) -> None:
         HfApi().model_info(str(name), timeout=10)
     except Exception as error:  # of whichever library carries the request
         raise InputError(
-            f"{name}: there is no such folder, and the hub does not give a model of that name: {_first_line(error)}"
+            f"{name}: there is no such folder, and the hub does not give a model of that name: {cause(error)}"
         ) from None
 
 
@@ -298,7 +313,3 @@ def _max_positions(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
     )
     return positions - max(reserved, default=0)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -51,6 +51,20 @@ def class_names(config: Any) -> tuple[str, ...]:
     return tuple(str(names[index]) for index in sorted(names))
 
 
+def task_of_classifier(model: Any) -> tuple[str, tuple[str, ...]]:
+    """Return the task and the classes of a classifier of transformers; both empty for any other model.
+
+    A model with one output, or with several labels for a row, is no classifier of one class.
+    """
+    kinds = {"ForSequenceClassification": "text-classification", "ForImageClassification": "image-classification"}
+    config = getattr(model, "config", None)
+    task = next((task for suffix, task in kinds.items() if type(model).__name__.endswith(suffix)), "")
+    if not task or getattr(config, "problem_type", None) not in (None, "single_label_classification"):
+        return "", ()
+    labels = class_names(config)
+    return (task, labels) if len(labels) > 1 else ("", ())
+
+
 def _with_sub_configs(config: Any) -> Iterator[Any]:
     yield config
     for name in getattr(config, "sub_configs", None) or ():

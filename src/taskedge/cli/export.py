@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskedge.cli.shared_options import (
+    head_option,
     json_option,
     other_base_option,
     print_json,
@@ -47,19 +48,22 @@ Contents of each form, its readers and its losses: docs/interoperability.md
 @click.option(
     "--peft-type",
     metavar="TYPE",
-    help="supertuning, shira or lora.  [default: the sparse type that needs less padding; lora if neither is possible]",
+    help="supertuning, shira or lora.  [default: the sparse type that needs less padding; lora if neither is possible, "
+    "and for entries in all neurons of a few columns]",
 )
+@head_option
 @replace_option
 @other_base_option
 @json_option
 def command(
-    delta: Path, to: str, out: Path, model: str | None, peft_type: str | None, replace: bool, force: bool, as_json: bool
-) -> None:
+    delta: Path, to: str, out: Path, model: str | None, peft_type: str | None, head: str | None, replace: bool,
+    force: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Write a delta in a form that other programs read, without taskedge."""
     if peft_type is not None and to != "peft":
         raise InputError(f"--peft-type is for --to peft, not for --to {to}")
     kwargs = {} if peft_type is None else {"peft_type": peft_type}
-    result = write(delta, out, to=to, model=model, replace=replace, force=force, **kwargs)
+    result = write(delta, out, to=to, model=model, head=head, replace=replace, force=force, **kwargs)
     if as_json:
         print_json(result_json(result) | {"to": to} | result.details)
         return
@@ -68,20 +72,21 @@ def command(
 
 
 def write(
-    delta: Path, out: Path, *, to: str, model: str | None, replace: bool, force: bool, **kwargs: Any
+    delta: Path, out: Path, *, to: str, model: str | None, head: str | None, replace: bool, force: bool, **kwargs: Any
 ) -> ExportResult:
     """Export a delta file with a freshly loaded base. Check the output before anything is loaded."""
-    from taskedge.delta.file import load
-    from taskedge.delta.interop.export import check_output, export
+    from taskedge.io.atomic import require_writable
     from taskedge.io.lock import hold_lock
 
     refuse_input_as_output(out, delta)
-    from taskedge.delta.load_with_delta import base_location, load_with_delta
+    require_writable(out)
+    from taskedge.delta.interop.export import check_output, export
+    from taskedge.delta.load_with_delta import base_location, load_head, load_with_delta
 
-    base = model or base_location(delta, load(delta).provenance)
+    base = model or base_location(delta, load_head(delta, head).provenance)
     click.get_current_context().with_resource(hold_lock(out))
     check_output(out, to=to, base=base, replace=replace, force=force)
-    loaded, applied = load_with_delta(delta, model, weight_storage="resident", force=force, log=print_status)
+    loaded, applied = load_with_delta(delta, model, head=head, weight_storage="resident", force=force, log=print_status)
     kwargs = {"base": base, "replace": replace, "force": force, **kwargs}
     return export(loaded.model, applied, out, to=to, processor=loaded.image_processor or loaded.tokenizer, **kwargs)
 

@@ -36,12 +36,16 @@ Examples:
 def command(folder: Path, out: Path, model: str | None, labels: str | None, force: bool, as_json: bool) -> None:
     """Convert a PEFT LoRA adapter folder to a delta file for info, eval, predict and merge."""
     from taskedge.errors import InputError
-    from taskedge.io.atomic import require_parent
+    from taskedge.io.atomic import require_writable
+    from taskedge.io.lock import hold_lock
 
     refuse_input_as_output(out, folder / "adapter_config.json", folder / "adapter_model.safetensors")
+    require_writable(out)
+    click.get_current_context().with_resource(hold_lock(out))
     if out.exists() and not force:
         raise InputError(f"{out} exists: name another file with --out, or replace it with --replace")
-    require_parent(out)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: name a file with --out")
     from taskedge.delta.file import save
     from taskedge.delta.interop.peft_import import import_peft
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskedge.backbone.storage import WEIGHT_STORAGE
-from taskedge.cli.shared_options import other_base_option, print_status
+from taskedge.cli.shared_options import head_option, other_base_option, print_status
 from taskedge.training.trainer_config import DEFAULTS
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Rows in a batch.",
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), help=f"Longest generated response in tokens.{_AS}"),
+        head_option,
         click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
         click.option("--weight-storage", type=click.Choice(WEIGHT_STORAGE), help=f"How base weights are stored.{_AS}"),
         click.option("--image", help=f"Column with the path of an image.{_AS}"),
@@ -56,7 +57,7 @@ def prepare(delta: Path, data: Path, columns: dict[str, Any], kwargs: dict[str, 
         delta: the delta file.
         data: the data.
         columns: names of columns by their kind, from the options.
-        kwargs: the options ``model``, ``weight_storage``, ``force`` and ``max_new_tokens``.
+        kwargs: the options ``model``, ``head``, ``weight_storage``, ``force`` and ``max_new_tokens``.
         answers: whether to read the labels or responses too.
     """
     from taskedge.training.inference import prepare_inference

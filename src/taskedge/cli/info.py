@@ -60,6 +60,14 @@ def describe(path: Path) -> dict[str, Any]:
         "low_rank_parameters": delta.num_low_rank_parameters,
         "whole": {name: list(tensor.shape) for name, tensor in delta.full_parameters.items()},
         "whole_parameters": delta.num_full_parameters,
+        "heads": {
+            name: {
+                "task": head.provenance.task,
+                "labels": list(head.provenance.labels),
+                "whole": {parameter: list(tensor.shape) for parameter, tensor in head.full_parameters.items()},
+            }
+            for name, head in delta.heads.items()
+        },
         "base_dtype": next(iter(dtypes), ""),
         "pattern": _pattern(delta.linears),
         "by_layer": dict(by_layer),
@@ -90,6 +98,8 @@ def description_text(description: dict[str, Any]) -> str:
         )
     names = ", ".join(sorted(description["whole"])) or "none"
     lines.append(f"in full   {description['whole_parameters']:,} parameters: {names}")
+    for name, head in description["heads"].items():
+        lines.append(f"head      {name}: {head['task']}, {_labels_text(head['labels'])}")
     if provenance["training"]:
         lines.append("training  " + ", ".join(f"{key}={value}" for key, value in provenance["training"].items()))
     lines.append("sections  " + ", ".join(f"{name} {size:,}" for name, size in description["sections"].items()))

@@ -34,12 +34,15 @@ class OutputClosed(Exception):
 
 VERBS = {
     "tune": "Train a share of a model's own weights for a task.",
+    "select": "Choose the weights to train, as a file for other machines.",
     "estimate": "Predict memory and time of a run of tune, and of configurations that need less memory.",
     "eval": "Measure a delta on labeled data.",
     "predict": "Answer new data with a delta.",
     "info": "Describe a delta and the base it needs.",
     "import": "Convert a PEFT LoRA adapter folder to a delta.",
     "merge": "Write a plain model folder with the delta's values in it.",
+    "combine": "Combine deltas of one base into one, or forget a task.",
+    "serve": "Answer requests for many tasks over HTTP, with one base in memory.",
     "export": "Write a delta for other programs: a PEFT adapter, a plain folder, a sparse weight patch.",
     "measure": "Measure what a training step of a model costs on this machine.",
     "bench": "Measure this machine: tokens per second, MFU, tokens per joule, granularity.",

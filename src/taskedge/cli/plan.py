@@ -31,9 +31,10 @@ Examples:
 @fleet_option
 @click.option(
     "--solver",
-    default="joint",
+    default="exact",
     show_default=True,
-    help="joint, match, exact, several, or a baseline: random, greedy, hungarian, equal, one-device, fedavg.",
+    help="exact, several, one-each, dual-ascent, match, or a baseline: random, greedy, hungarian, equal, one-device, "
+    "fedavg.",
 )
 @blocks_option
 @length_option
@@ -71,9 +72,12 @@ def command(
     lasts until the last device has received, computed and sent. No model runs.
     """
     refuse_existing([out, plot], force)
+    from taskedge.reporting.pictures import check_picture
+
+    check_picture(plot)
     from taskedge.planning.fleet_costs import fleet_costs
     from taskedge.planning.fleet_file import load_fleet
-    from taskedge.planning.plan import BASELINES, make_plan
+    from taskedge.planning.plan import COMPARED, make_plan
     from taskedge.planning.solvers import SOLVERS
     from taskedge.reporting.tables import plan_text
 
@@ -81,7 +85,7 @@ def command(
     loaded = load_fleet(fleet)
     table, budget_text = task_table(loaded, fleet.parent, model, budget, length, blocks)
     costs = fleet_costs(loaded, table)
-    others = tuple(name for name in ("exact", *BASELINES) if name != solver) if compare else ()
+    others = tuple(name for name in COMPARED if name != SOLVERS.current_name(solver)) if compare else ()
     with progress(1 + len(others), "solving", "solver") as advance:
         plan = make_plan(
             loaded,

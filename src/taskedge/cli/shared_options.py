@@ -21,6 +21,7 @@ Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 other_base_option = click.option("--force", is_flag=True, help="Apply the delta even to a base with other values.")
+head_option = click.option("--head", help="Name of the head, of a delta for several tasks.")
 replace_option = click.option("--replace", is_flag=True, help="Replace --out if it exists.")
 force_option = click.option("--replace", "--force", "force", is_flag=True, help="Replace files that exist.")
 """For verbs that apply no delta, so that there is no check of a base for ``--force`` to skip."""
@@ -99,8 +100,11 @@ def refuse_existing(paths: Iterable[Path | None], force: bool) -> None:
     """Check that all files can be written, before any work.
 
     Raises:
-        InputError: a file exists (and not ``force``), or its folder does not. The message names all of them.
+        InputError: a file exists (and not ``force``), or its folder does not. The message names all of them. Or a
+            folder cannot be written to, or is named as a file.
     """
+    from taskedge.io.atomic import require_writable
+
     present = [path for path in paths if path is not None]
     existing = [str(path) for path in present if path.exists()]
     if existing and not force:
@@ -108,6 +112,10 @@ def refuse_existing(paths: Iterable[Path | None], force: bool) -> None:
     missing = [str(path.parent) for path in present if not path.parent.is_dir()]
     if missing:
         raise InputError(f"there is no folder {', '.join(missing)}; make it first")
+    for path in present:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: name a file")
+        require_writable(path)
 
 
 def refuse_input_as_output(out: Path, *inputs: Path) -> None:

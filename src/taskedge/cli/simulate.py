@@ -54,7 +54,7 @@ Examples:
     type=click.FloatRange(0, 60),
     help="Standard deviation of the slow change of each gain.",
 )
-@click.option("--solver", default="joint", show_default=True, help="Solver whose savings are printed.")
+@click.option("--solver", default="exact", show_default=True, help="Solver whose savings are printed.")
 @click.option(
     "--compare",
     default="all",
@@ -94,6 +94,9 @@ def command(
     Every solver sees the same rounds. The same seed gives the same figures.
     """
     refuse_existing([out, plot], force)
+    from taskedge.reporting.pictures import check_picture
+
+    check_picture(plot)
     import numpy as np
 
     from taskedge.planning.fleet_costs import fleet_costs
@@ -104,9 +107,11 @@ def command(
     from taskedge.reporting.tables import simulation_text
 
     compared = {"all": list(BASELINES), "none": []}.get(compare, [name.strip() for name in compare.split(",")])
-    solvers = list(dict.fromkeys([solver, *compared]))
-    for name in solvers:
+    for name in (solver, *compared):
         SOLVERS[name]  # raises for an unknown name, before the work
+        if (current := SOLVERS.current_name(name)) != name:
+            click.echo(f"the solver {name!r} is now {current!r}; the old name will go", err=True)
+    solvers = list(dict.fromkeys(map(SOLVERS.current_name, [solver, *compared])))
     loaded = load_fleet(fleet)
     table, _ = task_table(loaded, fleet.parent, model, budget, length, blocks)
     with progress(rounds, "simulating", "round") as advance:

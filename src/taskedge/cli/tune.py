@@ -38,7 +38,7 @@ Examples:
 @options_of(TuneConfig)
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these settings; flags win.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run of --out.")
-@click.option("--dry-run", is_flag=True, help="Print what would be trained and what it costs; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained; train and write nothing.")
 @force_option
 @json_option
 def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_json: bool, **flags: Any) -> None:
@@ -96,8 +96,7 @@ def _dry_run(settings: TuneConfig, as_json: bool) -> None:
 
 
 def _plan_text(plan: dict[str, Any]) -> str:
-    """Return the plan of a run as text: tables of what is trained, costs, and memory of every configuration."""
-    from taskedge.training.memory.memory_report import costs_text
+    """Return the plan of a run as text: tables of what is trained, and what follows from them."""
 
     def shape(linear: dict[str, Any]) -> str:
         return "x".join(map(str, linear["shape"]))
@@ -125,8 +124,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
         f"of {plan['lr']:g}\n"
         f"kept for the backward pass beyond a frozen model: {' and '.join(kept)}\n"
         f"optimizer state: {plan['optimizer_bytes']:,} bytes\n"
-        f"{plan['steps']:,} steps of {plan['seconds_per_step']:.2f} s (measured on one): "
-        f"about {plan['seconds'] / 60:.1f} minutes"
+        f"{count_text(plan['steps'], 'step')}; `taskedge estimate` with the same options measures time and memory"
     )
-    parts.append(f"{costs_text(plan['memory'])}\nnothing was written")
+    parts.append("nothing was written")
     return "\n\n".join(parts)

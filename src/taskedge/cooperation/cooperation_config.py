@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
@@ -62,12 +63,12 @@ class CooperationConfig(Config):
         int | None,
         Field(description="Merge neighboring layers into this number of blocks.  [default: one block per layer]"),
     ] = None
-    solver: Annotated[str, Field(description="Solver that plans the rounds (docs/planning.md).")] = "joint"
+    solver: Annotated[str, Field(description="Solver that plans the rounds (docs/planning.md).")] = "exact"
     rotation_slack: Annotated[
         float,
         Field(
-            description="Allowed slowdown of a round (fraction) for rotating blocks among devices; 0 disables "
-            "rotation.",
+            description="Allowed slowdown of a round (fraction) for giving blocks to idle devices, and for rotating "
+            "blocks among devices; 0 disables rotation.",
             ge=0,
         ),
     ] = 0.1
@@ -193,11 +194,20 @@ class CooperationConfig(Config):
     norm_factor: Annotated[
         float,
         Field(
-            description="Reject an answer whose norm exceeds this multiple of the running median of its block.",
-            gt=0,
+            description="Scale an answer down to the median norm of its block if its norm exceeds this multiple of it.",
+            ge=1,
             allow_inf_nan=True,
         ),
-    ] = 20.0
+    ] = 3.0
+    aggregate: Annotated[
+        Literal["mean", "median", "trimmed", "krum"],
+        Field(
+            description="How the answers for a block become one: the 'mean' by tokens, the 'median' or 'trimmed' mean "
+            "of each entry, or the mean of those nearest to one another ('krum'). All but the mean withstand wrong "
+            "answers of a minority and need at least three answers for a block "
+            "('krum' five); with fewer they are the mean."
+        ),
+    ] = "mean"
     quarantine_after: Annotated[
         int, Field(description="Rejected answers after which a device gets no more tasks.", ge=1)
     ] = 3
@@ -211,7 +221,10 @@ class CooperationConfig(Config):
             SOLVERS[value]
         except InputError as error:
             raise ValueError(str(error)) from None
-        return value
+        name = SOLVERS.current_name(value)
+        if name != value:
+            warnings.warn(f"the solver {value!r} is now {name!r}; the old name will go", FutureWarning, stacklevel=2)
+        return name
 
     @property
     def sends_values(self) -> bool:

@@ -14,16 +14,19 @@ from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.cost_model import block_table
 from taskedge.backbone.cost_table import BlockTable
 from taskedge.backbone.loading import Base, load_base
-from taskedge.cooperation.device.local_training import LocalTraining
+from taskedge.cooperation.device.local_training import MIN_ROWS, LocalTraining
+from taskedge.cooperation.device.privacy_account import PrivacyAccount
+from taskedge.cooperation.device.private_training import PrivateTraining
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta, Provenance
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.forms.install import fuse
 from taskedge.training.data.infer_task import CLASSES, NUMBERS, infer_task, task_of_labels
+from taskedge.training.data.label_checks import understood_lines
 from taskedge.training.data.table import Table
-from taskedge.training.run import token_limit
 from taskedge.training.tasks import TASKS, Columns, Log, Measures, Row, Task
+from taskedge.training.token_limit import token_limit
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,17 @@ class JointTask:
         """Return the rows of a table with answers, encoded for the model."""
         return self.task.encode(self.base, table, self.max_length, self.log)
 
-    def local_training(self) -> LocalTraining:
-        """Return what a device trains with: the model and the rows of the table."""
-        return LocalTraining(self.base.model, self.rows, self.task.collate(self.base), self.full_parameters)
+    def local_training(self, *, min_rows: int = MIN_ROWS, account: PrivacyAccount | None = None) -> LocalTraining:
+        """Return what a device trains with: the model and the rows of the table.
+
+        Args:
+            min_rows: Fewest rows of a step.
+            account: What was spent of the rows' privacy budget; None: answers are not private.
+        """
+        given = (self.base.model, self.rows, self.task.collate(self.base), self.full_parameters)
+        if account is None:
+            return LocalTraining(*given, min_rows=min_rows)
+        return PrivateTraining(*given, account=account, min_rows=min_rows)
 
     def block_table(self) -> BlockTable | None:
         """Return the block table of an image model; None for a text model, which the coordinator computes itself."""
@@ -118,7 +129,7 @@ def joint_task(spec: TaskSpec, log: Log) -> JointTask:
     set_seed(spec.seed)
     base = load_base(task.name, spec.model, task.labels, log=log)
     max_length = token_limit(task, base, spec.max_length, log)
-    return JointTask(base, task.bind(base, table, max_length), columns, max_length, table, spec, log)
+    return JointTask(base, task.bind(base, table, max_length, log=log), columns, max_length, table, spec, log)
 
 
 def read_table_like(joint: JointTask, path: Path, log: Log) -> Table:
@@ -130,6 +141,8 @@ def read_table_like(joint: JointTask, path: Path, log: Log) -> Table:
     same_columns = joint.columns.named and not path.is_dir()
     columns = joint.columns if same_columns else infer_task(path, Columns(), joint.task.name).columns
     table = joint.task.read(path, columns, answers=True, log=log)
+    for line in understood_lines(table, len(joint.task.labels)):
+        log(line)
     joint.task.check(table)
     return table
 
@@ -143,6 +156,8 @@ def _make_task(spec: TaskSpec, log: Log) -> tuple[Task, Columns, Table | None]:
     inferred = infer_task(spec.data, spec.columns, spec.task)
     kind = TASKS[inferred.task]
     table = kind.read(spec.data, inferred.columns, answers=True, log=log)
+    for line in understood_lines(table, len(set(table.labels or ())) if "label" in inferred.columns.named else 0):
+        log(line)
     if inferred.depends_on_labels and not spec.classes:
         kind = TASKS[task_of_labels(table)]
     _check_supported(kind)

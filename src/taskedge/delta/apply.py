@@ -59,6 +59,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     """
     if installation(model) is not None:
         raise InputError("the model trains a support: fuse it before a delta is applied")
+    delta = delta.with_head(None)
     before = applied_to(model)
     if before is not None and before.delta is not delta and not _same(before.delta, delta):
         raise InputError("another delta is applied to the model: revert that one first")
@@ -159,6 +160,7 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
         InputError: no delta, or another one, is applied.
     """
     before = applied_to(model)
+    delta = None if delta is None else delta.with_head(None)
     if before is None:
         raise InputError("no delta is applied to the model, so there is nothing to revert")
     if delta is not None and before.delta is not delta and not _same(before.delta, delta):
@@ -216,13 +218,16 @@ def _sum(weight: Tensor, product: LowRankDelta) -> Tensor:
 
 
 def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
-    modules = dict(model.named_modules())
-    layers = {}
+    modules, layers = dict(model.named_modules()), {}
+    every: dict[str, Linear] = {}
     changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
     for name, linear in changed.items():
         layer = as_linear(name, modules[name]) if name in modules else None
+        if layer is None:  # one expert of several, or unknown; the search takes as long as an apply of a small delta
+            every = every or linears(model)
+            layer = every.get(name)
         if layer is None:
-            near = did_you_mean(name, linears(model))
+            near = did_you_mean(name, every)
             raise BaseMismatch(f"wrong base: the model ({type(model).__name__}) has no linear {name!r}{near}")
         if layer.shape != linear.shape:
             raise BaseMismatch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskedge.errors import DeltaError
+from taskedge.errors import DeltaError, InputError, did_you_mean
 
 FULL_PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Dtypes of parameters that are trained in full."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,19 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class Head:
+    """The part of a delta for several tasks that only one task has.
+
+    Attributes:
+        full_parameters: parameters of the task's head, by name.
+        provenance: the task, its labels, and how it was trained.
+    """
+
+    full_parameters: dict[str, Tensor]
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
 class Delta:
     """A trained change. It is validated when it is created, so an existing delta is consistent.
 
@@ -139,12 +154,14 @@ class Delta:
         full_parameters: parameters that were trained in full (the head), by name.
         provenance: how the delta was made.
         low_rank: low-rank products, by linear; no linear has both entries and a product.
+        heads: of a delta for several tasks, by the task's name; :meth:`with_head` returns the delta for one of them.
     """
 
     linears: dict[str, LinearDelta]
     full_parameters: dict[str, Tensor] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     low_rank: dict[str, LowRankDelta] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, linear in self.linears.items():
@@ -153,11 +170,13 @@ class Delta:
             product.check(name)
             if name in self.linears or f"{name}.weight".removeprefix(".") in self.full_parameters:
                 raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product and by other values")
-        for name, tensor in self.full_parameters.items():
-            if tensor.dtype not in FULL_PARAMETER_DTYPES:
-                raise DeltaError(f"parameter {name!r} is {tensor.dtype}, not floating point of 16, 32 or 64 bits")
-            if not bool(torch.isfinite(tensor).all()):
-                raise DeltaError(f"parameter {name!r}: a value is not a finite number")
+        _check_full_parameters(self.full_parameters)
+        for name, head in self.heads.items():
+            check_name("head", name)
+            _check_full_parameters(head.full_parameters)
+            both = head.full_parameters.keys() & self.full_parameters.keys()
+            if both:
+                raise DeltaError(f"parameter {min(both)!r} belongs to all tasks and to head {name!r}")
 
     @cached_property
     def num_entries(self) -> int:
@@ -177,3 +196,43 @@ class Delta:
     def with_provenance(self, **changes: Any) -> Delta:
         """Return the delta with some attributes of its provenance replaced."""
         return replace(self, provenance=replace(self.provenance, **changes))
+
+    def with_head(self, name: str | None) -> Delta:
+        """Return the delta for one of its tasks, with that head only.
+
+        Args:
+            name: of the head; None for a delta that has no named heads, or a single one.
+
+        Raises:
+            InputError: there is no such head, or there are several and none is named.
+        """
+        if name is None and not self.heads:
+            return self
+        if name is None and len(self.heads) > 1:
+            raise InputError(f"the delta has the heads {', '.join(self.heads)}: name one of them (--head)")
+        if name is not None and name not in self.heads:
+            known = f"its heads are {', '.join(self.heads)}" if self.heads else "it has no named heads"
+            raise InputError(f"the delta has no head {name!r}: {known}{did_you_mean(name, self.heads)}")
+        head = self.heads[name if name is not None else next(iter(self.heads))]
+        return replace(
+            self, full_parameters=self.full_parameters | head.full_parameters, provenance=head.provenance, heads={}
+        )
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise DeltaError unless a name of a task or head has 1 to 64 letters, digits, ``.``, ``_`` or ``-``.
+
+    The first character is a letter or digit, so a name is a file name and a part of a URL.
+    """
+    if not _NAME.fullmatch(name):
+        raise DeltaError(
+            f"{what} {name!r}: a name has 1 to 64 letters, digits, '.', '_' or '-', and begins with a letter or digit"
+        )
+
+
+def _check_full_parameters(parameters: dict[str, Tensor]) -> None:
+    for name, tensor in parameters.items():
+        if tensor.dtype not in FULL_PARAMETER_DTYPES:
+            raise DeltaError(f"parameter {name!r} is {tensor.dtype}, not floating point of 16, 32 or 64 bits")
+        if not bool(torch.isfinite(tensor).all()):
+            raise DeltaError(f"parameter {name!r}: a value is not a finite number")

@@ -8,6 +8,7 @@ from torch import nn
 
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import Linear, as_linear
+from taskedge.backbone.task_config import task_of_classifier
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.forms.install import require_installation
 from taskedge.forms.low_rank import LowRankLayer, low_rank_layers
@@ -17,7 +18,8 @@ from taskedge.forms.sparse import sparse_layers
 def extract(model: nn.Module) -> Delta:
     """Return the trained entries, low-rank products and full parameters of a model with an installed support.
 
-    The delta is a copy on the CPU. The model is not changed and can be trained further.
+    The delta is a copy on the CPU. The model is not changed and can be trained further. For a classifier of
+    transformers, the provenance names the task and the classes of its config.
 
     Raises:
         InputError: no support is installed on the model.
@@ -26,6 +28,7 @@ def extract(model: nn.Module) -> Delta:
     installed = require_installation(model)
     parameters = dict(model.named_parameters())
     support = installed.support
+    task, labels = task_of_classifier(model)
     return Delta(
         linears={
             name: LinearDelta(
@@ -45,6 +48,8 @@ def extract(model: nn.Module) -> Delta:
             budget=support.budget,
             base=str(getattr(getattr(model, "config", None), "_name_or_path", "")),
             base_parameters=support.model_parameters,
+            task=task,
+            labels=labels,
         ),
         low_rank={name: _product(layer) for name, layer in low_rank_layers(model).items()},
     )
@@ -52,9 +57,10 @@ def extract(model: nn.Module) -> Delta:
 
 def _product(layer: LowRankLayer) -> LowRankDelta:
     weight = cast(Linear, as_linear("", layer)).weight
+    a, b = layer.product.factors()
     return LowRankDelta(
-        a=layer.product.a.detach().cpu().clone(),
-        b=layer.product.b.detach().cpu().clone(),
+        a=a.detach().cpu().clone(),
+        b=b.detach().cpu().clone(),
         scale=layer.product.scale,
         base_dtype=str(weight.dtype).removeprefix("torch."),
         base_digest=digest(weight),

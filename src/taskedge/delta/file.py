@@ -4,19 +4,23 @@ Tensors:
     columns   u8, u16 or u32 [n]   column of each entry, one linear after the other, rows ascending
     values    fp32 or bf16 [n]     absolute value of each entry
     counts    u8, u16 or u32 [r]   entries of each row; absent if every row of every linear has equally many
+    column_lists  u8, u16 or u32 [m]   lists of columns, one after the other; a linear with a list has an entry in each
+                                   of these columns in every row, and takes no part in ``columns`` and ``counts``
     low_rank_a/X  fp32 or bf16 [rank, in]    factors of the product that is added to the weight of linear X
     low_rank_b/X  fp32 or bf16 [out, rank]
     whole/X   [...]                a parameter that was trained in full
+    head/H/X  [...]                the same, of head H of a delta for several tasks
 Metadata:
     taskedge  the manifest, JSON: format, linears (name, shape, entries, dtype and digest of the base), low-rank linears
-              (name, shape, rank, scale, dtype and digest), provenance
+              (name, shape, rank, scale, dtype and digest), provenance; with column lists, their lengths and the list of
+              each linear
     digest    over the manifest and all tensors, so that every flipped bit is detected
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -24,25 +28,28 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta, Provenance
+from taskedge.delta.delta import Delta, Head, LinearDelta, LowRankDelta, Provenance
 from taskedge.errors import DeltaError, InputError
 from taskedge.io.atomic import write_atomic
 from taskedge.io.container import ContainerKind
+from taskedge.selection.support import columns_of_every_row
 
-FORMAT = "taskedge-delta/1"
+FORMAT, FORMAT_WITH_LISTS = "taskedge-delta/1", "taskedge-delta/2"
+"""A file with column lists is of format 2; all others are of format 1, which older versions read."""
 DELTA = ContainerKind(
     name="delta",
     key="taskedge",
     error=DeltaError,
     max_bytes=2**32,
-    format=FORMAT,
+    format=FORMAT_WITH_LISTS,
+    older_formats=(FORMAT,),
     remedy="fetch the file again",
 )
 
 _INDEX_DTYPES = {torch.uint8: 2**8, torch.uint16: 2**16, torch.uint32: 2**32}
 """Dtypes of indices and counts, and the first number that each cannot hold."""
 _VALUE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_FULL, _A, _B = "whole/", "low_rank_a/", "low_rank_b/"
+_FULL, _A, _B, _HEAD = "whole/", "low_rank_a/", "low_rank_b/", "head/"
 
 _Size = Annotated[int, Field(ge=1, lt=2**31)]  # so that row * inputs + column fits 64 bits
 
@@ -85,20 +92,43 @@ class _Provenance(_Strict):
     training: dict[str, Any]
 
 
+class HeadEntry(NamedTuple):
+    """One head of a delta for several tasks in the manifest."""
+
+    name: str
+    provenance: _Provenance
+
+
 class Manifest(_Strict):
     """The header of a delta file."""
 
-    format: Literal["taskedge-delta/1"]
-    form: Literal["sparse", "sparse+low_rank"]
+    format: Literal["taskedge-delta/1", "taskedge-delta/2"]
+    form: Literal["sparse", "sparse+low_rank", "sparse+heads", "sparse+low_rank+heads"]
     linears: list[LinearEntry] = Field(strict=False)
+    column_lists: list[_Size] = Field(default=[], min_length=1)
+    """Length of each list of columns."""
+    list_of: list[int] = Field(default=[], min_length=1)
+    """Index of the list of each linear, -1 for a linear whose entries have columns of their own."""
     low_rank: list[LowRankEntry] = Field(default=[], strict=False, min_length=1)
+    heads: list[HeadEntry] = Field(default=[], strict=False, min_length=1)
     provenance: _Provenance
 
     @model_validator(mode="after")
+    def _lists_fit_linears(self) -> Self:
+        """Check that format 2, and it alone, has column lists, and that they are those of its linears."""
+        if bool(self.column_lists) != (self.format == FORMAT_WITH_LISTS):
+            raise ValueError(f"format {self.format!r} does not fit its {len(self.column_lists)} column lists")
+        if len(self.list_of) != (len(self.linears) if self.column_lists else 0):
+            raise ValueError(f"column lists of {len(self.list_of)} linears, of {len(self.linears)}")
+        if {*self.list_of} - {-1} != {*range(len(self.column_lists))}:
+            raise ValueError("a linear has a column list that is not there, or a list belongs to no linear")
+        return self
+
+    @model_validator(mode="after")
     def _form_fits_content(self) -> Self:
-        """Check ``form``: readers without support for low-rank products refuse a file by its form."""
-        if bool(self.low_rank) != (self.form == "sparse+low_rank"):
-            raise ValueError(f"form {self.form!r} does not fit its low-rank linears")
+        """Check ``form``: readers without support for low-rank products or heads refuse a file by its form."""
+        if self.form != _form_of(self.low_rank, self.heads):
+            raise ValueError(f"form {self.form!r} does not fit its low-rank linears and heads")
         return self
 
 
@@ -120,9 +150,10 @@ def save(delta: Delta, path: str | Path, *, values: Literal["fp32", "bf16"] = "f
     path = Path(path)
     if values not in _VALUE_DTYPES:
         raise InputError(f"values {values!r} are unknown: give 'fp32' or 'bf16'")
-    tensors = _tensors_of(delta, _VALUE_DTYPES[values], head)
+    lists = _ColumnLists.of_delta(delta)
+    tensors = _tensors_of(delta, lists, _VALUE_DTYPES[values], head)
     try:
-        content = DELTA.pack(_header_of(delta), tensors)
+        content = DELTA.pack(_header_of(delta, lists), tensors)
     except TypeError as error:
         raise InputError(f"{path}: the training settings cannot be written as JSON ({error})") from None
     write_atomic(path, content)
@@ -143,7 +174,8 @@ def load(path: str | Path) -> Delta:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "form"
-        raise DeltaError(f"{path}: its manifest is not of format {FORMAT}: {key}: {first['msg']}") from None
+        stated = container.header.get("format")
+        raise DeltaError(f"{path}: its manifest is not of format {stated}: {key}: {first['msg']}") from None
     tensors = container.tensors
     try:
         _check_names(manifest, tensors)
@@ -154,6 +186,7 @@ def load(path: str | Path) -> Delta:
             },
             provenance=Provenance(**manifest.provenance.model_dump()),
             low_rank=_low_rank(manifest.low_rank, tensors),
+            heads=_heads(manifest.heads, tensors),
         )
     except DeltaError as error:
         raise DeltaError(f"{path}: {error}") from None
@@ -166,38 +199,75 @@ def section_bytes(path: str | Path) -> dict[str, int]:
     return {"header": path.stat().st_size - sum(sizes.values())} | sizes
 
 
-def _header_of(delta: Delta) -> dict[str, Any]:
-    """Return the manifest of a delta without its format."""
+@dataclass(frozen=True)
+class _ColumnLists:
+    """The columns of linears that have entries in the same columns in every row.
+
+    Attributes:
+        lists: distinct lists of columns, each int64 [C].
+        of: index of the list of each linear, in the order of the delta; -1 for a linear without one.
+    """
+
+    lists: list[Tensor]
+    of: list[int]
+
+    @classmethod
+    def of_delta(cls, delta: Delta) -> _ColumnLists:
+        """Return the lists of a delta; query, key and value with equal columns have one list."""
+        indices: dict[tuple[int, ...], int] = {}
+        of = []
+        for linear in delta.linears.values():
+            columns = columns_of_every_row(linear.shape[0], linear.rows, linear.columns)
+            of.append(-1 if columns is None else indices.setdefault(tuple(columns.tolist()), len(indices)))
+        return cls([torch.tensor(columns, dtype=torch.int64) for columns in indices], of)
+
+
+def _header_of(delta: Delta, lists: _ColumnLists) -> dict[str, Any]:
+    """Return the manifest of a delta."""
     header: dict[str, Any] = {
-        "form": "sparse+low_rank" if delta.low_rank else "sparse",
+        "format": FORMAT_WITH_LISTS if lists.lists else FORMAT,
+        "form": _form_of(delta.low_rank, delta.heads),
         "linears": [
             LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
             for name, linear in delta.linears.items()
         ],
     }
+    if lists.lists:
+        header |= {"column_lists": [len(columns) for columns in lists.lists], "list_of": lists.of}
     if delta.low_rank:
         header["low_rank"] = [
             LowRankEntry(name, *product.shape, product.rank, product.scale, product.base_dtype, product.base_digest)
             for name, product in delta.low_rank.items()
         ]
+    if delta.heads:
+        header["heads"] = [HeadEntry(name, asdict(head.provenance)) for name, head in delta.heads.items()]  # type: ignore[arg-type]
     return header | {"provenance": asdict(delta.provenance)}
 
 
-def _tensors_of(delta: Delta, value_dtype: torch.dtype, head: bool) -> dict[str, Tensor]:
-    linears = list(delta.linears.values())
+def _form_of(low_rank: Collection[Any], heads: Collection[Any]) -> str:
+    return "sparse" + ("+low_rank" if low_rank else "") + ("+heads" if heads else "")
+
+
+def _tensors_of(delta: Delta, lists: _ColumnLists, value_dtype: torch.dtype, head: bool) -> dict[str, Tensor]:
+    every = list(delta.linears.values())
+    linears = [linear for linear, index in zip(every, lists.of, strict=True) if index < 0]
     no_indices = torch.empty(0, dtype=torch.int64)
     columns = torch.cat([no_indices, *(linear.columns for linear in linears)])
-    values = torch.cat([torch.empty(0), *(linear.values for linear in linears)])
+    values = torch.cat([torch.empty(0), *(linear.values for linear in every)])
     counts = torch.cat([no_indices, *(torch.bincount(linear.rows, minlength=linear.shape[0]) for linear in linears)])
-    widest = max((linear.shape[1] for linear in linears), default=1)
+    widest = max((linear.shape[1] for linear in every), default=1)
     tensors = {"columns": columns.to(_narrowest_dtype(widest - 1)), "values": values.to(value_dtype)}
     if len(counts) and int(counts.min()) != int(counts.max()):
         tensors["counts"] = counts.to(_narrowest_dtype(int(counts.max())))
+    if lists.lists:
+        tensors["column_lists"] = torch.cat(lists.lists).to(_narrowest_dtype(widest - 1))
     for name, product in delta.low_rank.items():
         tensors[_A + name] = product.a.to(value_dtype)
         tensors[_B + name] = product.b.to(value_dtype)
     if head:
         tensors |= {_FULL + name: tensor for name, tensor in delta.full_parameters.items()}
+        for owner, own in delta.heads.items():
+            tensors |= {f"{_HEAD}{owner}/{name}": tensor for name, tensor in own.full_parameters.items()}
     return tensors
 
 
@@ -207,13 +277,25 @@ def _narrowest_dtype(largest: int) -> torch.dtype:
 
 def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     products = [entry.name for entry in manifest.low_rank]
-    for names in ([entry.name for entry in manifest.linears], products):
+    heads = [entry.name for entry in manifest.heads]
+    for names, what in (([entry.name for entry in manifest.linears], "linear"), (products, "linear"), (heads, "head")):
         if len(set(names)) != len(names):
-            raise DeltaError("a linear is named twice")
-    expected = {"columns", "values", "counts", *(factor + name for name in products for factor in (_A, _B))}
+            raise DeltaError(f"a {what} is named twice")
+    expected = {"columns", "values", "counts", *(["column_lists"] if manifest.column_lists else ())}
+    expected |= {*(factor + name for name in products for factor in (_A, _B))}
     for name in tensors:
-        if name not in expected and not name.startswith(_FULL):
+        of_head = name.startswith(_HEAD) and name.split("/")[1] in heads and name.count("/") >= 2
+        if name not in expected and not name.startswith(_FULL) and not of_head:
             raise DeltaError(f"tensor {name!r} is not part of a delta")
+
+
+def _heads(entries: Iterable[HeadEntry], tensors: Mapping[str, Tensor]) -> dict[str, Head]:
+    heads = {}
+    for entry in entries:
+        prefix = f"{_HEAD}{entry.name}/"
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        heads[entry.name] = Head(own, Provenance(**entry.provenance.model_dump()))
+    return heads
 
 
 def _low_rank(entries: Iterable[LowRankEntry], tensors: Mapping[str, Tensor]) -> dict[str, LowRankDelta]:
@@ -230,33 +312,50 @@ def _low_rank(entries: Iterable[LowRankEntry], tensors: Mapping[str, Tensor]) ->
 
 
 def _linears(manifest: Manifest, tensors: Mapping[str, Tensor]) -> dict[str, LinearDelta]:
-    num_entries = sum(entry.entries for entry in manifest.linears)
-    num_rows = sum(entry.out for entry in manifest.linears)
+    list_of = manifest.list_of or [-1] * len(manifest.linears)
+    indexed = [entry for entry, index in zip(manifest.linears, list_of, strict=True) if index < 0]
+    num_entries, num_rows = sum(entry.entries for entry in indexed), sum(entry.out for entry in indexed)
     columns = _tensor(tensors, "columns", (num_entries,), _INDEX_DTYPES).long()
-    values = _tensor(tensors, "values", (num_entries,), _VALUE_DTYPES.values()).float()
+    num_values = sum(entry.entries for entry in manifest.linears)
+    values = _tensor(tensors, "values", (num_values,), _VALUE_DTYPES.values()).float()
+    lists = _lists(manifest, tensors)
     counts = _tensor(tensors, "counts", (num_rows,), _INDEX_DTYPES).long() if "counts" in tensors else None
     entries_per_row, remainder = divmod(num_entries, num_rows) if num_rows else (0, 0)
     if counts is None and remainder:
         raise DeltaError(f"{num_entries} entries do not divide evenly over {num_rows} rows, and 'counts' is missing")
 
     linears = {}
-    row = first = 0
-    for entry in manifest.linears:
-        per_row = entries_per_row if counts is None else counts[row : row + entry.out]
+    row = first = first_value = 0
+    for entry, index in zip(manifest.linears, list_of, strict=True):
+        per_row: int | Tensor
+        if index >= 0:
+            per_row = len(lists[index])
+        else:
+            per_row = entries_per_row if counts is None else counts[row : row + entry.out]
         total = per_row * entry.out if isinstance(per_row, int) else int(per_row.sum())
         if total != entry.entries:
             raise DeltaError(f"linear {entry.name!r}: its rows hold {total} entries, not {entry.entries}")
         linears[entry.name] = LinearDelta(
             shape=(entry.out, entry.inputs),
             rows=_rows(total, per_row),
-            columns=columns[first : first + total],
-            values=values[first : first + total],
+            columns=lists[index].repeat(entry.out) if index >= 0 else columns[first : first + total],
+            values=values[first_value : first_value + total],
             base_dtype=entry.dtype,
             base_digest=entry.digest,
         )
-        row += entry.out
-        first += total
+        first_value += total
+        if index < 0:
+            row += entry.out
+            first += total
     return linears
+
+
+def _lists(manifest: Manifest, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the lists of columns, each int64 [C]."""
+    if not manifest.column_lists:
+        return []
+    stored = _tensor(tensors, "column_lists", (sum(manifest.column_lists),), _INDEX_DTYPES).long()
+    return list(torch.split(stored, manifest.column_lists))
 
 
 def _rows(num_entries: int, per_row: int | Tensor) -> Tensor:

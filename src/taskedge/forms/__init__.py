@@ -9,3 +9,6 @@ builds the :class:`~taskedge.forms.entries.Entries` of one linear::
     def sparse_lora(rank, factors):
         return partial(LowRankEntries, rank=rank, factors=factors)
 """
+
+STEP_EXPONENT = 0.75
+"""Scaled steps are divided by this power of the number of entries of their neuron, where no other is given."""

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.candidates import head_parameters, unusable_linears
+from taskedge.backbone.experts import expose, exposed_experts, unexpose
 from taskedge.backbone.layers import LayerAdapter, Linear, linears
 from taskedge.errors import InputError, did_you_mean
+from taskedge.forms import STEP_EXPONENT
 from taskedge.forms.entries import SharedInput
 from taskedge.forms.form_registry import FORMS, Form
 from taskedge.forms.low_rank import (
@@ -27,6 +29,7 @@ from taskedge.forms.low_rank import (
 )
 from taskedge.forms.master_weights import add_master_weights, remove_master_weights
 from taskedge.forms.sparse import SparseLayer, check_entries, fuse_sparse, make_sparse, sparse_layers
+from taskedge.forms.start import check_start, set_start
 from taskedge.selection import DEFAULT_RANK
 from taskedge.selection.support import LayerSupport, Support
 
@@ -36,7 +39,7 @@ STEPS = ("plain", "activation")
 
 _KEY = "_taskedge"
 _MAX_STEP_RATIO = 100.0
-"""Step sizes stay within this factor of 1."""
+"""Steps are scaled by the input within this factor of 1."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Installation:
         support: the entries and low-rank products that train.
         full_parameters: names of the parameters that train in full: the head by default.
         required_grad: ``requires_grad`` of every parameter before.
-        step, form: as given to ``install``.
+        step, form, step_exponent: as given to ``install``.
         regrown: whether entries were moved since (:mod:`taskedge.forms.regrow`).
     """
 
@@ -57,6 +60,7 @@ class Installation:
     step: str
     form: str
     regrown: bool = False
+    step_exponent: float = STEP_EXPONENT
 
 
 def install(
@@ -65,6 +69,7 @@ def install(
     *,
     trainable: Sequence[str] | None = None,
     step: str = "plain",
+    step_exponent: float = STEP_EXPONENT,
     form: str = "sparse",
     rank: int | None = None,
     alpha: float | None = None,
@@ -73,7 +78,7 @@ def install(
     """Make the model train the support's entries in place, and freeze everything else that ``trainable`` does not name.
 
     Linears in ``support.low_rank`` train a low-rank product instead, and the parameters in ``support.full_parameters``
-    train in full, besides those that ``trainable`` names.
+    train in full, besides those that ``trainable`` names. Training starts from ``support.start``, if there is one.
 
     Afterwards any loop and optimizer over the parameters with ``requires_grad`` trains the task.
 
@@ -84,9 +89,10 @@ def install(
             None: the model's head; an empty list: nothing. In a half-precision model these become fp32 and are used
             rounded (:mod:`taskedge.forms.master_weights`).
         step: ``"plain"``, or ``"activation"``: the step of an entry is scaled by the inverse of its input's root mean
-            square (relative to the linear's typical one), so that one learning rate moves the outputs equally far
-            whatever rule chose the entries (Source: this project). For optimizers whose step does not depend on the
-            size of the gradient (Adam).
+            square (relative to the linear's typical one) and of a power of the number of entries of its neuron, so
+            that one learning rate suits whatever rule chose the entries, and however many there are (Source: this
+            project). For optimizers whose step does not depend on the size of the gradient (Adam).
+        step_exponent: that power, 0 to 1; 0: the number of entries does not count.
         form: how the entries are parameterized (``taskedge.forms``): ``"sparse"``, independently, or
             ``"sparse_lora"``, as the entries of one product ``alpha/r·BA`` for each linear.
         rank: r of that product, 8 by default; only for a form that has one.
@@ -106,18 +112,22 @@ def install(
         raise InputError("the model already trains a support: fuse it before another is installed")
     if step not in STEPS:
         raise InputError(f"unknown step {step!r}{did_you_mean(step, STEPS)} (known: {', '.join(STEPS)})")
+    if not 0 <= step_exponent <= 1:
+        raise InputError(f"{step_exponent} is no exponent of the steps: give a number from 0 to 1")
     rank = _checked_rank(FORMS[form], support, rank, alpha)
     layers = _checked_layers(model, support)
-    full_parameters = _full_parameters(model, support, trainable)
+    full_parameters = _full_parameters(model, support, layers, trainable)
+    check_start(support, dict(model.named_parameters()), form)
     steps: dict[str, Tensor | None] = dict.fromkeys(support.linears)
     if step == "activation":
-        steps = {name: step_sizes(name, linear) for name, linear in support.linears.items()}
+        steps = {name: step_sizes(name, linear, step_exponent) for name, linear in support.linears.items()}
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     model.requires_grad_(False)
     shared_inputs = _shared_inputs(support, layers)
     factors = Factors(torch.Generator().manual_seed(seed), alpha)
     make_entries = FORMS[form].make(rank, factors)
+    expose(layers[name].module for name in (*support.linears, *support.low_rank))
     for name, linear in support.linears.items():
         shared_input = shared_inputs[linear.shared_input, layers[name].adapter]
         make_sparse(layers[name], linear, shared_input, steps[name], make_entries)
@@ -127,7 +137,10 @@ def install(
     for name, parameter in model.named_parameters():
         if name in full_parameters:
             parameter.requires_grad_(True)
-    set_installation(model, Installation(support, tuple(full_parameters), required_grad, step, form))
+    set_start(model, support)
+    set_installation(
+        model, Installation(support, tuple(full_parameters), required_grad, step, form, step_exponent=step_exponent)
+    )
     return model
 
 
@@ -138,6 +151,7 @@ def fuse(model: Model) -> Model:
         fuse_sparse(sparse_layer)
     for low_rank_layer in low_rank_layers(model).values():
         fuse_low_rank(low_rank_layer)
+    unexpose(exposed_experts(model))
     remove_master_weights(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(installed.required_grad.get(name, parameter.requires_grad))
@@ -167,13 +181,17 @@ def set_installation(model: nn.Module, installed: Installation) -> None:
     model.__dict__[_KEY] = installed
 
 
-def step_sizes(name: str, linear: LayerSupport) -> Tensor:
-    """Return float32 [n]: ``rms(A) / A_j`` at the entries, within a factor of 100 of 1; A are the input norms."""
+def step_sizes(name: str, linear: LayerSupport, exponent: float = STEP_EXPONENT) -> Tensor:
+    """Return float32 [n]: ``rms(A) / A_j / K_i^exponent`` at the entries (i, j).
+
+    A are the input norms; their ratio is kept within a factor of 100 of 1. K_i is the number of entries in row i.
+    """
     if linear.input_rms is None:
         raise InputError(f"step size 'activation' needs the input norms of {name!r}: select with calibration batches")
     typical = linear.input_rms.square().mean().sqrt()
     ratio = typical / linear.input_rms[linear.columns].clamp_min(1e-12)
-    return ratio.clamp(1 / _MAX_STEP_RATIO, _MAX_STEP_RATIO)
+    per_neuron = torch.bincount(linear.rows, minlength=linear.shape[0]).float()
+    return ratio.clamp(1 / _MAX_STEP_RATIO, _MAX_STEP_RATIO) * per_neuron[linear.rows].pow(-exponent)
 
 
 def _checked_rank(form: Form, support: Support, rank: int | None, alpha: float | None) -> int:
@@ -214,7 +232,9 @@ def _checked_layers(model: nn.Module, support: Support) -> dict[str, Linear]:
     return layers
 
 
-def _full_parameters(model: nn.Module, support: Support, trainable: Sequence[str] | None) -> list[str]:
+def _full_parameters(
+    model: nn.Module, support: Support, layers: dict[str, Linear], trainable: Sequence[str] | None
+) -> list[str]:
     """Return the names of the parameters that train in full, in the order in which they were named."""
     parameters = dict(model.named_parameters())
     names = dict.fromkeys(head_parameters(model)) if trainable is None else {}
@@ -228,8 +248,8 @@ def _full_parameters(model: nn.Module, support: Support, trainable: Sequence[str
         if name not in parameters:
             raise InputError(f"no parameter is named {name!r}{did_you_mean(name, parameters)}")
         names[name] = None
-    carried = {f"{name}.weight".removeprefix("."): "entries" for name in support.linears}
-    carried |= {f"{name}.weight".removeprefix("."): "a low-rank product" for name in support.low_rank}
+    carried = {layers[name].parameter: "entries" for name in support.linears}
+    carried |= {layers[name].parameter: "a low-rank product" for name in support.low_rank}
     for name in names:
         if name in carried:
             raise InputError(

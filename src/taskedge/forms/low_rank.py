@@ -78,6 +78,10 @@ class Product(FixedDtypeModule):
         inner = F.linear(x.to(self.a.dtype), self.a) * self.scale  # [..., rank]
         return F.linear(inner, self.b)
 
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return A and B, whose scaled product is the change of the weight."""
+        return self.a, self.b
+
 
 class LowRankLayer(nn.Module):
     """A linear while factors train beside it: the same object under another class, with a ``product``."""
@@ -126,8 +130,8 @@ def make_low_rank(linear: Linear, rank: int, factors: Factors) -> LowRankLayer:
 def fuse_low_rank(layer: LowRankLayer) -> nn.Module:
     """Make the layer plain again, with the product added to its weight."""
     linear = cast(Linear, as_linear("", layer))
-    product = layer.product
-    linear.overwrite(with_product(linear.weight, product.a.detach(), product.b.detach(), product.scale))
+    a, b = layer.product.factors()
+    linear.overwrite(with_product(linear.weight, a.detach(), b.detach(), layer.product.scale))
     del layer.product
     restore_class(layer)
     return layer

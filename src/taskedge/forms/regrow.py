@@ -25,6 +25,9 @@ from taskedge.forms.sparse import FreeEntries, SparseLayer, sparse_layers
 from taskedge.selection.allocations import top_indices
 from taskedge.selection.support import LayerSupport
 
+_POWERS_OF_STEP = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2}
+"""How moments of Adam follow the step of an entry: the gradient of an offset is the step times that of the weight."""
+
 
 @dataclass(frozen=True)
 class Replacement:
@@ -69,13 +72,16 @@ def regrow(model: nn.Module, optimizer: Any, gradient: Callable[[str], Tensor], 
     count = sum(len(replacement.added) for replacement in replacements.values())
     if not count:
         return 0
-    positions, orders, old_offsets = {}, {}, {}
+    positions, orders, old_offsets, old_steps = {}, {}, {}, {}
     for name, layer in layers.items():
         positions[name], orders[name] = _new_positions(layer, supports[name], replacements[name])
         old_offsets[name] = _free_entries(layer).offsets.detach().clone()
+        old_steps[name] = layer.entries.step
     _move_entries(model, positions)
     for name, layer in layers.items():
-        _transfer_state(_free_entries(layer), old_offsets[name], replacements[name], orders[name], optimizer)
+        entries, order = _free_entries(layer), orders[name]
+        ratio = _step_ratio(old_steps[name], entries.step, replacements[name], order)
+        _transfer_state(entries, old_offsets[name], replacements[name], order, ratio, optimizer)
     return count
 
 
@@ -152,7 +158,7 @@ def _move_entries(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
         before = supports[name]
         supports[name] = LayerSupport.from_flat(before.shape, flat.cpu(), before.shared_input, before.input_rms)
     for name in positions:
-        _move_layer_entries(name, layers[name], supports[name])
+        _move_layer_entries(name, layers[name], supports[name], installed.step_exponent)
     for layer in layers.values():
         shared_input = layer.entries.shared_input
         readers = [other.entries for other in layers.values() if other.entries.shared_input is shared_input]
@@ -166,7 +172,7 @@ def _move_entries(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport) -> None:
+def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport, exponent: float) -> None:
     """Write the base back at the layer's entries, then take over the rows and columns of ``support``."""
     entries = layer.entries
     write_entries(layer, entries.adapter.weight_index(entries.rows, entries.columns), entries.base)
@@ -175,31 +181,56 @@ def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport) ->
     # read as stored: reading ``layer.weight`` would write the old offsets at the new positions
     entries.base = stored_weight(layer)[entries.adapter.weight_index(entries.rows, entries.columns)]
     if entries.step is not None:
-        entries.step = step_sizes(name, support).to(entries.step)
+        entries.step = step_sizes(name, support, exponent).to(entries.step)
     entries.invalidate_written()
 
 
+def _step_ratio(before: Tensor | None, after: Tensor | None, replacement: Replacement, order: Tensor) -> Tensor | None:
+    """Return [n - k], the new steps of the kept entries over their old ones; None if all steps are 1.
+
+    The steps of a neuron change with the number of its entries.
+    """
+    if before is None or after is None:
+        return None
+    kept = replacement.kept
+    return after[_inverse(order)[: len(kept)]] / before[kept]
+
+
+def _inverse(order: Tensor) -> Tensor:
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+
 def _transfer_state(
-    entries: FreeEntries, old_offsets: Tensor, replacement: Replacement, order: Tensor, optimizer: Any
+    entries: FreeEntries,
+    old_offsets: Tensor,
+    replacement: Replacement,
+    order: Tensor,
+    step_ratio: Tensor | None,
+    optimizer: Any,
 ) -> None:
-    """Move offsets and optimizer state of the kept entries to their new indices, and set those of the new ones."""
+    """Move offsets and optimizer state of the kept entries to their new indices, and set those of the new ones.
+
+    Where the step of a kept entry changed, its offset and moments change with it, so that its weight stays.
+    """
     parameter, kept = entries.offsets, replacement.kept
     gradient = replacement.gradient.to(parameter)
     if entries.step is not None:  # from the gradient of a weight to that of its offset
-        index = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        gradient = gradient * entries.step[index[len(kept) :]]
+        gradient = gradient * entries.step[_inverse(order)[len(kept) :]]
 
-    def transferred(values: Tensor, new: Tensor) -> Tensor:
-        return torch.cat([values[kept], new.to(values)])[order]
+    def transferred(values: Tensor, new: Tensor, power: int) -> Tensor:
+        stay = values[kept]
+        if step_ratio is not None:
+            stay = stay * step_ratio.to(stay) ** power
+        return torch.cat([stay, new.to(values)])[order]
 
     zeros = torch.zeros_like(gradient)
     with torch.no_grad():
-        parameter.copy_(transferred(old_offsets, zeros))
+        parameter.copy_(transferred(old_offsets, zeros, -1))
         state = optimizer.state.get(parameter, {})
         seeds = _seed_moments(gradient, _betas(optimizer, parameter), state.get("step"))
         for key, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and key != "step":
-                value.copy_(transferred(value, seeds.get(key, zeros)))
+                value.copy_(transferred(value, seeds.get(key, zeros), _POWERS_OF_STEP.get(key, 0)))
 
 
 def _betas(optimizer: Any, parameter: Tensor) -> tuple[float, float] | None:

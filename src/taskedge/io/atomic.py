@@ -9,6 +9,7 @@ replaced, and the modes are those of the umask, whichever library wrote the cont
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
@@ -76,8 +77,9 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[Path]:
 def atomic_folder(path: Path, *, private: bool = False, replace: bool = True, flush: bool = True) -> Iterator[Path]:
     """Yield an empty temporary folder to fill; it becomes ``path`` when the block ends without an error.
 
-    A folder cannot be replaced in one step: the old one is renamed first, and restored if the second rename fails.
-    Files in it get the read and write permissions of the umask; an executable file stays executable.
+    An existing folder and the new one swap their names in one step where the system can (Linux). Elsewhere the old one
+    is renamed first, and restored if the second rename fails: a process that is killed in between leaves it under a
+    hidden name. Files in it get the read and write permissions of the umask; an executable file stays executable.
 
     Args:
         path: folder to write, in an existing folder.
@@ -107,13 +109,14 @@ def atomic_folder(path: Path, *, private: bool = False, replace: bool = True, fl
                     file.chmod(file.stat().st_mode & 0o777 | 0o666 & ~_umask())
                 if flush:
                     _flush(file)
-            if replace and target.exists():
-                target.rename(old)
-            try:
-                tmp.rename(target)
-            except OSError:
-                if replace or not target.is_dir():
-                    raise
+            if not (replace and target.exists() and _swap_names(tmp, target)):
+                if replace and target.exists():
+                    target.rename(old)
+                try:
+                    tmp.rename(target)
+                except OSError:
+                    if replace or not target.is_dir():
+                        raise
             _flush(target.parent)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -162,6 +165,36 @@ def require_parent(path: Path) -> None:
         raise WriteError(path, f"there is no folder {folder}", ": make it, or name a folder that exists")
 
 
+def require_writable(path: Path) -> None:
+    """Check that a file or folder can be made at ``path``, before any work: a file is made beside it and removed.
+
+    Raises:
+        WriteError: the folder does not exist or cannot be written to, or ``path`` is a device, a pipe or a socket.
+    """
+    target = link_target(path)
+    require_parent(path)
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise WriteError(path, "it is neither a file nor a folder", ": name another")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise WriteError(path, str(error.strerror), ": name a folder that can be written to") from None
+    os.close(handle)
+    Path(name).unlink(missing_ok=True)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Append to a file and flush it to the disk. This is not atomic: a crash may leave a part of the content.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    with _write_errors(path), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     """Turn errors of the operating system and of safetensors into a ``WriteError``."""
@@ -183,6 +216,13 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def _swap_names(first: Path, second: Path) -> bool:
+    """Swap the names of two folders in one step; return False where the C library or the file system cannot."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return swap is not None and swap(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _umask() -> int:

@@ -37,10 +37,16 @@ class ModelSpec(StrictRecord):
     sequence_tokens: Annotated[int, Field(ge=1)] = 128
 
 
+DEVICE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
+"""Pattern of the name of an enrolled device: it becomes part of file names, certificates and subjects of messages."""
+_NAME_IN_FILE = r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\z"
+"""In a fleet file a name may have dots as well. None can lead out of a folder."""
+
+
 class DeviceSpec(StrictRecord):
     """One device: its speed, its memory and its link."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[str, Field(min_length=1, pattern=_NAME_IN_FILE)]
     profile: str | None = None
     flops_per_second: Positive | None = None
     utilisation_ratio: Annotated[float, Field(gt=0, le=1)] | None = None

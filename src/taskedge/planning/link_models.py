@@ -101,7 +101,8 @@ class ShannonLink:
             c = -np.log(share)
             y = c + np.log1p(c)
             for _ in range(NEWTON_STEPS):
-                y = np.maximum(y - (_log_growth(y) - c) / _log_growth_slope(y), 0.5 * c)
+                value, slope = _log_growth(y)
+                y = np.maximum(y - (value - c) / slope, 0.5 * c)
             need = snr / np.expm1(y)
         need = np.where((snr > 0) & (share < 1) & (c > 0), need, np.inf)
         return np.where(rate <= 0, 0.0, need)
@@ -136,14 +137,15 @@ class ShannonLink:
         return [np.argsort(-self.snr_hz, kind="stable")]
 
 
-def _log_growth(y: Floats) -> Floats:
-    """Return ``ln((e^y - 1) / y)`` for ``y > 0``, without overflow or cancellation."""
-    return np.where(y < 0.02, y / 2 + y**2 / 24 - y**4 / 2880, y + np.log(-np.expm1(-y) / y))
-
-
-def _log_growth_slope(y: Floats) -> Floats:
-    """Return the derivative of :func:`_log_growth`."""
-    return np.where(y < 0.02, 0.5 + y / 12 - y**3 / 720, -1 / np.expm1(-y) - 1 / y)
+def _log_growth(y: Floats) -> tuple[Floats, Floats]:
+    """Return ``ln((e^y - 1) / y)`` for ``y > 0`` and its derivative, without overflow or cancellation."""
+    tail = -np.expm1(-y)
+    value, slope = y + np.log(tail / y), 1 / tail - 1 / y
+    small = y < 0.02
+    if small.any():
+        value = np.where(small, y / 2 + y**2 / 24 - y**4 / 2880, value)
+        slope = np.where(small, 0.5 + y / 12 - y**3 / 720, slope)
+    return value, slope
 
 
 def _upload_tail(x: Floats) -> Floats:
@@ -230,3 +232,35 @@ class MixedLink:
         """Call a method of both parts, and take each device's result from its own part."""
         radio, cable = getattr(self.radio, method)(device, *args), getattr(self.cable, method)(device, *args)
         return np.asarray(np.where(self.wired[np.asarray(device)], cable, radio))
+
+
+@dataclass(frozen=True, eq=False)
+class SelectedLink:
+    """Some devices of another link: device i is ``link``'s device ``devices[i]``."""
+
+    link: Link
+    selected: Ints
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return self.selected.size
+
+    def rate(self, device: ArrayLike, bandwidth: ArrayLike) -> Floats:
+        """Return the bit/s, see :meth:`Link.rate`."""
+        return self.link.rate(self.selected[np.asarray(device)], bandwidth)
+
+    def least_bandwidth(self, device: ArrayLike, rate: ArrayLike) -> Floats:
+        """Return the least Hz, see :meth:`Link.least_bandwidth`."""
+        return self.link.least_bandwidth(self.selected[np.asarray(device)], rate)
+
+    def fair_bandwidth(self, device: ArrayLike, bits: ArrayLike, weight: ArrayLike, price: ArrayLike) -> Floats:
+        """Return the cheapest Hz, see :meth:`Link.fair_bandwidth`."""
+        return self.link.fair_bandwidth(self.selected[np.asarray(device)], bits, weight, price)
+
+    def chains(self) -> list[Ints]:
+        """Return the selected devices in the order of the chains of ``link``."""
+        place = np.full(self.link.devices, -1)
+        place[self.selected] = np.arange(self.selected.size)
+        chains = [place[chain] for chain in self.link.chains()]
+        return [chain[chain >= 0] for chain in chains if (chain >= 0).any()]

@@ -8,10 +8,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
@@ -21,22 +21,33 @@ from taskedge.errors import InputError
 from taskedge.planning.explain import explain_infeasible
 from taskedge.planning.fleet_costs import FleetCosts
 from taskedge.planning.fleet_spec import FleetSpec
-from taskedge.planning.link_models import Bools, FixedRateLink, Floats, Link, MixedLink, ShannonLink
-from taskedge.planning.problem import Assignment, InfeasiblePlan, JointPlan, upload_seconds
+from taskedge.planning.link_models import FixedRateLink, Floats, Link, MixedLink, ShannonLink
+from taskedge.planning.lower_bounds import bound_of_all_plans
+from taskedge.planning.problem import (
+    Assignment,
+    BlockMemory,
+    InfeasiblePlan,
+    JointPlan,
+    check_instance,
+    upload_seconds,
+)
 from taskedge.planning.solvers import SOLVERS
 from taskedge.profiling.profile_file import NonNegative, Positive, StrictRecord
 
-ONE_BLOCK_EACH = ("joint", "match", "exact")
-"""Solvers that give each block its own device. With fewer devices than blocks, ``several`` replaces them."""
+ONE_BLOCK_EACH = ("one-each", "dual-ascent", "match")
+"""Solvers that give each block its own device. With fewer devices than blocks, ``exact`` replaces them."""
+
+ANY_NUMBER = ("exact", "several")
+"""Solvers for any number of blocks on a device, none included. Their bound holds for every plan."""
 
 ALL_BLOCKS = ("one-device", "fedavg")
 """Solvers whose devices train every block."""
 
-TOGETHER = ("several", *ALL_BLOCKS)
-"""Solvers that put several blocks on a device, which must hold them at the same time."""
-
 BASELINES = ("random", "greedy", "hungarian", "equal", "match", "one-device", "fedavg")
-"""Solvers that a plan is compared with, besides ``exact``, whose bound is the tightest."""
+"""Naive solvers that a plan is compared with."""
+
+COMPARED = ("exact", "one-each", "dual-ascent", *BASELINES)
+"""All solvers that a plan is compared with."""
 
 ROUNDING = 1e-6
 """Relative tolerance of the checks of a plan file, for sums that were rounded."""
@@ -90,7 +101,7 @@ class Plan(StrictRecord):
         bandwidth_hz: the radio band that the devices share.
         aggregation_seconds: time of the server at the end of the round.
         latency_seconds: length of the round, aggregation included.
-        lower_bound_seconds: latency that no plan of this kind can beat.
+        lower_bound_seconds: latency that no plan can beat, with any number of blocks on a device.
         gap_ratio: ``1 - lower_bound / latency``.
         blocks: trainable blocks, by depth.
         parts: one row for each device with work, by blocks.
@@ -206,11 +217,11 @@ def make_plan(
     fleet: FleetSpec,
     table: BlockTable,
     costs: FleetCosts,
-    solver: str = "joint",
+    solver: str = "exact",
     *,
     budget: str = "",
     copies: int = 1,
-    compare: Sequence[str] = ("exact", *BASELINES),
+    compare: Sequence[str] = COMPARED,
     on_solver: Callable[[str], object] = lambda _: None,
 ) -> Plan:
     """Plan one round at the fleet's mean gains.
@@ -219,9 +230,9 @@ def make_plan(
         fleet: devices and channel.
         table: blocks of the model.
         costs: :func:`~taskedge.planning.fleet_costs.fleet_costs` of both.
-        solver: a registered solver. With fewer devices than blocks, ``several`` replaces joint, match and exact.
+        solver: a registered solver. With fewer devices than blocks, ``exact`` replaces those with a device for each.
         budget: recorded in the plan.
-        copies: number of devices that train each block, each on its own data.
+        copies: number of different devices that train each block, each on its own data.
         compare: solvers whose latency is recorded beside the plan's.
         on_solver: called with each solver's name before it runs.
 
@@ -230,45 +241,58 @@ def make_plan(
             and remedies.
         InputError: the fleet has too few devices for ``copies``.
     """
-    if copies < 1 or (copies > 1 and copies * len(table) > len(fleet.device)):
+    devices, blocks = len(fleet.device), len(table)
+    most = devices if SOLVERS.current_name(solver) in ANY_NUMBER else max(1, devices // blocks)
+    if not 1 <= copies <= most:
         raise InputError(
-            f"--replicate {copies}: {copies} x {len(table)} blocks need {copies * len(table)} devices and the fleet "
-            f"has {len(fleet.device)}; give at most {max(1, len(fleet.device) // len(table))}"
+            f"--replicate {copies}: {copies} x {blocks} blocks on different devices, and the fleet has {devices}; with "
+            f"the solver {solver!r} give 1 to {most}"
         )
     link, notes = fleet_link(fleet), []
-    chosen = effective_solver(solver, len(fleet.device), len(table))
-    if chosen != solver:
-        notes.append(f"{len(fleet.device)} devices for {len(table)} blocks: devices take several blocks each")
+    chosen, named = effective_solver(solver, devices, blocks), SOLVERS.current_name(solver)
+    if named != solver:
+        notes.append(f"the solver {solver!r} is now {named!r}; the old name will go")
+    if chosen != named:
+        notes.append(f"{devices} devices for {blocks} blocks: devices take several blocks each, by {chosen!r}")
     on_solver(chosen)
     try:
         solved = solve(chosen, costs, link, fleet.channel.bandwidth_hz, copies)
     except InfeasiblePlan as error:
-        together = chosen in ALL_BLOCKS or (chosen == "several" and bool(costs.fits.any(axis=0).all()))
+        together = chosen in ALL_BLOCKS or (chosen in ANY_NUMBER and bool(costs.fits.any(axis=0).all()))
         raise explain_infeasible(error, fleet, table, costs, link, copies, together) from None
     overhead = fleet.server.aggregation_seconds
-    bound = solved.lower_bound
     compared: dict[str, float | None] = {}
     plans: dict[str, JointPlan | None] = {chosen: solved if math.isfinite(solved.latency) else None}
     for name in compare:
         on_solver(name)
-        effective = effective_solver(name, len(fleet.device), len(table))
+        effective = effective_solver(name, devices, blocks)
         if effective not in plans:  # several names may stand for one solver: plan once
             plans[effective] = try_solver(effective, costs, link, fleet.channel.bandwidth_hz, copies)
         other = plans[effective]
         compared[name] = None if other is None else other.latency + overhead
-        if other is not None and (effective in TOGETHER) == (chosen in TOGETHER):
-            bound = max(bound, min(other.lower_bound, solved.latency))
+    bound = _bound_of_all_plans(plans, chosen, costs, link, fleet.channel.bandwidth_hz, copies)
     alone = compared.get("one-device")
-    if alone is not None and alone < (solved.latency + overhead) * (1 - 1e-9) and chosen not in TOGETHER:
+    if alone is not None and alone < (solved.latency + overhead) * (1 - 1e-9) and chosen in ONE_BLOCK_EACH:
         notes.append("one device alone would be sooner, on its own data only; this plan learns from every device in it")
+    if chosen == "dual-ascent":
+        notes.append(
+            f"the bound of the ascent, for one block a device: {solved.lower_bound + overhead:.6g} s, which leaves a "
+            f"gap of {100 * solved.gap:.2g} %"
+        )
     if solved.stopped == "cap":
         notes.append(
             f"{chosen} stopped at its cap of {solved.iterations} iterations; the gap says how far it may be off"
         )
     parts = [
-        _planned_device(assignment, fleet, table, costs, link, copies, chosen) for assignment in solved.assignments()
+        _planned_device(assignment, fleet, table, costs, link, 1 if chosen in ALL_BLOCKS else copies)
+        for assignment in solved.assignments()
     ]
     busy = {part.device for part in parts}
+    if chosen in ANY_NUMBER and len(busy) < min(devices, blocks):
+        notes.append(
+            f"sooner without {devices - len(busy)} of {devices} devices, whose data this round does not see; "
+            "'one-each' gives each block its own device"
+        )
     latency = solved.latency + overhead
     return Plan(
         model=table.model,
@@ -294,37 +318,56 @@ def make_plan(
 
 
 def effective_solver(solver: str, devices: int, blocks: int) -> str:
-    """Return the solver that runs: ``several`` if each block needs its own device and there are too few devices."""
+    """Return the solver that runs: ``exact`` if each block needs its own device and there are too few devices."""
     SOLVERS[solver]  # raises for an unknown name
-    return "several" if devices < blocks and solver in ONE_BLOCK_EACH else solver
+    name = SOLVERS.current_name(solver)
+    return "exact" if devices < blocks and name in ONE_BLOCK_EACH else name
 
 
-def solve(name: str, costs: FleetCosts, link: Link, bandwidth: float, copies: int = 1, seed: int = 0) -> JointPlan:
-    """Run a registered solver on the costs. With copies, column b of the result is block ``b // copies``."""
-    if name != "several":
-        fits = costs.fits_together if name in ALL_BLOCKS else costs.fits
-        return _run_solver(name, costs, fits, link, bandwidth, 1 if name in ALL_BLOCKS else copies, seed)
-    plan = _run_solver(name, costs, costs.fits, link, bandwidth, 1, seed)
-    assignments = plan.assignments()
-    if all(costs.memory_of_blocks(a.device, a.blocks) <= costs.capacity[a.device] for a in assignments):
-        return plan
-    # the solver checks blocks one by one, so allow only blocks that fit together with all shallower ones
-    return _run_solver(name, costs, costs.fits_together, link, bandwidth, 1, seed)
-
-
-def _run_solver(
-    name: str, costs: FleetCosts, fits: Bools, link: Link, bandwidth: float, copies: int, seed: int
+def solve(
+    name: str,
+    costs: FleetCosts,
+    link: Link,
+    bandwidth: float,
+    copies: int = 1,
+    seed: int = 0,
+    spread_slack: float = 0.0,
 ) -> JointPlan:
-    solver = SOLVERS[name]
-    kwargs = {"seed": seed} if "seed" in inspect.signature(solver).parameters else {}
-    columns = np.repeat(np.arange(len(costs.bits)), copies)
+    """Run a registered solver on the costs. With copies, column b of the result is block ``b // copies``.
+
+    ``spread_slack`` is the fraction by which a plan of ``exact`` or ``several`` may be slower on more devices.
+    """
+    solver, name = SOLVERS[name], SOLVERS.current_name(name)
+    columns = np.repeat(np.arange(len(costs.bits)), 1 if name in ALL_BLOCKS else copies)
+    fits = costs.fits_together if name in ALL_BLOCKS else costs.fits
+    offered: dict[str, Any] = {
+        "seed": seed,
+        "spread_slack": spread_slack,
+        "memory": BlockMemory(costs.memory, costs.extra, costs.capacity).select(slice(None), columns),
+        "copy_of": columns if copies > 1 else None,
+    }
+    taken = inspect.signature(solver).parameters
+    kwargs = {key: value for key, value in offered.items() if key in taken}
     return solver(costs.busy[:, columns], fits[:, columns], costs.bits[columns], link, bandwidth, **kwargs)
+
+
+def _bound_of_all_plans(
+    plans: Mapping[str, JointPlan | None], chosen: str, costs: FleetCosts, link: Link, bandwidth: float, copies: int
+) -> float:
+    """Return seconds that no plan can beat, from the solvers that ran, else computed for the chosen plan."""
+    plan = plans[chosen]
+    assert plan is not None
+    known = [other.lower_bound for name in ANY_NUMBER if (other := plans.get(name)) is not None]
+    if known and (copies == 1 or chosen not in ALL_BLOCKS):
+        return min(max(known), plan.latency)
+    instance = check_instance(costs.busy, costs.fits, costs.bits, link, bandwidth)
+    return min(bound_of_all_plans(instance, plan.latency), plan.latency)
 
 
 def try_solver(
     name: str, costs: FleetCosts, link: Link, bandwidth: float, copies: int = 1, seed: int = 0
 ) -> JointPlan | None:
-    """Return the plan of a solver (``several`` if there are too few devices), or None if it finds no plan."""
+    """Return the plan of a solver (``exact`` if there are too few devices), or None if it finds no plan."""
     try:
         plan = solve(effective_solver(name, *costs.compute.shape), costs, link, bandwidth, copies, seed)
     except InfeasiblePlan:
@@ -339,10 +382,9 @@ def _planned_device(
     costs: FleetCosts,
     link: Link,
     copies: int,
-    solver: str,
 ) -> PlannedDevice:
     index = assignment.device
-    blocks = sorted({column if solver in TOGETHER else column // copies for column in assignment.blocks})
+    blocks = sorted({column // copies for column in assignment.blocks})
     deepest, device = blocks[-1], fleet.device[index]
     return PlannedDevice(
         device=device.name,

@@ -43,6 +43,27 @@ class Assignment:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockMemory:
+    """Memory of the devices for sets of blocks.
+
+    A device holds a set of blocks if ``alone`` of the deepest one and ``extra`` of all others are within ``capacity``.
+
+    Attributes:
+        alone: ``[K, L]`` bytes while the device trains this block only.
+        extra: ``[K, L]`` bytes that this block adds if the device also trains a deeper one.
+        capacity: ``[K]`` bytes of the device.
+    """
+
+    alone: Floats
+    extra: Floats
+    capacity: Floats
+
+    def select(self, devices: Any, columns: Any) -> BlockMemory:
+        """Return the memory of some devices for some blocks (indices into rows and columns)."""
+        return BlockMemory(self.alone[devices][:, columns], self.extra[devices][:, columns], self.capacity[devices])
+
+
+@dataclass(frozen=True, eq=False)
 class Matching:
     """A matching of blocks and devices at given latencies.
 
@@ -65,10 +86,12 @@ class JointPlan:
         device_of_block: ``[L]`` device of every block; a device that takes several blocks appears several times.
         bandwidth_of_block: ``[L]`` Hz; the bandwidth of a device is the sum over its blocks. Wired uploads have 0.
         latency: seconds of the round.
-        lower_bound: seconds that no plan can beat; 0 from solvers without a bound.
+        lower_bound: seconds that no plan of the solver's class can beat; 0 from solvers without a bound. The class of
+            ``exact`` and ``several`` has idle devices and several blocks on a device, that of ``one-each`` and
+            ``dual-ascent`` a device of its own for each block.
         iterations: steps of the solver.
-        stopped: ``"optimal"``, ``"closed"`` (gap below the tolerance), ``"stalled"``, ``"cap"`` (iterations ran out)
-            or ``"heuristic"`` (no guarantee).
+        stopped: ``"optimal"``, ``"closed"`` (gap below the tolerance), ``"cap"`` (iterations ran out), ``"heuristic"``
+            (no guarantee) or ``"spread"`` (slower as allowed, on more devices).
         replicas: further devices that train the same blocks (FedAvg).
     """
 
@@ -123,6 +146,8 @@ class Instance:
         bits: ``[L]`` upload of each block.
         link: the uplinks.
         bandwidth: Hz of the shared band.
+        memory: for several blocks on a device; None if any blocks that fit one by one fit together.
+        copy_of: ``[L]`` a device takes at most one of the columns with the same number; None if all may go together.
     """
 
     compute: Floats
@@ -130,6 +155,8 @@ class Instance:
     bits: Floats
     link: Link
     bandwidth: float
+    memory: BlockMemory | None = None
+    copy_of: Ints | None = None
 
     @property
     def devices(self) -> int:
@@ -142,7 +169,15 @@ class Instance:
         return int(self.compute.shape[1])
 
 
-def check_instance(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float) -> Instance:
+def check_instance(
+    compute: ArrayLike,
+    fits: ArrayLike,
+    bits: ArrayLike,
+    link: Link,
+    bandwidth: float,
+    memory: BlockMemory | None = None,
+    copy_of: ArrayLike | None = None,
+) -> Instance:
     """Return the arguments of a solver as arrays.
 
     Raises:
@@ -160,9 +195,17 @@ def check_instance(compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: L
         faults.append(f"bits must be finite and not negative; block {bad[0]} has {payload.flat[bad[0]]}")
     if not (np.isfinite(bandwidth) and bandwidth > 0):
         faults.append(f"bandwidth must be a positive number of Hz, not {bandwidth}")
+    if memory is not None and seconds.ndim == 2:
+        shapes = memory.alone.shape, memory.extra.shape, (*memory.capacity.shape, seconds.shape[1])
+        faults += [
+            f"memory must have the shape of compute, {seconds.shape}, not {s}" for s in {*shapes} - {seconds.shape}
+        ]
+    groups = None if copy_of is None else np.asarray(copy_of, dtype=np.intp)
+    if groups is not None and groups.shape != payload.shape:
+        faults.append(f"copy_of must hold one number per block, shape {payload.shape}, not {groups.shape}")
     if faults:
         raise InputError("; ".join(faults))
-    return Instance(seconds, mask, payload, link, float(bandwidth))
+    return Instance(seconds, mask, payload, link, float(bandwidth), memory, groups)
 
 
 def check_table(name: str, seconds: ArrayLike, fits: ArrayLike, scan: bool = True) -> tuple[Floats, Bools, list[str]]:

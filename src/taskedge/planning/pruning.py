@@ -179,6 +179,16 @@ def cheaper_pairs(instance: Instance, near: Candidates, deadline: float, need: F
     return _lowest(instance, device[fresh], block[fresh], hertz[fresh]) if fresh.any() else None
 
 
+def with_missing(instance: Instance, near: Candidates, deadline: float) -> tuple[Candidates, bool]:
+    """Return the candidates with those that were missing at ``deadline``, and whether none was missing."""
+    need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
+    missing = cheaper_pairs(instance, near, deadline, need)
+    if missing is None:
+        return near, True
+    device = np.concatenate([near.device, missing.device], axis=1)
+    return Candidates(device, np.concatenate([near.seconds, missing.seconds], axis=1)), False
+
+
 def _seconds_per_bit(instance: Instance, bandwidth: float) -> Floats:
     """Return ``[K]`` seconds per bit at ``bandwidth`` Hz; a huge number for a device that cannot send."""
     with np.errstate(divide="ignore"):

@@ -14,7 +14,7 @@ import numpy as np
 from taskedge.errors import InputError
 from taskedge.planning.fleet_costs import FleetCosts
 from taskedge.planning.fleet_spec import FleetSpec
-from taskedge.planning.link_models import Bools, FixedRateLink, Floats, Link, MixedLink, ShannonLink
+from taskedge.planning.link_models import Bools, Floats, SelectedLink
 from taskedge.planning.plan import effective_solver, fleet_link, try_solver
 from taskedge.planning.problem import JointPlan
 from taskedge.profiling.profile_file import StrictRecord
@@ -104,7 +104,7 @@ def simulate(
     for present, gains in draw_rounds(fleet, rounds, rng, fading, churn, drift_db):
         present_counts.append(int(present.sum()))
         solver_seed = int(rng.integers(2**31))  # for solvers that draw random numbers
-        link = _restrict_link(fleet_link(fleet, gains), present) if present.any() else None
+        link = SelectedLink(fleet_link(fleet, gains), np.flatnonzero(present)) if present.any() else None
         present_costs = _restrict_costs(costs, present)
         plans: dict[str, JointPlan | None] = {}  # several names may stand for one solver: plan once
         for name, series in latency.items():
@@ -177,14 +177,3 @@ def _restrict_costs(costs: FleetCosts, present: Bools) -> FleetCosts:
         extra=costs.extra[present],
         capacity=costs.capacity[present],
     )
-
-
-def _restrict_link(link: Link, present: Bools) -> Link:
-    """Return the links of the present devices."""
-    if isinstance(link, ShannonLink):
-        return ShannonLink(link.snr_hz[present])
-    if isinstance(link, FixedRateLink):
-        return FixedRateLink(link.bits_per_second[present])
-    assert isinstance(link, MixedLink)
-    radio, cable = ShannonLink(link.radio.snr_hz[present]), FixedRateLink(link.cable.bits_per_second[present])
-    return MixedLink(radio, cable, link.wired[present])

@@ -91,6 +91,22 @@ def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
     _save(plt, figure, path)
 
 
+def check_picture(path: Path | None) -> None:
+    """Check that a picture can be drawn in the format of a file name, before any work; None is no picture.
+
+    Raises:
+        TaskEdgeError: matplotlib is missing, or cannot write that format.
+    """
+    if path is None:
+        return
+    _pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if (path.suffix.lstrip(".").lower() or "svg") not in known:
+        raise TaskEdgeError(f"cannot draw {path}: give a name that ends in .svg, .png or .pdf")
+
+
 def _pyplot() -> Any:
     try:
         import matplotlib

@@ -53,6 +53,31 @@ def top_indices(values: Tensor, count: int) -> Tensor:
     return torch.sort(values, descending=True, stable=True).indices[:count]
 
 
+def best_of_rows(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` largest of the last dimension and their indices, best first, ties to the lower index.
+
+    ``topk`` alone breaks ties in an order of its own. Only rows with ties are sorted.
+    """
+    values, indices = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
+    tied = (values[..., 1:] == values[..., :-1]).any(-1)
+    if tied.any():
+        ordered = torch.sort(scores[tied], dim=-1, descending=True, stable=True)
+        values[tied], indices[tied] = (part[..., : values.shape[-1]] for part in ordered)
+    return values[..., :count], indices[..., :count]
+
+
+def best_of_all(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the ``count`` largest of ``scores`` [n] and their indices, by index; ties go to the lower index."""
+    values, indices = scores.topk(min(count + 1, len(scores)))
+    indices = indices[:count]
+    if count < len(values) and values[count] == values[count - 1]:  # which of the equal ones are taken is not said
+        cut = values[count]
+        above, level = (~(scores <= cut)).nonzero().flatten(), (scores == cut).nonzero().flatten()  # with NaN
+        indices = torch.cat([above, level[: count - len(above)]])
+    indices = indices.sort().values
+    return scores[indices], indices
+
+
 def refuse_nan(name: str, top_scores: Tensor) -> None:
     """Raise InputError if a chosen score is NaN; NaN sorts above every number, so it is always among the chosen."""
     if top_scores.isnan().any():
@@ -74,7 +99,7 @@ def per_neuron(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Te
     for index, (name, (rows, columns)) in enumerate(shapes.items()):
         score = scores(name)
         width = score.shape[1]
-        top, column = score.topk(min(per_row + 1, columns), dim=1)  # [rows, depth], best first
+        top, column = best_of_rows(score, min(per_row + 1, columns))  # [rows, depth], best first
         del score  # before the next is computed
         refuse_nan(name, top)
         flat = column + torch.arange(rows, device=column.device)[:, None] * width
@@ -109,7 +134,7 @@ def per_layer(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Ten
     chosen = {}
     for name, count in _proportional_counts(shapes, num_entries).items():
         if count:
-            top, flat = scores(name).flatten().topk(count)
+            top, flat = best_of_all(scores(name).flatten(), count)
             refuse_nan(name, top)
             chosen[name] = flat.sort().values.cpu()
     return chosen
@@ -131,7 +156,7 @@ def global_(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tenso
     """The best entries of the model, in any linear: the uneven control."""
     values, flats, owners = torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
     for index, (name, (rows, columns)) in enumerate(shapes.items()):
-        top, flat = scores(name).flatten().topk(min(num_entries, rows * columns))
+        top, flat = best_of_all(scores(name).flatten(), min(num_entries, rows * columns))
         refuse_nan(name, top)
         values = torch.cat([values, top.cpu()])
         flats = torch.cat([flats, flat.cpu()])
@@ -178,11 +203,11 @@ class PatternAllocation:
         grouped = width // m * m  # columns in full groups
         parts = []
         if grouped:
-            top, offset = score[:, :grouped].reshape(rows, -1, m).topk(n, dim=2)  # [rows, groups, n]
+            top, offset = best_of_rows(score[:, :grouped].reshape(rows, -1, m), n)  # [rows, groups, n]
             refuse_nan(name, top)
             parts.append((offset + torch.arange(0, grouped, m, device=score.device)[:, None]).flatten(1))
         if width > grouped:
-            top, offset = score[:, grouped:].topk(min(n, width - grouped), dim=1)
+            top, offset = best_of_rows(score[:, grouped:], min(n, width - grouped))
             refuse_nan(name, top)
             parts.append(offset + grouped)
         columns = torch.cat(parts, dim=1).sort(dim=1).values

@@ -9,12 +9,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.experts import ExpertLinear
 from taskedge.backbone.layers import Linear
 from taskedge.errors import InputError
 from taskedge.selection.disk_accumulator import DiskAccumulator
 
 GRADIENTS = "gradients"
 SQUARED_GRADIENTS = "squared gradients"
+FIRST_GRADIENTS = "gradients of the first batch"
+GRADIENT_STATISTICS = frozenset({GRADIENTS, SQUARED_GRADIENTS, FIRST_GRADIENTS})
+"""Statistics that need backward passes and, on the disk, 4 bytes for each weight."""
 
 
 class GradientSums:
@@ -23,7 +27,8 @@ class GradientSums:
     Args:
         linears: linears whose weights are watched, by name.
         vectors: further small parameters, whose squared gradients are summed in memory.
-        needs: GRADIENTS for ``Σ_batches g``, SQUARED_GRADIENTS for ``Σ_batches g²``.
+        needs: GRADIENTS for ``Σ_batches g``, SQUARED_GRADIENTS for ``Σ_batches g²``, FIRST_GRADIENTS for g of the first
+            batch.
 
     Attributes:
         vectors: ``Σ_batches g²`` of the vectors by name, float32 on the CPU.
@@ -41,11 +46,21 @@ class GradientSums:
                     "weight storage 'resident'"
                 )
         self._linears, self._vectors = linears, vectors
-        self._kinds = [kind for kind in (GRADIENTS, SQUARED_GRADIENTS) if kind in needs]
+        self._kinds = [kind for kind in (GRADIENTS, SQUARED_GRADIENTS, FIRST_GRADIENTS) if kind in needs]
+        self._num_batches = 0
         self._sums = DiskAccumulator(
             {_key(kind, name): linears[name].shape for kind in self._kinds for name in linears}
         )
         self.vectors = {name: torch.zeros(vector.shape) for name, vector in vectors.items()}
+
+    def start_batch(self) -> None:
+        """Note that the gradients that follow are those of the next batch."""
+        self._num_batches += 1
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a further batch would change no sum."""
+        return self._num_batches > 0 and self._kinds == [FIRST_GRADIENTS] and not self.vectors
 
     def reader(self, kind: str, name: str) -> Callable[[], Tensor] | None:
         """Return a function that reads a linear's sum, [out, in] on its device; None for a kind that is not summed."""
@@ -63,6 +78,9 @@ class GradientSums:
         """Add up backward passes through the model inside the block; restore its gradients and settings afterwards."""
         with ExitStack() as stack:
             stack.enter_context(_only_these_require_grad(model, self._parameters()))
+            for view in self._expert_weights():
+                stack.callback(view.requires_grad_, False)
+                view.requires_grad_(True)
             for name, linear in self._linears.items():
                 weight = linear.module.weight
                 assert isinstance(weight, Tensor)
@@ -74,10 +92,17 @@ class GradientSums:
     def _add(self, name: str, gradient: Tensor) -> None:
         gradient = self._linears[name].adapter.matrix(gradient)  # from the layout that the model stores
         for kind in self._kinds:
+            if kind == FIRST_GRADIENTS and self._num_batches > 1:
+                continue
             self._sums.add(_key(kind, name), gradient, squared=kind == SQUARED_GRADIENTS)
 
     def _add_vector(self, name: str, gradient: Tensor) -> None:
         self.vectors[name] += gradient.float().square().cpu()
+
+    def _expert_weights(self) -> list[Tensor]:
+        """Return the weights that are no parameters of the model but views of one."""
+        modules = [linear.module for linear in self._linears.values()]
+        return [module.stored_weight() for module in modules if isinstance(module, ExpertLinear)]
 
     def _parameters(self) -> set[int]:
         return {id(linear.module.weight) for linear in self._linears.values()} | set(map(id, self._vectors.values()))

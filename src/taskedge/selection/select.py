@@ -20,6 +20,14 @@ from taskedge.selection.allocations import (
     Shapes,
     allocate,
 )
+from taskedge.selection.columns import (
+    COLUMN_SCORES,
+    COLUMNS,
+    DEFAULT_COLUMN_SCORE,
+    ColumnScore,
+    choose_columns,
+    refuse_no_columns,
+)
 from taskedge.selection.rules import RULES, Rule
 from taskedge.selection.spt import SelectedParameters, trainable_vectors
 from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics, measure
@@ -36,7 +44,9 @@ def select(
     allocation: str | None = None,
     linears: Sequence[str] | None = None,
     depth: int | None = None,
+    columns: int | None = None,
     max_columns: int | None = None,
+    column_score: str | None = None,
     rank: int = DEFAULT_RANK,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -58,10 +68,15 @@ def select(
             repeated blocks. Other convolutions and ``nn.Embedding`` must be named (``["*embed*"]``).
         depth: choose only from linears in this many blocks nearest the output, so that backpropagation ends there
             (:mod:`taskedge.backbone.blocks`). A budget is still a share of the whole model.
-        max_columns: at most this many distinct columns per linear, the ones with the largest sums of scores: fewer
-            columns mean less to store for the backward pass. Source: this project.
+        columns: train the entries in this many best columns of each input, which all linears that read it share: every
+            entry there, or the ``per_neuron`` best of each neuron. Replaces the budget and the allocation. The batches
+            show which linears share an input. Source: this project.
+        max_columns: with a budget, at most this many distinct columns of each input, chosen like those of ``columns``:
+            fewer columns mean less to store for the backward pass. Without batches each linear has its own.
+        column_score: how columns are ranked (``taskedge.selection.columns``); by default ``"entries"``, the sum of the
+            rule's scores over the neurons of all linears that read the input.
         rank: rank of the low-rank modules of ``"spt"``.
-        seed: seed of the rule ``random``.
+        seed: seed of the rule and of the column score ``random``.
         on_batch: progress callback; receives the number of finished calibration batches.
         statistics: statistics of these linears, measured earlier or on other machines, instead of ``batches``.
 
@@ -76,8 +91,26 @@ def select(
     score_rule = RULES[rule]
     layers = candidates(model, linears) if depth is None else candidates_within(model, depth, linears)
     model_parameters = sum(parameter.numel() for parameter in model.parameters())
-    shapes = {name: (layer.shape[0], _usable_columns(layer.shape[1], max_columns)) for name, layer in layers.items()}
-    refuse_clashes(rule, allocation, budget=budget, per_neuron=per_neuron, max_columns=max_columns)
+    refuse_clashes(
+        rule,
+        allocation,
+        budget=budget,
+        per_neuron=per_neuron,
+        columns=columns,
+        max_columns=max_columns,
+        column_score=column_score,
+    )
+    limit = max_columns if columns is None else columns
+    shapes = {name: (layer.shape[0], _usable_columns(layer.shape[1], limit)) for name, layer in layers.items()}
+    if columns is not None:
+        if batches is None and statistics is None:
+            raise InputError(
+                f"{columns} columns are chosen for each input, and only data shows which linears share one: give a few "
+                "calibration batches"
+            )
+        if per_neuron is None:
+            per_neuron = min(columns, max(width for _, width in shapes.values()))
+    score_of_columns = None if limit is None else COLUMN_SCORES[column_score or DEFAULT_COLUMN_SCORE]
     if rank < 1:
         raise InputError(f"{rank} is not a rank of a low-rank module: give 1 or more")
     if allocation is None:
@@ -86,27 +119,43 @@ def select(
     vectors = trainable_vectors(model, layers, all_norms=linears is None, depth=depth) if score_rule.choose else {}
 
     if statistics is not None:
-        measured = Statistics(statistics)
+        measured = Statistics(statistics, idle=[name for name, linear in statistics.items() if _is_idle(linear)])
     else:
-        measured = _measure(model, layers, batches, score_rule, on_batch, vectors)
+        measured = _measure(model, layers, batches, score_rule, score_of_columns, on_batch, vectors)
     with measured:
-        scores = _scores(score_rule, layers, measured, seed, max_columns)
+        _check_number_of_batches(score_rule, measured.num_batches)
+        if measured.idle:  # an entry there would never get a gradient
+            layers = {name: layer for name, layer in layers.items() if name not in measured.idle}
+            shapes = {name: shape for name, shape in shapes.items() if name in layers}
+            if not layers:
+                raise InputError(f"none of the {len(measured.idle)} linears to choose from ran on the calibration data")
+            num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes)
+        scores = _scores(score_rule, layers, measured, seed)
+        if score_of_columns is not None:
+            assert limit is not None
+            scores = _in_columns(scores, choose_columns(score_of_columns, layers, measured, scores, limit, seed))
         if score_rule.choose is None:
             selected = SelectedParameters(allocate(allocation, shapes, scores, num_entries))
         else:
             selected = score_rule.choose(shapes, scores, measured.vectors, num_entries, rank)
 
-    settings = {"seed": seed}
+    settings: dict[str, Any] = {"seed": seed}
     if depth is not None:
         settings["depth"] = depth
+    if columns is not None:
+        settings["columns"] = columns
     if max_columns is not None:
         settings["max_columns"] = max_columns
+    if score_of_columns is not None:
+        settings["column_score"] = score_of_columns.name
     if score_rule.choose is not None:
         settings["rank"] = rank
+    if measured.idle:
+        settings["never_ran"] = list(measured.idle)
     return Support(
         linears={
             name: LayerSupport.from_flat(
-                layers[name].shape, flat, measured[name].shared_input, _input_rms(measured[name])
+                layers[name].shape, flat, measured[name].shared_input, measured[name].input_rms
             )
             for name, flat in selected.entries.items()
             if len(flat)
@@ -117,7 +166,7 @@ def select(
         full_parameters=selected.full_parameters,
         num_full_parameters=sum(vectors[name].numel() for name in selected.full_parameters),
         rule=rule,
-        allocation=rule if score_rule.choose else allocation,
+        allocation=rule if score_rule.choose else COLUMNS if columns is not None else allocation,
         budget=budget_text,
         settings=settings,
     )
@@ -143,7 +192,9 @@ def parse_share(budget: str | float) -> float:
 _NOUNS = {
     "budget": "the budget",
     "per_neuron": "the number of entries per neuron",
+    "columns": "the number of columns",
     "max_columns": "the maximum number of columns",
+    "column_score": "the column score",
     "allocation": "the allocation",
 }
 """Settings by their names in messages, which users of the command line and of Python read."""
@@ -153,11 +204,18 @@ def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> Non
     """Raise BudgetError if a setting is given (not None) that the rule or the allocation determines itself."""
     if RULES[rule].choose is not None:
         owner = f"the rule {rule!r} spreads its budget itself"
-        determined = ("per_neuron", "max_columns", "allocation")
+        determined: tuple[str, ...] = ("per_neuron", "columns", "max_columns", "column_score", "allocation")
+        settings = settings | {"allocation": allocation}
+    elif settings.get("columns") is not None:
+        owner = f"the number of columns ({settings['columns']!r}) is itself the budget"
+        determined = ("budget", "max_columns", "allocation")
         settings = settings | {"allocation": allocation}
     elif isinstance(ALLOCATIONS[allocation or DEFAULT_ALLOCATION], PatternAllocation):
         owner = f"the allocation {allocation!r} is itself the budget"
-        determined = ("budget", "per_neuron", "max_columns")
+        determined = ("budget", "per_neuron", "max_columns", "column_score")
+    elif settings.get("max_columns") is None:
+        owner = "columns are ranked only if their number is limited"
+        determined = ("column_score",)
     else:
         return
     clashes = [f"{_NOUNS[name]} ({settings[name]!r})" for name in determined if settings.get(name) is not None]
@@ -191,46 +249,64 @@ def _measure(
     layers: dict[str, Linear],
     batches: Iterable[Any] | None,
     rule: Rule,
+    column_score: ColumnScore | None,
     on_batch: Callable[[int], None] | None,
     vectors: dict[str, nn.Parameter],
 ) -> Statistics:
+    needs_of_columns = () if column_score is None else column_score.needs
+    if rule.needs_dense_run:
+        raise InputError(
+            f"the rule {rule.name!r} looks at what a dense run changed: give the statistics of one, from "
+            "taskedge.training.dense_run.measure_changes, instead of batches"
+        )
     if batches is not None:
-        return measure(model, layers, batches, {*rule.needs, INPUTS}, on_batch, vectors)
+        return measure(model, layers, batches, {*rule.needs, *needs_of_columns, INPUTS}, on_batch, vectors)
     if rule.needs:
         raise InputError(f"the rule {rule.name!r} looks at data: give a few calibration batches")
+    if column_score is not None and needs_of_columns:
+        raise InputError(f"the column score {column_score.name!r} looks at data: give a few calibration batches")
     return Statistics({name: LinearStatistics(shared_input=name) for name in layers})
 
 
-def _scores(rule: Rule, layers: dict[str, Linear], measured: Statistics, seed: int, max_columns: int | None) -> Scores:
+def _check_number_of_batches(rule: Rule, num_batches: int | None) -> None:
+    if num_batches is not None and num_batches < rule.min_batches:
+        raise InputError(
+            f"the rule {rule.name!r} compares the gradients of {rule.min_batches} or more batches, and there is "
+            f"{num_batches}: give more and smaller ones"
+        )
+
+
+def _scores(rule: Rule, layers: dict[str, Linear], measured: Statistics, seed: int) -> Scores:
     """Return a function that computes the scores of one linear, equal at every call."""
     generator = torch.Generator().manual_seed(seed)
     states: dict[str, Tensor] = {}  # state of the generator at the first call for each linear
 
     def scores(name: str) -> Tensor:
         generator.set_state(states.setdefault(name, generator.get_state()))
-        score = rule.score(layers[name].weight, measured[name], generator)
-        return score if max_columns is None else _best_columns_only(score, max_columns)
+        return rule.score(layers[name].weight, measured[name], generator)
 
     return scores
 
 
-def _input_rms(measured: LinearStatistics) -> Tensor | None:
-    if measured.input_squares is None:
-        return None
-    return (measured.input_squares / max(measured.tokens, 1)).sqrt().float().cpu()
+def _in_columns(scores: Scores, columns: Mapping[str, Tensor]) -> Scores:
+    """Return scores that are -inf outside the columns that each linear may use."""
+
+    def masked(name: str) -> Tensor:
+        score = scores(name)
+        usable = torch.full_like(score, -torch.inf)
+        usable[:, columns[name]] = score[:, columns[name]]
+        return usable
+
+    return masked
+
+
+def _is_idle(linear: LinearStatistics) -> bool:
+    """Return whether a linear ran on no token, if that was measured."""
+    return linear.input_squares is not None and not linear.tokens
 
 
 def _usable_columns(columns: int, max_columns: int | None) -> int:
     if max_columns is None:
         return columns
-    if max_columns < 1:
-        raise BudgetError(f"a limit of {max_columns} columns leaves none to choose from: give 1 or more")
+    refuse_no_columns(max_columns)
     return min(columns, max_columns)
-
-
-def _best_columns_only(score: Tensor, max_columns: int) -> Tensor:
-    """Return the scores with all but the ``max_columns`` columns of the largest sums set to -inf."""
-    keep = score.sum(0).topk(min(max_columns, score.shape[1])).indices
-    masked = torch.full_like(score, -torch.inf)
-    masked[:, keep] = score[:, keep]
-    return masked

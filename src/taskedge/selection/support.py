@@ -1,9 +1,12 @@
 """The support: the chosen entries of every linear, and how it is stored in a file.
 
-The file (format ``taskedge-support/2``) is a container with the tensors ``flat/NAME``, int64 [n], the entries of a
-linear as ascending ``row * in + column``, and ``rms/NAME``, float32 [in], the root mean squares of its inputs. The
-header has the shapes of the linears and the other attributes of :class:`Support`. Files of format 1 state no format and
-have no digest.
+The file (format ``taskedge-support/3``) is a container with the tensors ``flat/NAME``, int64 [n], the entries of a
+linear as ascending ``row * in + column``, and ``rms/NAME``, float32 [in], the root mean squares of its inputs. A linear
+with entries in the same columns in every row has no ``flat/NAME``: the header's ``columns_of`` gives the name of its
+tensor ``columns/FIRST``, int64 [C], which it may share with others. Values from which training starts are in
+``start/NAME``, float32 [n], and ``start_full/PARAMETER``. The header has the shapes of the linears and the
+other attributes of :class:`Support`. Format 2 has no ``columns_of``; files of format 1 also state no format and have no
+digest.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ SUPPORT = ContainerKind(
     name="support",
     key="support",
     error=InputError,
-    format="taskedge-support/2",
-    older_formats=("",),
+    format="taskedge-support/3",
+    older_formats=("taskedge-support/2", ""),
     without_digest=("",),
     remedy="start the run anew with --force",
 )
@@ -41,6 +44,7 @@ _ATTRIBUTES = {
     "whole_parameters": "num_full_parameters",
 }
 """Key in files and messages -> attribute of ``Support``."""
+_START, _START_FULL = "start/", "start_full/"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,27 @@ class LayerSupport:
         distinct: Tensor = self.columns.unique()  # type: ignore[no-untyped-call]
         return distinct
 
+    @property
+    def columns_of_every_row(self) -> Tensor | None:
+        """The columns int64 [C] if every row has entries in the same ones, else None."""
+        return columns_of_every_row(self.shape[0], self.rows, self.columns)
+
+
+def columns_of_every_row(out: int, rows: Tensor, columns: Tensor) -> Tensor | None:
+    """Return the columns int64 [C] that each of ``out`` rows has entries in; None if rows differ or there is one row.
+
+    Args:
+        out: number of rows.
+        rows, columns: int64 [n], sorted by row and then column.
+    """
+    per_row, remainder = divmod(len(rows), out)
+    if out < 2 or not per_row or remainder:
+        return None
+    rows, columns = rows.view(out, per_row), columns.view(out, per_row)
+    if not torch.equal(rows, torch.arange(out)[:, None].expand_as(rows)):
+        return None
+    return columns[0] if torch.equal(columns, columns[:1].expand_as(columns)) else None
+
 
 @dataclass(frozen=True)
 class Support:
@@ -107,6 +132,8 @@ class Support:
         num_low_rank_parameters: numbers in these products, the sum of ``rank·(in + out)``.
         full_parameters: names of biases and norms that are trained in full.
         num_full_parameters: numbers in these.
+        start: change of the base's values from which training starts, float32 [n] by linear; 0 where there is none.
+        start_full: values from which fully trained parameters start, by name; the model's where there are none.
     """
 
     linears: dict[str, LayerSupport]
@@ -119,6 +146,8 @@ class Support:
     num_low_rank_parameters: int = 0
     full_parameters: tuple[str, ...] = ()
     num_full_parameters: int = 0
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    start_full: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_entries(self) -> int:
@@ -151,11 +180,13 @@ class Support:
             more += f" + {self.num_low_rank_parameters:,} in {_count(len(self.low_rank), 'low-rank module')}"
         if self.full_parameters:
             more += f" + {self.num_full_parameters:,} in {len(self.full_parameters)} biases and norms"
+        idle = self.settings.get("never_ran") or ()
+        left_out = f"; left out: {_count(len(idle), 'linear')} that never ran on the calibration data" if idle else ""
         return (
             f"{_count(self.num_entries, 'entry', 'entries')}{more} "
             f"({self.share:.4%} of {self.model_parameters:,} parameters) in {_count(len(self.linears), 'linear')}, "
             f"{used} distinct {'column' if used == '1' else 'columns'} each, by rule {self.rule!r} "
-            f"and allocation {self.allocation!r}"
+            f"and allocation {self.allocation!r}{left_out}"
         )
 
 
@@ -170,6 +201,8 @@ def support_content(support: Support) -> tuple[dict[str, Any], dict[str, Tensor]
         tensors[f"flat/{name}"] = linear.flat
         if linear.input_rms is not None:
             tensors[f"rms/{name}"] = linear.input_rms
+    tensors |= {f"{_START}{name}": change for name, change in support.start.items()}
+    tensors |= {f"{_START_FULL}{name}": value for name, value in support.start_full.items()}
     about = {key: getattr(support, attribute) for key, attribute in _ATTRIBUTES.items()}
     shapes = {name: [*linear.shape, linear.shared_input] for name, linear in support.linears.items()}
     return {"about": about, "shapes": shapes}, tensors
@@ -178,43 +211,64 @@ def support_content(support: Support) -> tuple[dict[str, Any], dict[str, Tensor]
 def support_from_content(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Support:
     """Return the support that a header and tensors describe.
 
-    A shape may have a fourth item: the linear under whose name the root mean squares are stored, or None.
+    A shape may have a fourth item: the linear under whose name the root mean squares are stored, or None. The header
+    may have ``columns_of``; see the module docstring.
 
     Raises:
         InputError: the content is incomplete, or the entries contradict themselves.
     """
     try:
         linears = {}
+        columns_of = header.get("columns_of", {})
         for name, (out, inputs, shared_input, *rms_name) in header["shapes"].items():
             rms = tensors.get(f"rms/{name}") if not rms_name else None
             if rms_name and rms_name[0] is not None:
                 rms = tensors[f"rms/{rms_name[0]}"]
-            flat = tensors[f"flat/{name}"].to(torch.int64)
+            if name in columns_of:
+                columns = tensors[f"columns/{columns_of[name]}"].to(torch.int64)
+                flat = (torch.arange(int(out))[:, None] * int(inputs) + columns).flatten()
+            else:
+                flat = tensors[f"flat/{name}"].to(torch.int64)
             linears[name] = LayerSupport.from_flat((int(out), int(inputs)), flat, str(shared_input), rms)
         attributes = {_ATTRIBUTES[key]: value for key, value in header["about"].items()}
         attributes["full_parameters"] = tuple(attributes.get("full_parameters", ()))
-        return Support(linears=linears, **attributes)
+        starts = [{n.removeprefix(p): t for n, t in tensors.items() if n.startswith(p)} for p in (_START, _START_FULL)]
+        return Support(linears=linears, **attributes, start=starts[0], start_full=starts[1])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ZeroDivisionError) as error:
         raise InputError(f"not a whole support ({type(error).__name__}: {error})") from None
 
 
-def save_support(support: Support, path: Path) -> None:
+def save_support(support: Support, path: Path, more: Mapping[str, Any] | None = None) -> None:
     """Write a support to one file, atomically, so that an interrupted run can resume with the same entries.
+
+    Args:
+        support: the support.
+        path: the file to write.
+        more: further items of the header, JSON-able.
 
     Raises:
         WriteError: the file cannot be written.
     """
-    SUPPORT.write(path, *support_content(support))
+    header, tensors = support_content(support)
+    names: dict[tuple[int, ...], str] = {}  # of the first linear with these columns
+    columns_of = {}
+    for name, linear in support.linears.items():
+        columns = linear.columns_of_every_row
+        if columns is not None:
+            columns_of[name] = names.setdefault(tuple(columns.tolist()), name)
+            del tensors[f"flat/{name}"]
+            tensors[f"columns/{columns_of[name]}"] = columns
+    SUPPORT.write(path, header | {"columns_of": columns_of} | dict(more or {}), tensors)
 
 
-def load_support(path: Path) -> Support:
-    """Read a support file of format 1 or 2 and validate it.
+def load_support(path: Path, kind: ContainerKind = SUPPORT) -> Support:
+    """Read a support file of format 1, 2 or 3 and validate it; messages have the remedy of ``kind``.
 
     Raises:
         InputError: the file is missing, damaged, or holds no sound support.
     """
-    container = SUPPORT.read(path)
+    container = kind.read(path)
     try:
         return support_from_content(container.header, container.tensors)
     except InputError as error:
-        raise SUPPORT.damaged(error, path) from None
+        raise kind.damaged(error, path) from None

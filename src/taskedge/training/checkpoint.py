@@ -1,9 +1,10 @@
 """Checkpoints of a run: the trained tensors, the optimizer and the position. Never a copy of the base, and no pickle.
 
 A checkpoint is a folder ``checkpoint-STEP`` with two files. ``state.safetensors`` holds trained parameters, optimizer
-tensors, random generators, and positions of entries that have moved; its header holds the rest, with a digest over the
-content of both files. ``trainer_state.json`` holds the position and the log. The folder is written under a temporary
-name and renamed when it is complete, so that every checkpoint that exists can be resumed from.
+tensors, random generators, positions of entries that have moved, and directions that LoRA-Dash chose; its header holds
+the rest, with a digest over the content of both files. ``trainer_state.json`` holds the position and the log. The
+folder is written under a temporary name and renamed when it is complete, so that every checkpoint that exists can be
+resumed from.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.errors import InputError, TaskEdgeError
+from taskedge.forms.dash import dash_state
 from taskedge.forms.install import installation
 from taskedge.forms.regrow import moved_positions, set_positions
 from taskedge.io.atomic import WriteError, atomic_folder
@@ -41,6 +43,7 @@ STATE = "state.safetensors"
 POSITION = "trainer_state.json"
 PREFIX = "checkpoint-"
 _SUPPORT = "support/"
+_BUFFER = "buffer/"
 
 
 def write(folder: Path, state: TrainState) -> Path:
@@ -56,6 +59,7 @@ def write(folder: Path, state: TrainState) -> Path:
     tensors = {f"parameter/{name}": tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
     if installation(model) is not None:
         tensors |= {f"{_SUPPORT}{name}": flat for name, flat in moved_positions(model).items()}
+        tensors |= {f"{_BUFFER}{name}": value.detach().cpu().contiguous() for name, value in dash_state(model).items()}
     optimizer_state = state.optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, values in optimizer_state["state"].items():
@@ -150,6 +154,11 @@ class Checkpoint:
         if support:
             with _errors_as_damage(self.path):
                 set_positions(model, support)
+        buffers = dict(model.named_buffers())
+        with torch.no_grad(), _errors_as_damage(self.path):
+            for name, tensor in self._tensors.items():
+                if name.startswith(_BUFFER):
+                    buffers[name.removeprefix(_BUFFER)].copy_(tensor)
         with torch.no_grad():
             for name, tensor in saved.items():
                 trained[name].copy_(tensor)

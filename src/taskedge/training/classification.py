@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, check_labels, label_indices, label_set
-from taskedge.training.data.text_data import predict, quality
-from taskedge.training.tasks import Collate, Columns, Measures, OnProgress, Row
+from taskedge.training.data.text_data import class_probabilities, outputs, predict, quality
+from taskedge.training.tasks import Collate, Columns, Log, Measures, OnProgress, Row, ignore_log
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,14 @@ class Classification(abc.ABC):
         """Return nothing: the labels are all."""
         return {}
 
-    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(
+        self,
+        base: Base,
+        table: Table | None = None,
+        max_length: int = 0,
+        new_tokens: int | None = None,
+        log: Log = ignore_log,
+    ) -> Self:
         """Return the task itself: nothing depends on the base."""
         return self
 
@@ -66,7 +75,11 @@ class Classification(abc.ABC):
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
         """Return the most probable class of each row and its probability."""
-        prediction = predict(model, rows, self.collate(base), batch_size, on_progress)
+        return self.answers(outputs(model, rows, self.collate(base), batch_size, on_progress), rows)
+
+    def answers(self, logits: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return the answers to rows from the model's outputs for them, [rows, classes]."""
+        prediction = class_probabilities(logits)
         return [
             {"label": self.labels[index], "probability": round(float(probabilities[index]), 6)}
             for index, probabilities in zip(prediction.classes, prediction.probabilities, strict=True)

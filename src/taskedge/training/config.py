@@ -6,6 +6,7 @@ Must not import torch or transformers: help texts and faults in flags are printe
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,33 @@ def load_config(config_class: type[C], flags: Mapping[str, Any], path: Path | No
     if len(faults) == 1:
         raise InputError(faults[0])
     raise InputError(f"{len(faults)} settings cannot be used:" + "".join(f"\n  {fault}" for fault in faults))
+
+
+def flag_text(name: str, value: Any) -> str:
+    """Return a setting as a user types it: ``--rank 3``, ``--no-warmup``; ``no --rank`` if it is not given."""
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or value in ([], ()):
+        return f"no {flag}"
+    if isinstance(value, bool):
+        return flag if value else f"--no-{flag[2:]}"
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join(f"{flag} {shlex.quote(str(one))}" for one in values)
+
+
+def changes_text(before: Mapping[str, Any], now: Mapping[str, Any], names: Mapping[str, str] | None = None) -> str:
+    """Return the settings that differ, with both values, as a user types them; empty if none does.
+
+    Args:
+        before: the earlier settings.
+        now: the present settings. Only these are compared.
+        names: words for entries that are no settings, such as digests, whose values are not shown.
+    """
+    words = names or {}
+    return ", ".join(
+        words[name] if name in words else f"{flag_text(name, before.get(name))} (now {flag_text(name, now[name])})"
+        for name in now
+        if before.get(name) != now[name]
+    )
 
 
 def _describe(

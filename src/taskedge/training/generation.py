@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from taskedge.training.data.text_data import evaluating
+from taskedge.training.data.text_data import batch_indices, evaluating, is_same_answer
+from taskedge.training.guard import guarded
 
 IGNORED = -100
 """Label of a token that is not learned."""
@@ -37,20 +38,21 @@ def negative_log_likelihood(
     """Return the sum of the negative log-likelihoods, in nats, of all tokens that have a label, and their number."""
     device, total, num_tokens = next(model.parameters()).device, 0.0, 0
     vocabulary = int(getattr(model.config, "vocab_size", 2**16))
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]), reverse=True)  # the largest batch comes first
+    order = sorted(range(len(rows)), key=lambda index: -len(rows[index]["input_ids"]))  # the largest batch comes first
     start = 0
     with evaluating(model):
-        while start < len(ordered):
-            max_rows = max(1, MAX_LOGITS // (vocabulary * len(ordered[start]["input_ids"])))
-            batch_rows = ordered[start : start + min(batch_size, max_rows)]
-            batch = {key: value.to(device) for key, value in collate(batch_rows).items()}
-            labels = batch.pop("labels")[:, 1:].flatten()
-            logits = model(**batch).logits[:, :-1].flatten(0, 1)  # (rows · (tokens - 1), vocabulary)
+        while start < len(order):
+            max_rows = max(1, MAX_LOGITS // (vocabulary * len(rows[order[start]]["input_ids"])))
+            indices = order[start : start + min(batch_size, max_rows)]
+            with guarded(model, rows, indices, collate):
+                batch = {key: value.to(device) for key, value in collate([rows[i] for i in indices]).items()}
+                labels = batch.pop("labels")[:, 1:].flatten()
+                logits = model(**batch).logits[:, :-1].flatten(0, 1)  # (rows · (tokens - 1), vocabulary)
             learned = labels != IGNORED
             total += float(cross_entropy(logits[learned].float(), labels[learned], reduction="sum"))
             num_tokens += int(learned.sum())
-            start += len(batch_rows)
-            on_progress(len(batch_rows))
+            start += len(indices)
+            on_progress(len(indices))
     return total, num_tokens
 
 
@@ -59,33 +61,90 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     pad_token: int,
-    end_token: int,
+    end_token: int | Collection[int],
     new_tokens: int,
     batch_size: int,
     on_progress: Callable[[int], object],
 ) -> list[list[int]]:
-    """Return the most probable tokens after each prompt, one at a time, up to the end token or ``new_tokens``."""
+    """Return the most probable tokens after each prompt, one at a time, up to an end token or ``new_tokens``.
+
+    Prompts of a batch are padded at their start. If that changes what the model answers, prompts of different lengths
+    do not share a batch.
+    """
     from transformers import GenerationConfig
 
-    device = next(model.parameters()).device
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    ends = [end_token] if isinstance(end_token, int) else sorted(end_token)
     responses: list[list[int]] = [[] for _ in prompts]
     greedy = GenerationConfig(
-        do_sample=False, num_beams=1, max_new_tokens=new_tokens, pad_token_id=pad_token, eos_token_id=end_token
+        do_sample=False, num_beams=1, max_new_tokens=new_tokens, pad_token_id=pad_token, eos_token_id=ends
     )
     published = model.generation_config  # its penalties and sampling are not used
     model.generation_config = greedy
+    lengths = [len(prompt) for prompt in prompts]
+    prompt_rows = [{"input_ids": prompt} for prompt in prompts]
+
+    def left_padded(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        return left_padded_batch(model, [row["input_ids"] for row in rows], pad_token)
+
     try:
         with evaluating(model):
-            for start in range(0, len(order), batch_size):
-                indices = order[start : start + batch_size]
-                batch = [prompts[index] for index in indices]
-                ids = pad(batch, pad_token, left=True).to(device)
-                mask = pad([[1] * len(prompt) for prompt in batch], 0, left=True).to(device)
-                output = model.generate(input_ids=ids, attention_mask=mask, generation_config=greedy)  # type: ignore[operator]
-                for index, tokens in zip(indices, output[:, ids.shape[1] :].tolist(), strict=True):
-                    responses[index] = tokens[: tokens.index(end_token)] if end_token in tokens else tokens
+            with guarded(model, prompt_rows, range(len(prompts)), left_padded):
+                pads = batch_size == 1 or is_padding_ignored(model, prompts, pad_token)
+            for indices in batch_indices(lengths, batch_size, mixed=pads):
+                with guarded(model, prompt_rows, indices, left_padded):
+                    batch = left_padded([prompt_rows[index] for index in indices])
+                    output = model.generate(**batch, generation_config=greedy)  # type: ignore[operator]
+                for index, tokens in zip(indices, output[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
+                    responses[index] = tokens[: next((i for i, token in enumerate(tokens) if token in ends), None)]
                 on_progress(len(indices))
     finally:
         model.generation_config = published
     return responses
+
+
+def predicts_next_tokens(model: nn.Module) -> bool:
+    """Return whether the model's own loss is that of the next token, as training needs it.
+
+    The decoders of BART and its kind compare a token's logits with the label at the same place: they would learn to
+    copy.
+    """
+    ids = torch.tensor([[1, 2, 3, 1]], device=next(model.parameters()).device)
+    with evaluating(model):
+        output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
+    if output.loss is None:
+        return True  # the trainer refuses it
+    expected = float(cross_entropy(output.logits[0, :-1].float(), ids[0, 1:]))
+    return abs(float(output.loss) - expected) <= 1e-3 * expected
+
+
+def left_padded_batch(model: nn.Module, prompts: Sequence[Sequence[int]], pad_token: int) -> dict[str, Tensor]:
+    """Return prompts as a batch for the model, padded at their start."""
+    device = next(model.parameters()).device
+    mask = pad([[1] * len(prompt) for prompt in prompts], 0, left=True)
+    return {"input_ids": pad(prompts, pad_token, left=True).to(device), "attention_mask": mask.to(device)}
+
+
+def is_padding_ignored(model: nn.Module, prompts: Sequence[Sequence[int]], pad_token: int) -> bool:
+    """Return whether the next tokens after the shortest prompt are the same alone and beside the longest.
+
+    Models with absolute positions that they do not count from the attention mask fail this, such as BART's decoder. Two
+    tokens are compared, because the second depends on the cache.
+    """
+    from transformers import GenerationConfig
+
+    shortest, longest = min(prompts, key=len), max(prompts, key=len)
+    if len(shortest) == len(longest):
+        return True
+    two = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=2, min_new_tokens=2, pad_token_id=pad_token,
+        output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    alone, beside = (
+        model.generate(**left_padded_batch(model, batch, pad_token), generation_config=two)  # type: ignore[operator]
+        for batch in ([shortest], [shortest, longest])
+    )
+    if not is_same_answer(alone.logits[0], beside.logits[0][:1]):
+        return False
+    if alone.sequences[0, -2] != beside.sequences[0, -2]:
+        return True  # two equally probable tokens
+    return is_same_answer(alone.logits[1], beside.logits[1][:1])

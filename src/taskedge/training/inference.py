@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taskedge.backbone.loading import Base
 from taskedge.backbone.storage.memory_map import check_unchanged
-from taskedge.delta.file import load
-from taskedge.delta.load_with_delta import load_with_delta
+from taskedge.delta.load_with_delta import load_head, load_with_delta
 from taskedge.errors import InputError
 from taskedge.training.data.infer_task import default_columns, flags_text
+from taskedge.training.data.label_checks import understood_lines
+from taskedge.training.guard import RowError, in_file
 from taskedge.training.tasks import Columns, Log, Measures, OnProgress, Row, Task, task_of_delta
 from taskedge.training.trainer_config import DEFAULTS
+
+BATCHES_IN_BLOCK = 16
+"""Batches of a prediction that are answered, and written, together."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,20 @@ class Inference:
         task: the task of the delta, bound to the base.
         base: the base with the delta applied.
         rows: the encoded rows.
+        path: the file or folder of the rows, for messages.
+        identity: a JSON-able value that differs if the data differs.
     """
 
     task: Task
     base: Base
     rows: list[Row]
+    path: Path
+    identity: Any = None
 
     def evaluate(self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None) -> Measures:
         """Measure the answers to the rows, which must have been read with answers."""
-        measures = self.task.evaluate(self.base.model, self.base, self.rows, batch_size, on_progress)
+        with in_file(self.path):
+            measures = self.task.evaluate(self.base.model, self.base, self.rows, batch_size, on_progress)
         check_unchanged(self.base.model)
         return measures
 
@@ -40,9 +51,25 @@ class Inference:
         self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None
     ) -> list[dict[str, Any]]:
         """Return the answer to each row, in their order, with its number (from 1) under ``row``."""
-        answers = self.task.predict(self.base.model, self.base, self.rows, batch_size, on_progress)
-        check_unchanged(self.base.model)
-        return [{"row": row} | answer for row, answer in enumerate(answers, start=1)]
+        return list(itertools.chain.from_iterable(self.iter_answers(batch_size, on_progress)))
+
+    def iter_answers(
+        self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None, *, start: int = 0
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield the answers of :meth:`predict` in blocks of ``BATCHES_IN_BLOCK`` batches, from the row ``start``.
+
+        Only rows of one block share a batch. If ``start`` is where a block of an earlier call ended, the blocks are
+        those of that call.
+        """
+        for first in range(start, len(self.rows), BATCHES_IN_BLOCK * batch_size):
+            rows = self.rows[first : first + BATCHES_IN_BLOCK * batch_size]
+            with in_file(self.path):
+                try:
+                    answers = self.task.predict(self.base.model, self.base, rows, batch_size, on_progress)
+                except RowError as error:
+                    raise RowError([first + number for number in error.numbers], error.reason) from error.__cause__
+            check_unchanged(self.base.model)
+            yield [{"row": row} | answer for row, answer in enumerate(answers, start=first + 1)]
 
 
 def prepare_inference(
@@ -52,6 +79,7 @@ def prepare_inference(
     *,
     answers: bool,
     model: str | None = None,
+    head: str | None = None,
     weight_storage: str | None = None,
     force: bool = False,
     max_new_tokens: int | None = None,
@@ -65,6 +93,7 @@ def prepare_inference(
         columns: columns that have other names than in the training data.
         answers: whether to read the answers, to compare with.
         model: the base; by default the one that the delta names.
+        head: name of the head, of a delta for several tasks.
         weight_storage: one of :data:`taskedge.backbone.storage.WEIGHT_STORAGE`; by default as in training.
         force: apply the delta even to a base with other values.
         max_new_tokens: largest number of tokens of a generated answer; by default as in training.
@@ -73,7 +102,7 @@ def prepare_inference(
     Raises:
         InputError, DeltaError: the data, the delta or the base cannot be used, or do not belong together.
     """
-    provenance = load(delta).provenance
+    provenance = load_head(delta, head).provenance
     try:
         task = task_of_delta(provenance)
     except InputError as error:
@@ -82,13 +111,17 @@ def prepare_inference(
         raise InputError(f"{data} is a folder, but the delta is for {task.name}: name a file")
     columns = Columns() if data.is_dir() else _columns(delta, task, columns, Columns.of(provenance.training))
     table = task.read(data, columns, answers=answers, log=log)
+    for line in understood_lines(table, len(task.labels) if answers else 0):
+        log(line)
     if answers:
         task.check(table)
-    base, _ = load_with_delta(delta, model, weight_storage=weight_storage, force=force, log=log)
-    task = task.bind(base, new_tokens=max_new_tokens)
+    base, _ = load_with_delta(delta, model, head=head, weight_storage=weight_storage, force=force, log=log)
+    task = task.bind(base, new_tokens=max_new_tokens, log=log)
     trained_length = int(provenance.training.get("max_length", task.max_length or 0))
+    if task.max_length is not None and "max_length" not in provenance.training:
+        log(f"{delta} does not state at how many tokens texts were cut in training: {trained_length} is assumed")
     max_length = min(trained_length, base.max_positions or trained_length)
-    return Inference(task, base, task.encode(base, table, max_length, log))
+    return Inference(task, base, task.encode(base, table, max_length, log), data, task.identity(table))
 
 
 def _columns(delta: Path, task: Task, given: Columns, trained: Columns) -> Columns:

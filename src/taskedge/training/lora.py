@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from taskedge.backbone.candidates import candidates, candidates_within
+from taskedge.backbone.experts import ExpertLinear
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, linears
 from taskedge.delta.delta import Delta, LowRankDelta, Provenance
@@ -29,7 +30,11 @@ def lora_support(model: nn.Module, rank: int, depth: int | None) -> Support:
         depth: number of blocks nearest the output that have products; None for all.
     """
     usable = candidates(model) if depth is None else candidates_within(model, depth)
-    targets = {name: linear for name, linear in usable.items() if isinstance(linear.adapter, LinearAdapter)}
+    targets = {
+        name: linear
+        for name, linear in usable.items()
+        if isinstance(linear.adapter, LinearAdapter) and not isinstance(linear.module, ExpertLinear)  # PEFT has modules
+    }
     return Support(
         linears={},
         model_parameters=sum(parameter.numel() for parameter in model.parameters()),

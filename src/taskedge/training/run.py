@@ -6,7 +6,7 @@ same run with other settings, which shares all that those settings do not change
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,22 +14,28 @@ import torch
 from torch import nn
 
 from taskedge.backbone.candidates import head_parameters
+from taskedge.backbone.coverage import experts_text, idle_text
 from taskedge.backbone.loading import Base, load_base
 from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.errors import InputError
+from taskedge.forms.dash import add_directions
 from taskedge.forms.install import fuse, install
-from taskedge.selection.rules import RULES
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
+from taskedge.selection.support_file import read_support_file
 from taskedge.training.data.infer_task import IMAGES, infer_task, task_of_labels, task_sentence
 from taskedge.training.data.label_checks import data_summary, label_warnings
 from taskedge.training.data.table import Table
 from taskedge.training.data_order import random_order
+from taskedge.training.dense_run import measure_changes
+from taskedge.training.guard import check_forward, guarded, in_file
+from taskedge.training.head_warmup import warm_head
 from taskedge.training.lora import PeftLora, lora_support
 from taskedge.training.memory.mezo import MEZO_WARNING
 from taskedge.training.tasks import TASKS, Batch, Collate, Columns, Log, Row, Task
+from taskedge.training.token_limit import token_limit
 from taskedge.training.tune_config import TuneConfig
 
 RELOADING_SETTINGS = frozenset({"dtype", "weight_storage"})
@@ -134,6 +140,9 @@ def _log_data(data: RunData, config: TuneConfig, *, may_be_numbers: bool, log: L
         InputError: there are warnings, and the run is ``strict``.
     """
     num_classes = len(data.task.labels)
+    for table in (data.train, data.eval):
+        if table is not None and table.understood:
+            log(table.understood)
     for line in data_summary(data.train, data.eval, num_classes, images=data.task.name == IMAGES):
         log(line)
     warnings = label_warnings(data.train, may_be_numbers=may_be_numbers) if num_classes else []
@@ -141,29 +150,6 @@ def _log_data(data: RunData, config: TuneConfig, *, may_be_numbers: bool, log: L
         raise InputError(f"{'; '.join(warnings)}: correct the data, or leave out --strict")
     for warning in warnings:
         log(f"warning: {warning}")
-
-
-def token_limit(task: Task, base: Base, requested: int | None, log: Log) -> int:
-    """Return the tokens at which texts are cut; 0 for images.
-
-    This is the requested number or else the task's, but not more than the base has positions for.
-
-    Raises:
-        InputError: the tokens that the tokenizer puts around a text leave no token of it.
-    """
-    if task.max_length is None:
-        return 0
-    limit = requested or task.max_length
-    if base.max_positions is not None and limit > base.max_positions:
-        log(f"texts are cut at {base.max_positions} tokens: the model has no more positions")
-        limit = base.max_positions
-    num_special = len(base.tokenizer([""])["input_ids"][0])
-    if limit <= num_special and "label" in task.column_sets[0]:
-        raise InputError(
-            f"--max-length {limit} leaves no token of a text: the tokenizer adds {num_special} tokens to each, so give "
-            f"at least {num_special + 1}"
-        )
-    return limit
 
 
 @dataclass(frozen=True)
@@ -198,6 +184,7 @@ class Run:
         self.config, self.data, self.log = config, data, log
         self._loaded: _Loaded | None = None
         self._encoded: _Encoded | None = None
+        self._calibrating: Sequence[int] = ()  # rows of the present calibration batch
 
     def with_config(self, changes: Mapping[str, Any], *, log: Log | None = None) -> Run:
         """Return the run with other settings.
@@ -244,7 +231,7 @@ class Run:
             return
         base, train = self.base, self.data.train
         max_length = token_limit(self.data.task, base, self.config.max_length, self.log)
-        task = self.data.task.bind(base, train, max_length, self.config.max_new_tokens)
+        task = self.data.task.bind(base, train, max_length, self.config.max_new_tokens, self.log)
         self._encoded = _Encoded(task, max_length, task.encode(base, train, max_length, self.log))
 
     def release_base(self) -> None:
@@ -299,13 +286,35 @@ class Run:
         """Return the rows of a table with answers, as the model takes them."""
         return self.task.encode(self.base, table, self.max_length, self.log)
 
+    def check_forward(self) -> None:
+        """Run the base once on the longest training rows and once on the first ones, before any work is spent.
+
+        Raises:
+            InputError: the base fails on a row; the message names it.
+        """
+        with in_file(self.data.train.path):
+            check_forward(self.base.model, self.rows, self.collate, self.config.trainer_config().rows_per_pass)
+
+    def warm_head(self) -> None:
+        """Train the head alone if the settings ask for it, before weights are selected.
+
+        Raises:
+            InputError: the base has no head that can be trained alone.
+        """
+        if not self.config.head_warmup:
+            return
+        with in_file(self.data.train.path):
+            warmed = warm_head(self.base.model, self.rows, self.collate, self.config.trainer_config().rows_per_pass)
+        self.log(str(warmed))
+
     def calibration_batches(self) -> Iterator[Batch]:
         """Yield the batches on which the selection takes statistics: the first rows of a seeded order."""
         order = random_order(len(self.rows), self.config.seed)
         order = order[: self.config.calibration * self.config.batch_size]
         size = self.rows_per_calibration_batch
         for start in range(0, len(order), size):
-            yield self.collate([self.rows[index] for index in order[start : start + size]])
+            self._calibrating = order[start : start + size]
+            yield self.collate([self.rows[index] for index in self._calibrating])
 
     @property
     def rows_per_calibration_batch(self) -> int:
@@ -314,17 +323,33 @@ class Run:
         Gradients have weights by batch (``Σ_batches g²``), so rules that need them see whole batches.
         """
         config = self.config
-        return config.batch_size if RULES[config.rule].needs_gradients else config.trainer_config().rows_per_pass
+        return config.batch_size if config.needs_gradients else config.trainer_config().rows_per_pass
 
     def select(self, batches: Iterable[Batch] | None = None) -> Support:
         """Return the support that these batches select, by default the calibration batches; LoRA needs none."""
         config = self.config
         if config.form == "lora":
             return lora_support(self.base.model, config.rank, config.depth)
+        if config.support_file is not None:
+            return read_support_file(config.support_file, self.base.model, self.task.labels)
         if batches is None:
-            self.log(f"selecting weights by rule {config.rule!r} on {config.calibration} batches")
+            what = "weights" if config.columns is None else f"{config.columns} columns of each input"
+            self.log(f"selecting {what} by rule {config.select_kwargs()['rule']!r} on {config.calibration} batches")
             batches = self.calibration_batches()
-        return select(self.base.model, batches, **config.select_kwargs())
+        model = self.base.model
+        with in_file(self.data.train.path), guarded(model, self.rows, lambda: self._calibrating, self.collate):
+            if config.needs_dense_run:
+                settings = config.dense_run_settings() | {"head": self.full_names, "log": self.log}
+                with measure_changes(model, batches, self.rows, self.collate, **settings) as statistics:
+                    support = select(model, statistics=statistics, **config.select_kwargs())
+                support.settings.update(change_epochs=config.change_epochs, change_lr=config.change_lr)
+            else:
+                support = select(model, batches, **config.select_kwargs())
+        if idle := support.settings.get("never_ran"):
+            self.log(idle_text(self.base.model, idle))
+        if text := experts_text(model, support.linears):
+            self.log(text)
+        return support
 
     def install(self, support: Support) -> TrainableModel:
         """Install the support in the base's model, in the configured form, with the fully trained parameters."""
@@ -333,18 +358,21 @@ class Run:
             self.log(MEZO_WARNING)
         if config.weight_storage == "mmap":
             set_weight_storage(model, config.weight_storage, self.log)
-        if config.form == "lora":
+        if config.form == "lora" and not config.dash:
             return PeftLora(model, support, self.full_names, config.alpha, config.seed)
         install(
             model,
             support,
             trainable=self.full_names,
             step=config.step,
-            form=config.form,
+            step_exponent=config.step_exponent,
+            form="sparse" if config.dash else config.form,
             rank=config.rank if config.form == "sparse_lora" else None,
             alpha=config.alpha,
             seed=config.seed,
         )
+        if config.dash:
+            add_directions(model, config.directions)
         return InstalledModel(model)
 
     def num_trained_parameters(self, model: nn.Module) -> int:

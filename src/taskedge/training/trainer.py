@@ -31,6 +31,7 @@ from taskedge.training import checkpoint as checkpoints
 from taskedge.training.callbacks import Callback, ProgressLine, StepTimer, TensorBoardLog, TrainState
 from taskedge.training.data_order import epoch_order
 from taskedge.training.generation import IGNORED
+from taskedge.training.guard import guarded
 from taskedge.training.memory.mezo import Mezo, downstream_names
 from taskedge.training.memory.micro_batch import count_labels, shifts_labels
 from taskedge.training.memory.rotate import RotationCallback
@@ -80,6 +81,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     tensorboard: bool = False,
     head: Collection[str] = (),
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> TrainResult:
     """Train the parameters of ``model`` that require gradients on ``rows``, in place.
 
@@ -94,6 +96,7 @@ def train(
         callbacks: run after those that move entries or rotate blocks.
         tensorboard: write logs for TensorBoard to ``folder``.
         head: names of the fully trained parameters. They train at ``config.head_lr``, if it is set.
+        optimizer: by default that of :func:`make_optimizer`. Its groups have their peak rates as ``initial_lr``.
 
     Raises:
         InputError: a checkpoint is damaged or cannot be written.
@@ -118,8 +121,8 @@ def train(
     model_config: Any = getattr(model, "config", None)
     if model_config is not None:
         model_config.use_cache = False  # training does not use the keys and values of earlier tokens
-    max_steps = math.ceil(config.epochs * _steps_per_epoch(len(rows), config))
-    state = TrainState(model, make_optimizer(model, config, head), max_steps)
+    max_steps = num_steps(len(rows), config)
+    state = TrainState(model, optimizer or make_optimizer(model, config, head), max_steps)
     newest = checkpoints.latest(folder) if resume else None
     checkpoint = None if newest is None else checkpoints.Checkpoint(newest)
     if config.low_memory:
@@ -174,7 +177,8 @@ def _run(
         rate = learning_rate_factor(state.step, state.max_steps, config.warmup)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate
-        batches = [collate([rows[i] for i in indices]) for indices in _pass_indices(order, step_of_epoch, config)]
+        passes = _pass_indices(order, step_of_epoch, config)
+        batches = [collate([rows[i] for i in indices]) for indices in passes]
 
         for hook in hooks:
             hook.on_step_begin(state)
@@ -183,14 +187,15 @@ def _run(
             if index > 0:
                 for hook in hooks:
                     hook.on_pass_end(state)
-            if isinstance(optimizer, Mezo):
-                model.eval()
-                loss = optimizer.probe(partial(passes_loss, batch))
-            else:
-                model.train()
-                loss = passes_loss(batch)
-                loss.backward()  # type: ignore[no-untyped-call]
-                loss = loss.detach()
+            with guarded(model, rows, passes[index], collate):
+                if isinstance(optimizer, Mezo):
+                    model.eval()
+                    loss = optimizer.probe(partial(passes_loss, batch))
+                else:
+                    model.train()
+                    loss = passes_loss(batch)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss = loss.detach()
             if not torch.isfinite(loss):
                 raise _diverged(loss, state, folder)
             state.loss_sum += float(loss)
@@ -326,6 +331,11 @@ def bf16_forward(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         del model.forward
+
+
+def num_steps(num_rows: int, config: TrainerConfig) -> int:
+    """Return the optimizer steps of a whole run."""
+    return math.ceil(config.epochs * _steps_per_epoch(num_rows, config))
 
 
 def _steps_per_epoch(num_rows: int, config: TrainerConfig) -> int:

@@ -22,19 +22,20 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from taskedge.backbone.coverage import log_coverage
 from taskedge.backbone.storage import current_name
 from taskedge.backbone.storage.memory_map import check_unchanged
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load, save
 from taskedge.errors import DoesNotFit, InputError, TrainingDiverged
-from taskedge.io.atomic import link_target, move_atomic, require_parent, write_atomic
+from taskedge.io.atomic import link_target, move_atomic, require_writable, write_atomic
 from taskedge.io.lock import hold_lock
 from taskedge.profiling.byte_size import format_bytes
 from taskedge.profiling.process_memory import (
@@ -47,63 +48,25 @@ from taskedge.profiling.process_memory import (
 from taskedge.selection.support import Support, load_support, save_support
 from taskedge.training import checkpoint
 from taskedge.training.callbacks import TENSORBOARD_FOLDER
+from taskedge.training.config import changes_text
+from taskedge.training.dash_callback import DashStart
+from taskedge.training.find_support import find_in_steps
+from taskedge.training.guard import explained, in_file
 from taskedge.training.memory.decide import choose_within_budget
 from taskedge.training.memory.headroom import ReleaseFreedMemory
 from taskedge.training.memory.memory_report import decision_text
 from taskedge.training.run import Run, TrainableModel, prepare_run
+from taskedge.training.selection_settings import SELECTION_FIELDS
 from taskedge.training.tasks import Log, Measures
 from taskedge.training.trainer import TrainResult, bf16_forward, train
 from taskedge.training.tune_config import TuneConfig
+from taskedge.training.tune_result import TuneResult
 
 SETTINGS_FILE, SUPPORT_FILE, MEMORY_FILE = "settings.json", "support.safetensors", "memory.json"
 """Files in the folder of a run, beside checkpoints and logs. A folder with settings holds an interrupted run."""
 
-
-@dataclass(frozen=True)
-class TuneResult:
-    """Outcome of :func:`tune`.
-
-    Attributes:
-        out: the delta file.
-        task: name of the task.
-        form: name of the form.
-        lr: peak learning rate.
-        entries: number of trained entries.
-        share: their share of the base's parameters.
-        low_rank: parameters of the low-rank products in the file, which are not entries.
-        trained: values that the optimizer moved, without the head: the entries, or the factors that give them.
-        head: number of fully trained parameters, which are not entries.
-        steps: optimizer steps.
-        train_loss: mean training loss.
-        seconds: duration of this call.
-        seconds_per_step: mean duration of a step.
-        cpu_seconds_per_step: the same in processor time, which other users of the machine do not lengthen.
-        peak_memory: bytes: the largest resident set of the process so far (on a GPU: the largest that torch reserved).
-        run_peak_memory: the same since the memory was predicted, if it was: the peak of the run itself.
-        predicted: with a memory budget, the prediction for the chosen configuration (``ConfigCost.as_json``).
-        file_bytes: size of the delta file.
-        quality: measures of the written file on the ``eval`` data, if there is any.
-    """
-
-    out: Path
-    task: str
-    form: str
-    lr: float
-    entries: int
-    share: float
-    low_rank: int
-    trained: int
-    head: int
-    steps: int
-    train_loss: float
-    seconds: float
-    seconds_per_step: float
-    cpu_seconds_per_step: float
-    peak_memory: int
-    run_peak_memory: int
-    predicted: dict[str, Any] | None
-    file_bytes: int
-    quality: Measures | None
+_BEFORE_THEY_EXISTED = {"step_exponent": 0.0}
+"""What runs did before they had these settings, where it is not the default."""
 
 
 def tune(
@@ -142,28 +105,32 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
     """Train a delta in a folder that no other process uses. For the arguments see :func:`tune`."""
     begin = time.monotonic()
     run, predicted = _fit_memory_budget(prepare_run(config, log), folder, resume=resume)
-    support = _resume_or_select(run, folder, predicted, resume=resume)
+    support = _resume_or_select(run, folder, predicted, resume=resume, progress=progress)
     installed = run.install(support)
     num_trained = run.num_trained_parameters(installed.model)
     log(_training_text(run, support, num_trained))
     try:
-        trained = train(
-            installed.model,
-            run.rows,
-            run.collate,
-            run.config.trainer_config(),
-            folder,
-            resume=resume,
-            progress=progress,
-            callbacks=[] if predicted is None else [ReleaseFreedMemory()],
-            tensorboard=config.tensorboard,
-            head=run.full_names,
-        )
+        with in_file(run.data.train.path):
+            trained = train(
+                installed.model,
+                run.rows,
+                run.collate,
+                run.config.trainer_config(),
+                folder,
+                resume=resume,
+                progress=progress,
+                callbacks=[
+                    *([] if predicted is None else [ReleaseFreedMemory()]),
+                    *([DashStart(config.dash_start, log)] if config.dash else []),
+                ],
+                tensorboard=config.tensorboard,
+                head=run.full_names,
+            )
     except TrainingDiverged:
         if checkpoint.latest(folder) is None:  # nothing to resume from
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    delta = _extract(run, installed, trained)
+    delta = _extract(run, support, installed, trained)
     measures = _write_and_evaluate(run, installed, delta, folder)
     device = next(installed.model.parameters()).device
     return TuneResult(
@@ -208,22 +175,24 @@ def _check_parent(out: Path) -> None:
     """Check that a file can be made under the name of the output."""
     if not out.parent.is_dir():
         raise InputError(f"{out}: there is no folder {out.parent}: make it, or name another with --out")
-    require_parent(out)
     if out.is_dir():
         raise InputError(f"{out} is a folder: name a file with --out")
+    require_writable(out)
 
 
 @contextmanager
 def _hold_locks(out: Path, folder: Path) -> Iterator[bool]:
-    """Hold the locks on the run's folder and on the file that it replaces; yield whether an earlier run was killed.
+    """Hold the locks on the run's folder and on the output; yield whether an earlier run was killed.
 
-    These are two if the output is a symbolic link: a run through another link has another folder.
+    Other verbs lock the output only. If it is a symbolic link, its target and the folder of that are locked as well.
     """
     with ExitStack() as stack:
         was_killed = stack.enter_context(hold_lock(folder))
+        stack.enter_context(hold_lock(out))
         if out.is_symlink():
             target = link_target(out)
             stack.enter_context(hold_lock(target.with_name(f"{target.name}.run")))
+            stack.enter_context(hold_lock(target))
         yield was_killed
 
 
@@ -272,42 +241,55 @@ def _fit_memory_budget(run: Run, folder: Path, *, resume: bool) -> tuple[Run, di
                 "with --force",
             )
         return run.with_config(_current_names(predicted["changes"])), predicted
-    run, decision = choose_within_budget(run, run.log)
+    with explained(run.check_forward):
+        run, decision = choose_within_budget(run, run.log)
     assert decision.chosen is not None
     run.log(decision_text(decision.as_json()))
     reset_peak(torch.device("cpu"))  # the prediction is about the run alone
     return run, decision.chosen.as_json()
 
 
-def _resume_or_select(run: Run, folder: Path, predicted: dict[str, Any] | None, *, resume: bool) -> Support:
+def _resume_or_select(
+    run: Run, folder: Path, predicted: dict[str, Any] | None, *, resume: bool, progress: bool
+) -> Support:
     """Return the support of the interrupted run, or select one and save all that a resumed run needs."""
-    identity = _identity(run)
+    identity = run_identity(run)
     if resume and is_interrupted(folder):
-        before = _current_names(json.loads((folder / SETTINGS_FILE).read_text()))
-        changed = [key for key in identity if before.get(key) != identity[key]]
+        stored = _current_names(json.loads((folder / SETTINGS_FILE).read_text()))
+        before = (
+            {name: field.default for name, field in TuneConfig.model_fields.items()} | _BEFORE_THEY_EXISTED | stored
+        )
+        changed = changes_text(before, identity, {"data_digest": "other training data"})
         if changed:
             raise InputError(
-                "the interrupted run had other settings: "
-                + ", ".join(f"{key}={before.get(key)!r} (now {identity[key]!r})" for key in changed)
-                + ": resume it with those, or start anew with --force"
+                f"the interrupted run had other settings: {changed}: resume it with those, or start anew with --force"
             )
         run.load()
+        if checkpoint.latest(folder) is None:  # a checkpoint has the trained head
+            run.warm_head()
+        if run.config.support != "rule" and not (folder / SUPPORT_FILE).exists():
+            return find_in_steps(run, folder, SUPPORT_FILE, resume=True, progress=progress)
         return load_support(folder / SUPPORT_FILE)
     run.load()
-    support = run.select()
+    log_coverage(run.base.model, run.log)
+    run.check_forward()
+    run.warm_head()
+    by_rule = run.config.support == "rule"  # gates train for many steps, which a resumed run need not repeat
+    support = run.select() if by_rule else None
     try:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that --force replaces, or that was killed as it began
         folder.mkdir()
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}): name another file with --out") from None
-    save_support(support, folder / SUPPORT_FILE)
+    if support is not None:
+        save_support(support, folder / SUPPORT_FILE)
     if predicted is not None:
         write_atomic(folder / MEMORY_FILE, json.dumps(predicted).encode())
     write_atomic(folder / SETTINGS_FILE, json.dumps(identity, indent=1).encode())
-    return support
+    return support or find_in_steps(run, folder, SUPPORT_FILE, progress=progress)
 
 
-def _identity(run: Run) -> dict[str, Any]:
+def run_identity(run: Run) -> dict[str, Any]:
     """Return what a resumed run must have in common: the data, and settings other than output, logs and budget."""
     excluded = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow", "strict"}
     values: dict[str, Any] = json.loads(run.config.model_dump_json(exclude=excluded))
@@ -337,24 +319,39 @@ def _training_text(run: Run, support: Support, num_trained: int) -> str:
     return f"training {trained}; in full: {full}; learning rate {config.lr:g}, batches of {config.batch_size}"
 
 
-def _extract(run: Run, installed: TrainableModel, trained: TrainResult) -> Delta:
+def _extract(run: Run, support: Support, installed: TrainableModel, trained: TrainResult) -> Delta:
     """Return what was learned, with its provenance."""
     check_unchanged(installed.model)
+    training = _provenance(run, support, trained.steps)
     return installed.extract().with_provenance(
-        base=run.config.model, task=run.task.name, labels=run.task.labels, training=_provenance(run, trained.steps)
+        base=run.config.model, task=run.task.name, labels=run.task.labels, training=training
     )
 
 
-def _provenance(run: Run, steps: int) -> dict[str, Any]:
+def _provenance(run: Run, support: Support, steps: int) -> dict[str, Any]:
     """Return how the delta was trained."""
     config = run.config
     names = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
     if config.form == "lora":
         names.remove("step")
     if config.form != "sparse":
-        names = ["form", "rank", "alpha", *names]
-    names += [name for name in ("depth", "rotate", "optimizer", "weight_storage") if name in config.model_fields_set]
-    training = {name: getattr(config, name) for name in names}
+        dash = ["dash", "directions", "dash_start"] if config.dash else []
+        names = ["form", "rank", "alpha", *dash, *names]
+    optional = (
+        "change_epochs",
+        "change_lr",
+        "columns",
+        "column_score",
+        "step_exponent",
+        "head_warmup",
+        "depth",
+        "rotate",
+        "optimizer",
+    )
+    recorded = SELECTION_FIELDS if config.support_file is not None else ("change_epochs", "change_lr")
+    given = {name: value for name, value in support.settings.items() if name in recorded}
+    names += [name for name in (*optional, "weight_storage") if name in config.model_fields_set or name in given]
+    training = {name: given.get(name, getattr(config, name)) for name in names}
     training |= run.data.columns.named | run.task.to_provenance()
     if run.max_length:
         training["max_length"] = run.max_length
@@ -372,7 +369,7 @@ def _write_and_evaluate(run: Run, installed: TrainableModel, delta: Delta, folde
         model = installed.fuse()
         apply(model, load(written), force=True)
         batch_size = config.trainer_config().rows_per_pass
-        with bf16_forward(model) if config.bf16 else nullcontext():
+        with bf16_forward(model) if config.bf16 else nullcontext(), in_file(run.data.eval.path):
             measures = run.task.evaluate(model, run.base, run.eval_rows(), batch_size, lambda _: None)
     move_atomic(written, config.out)
     (folder / SETTINGS_FILE).unlink()  # first: a folder without it is no run to resume, if this is cut short

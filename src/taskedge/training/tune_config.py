@@ -14,24 +14,33 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 
 from taskedge.backbone.storage import current_name
 from taskedge.errors import InputError, UnknownName
+from taskedge.forms import STEP_EXPONENT
 from taskedge.profiling.byte_size import parse_bytes
 from taskedge.selection import DEFAULT_RANK
 from taskedge.training.config import Config
+from taskedge.training.selection_settings import GATE_FIELDS, SelectionSettings
 from taskedge.training.trainer_config import DEFAULTS, OptimizerName, Recompute, TrainerConfig, trainer_field
 
 LEARNING_RATES = {"sparse": DEFAULTS.lr, "sparse_lora": 3e-2, "lora": 1e-3}
 """Default peak learning rate of each form."""
+HEAD_LEARNING_RATE = 3e-2
+"""Default peak learning rate of the head. A fresh head learns too little at the rates that suit LoRA."""
 
 _FORMS_OF = {
     **dict.fromkeys(
-        ("budget", "per_neuron", "rule", "allocation", "max_columns", "step", "calibration"), ("sparse", "sparse_lora")
+        (
+            *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "column_score"),
+            *("step", "step_exponent", "calibration", "support_file", "support", *GATE_FIELDS),
+        ),
+        ("sparse", "sparse_lora"),
     ),
     **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora")),
+    **dict.fromkeys(("dash", "directions", "dash_start"), ("lora",)),
 }
 """Settings that only some forms have, and these forms. In other forms they are refused instead of ignored."""
 
 
-class TuneConfig(Config):
+class TuneConfig(SelectionSettings, Config):
     """Settings of one run. Flags and the keys of a settings file have the names of these fields."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)
@@ -82,9 +91,13 @@ class TuneConfig(Config):
         str,
         Field(
             description="Rule that ranks the weights: taskedge, mean_activation, activation, magnitude, "
-            "magnitude_bottom, gradient, fisher or random; spt selects low-rank modules, biases and norms as well."
+            "magnitude_bottom, principal, principal:R (of rank R), gradient, first_batch, pursuit, pursuit_t, snip, "
+            "ratio, fisher, fisher_bottom or random; change trains all weights first and takes those that moved most; "
+            "spt selects low-rank modules, biases and norms as well."
         ),
     ] = "taskedge"
+    change_epochs: Annotated[float, Field(description="With --rule change: epochs of its dense run.", gt=0)] = 1.0
+    change_lr: Annotated[float, Field(description="With --rule change: peak rate of its dense run.", gt=0)] = 1e-4
     allocation: Annotated[
         str,
         Field(
@@ -92,8 +105,24 @@ class TuneConfig(Config):
             "such as 2:4, which replaces the budget."
         ),
     ] = "per_neuron"
+    columns: Annotated[
+        int | None,
+        Field(
+            description="Instead of a budget: the best columns of every input, in which all entries are trained, or "
+            "with --per-neuron the best of each neuron.",
+            ge=1,
+        ),
+    ] = None
     max_columns: Annotated[
-        int | None, Field(description="Largest number of distinct inputs used per linear: a cap on memory.", ge=1)
+        int | None,
+        Field(description="With a budget: largest number of columns used of every input, a cap on memory.", ge=1),
+    ] = None
+    column_score: Annotated[
+        str | None,
+        Field(
+            description="What ranks the columns of --columns and --max-columns: entries (sum of the rule's scores), "
+            "activation, weight, random, gradient, pursuit, principal or greedy.  [default: entries]"
+        ),
     ] = None
     depth: Annotated[
         int | None,
@@ -102,13 +131,40 @@ class TuneConfig(Config):
     step: Annotated[
         Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
     ] = "activation"
+    step_exponent: Annotated[
+        float,
+        Field(
+            description="'activation' also divides steps by this power of the number of entries of the neuron.",
+            ge=0,
+            le=1,
+        ),
+    ] = STEP_EXPONENT
     rank: Annotated[int, Field(description="Rank of the products of sparse_lora, lora and rule spt.", ge=1)] = (
         DEFAULT_RANK
     )
     alpha: Annotated[
         float | None, Field(description="Low-rank products are scaled by alpha/rank.  [default: the rank]", gt=0)
     ] = None
+    dash: Annotated[bool, Field(description="LoRA-Dash, trained by this program instead of PEFT.")] = False
+    directions: Annotated[int, Field(description="Singular directions that LoRA-Dash trains.", ge=1)] = 8
+    dash_start: Annotated[int, Field(description="Optimizer steps of plain LoRA before LoRA-Dash.", ge=1)] = 100
     calibration: Annotated[int, Field(description="Batches on which the selection takes statistics.", ge=1)] = 8
+    support: Annotated[
+        Literal["rule", "diff-pruning"],
+        Field(description="How weights are found: by the rule, or with trained gates, in eleven times their memory."),
+    ] = "rule"
+    support_epochs: Annotated[float, Field(description="Epochs in which gates are trained.", gt=0)] = 3.0
+    support_lr: Annotated[float, Field(description="Peak learning rate of weights with gates.", gt=0)] = 1e-4
+    gates: Annotated[
+        Literal["structured", "unstructured"], Field(description="Gates of weights and matrices, or of weights only.")
+    ] = "structured"
+    gate_penalty: Annotated[float, Field(description="Pressure that closes gates; for any model size.", ge=0)] = 42.5
+    group_penalty: Annotated[
+        Literal["product", "sum"], Field(description="Penalty of gates of matrices: the paper's product, or a sum.")
+    ] = "product"
+    support_file: Annotated[
+        Path | None, Field(description="Instead of a selection: a support that `taskedge select` found on this base.")
+    ] = None
 
     # training
     epochs: float = trainer_field("epochs")
@@ -121,7 +177,15 @@ class TuneConfig(Config):
         description="Peak learning rate.  "
         f"[default: {', '.join(f'{form} {rate:g}' for form, rate in LEARNING_RATES.items())}]",
     )
-    head_lr: float | None = trainer_field("head_lr")
+    head_lr: float | None = trainer_field(
+        "head_lr",
+        validate_default=True,
+        description=f"Peak learning rate of the fully trained parameters (the head).  [default: {HEAD_LEARNING_RATE}]",
+    )
+    head_warmup: Annotated[
+        bool,
+        Field(description="Train the head alone first, on features computed once. For classes and numbers."),
+    ] = False
     batch_size: int = trainer_field("batch_size")
     accumulate: int = trainer_field("accumulate")
     micro_batch: int | None = trainer_field("micro_batch")
@@ -179,45 +243,6 @@ class TuneConfig(Config):
         """Return the settings of the training loop."""
         return TrainerConfig(**{name: getattr(self, name) for name in TrainerConfig.model_fields})
 
-    def select_kwargs(self) -> dict[str, Any]:
-        """Return keyword arguments for :func:`taskedge.select`, without defaults that another setting replaces."""
-        from taskedge.selection.patterns import read_pattern
-        from taskedge.selection.rules import RULES
-
-        chooses_alone = bool(RULES[self.rule].choose)
-        replaces_budget = self.per_neuron is not None or read_pattern(self.allocation) is not None
-        kwargs: dict[str, Any] = {
-            "budget": None if replaces_budget else self.budget,
-            "per_neuron": self.per_neuron,
-            "rule": self.rule,
-            "allocation": None if chooses_alone else self.allocation,
-            "max_columns": self.max_columns,
-            "seed": self.seed,
-        }
-        if self.depth is not None:
-            kwargs["depth"] = self.depth
-        if chooses_alone:
-            kwargs["rank"] = self.rank
-        return kwargs
-
-    def unsupported_by(self, weight_storage: str) -> str:
-        """Return the flag that a weight storage does not support; ``""`` if it supports all.
-
-        Memory-mapped and int8 weights are read-only and have no dense gradient; LoRA by PEFT needs plain layers.
-        """
-        if weight_storage == "resident":
-            return ""
-        from taskedge.selection.rules import RULES
-
-        rule = RULES[self.rule]
-        if self.form == "lora":
-            return "--form lora"
-        if self.regrow > 0:
-            return "--regrow"
-        if rule.choose is not None or (weight_storage == "int8" and rule.needs_gradients):
-            return f"--rule {self.rule}"
-        return ""
-
     # --- checks of one setting ---
 
     @model_validator(mode="before")
@@ -231,6 +256,14 @@ class TuneConfig(Config):
     @classmethod
     def _default_lr_of_form(cls, value: Any, info: ValidationInfo) -> Any:
         return LEARNING_RATES[info.data.get("form", "sparse")] if value is None else value
+
+    @field_validator("head_lr", mode="before")
+    @classmethod
+    def _default_head_lr(cls, value: Any, info: ValidationInfo) -> Any:
+        """Leave out a default that equals the rate of the rest: one group of parameters has the same values."""
+        if value is not None or info.data.get("optimizer") == "mezo" or info.data.get("lr") == HEAD_LEARNING_RATE:
+            return value
+        return HEAD_LEARNING_RATE
 
     @field_validator("weight_storage", mode="before")
     @classmethod
@@ -262,12 +295,13 @@ class TuneConfig(Config):
             raise ValueError("TensorBoard is not installed: pip install tensorboard")
         return value
 
-    @field_validator("rule", "allocation", "budget", "task", "memory")
+    @field_validator("rule", "allocation", "column_score", "budget", "task", "memory")
     @classmethod
     def _check_value_is_readable(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is None:
             return None
         from taskedge.selection.allocations import ALLOCATIONS
+        from taskedge.selection.columns import COLUMN_SCORES
         from taskedge.selection.rules import RULES
         from taskedge.selection.select import parse_share
         from taskedge.training.tasks import TASKS
@@ -275,6 +309,7 @@ class TuneConfig(Config):
         check: Callable[[str], Any] = {
             "rule": RULES.__getitem__,
             "allocation": ALLOCATIONS.__getitem__,
+            "column_score": COLUMN_SCORES.__getitem__,
             "budget": parse_share,
             "task": TASKS.__getitem__,
             "memory": parse_bytes,
@@ -299,11 +334,13 @@ class TuneConfig(Config):
 
     @model_validator(mode="after")
     def _check_selection(self) -> TuneConfig:
-        if not self.model_fields_set & {"rule", "allocation"}:
+        if clash := self.support_clash() or self.change_clash():
+            raise ValueError(clash)
+        if not self.model_fields_set & {"rule", "allocation", "columns", "column_score"}:
             return self
         from taskedge.selection.select import refuse_clashes
 
-        names = ("budget", "per_neuron", "max_columns", "allocation")
+        names = ("budget", "per_neuron", "columns", "max_columns", "column_score", "allocation")
         kwargs = {name: getattr(self, name) if name in self.model_fields_set else None for name in names}
         try:
             refuse_clashes(self.rule, **kwargs)
@@ -328,6 +365,10 @@ class TuneConfig(Config):
             raise ValueError(f"--{error}".replace("_", "-")) from None
         if self.regrow and self.rotate:
             raise ValueError("--regrow moves entries of all blocks, --rotate trains one block at a time: give one")
+        if self.head_warmup and self.memory:
+            raise ValueError(
+                "--head-warmup keeps features of all rows, whose memory is not predicted: leave out either"
+            )
         if self.regrow and self.memory:
             raise ValueError("--regrow takes dense gradients, whose memory is not predicted: leave out --memory")
         return self

@@ -224,3 +224,37 @@ def test_a_run_follows_the_plan_that_plan_wrote(taskedge, task, here):
     tasks = [event for line in seen.read_text().splitlines() if (event := json.loads(line))["event"] == "task"]
     assert len(tasks) == 4 * len(parts)
     assert all(event["blocks"] == [0, *parts[event["device"]]] for event in tasks)
+
+
+ESCAPING = "../../../../elsewhere/ESCAPED"
+FLEET = """
+[channel]
+bandwidth_hz = 1e6
+[[device]]
+name = "{name}"
+flops_per_second = 1e9
+utilisation_ratio = 1.0
+memory_bytes = 4e9
+tokens_per_round = 1024
+wired_bits_per_second = 1e6
+"""
+
+
+@pytest.mark.parametrize("source", ["fleet", "dotted fleet", "plan"])
+def test_a_name_of_a_device_does_not_lead_out_of_the_folder(taskedge, task, here, source):
+    """Nothing is written under it: neither rows nor the folders on the way."""
+    name = "a.b" if source == "dotted fleet" else ESCAPING
+    if source == "plan":
+        (here / "plan.json").write_text(plan_of({name: [1], "d1": [2]}, [["a"], ["b"]]).model_dump_json())
+        more = ["--plan", here / "plan.json"]
+    else:
+        (here / "fleet.toml").write_text(FLEET.format(name=name))
+        more = ["--fleet", here / "fleet.toml"]
+    (here / "elsewhere").mkdir()
+    out = here / "deep" / "deeper" / "task.safetensors"
+    out.parent.mkdir(parents=True)
+    ended = taskedge("cooperate", "local", "--model", task / "base", "--train", task / "train.csv", *more, "--out", out)
+    assert ended.code == 2
+    assert name in ended.err
+    assert not list(here.rglob("ESCAPED*"))
+    assert not list(out.parent.rglob("*.jsonl"))

@@ -6,10 +6,11 @@ import pytest
 import tiny_fleet
 import torch
 
-from taskedge.cooperation.coordinator.device_sessions import DeviceSessions
+from taskedge.cooperation.coordinator.device_sessions import MAX_UNANSWERED, DeviceSessions
 from taskedge.cooperation.coordinator.event_log import EventLog
 from taskedge.cooperation.protocol.message import Message
 from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
+from taskedge.cooperation.transport.links import Presence
 
 INSTALL = Message("install", {"run": "r"})
 
@@ -33,7 +34,7 @@ class Device:
 class Around:
     """Sessions over a hub, and the events that they log."""
 
-    def __init__(self, tmp_path, monkeypatch, unfit=lambda info: "", **settings):
+    def __init__(self, tmp_path, monkeypatch, unfit=lambda name, info: "", **settings):
         monkeypatch.setattr("taskedge.cooperation.coordinator.device_sessions.HELLO_SECONDS", 0.05)
         monkeypatch.setattr("taskedge.cooperation.coordinator.device_sessions.RETRY_SECONDS", 0.01)
         self.hub, self.events, self.serving = MemoryCoordinatorLink(), [], []
@@ -95,6 +96,54 @@ def test_a_device_that_has_the_run_is_not_installed_again(tmp_path, monkeypatch)
     run(check())
 
 
+@pytest.mark.parametrize(("stated", "asked"), [("", 0), ("right", 0), ("other", 1)])
+def test_a_device_with_another_support_is_installed_anew(tmp_path, monkeypatch, stated, asked):
+    """Devices of earlier revisions state no digest of their support."""
+
+    async def check():
+        async with Around(tmp_path, monkeypatch) as around:
+            install = Message("install", {"run": "r", "digest": "right"})
+            around.sessions.install_on_all(install, lambda name: None)
+            device = around.join()
+            device.hello |= {"run": "r", "version": 7, "support": stated}
+            await around.until(lambda: bool(around.sessions.ready()))
+            assert device.asked.count("install") == asked
+            assert around.sessions.by_name["d0"].version == (0 if asked else 7)
+
+    run(check())
+
+
+def test_a_device_that_floods_is_named_and_counted(tmp_path, monkeypatch):
+    async def check():
+        async with Around(tmp_path, monkeypatch, quarantine_after=2) as around:
+            around.join()
+            await around.until(lambda: bool(around.sessions.present()))
+            (session,) = around.sessions.present()
+            for count in (1, 2):
+                around.hub._publish(Presence("d0", "flooded", "it sent too much"))
+                await around.until(lambda count=count: session.num_refused == count)
+            await around.until(lambda: not around.sessions.present())
+            assert [event["why"] for event in around.events if event["event"] == "flooded"] == ["it sent too much"] * 2
+            assert [event["event"] for event in around.events][-1] == "quarantined"
+
+    run(check())
+
+
+def test_a_device_that_answers_no_task_is_counted_after_a_while(tmp_path, monkeypatch):
+    async def check():
+        async with Around(tmp_path, monkeypatch, quarantine_after=1) as around:
+            around.join()
+            await around.until(lambda: bool(around.sessions.present()))
+            (session,) = around.sessions.present()
+            for _ in range(MAX_UNANSWERED):
+                around.sessions.record_unanswered(session, "late")
+            assert session.num_refused == 0
+            around.sessions.record_unanswered(session, "late")
+            assert around.sessions.present() == []
+
+    run(check())
+
+
 def test_a_silent_device_is_asked_until_it_answers(tmp_path, monkeypatch):
     async def check():
         async with Around(tmp_path, monkeypatch) as around:
@@ -115,7 +164,7 @@ def test_an_unfit_device_gets_no_tasks_and_says_why(tmp_path, monkeypatch, fault
     reasons = {"unfit": "another base", "protocol": "speaks protocol 1", "install": "cannot be installed there: full"}
 
     async def check():
-        unfit = (lambda info: "another base") if fault == "unfit" else (lambda info: "")
+        unfit = (lambda name, info: "another base") if fault == "unfit" else (lambda name, info: "")
         async with Around(tmp_path, monkeypatch, unfit) as around:
             around.sessions.install_on_all(INSTALL, lambda name: None)
             device = around.join()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from taskedge.cooperation.coordinator.event_log import EventLog
+from taskedge.cooperation.coordinator.event_log import MAX_WHY_CHARACTERS, EventLog
 from taskedge.errors import InputError
 
 
@@ -31,6 +31,15 @@ def test_a_resumed_run_appends(tmp_path):
     for event in ("done", "resumed"):
         EventLog(tmp_path / "log.jsonl").write(event)
     assert [json.loads(line)["event"] for line in (tmp_path / "log.jsonl").open()] == ["done", "resumed"]
+
+
+def test_every_line_is_json_and_texts_are_cut(tmp_path):
+    log = EventLog(tmp_path / "log.jsonl")
+    log.write("round", loss=float("inf"), norms={"a": [float("nan")]}, why="x" * 10**6)
+    (text,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    line = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert (line["loss"], line["norms"]) == (None, {"a": [None]})
+    assert len(line["why"]) == MAX_WHY_CHARACTERS
 
 
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_shown(tmp_path):

@@ -75,16 +75,25 @@ def test_a_wrong_answer_is_refused_and_never_touches_the_model(tmp_path, why):
     assert all(torch.equal(head.state.values[name], other.state.values[name]) for name in head.state.values)
 
 
-@pytest.mark.slow
-def test_an_absurd_norm_is_refused_once_norms_are_known(tmp_path):
-    huge = liar(lambda a: altered(a, {name: 1e6 * tensor for name, tensor in a.tensors.items()}), start=7)
-    how = tiny_fleet.settings(rounds=8, mode="fedavg", devices=2, lr=0.001)
-    head, _, events = tiny_fleet.run(tmp_path / "run", how, tiny_fleet.devices(2), changes={"d1": huge})
-    results = {e["round"]: e for e in events if e["event"] == "task" and e["device"] == "d1"}
-    assert [results[number]["result"] for number in range(1, 9)] == ["accepted"] * 6 + ["refused"] * 2
-    assert "absurd norm" in results[7]["why"]
-    state = head.state
-    assert max((value - state.initial_values[name]).abs().max() for name, value in state.values.items()) < 1
+@pytest.mark.parametrize("local_steps", [1, 2])
+def test_a_huge_answer_is_scaled_to_the_median_from_the_first_round_on(tmp_path, local_steps):
+    """And its device is named: it moves the values no further than an honest answer of that direction."""
+
+    async def scaled(message, answer):
+        honest = await answer(message)
+        if message.kind != "task":
+            return honest
+        return altered(honest, {name: 50 * tensor for name, tensor in honest.tensors.items()})
+
+    how = tiny_fleet.settings(rounds=2, mode="fedavg", devices=2, lr=0.001, local_steps=local_steps, upload="bfloat16")
+    moved = {}
+    for name, changes in (("honest", {}), ("lied", {"d1": scaled})):
+        head, _, events = tiny_fleet.run(tmp_path / name, how, tiny_fleet.devices(2), changes=changes)
+        rounds = [event for event in events if event["event"] == "round"]
+        assert [event["accepted"] for event in rounds] == [2, 2], [event.get("why") for event in events]
+        assert [event["scaled"] for event in rounds] == [list(changes)] * 2
+        moved[name] = max((v - head.state.initial_values[n]).abs().max() for n, v in head.state.values.items())
+    assert moved["lied"] < 3 * moved["honest"]
 
 
 def test_a_run_that_diverged_is_not_the_devices_fault(tmp_path):

@@ -7,12 +7,14 @@ import tiny_fleet
 import torch
 
 import taskedge as te
+from taskedge.backbone.candidates import candidates
 from taskedge.cooperation.coordinator.run_setup import RunSetup
 from taskedge.cooperation.device.device import Device
 from taskedge.cooperation.protocol.device_info import DeviceInfo
 from taskedge.cooperation.protocol.message import Message, MessageError
-from taskedge.cooperation.protocol.payloads import decode_support
+from taskedge.cooperation.protocol.payloads import decode_support, sum_statistics
 from taskedge.errors import InputError
+from taskedge.selection.statistics import measure
 
 
 def setup_of(labels=("no", "yes"), **settings):
@@ -22,9 +24,9 @@ def setup_of(labels=("no", "yes"), **settings):
 def test_a_device_needs_the_same_base_and_labels_and_no_more():
     setup = setup_of()
     info = DeviceInfo(setup.base_digest, ("no", "yes"), 3, 1e9, None, "", None)
-    assert setup.unfit_reason(info) == ""
-    assert "another base (x, not" in setup.unfit_reason(dataclasses.replace(info, base="x"))
-    assert setup.unfit_reason(dataclasses.replace(info, labels=("yes", "no"))) == (
+    assert setup.unfit_reason("d0", info) == ""
+    assert "another base (x, not" in setup.unfit_reason("d0", dataclasses.replace(info, base="x"))
+    assert setup.unfit_reason("d0", dataclasses.replace(info, labels=("yes", "no"))) == (
         "its labels are ['yes', 'no'], not ['no', 'yes']"
     )
 
@@ -45,6 +47,34 @@ def test_devices_share_the_calibration_batches(calibration, devices, batches):
 def test_a_rule_that_needs_gradients_is_refused():
     with pytest.raises(InputError, match="'gradient' looks at gradients, and devices send sums over inputs only"):
         setup_of(rule="gradient")
+
+
+@pytest.mark.parametrize(
+    ("rule", "looked_at"),
+    [
+        ("pursuit", "gradients"),
+        ("pursuit_t", "gradients, squared gradients"),
+        ("snip", "gradients"),
+        ("ratio", "gradients"),
+        ("fisher_bottom", "squared gradients"),
+        ("first_batch", "gradients of the first batch"),
+        ("change", "changes"),
+    ],
+)
+def test_rules_that_need_more_than_sums_over_inputs_are_refused(rule, looked_at):
+    with pytest.raises(InputError, match=f"'{rule}' looks at {looked_at}, and devices send sums over inputs only"):
+        setup_of(rule=rule)
+
+
+@pytest.mark.parametrize("rule", ["principal", "principal:2"])
+def test_statistics_of_several_devices_choose_as_those_of_one_where_the_rule_reads_weights(rule):
+    model = tiny_fleet.model()
+    assert setup_of(rule=rule).config.rule == rule
+    linears = candidates(model)
+    parts = [measure(model, linears, [tiny_fleet.collate(tiny_fleet.rows(8, seed))]) for seed in (0, 1)]
+    from_devices = te.select(model, statistics=sum_statistics(parts), rule=rule, per_neuron=2)
+    alone = te.select(model, rule=rule, per_neuron=2)
+    assert all(torch.equal(from_devices.linears[name].flat, alone.linears[name].flat) for name in alone.linears)
 
 
 def test_statistics_of_another_model_are_refused():

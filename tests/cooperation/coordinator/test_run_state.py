@@ -61,11 +61,11 @@ def test_values_are_averaged_with_the_servers_rate():
     state = new_state(local_steps=2, server_optimizer=None, server_lr=0.5)
     state.begin_round(1)
     name = state.blocks.names[1][0]
-    values = [state.values[name] + 1, state.values[name] + 4]
+    values = [state.values[name] + 1, state.values[name] + 2.5]
     answers = [AcceptedAnswer({name: v}, tokens, 0.5, 0.1) for v, tokens in zip(values, (2, 1), strict=True)]
     state.end_round(answers, 1)
-    torch.testing.assert_close(state.values[name], state.initial_values[name] + 0.5 * 2.0)
-    assert state.update_of(answers[0].tensors)[name].mean() == pytest.approx(0.0, abs=1e-6)
+    torch.testing.assert_close(state.values[name], state.initial_values[name] + 0.5 * 1.5)
+    assert state.update_of(answers[0].tensors)[name].mean() == pytest.approx(-0.25)
 
 
 def test_a_round_without_answers_changes_nothing_but_its_number():

@@ -47,12 +47,13 @@ def slow_training(seconds):
         time.sleep(seconds)
         return tiny_fleet.collate(rows)
 
-    return LocalTraining(tiny_fleet.model(seed=100), tiny_fleet.rows(), slow_collate)
+    return LocalTraining(tiny_fleet.model(seed=100), tiny_fleet.rows(), slow_collate, min_rows=1)
 
 
 def test_hello_describes_the_device_and_holds_none_of_its_data():
     (hello,), _ = answers_to(Message("hello", {}), labels=["no", "yes"], memory_bytes=1e9)
-    assert hello.header.keys() == {"protocol", "base", "labels", "rows", "memory_bytes", "profile", "run", "version"}
+    stated = {"protocol", "base", "labels", "rows", "memory_bytes", "profile", "run", "version", "support", "min_rows"}
+    assert hello.header.keys() == stated
     assert (hello.header["rows"], hello.header["labels"], hello.header["version"]) == (20, ["no", "yes"], None)
     assert not hello.tensors
 
@@ -97,7 +98,8 @@ def test_an_expired_task_is_not_trained():
 
     times = [time.monotonic() - 30]
     clock = SuspendAwareClock(lambda: times[-1])
-    device = Device(None, Recorded(tiny_fleet.model(seed=100), tiny_fleet.rows(), tiny_fleet.collate), clock=clock)
+    training = Recorded(tiny_fleet.model(seed=100), tiny_fleet.rows(), tiny_fleet.collate, min_rows=1)
+    device = Device(None, training, clock=clock)
 
     async def suspended():
         await device.answer(install())
@@ -135,6 +137,21 @@ def test_a_message_that_fails_is_answered_with_the_reason(why):
     assert error.kind == "error"
     assert why in error.header["why"]
     assert hello.kind == "hello"
+
+
+def test_a_step_on_fewer_rows_than_the_owner_allows_is_refused_with_the_numbers():
+    """With one row a step, a coordinator can tell the row and its label."""
+    training = tiny_fleet.training()
+    training.min_rows = 8
+    statistics = {"needs": ["inputs"], "batch_size": 4, "seed": 0}
+    asked = [install(), task(), task(batch_size=8), task(accumulate=2)]
+    asked += [Message("statistics", {**statistics, "batches": batches}) for batches in (1, 2)]
+    answers, _ = answers_to(*asked, training=training)
+    assert [a.kind for a in answers] == ["installed", "error", "gradients", "gradients", "error", "statistics"]
+    assert "a step over 4 rows is refused" in answers[1].header["why"]
+    assert "statistics over 4 rows is refused: this device's owner allows no fewer than 8" in answers[4].header["why"]
+    assert not answers[1].tensors
+    assert not answers[4].tensors
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ tensors = st.dictionaries(
     max_size=3,
 )
 headers = st.dictionaries(
-    st.text(max_size=5).filter(lambda name: name != "kind"), st.integers() | st.text() | st.none()
+    st.text(max_size=5).filter(lambda name: name != "kind"),
+    st.integers(-(2**63) + 1, 2**63 - 1) | st.text() | st.none(),
 )
 
 

@@ -13,8 +13,10 @@ from taskedge.cooperation.protocol.payloads import (
     decode_support,
     encode_support,
     read_statistics,
+    statistics_limits,
     statistics_message,
     sum_statistics,
+    support_digest,
 )
 from taskedge.selection.statistics import measure
 
@@ -80,6 +82,23 @@ def test_an_unsound_support_is_refused():
             decode_support(*wrong)
 
 
+def test_a_digest_is_that_of_the_content_on_both_sides():
+    support = te.select(tiny_fleet.model(), batches(0), budget="3%")
+    header, tensors = encode_support(support)
+    message = Message.unpack(Message("install", {"support": header}, tensors).pack())
+    assert support_digest(decode_support(message.header["support"], message.tensors)) == support_digest(support)
+    name, linear = next(iter(support.linears.items()))
+    other = dataclasses.replace(linear, input_rms=linear.input_rms.nextafter(torch.tensor(9.0)))
+    changed = dataclasses.replace(support, linears=support.linears | {name: other})
+    assert support_digest(changed) != support_digest(support)
+
+
+def test_the_largest_message_of_statistics_holds_honest_ones():
+    packed = statistics_message(statistics(0)).pack()
+    Message.unpack(packed, statistics_limits(shapes()))
+    assert statistics_limits(shapes()).max_bytes < len(packed) + 2**17
+
+
 def statistics(seed):
     model = tiny_fleet.model()
     return measure(model, candidates(model), batches(seed))
@@ -114,7 +133,7 @@ def test_impossible_statistics_are_refused():
     for message, why in (
         (Message("error", {"why": "no"}), "other linears"),
         (wrong({"another": [name, 3]}), "other linears"),
-        (wrong({name: [name, 0]}), "over 0 tokens"),
+        (wrong({name: [name, 0]}), "over no tokens"),
         (wrong({name: [name, 2**50]}), "tokens"),
         (wrong({name: "nothing at all"}), "no statistics"),
         (wrong({name: ["elsewhere", 3]}), "no statistics"),
@@ -122,6 +141,10 @@ def test_impossible_statistics_are_refused():
         (wrong(**{tensor: torch.zeros(16)}), "float32"),
         (wrong(**{tensor: torch.full((16,), torch.nan, dtype=torch.float64)}), "no sums of squares"),
         (wrong(**{tensor: torch.full((16,), -1.0, dtype=torch.float64)}), "no sums of squares"),
+        (wrong(**{tensor: torch.full((16,), 1e300, dtype=torch.float64)}), "no sums of squares"),
+        (wrong({name: [name, True]}), "over True tokens"),
+        (wrong({name: [[name], 3]}), "no statistics|of linear"),
+        (wrong(**{"squares/x": torch.zeros(1)}), "a tensor of no linear"),
     ):
         with pytest.raises(MessageError, match=why):
             read_statistics(message, shapes())
@@ -133,3 +156,16 @@ def test_devices_that_disagree_about_the_model_are_refused():
     other[name] = dataclasses.replace(other[name], shared_input=name)
     with pytest.raises(MessageError, match="disagree"):
         sum_statistics([one, other])
+
+
+def test_an_expert_that_no_token_reached_has_sums_of_zero():
+    parts = statistics(0)
+    name = next(name for name, linear in parts.items() if linear.shared_input == name)
+    alone = {other: linear for other, linear in parts.items() if other == name or linear.shared_input != name}
+    wanted = {other: shape for other, shape in shapes().items() if other in alone}
+    alone[name].tokens, alone[name].input_squares = 0, torch.zeros_like(alone[name].input_squares)
+    read = read_statistics(Message.unpack(statistics_message(alone).pack()), wanted)
+    assert (read[name].tokens, float(read[name].input_squares.sum())) == (0, 0.0)
+    alone[name].input_squares += 1.0
+    with pytest.raises(MessageError, match="over no tokens that are not 0"):
+        read_statistics(statistics_message(alone), wanted)

@@ -1,17 +1,22 @@
 """Every kind of wrong answer is refused with its reason, and a right one is not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from taskedge.cooperation.protocol.message import Message
+from taskedge.cooperation.protocol.quantization import UPLOAD_DTYPES, quantize
 from taskedge.cooperation.protocol.validation import (
-    NORMS_NEEDED,
+    MIN_VALUE,
     AnswerRefused,
     ExpectedAnswer,
     NormTracker,
     block_norms,
+    block_sizes,
     check_answer,
     check_finite,
+    check_update_size,
 )
 
 EXPECTED = ExpectedAnswer("gradients", "run", 3, 2, {"x": torch.Size([4]), "y": torch.Size([2, 2])}, max_tokens=100)
@@ -49,7 +54,16 @@ WRONG = {
     "wrong tokens: True": answer(tokens=True),
     "wrong tokens: 'many'": answer(tokens="many"),
     "wrong seconds: -1": answer(seconds=-1),
+    "wrong seconds: 0, not above 0": answer(seconds=0),
+    r"wrong seconds: 1e\+308": answer(seconds=1e308),
+    "wrong seconds: 1000": answer(seconds=10**400),
+    "wrong seconds: <int: ValueError>": answer(seconds=10**5000),
+    "wrong real seconds: 1000": answer(real_seconds=10**400),
+    "wrong tokens: 1000": answer(tokens=10**400),
     "not finite: the loss": answer(loss=None),
+    "not finite: the loss, or": answer(loss=10**400),
+    "not finite: the loss, or beyond 1e": answer(loss=1e308),
+    "stale round: 3.0": answer(round=3.0),
     "not finite: 'x'": answer(of=tensors(x=torch.tensor([0.0, 1.0, torch.nan, 0.0]))),
     "not finite: 'y'": answer(of=tensors(y=torch.full((2, 2), torch.inf))),
 }
@@ -67,19 +81,35 @@ def test_a_long_reason_is_cut():
     assert len(str(error.value)) < 120
 
 
-def test_a_norm_is_absurd_beside_the_median_of_its_block():
-    norms = NormTracker(10.0)
-    for _ in range(NORMS_NEEDED - 1):
-        norms.add({1: 2.0, 2: 200.0})
-    norms.check({1: 1e9})  # too few to say
-    norms.add({1: 2.0, 2: 200.0})
-    norms.check({1: 19.0, 2: 1900.0, 3: 1e9})
-    with pytest.raises(AnswerRefused, match="absurd norm: 21 in block 1, where 2 is the median"):
-        norms.check({1: 21.0})
-    again = NormTracker(10.0)
+def test_norms_have_a_running_median_per_block_that_is_saved():
+    norms = NormTracker()
+    for norm in (1.0, 9.0):
+        norms.add({1: norm, 2: 100 * norm})
+    assert norms.medians() == {1: 1.0, 2: 100.0}  # of two the lower one: the other may be a liar's
+    again = NormTracker()
     again.load_state_dict(norms.state_dict())
-    with pytest.raises(AnswerRefused, match="absurd norm"):
-        again.check({1: 21.0})
+    again.add({1: 3.0})
+    assert again.medians() == {1: 3.0, 2: 100.0}
+
+
+def test_an_update_is_bounded_by_the_values_that_it_would_change():
+    values = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0]), "c": torch.zeros(4)}
+    sizes = block_sizes(values, {"a": 1, "b": 1, "c": 0})
+    assert sizes == {1: 5.0, 0: pytest.approx(2 * MIN_VALUE)}  # values of 0 count as small ones
+    check_update_size({1: 50.0, 0: 2.0}, sizes, 10.0)
+    for norm in (50.1, float("inf"), float("nan")):
+        with pytest.raises(AnswerRefused, match=r"absurd size: a norm of .* in block 1, whose values have one of 5"):
+            check_update_size({0: 1.0, 1: norm}, sizes, 10.0)
+
+
+def test_the_largest_message_of_an_answer_holds_an_honest_one():
+    for upload in UPLOAD_DTYPES:
+        shapes = {f"layer.{n}.weight" * 5: torch.Size([n]) for n in range(50)}
+        expected = replace(EXPECTED, shapes=shapes, upload=upload)
+        trained = {name: torch.randn(shape) for name, shape in shapes.items()}
+        packed = Message("gradients", HEADER, quantize("gradients", upload, trained, trained)).pack()
+        assert Message.unpack(packed, expected.limits).kind == "gradients"
+        assert expected.limits.max_bytes < len(packed) + 2**17
 
 
 def test_norms_are_per_block():

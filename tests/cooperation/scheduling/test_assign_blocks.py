@@ -25,6 +25,25 @@ def test_deft_gives_each_active_block_to_one_device(devices, blocks, seed, data)
         assert task.seconds == pytest.approx(0.1 + task.compute_seconds + task.up_seconds)
 
 
+@pytest.mark.parametrize("weak", [{"slow": [2]}, {"capacity": [100, 100, 1e-9]}])
+def test_a_weak_device_that_joins_is_idle_and_delays_nobody(weak):
+    before, after = plan("deft", 2, 3), plan("deft", 3, 3, **weak)
+    assert {task.device for task in after} <= {"d0", "d1"}
+    assert max(task.seconds for task in after) <= max(task.seconds for task in before) * (1 + 1e-9)
+
+
+def test_idle_devices_take_blocks_within_the_slack():
+    few, many = plan("deft", 4, 4, seed=3), plan("deft", 4, 4, seed=3, spread_slack=0.5)
+    assert len(few) < len(many)
+    assert max(task.seconds for task in many) <= 1.5 * max(task.seconds for task in few) * (1 + 1e-9)
+
+
+def test_copies_are_also_placed_sooner_without_a_weak_device():
+    tasks = plan("replicate", 5, 2, copies=2, slow=[4])
+    assert all(len(set(devices)) == 2 for block, devices in holders(tasks).items() if block)
+    assert "d4" not in {task.device for task in tasks}
+
+
 def test_a_solver_that_draws_draws_by_the_seed():
     drawn = [holders(plan("deft", 6, 6, solver="random", draw=seed)) for seed in (0, 0, 1, 2, 3)]
     assert drawn[0] == drawn[1]

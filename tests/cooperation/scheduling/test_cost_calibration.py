@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from taskedge.cooperation.scheduling.cost_calibration import Correction, CostCalibration
+from taskedge.cooperation.scheduling.cost_calibration import MAX_LATE_DOUBLINGS, Correction, CostCalibration
 from taskedge.planning.fleet_costs import FleetCosts
 
 
@@ -46,6 +46,34 @@ def test_a_late_device_counts_as_twice_as_slow():
     calibration.mark_late("a")
     calibration.mark_late("a")
     assert calibration.correction("a").compute == 4.0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-320, 1e308, float("inf"), float("nan")])
+def test_no_observation_leads_out_of_bounds(seconds):
+    calibration = CostCalibration()
+    for _ in range(3):
+        calibration.observe("a", compute=(seconds, 1e-300), transport=(seconds, 0.0))
+        assert calibration.correction("a").is_sound
+
+
+def test_a_device_that_is_always_late_does_not_become_ever_slower():
+    calibration = CostCalibration()
+    for _ in range(2000):
+        calibration.mark_late("a")
+    assert calibration.correction("a").compute == 2.0**MAX_LATE_DOUBLINGS
+    calibration.observe("a", compute=(1.0, 1.0), transport=(0.0, 0.0))
+    calibration.mark_late("a")
+    assert calibration.correction("a").compute == 2.0
+
+
+@pytest.mark.parametrize("bad", [{"compute": 0.0}, {"compute": float("nan")}, {"compute": 1e300}, {"transport": -1.0}])
+def test_a_saved_correction_out_of_bounds_becomes_neutral(bad):
+    calibration = CostCalibration()
+    sound = {"compute": 2.0, "transport": 0.5, "seen": 3}
+    calibration.load_state_dict({"a": sound | bad, "b": sound})
+    assert calibration.correction("a") == Correction()
+    assert calibration.correction("b") == Correction(2.0, 0.5, 3)
+    assert calibration.healed == ["a"]
 
 
 def test_corrections_change_the_costs_of_their_devices_only():

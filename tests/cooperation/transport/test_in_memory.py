@@ -45,7 +45,6 @@ def test_a_new_device_replaces_the_one_of_its_name():
         with pytest.raises(DeviceGone, match="went away"):
             await waiting
         assert [(await anext(presence)).event for _ in range(3)] == ["joined", "left", "joined"]
-        await first.send(Message("profile"))  # goes nowhere
         await first.close()
         assert coordinator.traffic("a")[1].bytes == {}
 

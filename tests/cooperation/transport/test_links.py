@@ -112,49 +112,6 @@ def test_devices_join_and_leave(around):
     asyncio.run(run())
 
 
-def test_a_message_without_a_request(around):
-    async def run():
-        async with around() as fleet:
-            link = fleet.device("edge0")
-            await link.send(Message("profile", {"cores": 2}, {"x": torch.ones(3)}))
-            await fleet.hears(("edge0", "joined"))
-            (heard,) = await fleet.hears(("edge0", "message"))
-            assert heard.message.kind == "profile"
-            assert heard.message.header == {"cores": 2}
-            assert torch.equal(heard.message.tensors["x"], torch.ones(3))
-
-    asyncio.run(run())
-
-
-def test_messages_from_before_the_first_reader_wait_for_it(around):
-    async def run():
-        async with around(listen=False) as fleet:
-            link = fleet.device("edge0")
-            await link.send(Message("profile", {"n": 1}))
-            while not fleet.coordinator.traffic("edge0")[1].bytes.get("profile"):
-                await asyncio.sleep(0.01)
-            presence = fleet.coordinator.presence()
-            assert (await anext(presence)).event == "joined"
-            assert (await anext(presence)).message.header == {"n": 1}
-
-    asyncio.run(run())
-
-
-def test_a_device_cannot_fill_the_memory_with_messages(around):
-    async def run():
-        async with around() as fleet:
-            link = fleet.device("edge0")
-            for number in range(100):
-                await link.send(Message("talk", {"n": number}))
-            while fleet.coordinator.traffic("edge0")[1].messages["talk"] < 100:
-                await asyncio.sleep(0.01)
-            _, *heard = await fleet.hears(("edge0", "joined"), *[("edge0", "message")] * 16)
-            assert [presence.message.header["n"] for presence in heard] == list(range(16))
-            await fleet.hears_nothing(0.1)
-
-    asyncio.run(run())
-
-
 @pytest.mark.slow
 def test_no_answer_in_time_and_one_that_is_late(around):
     async def run():
@@ -318,13 +275,14 @@ def test_work_in_a_thread_leaves_the_link_alive(around):
                 await asyncio.to_thread(time.sleep, 0.3)
                 return await echo(message)
 
-            link = fleet.device("edge0", answer)
+            fleet.device("edge0", answer)
             await fleet.hears(("edge0", "joined"))
             asked = asyncio.create_task(fleet.coordinator.request("edge0", Message("task"), SECONDS))
-            await asyncio.sleep(0.05)
-            await link.send(Message("metric", {"loss": 1.5}))
-            await fleet.hears(("edge0", "message"))
-            assert not asked.done()
+            ticks = 0
+            while not asked.done():
+                await asyncio.sleep(0.01)
+                ticks += 1
+            assert ticks > 10
             await asked
 
     asyncio.run(run())

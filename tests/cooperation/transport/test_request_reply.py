@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import torch
 
-from taskedge.cooperation.protocol.message import MAX_MESSAGE_BYTES, Message, MessageError
+from taskedge.cooperation.protocol.message import Message, MessageError, MessageLimits
 from taskedge.cooperation.transport.links import DeviceGone, NoAnswer
 from taskedge.cooperation.transport.request_reply import LATE, REFUSED, RequestReplyLink
 
@@ -28,9 +28,6 @@ class Recorded(RequestReplyLink):
 
     def leave(self, device):
         self._left(device)
-
-    def receive(self, device, message):
-        self._received(device, message if isinstance(message, bytes) else message.pack())
 
     def answer(self, device, token, packed):
         self._answered(device, token, packed)
@@ -95,8 +92,7 @@ def test_bytes_that_are_no_message_fail_the_request():
         link.answer("a", token, b"noise")
         with pytest.raises(MessageError):
             await waiting
-        link.receive("a", b"noise")
-        assert link.traffic("a")[1].messages == {REFUSED: 2}
+        assert link.traffic("a")[1].messages == {REFUSED: 1}
 
     asyncio.run(run())
 
@@ -116,54 +112,41 @@ def test_presence_begins_with_the_devices_that_are_there():
     asyncio.run(run())
 
 
-def test_messages_from_before_the_first_reader_wait_for_it():
+def test_an_answer_beyond_what_was_expected_is_refused():
+    large = Message("answer", {}, {f"t{n}": torch.zeros(4) for n in range(5)}).pack()
+    for limits, why in (
+        (MessageLimits(max_bytes=100), "oversize"),
+        (MessageLimits(max_tensors=4), "of 5 tensors, where at most 4"),
+    ):
+
+        async def run(limits=limits, why=why):
+            link = Recorded()
+            link.join("a")
+            waiting = asyncio.create_task(link.request("a", Message("task"), 10, limits))
+            _, token, _ = await sent(link)
+            link.answer("a", token, large)
+            with pytest.raises(MessageError, match=why):
+                await waiting
+
+        asyncio.run(run())
+
+
+def test_a_device_that_comes_and_goes_does_not_fill_the_queue():
     async def run():
         link = Recorded()
+        presence = link.presence()
+        for _ in range(1000):
+            link.join("a")
+            link.leave("a")
         link.join("a")
         link.join("b")
-        link.receive("a", Message("profile", {"n": 1}))
-        link.receive("b", Message("profile", {"n": 2}))
-        link.leave("b")
-        presence = link.presence()
-        assert (await anext(presence)).event == "joined"
-        assert (await anext(presence)).message.header == {"n": 1}
-        link.receive("a", Message("profile", {"n": 3}))
-        assert (await anext(presence)).message.header == {"n": 3}
-        second = link.presence()
-        assert (await anext(second)).event == "joined"
-        link.leave("a")
-        assert (await anext(second)).event == "left"
-
-    asyncio.run(run())
-
-
-def test_messages_that_nobody_reads_are_dropped_beyond_a_limit():
-    async def run():
-        link = Recorded()
-        link.join("a")
-        presence = link.presence()
-        for number in range(100):
-            link.receive("a", Message("talk", {"n": number}))
-        link.leave("a")
-        seen = [await anext(presence) for _ in range(18)]
-        assert [one.message.header["n"] for one in seen if one.message] == list(range(16))
-        assert seen[-1].event == "left"
-        link.receive("a", Message("talk", {"n": 100}))  # there is room again
-        assert (await anext(presence)).message.header == {"n": 100}
-
-    asyncio.run(run())
-
-
-def test_unread_bytes_are_limited_too():
-    async def run():
-        link = Recorded()
-        link.join("a")
-        presence = link.presence()
-        large = Message("talk", {}, {"x": torch.zeros(MAX_MESSAGE_BYTES // 4, dtype=torch.uint8)})
-        for _ in range(4):
-            link.receive("a", large)
-        link.leave("a")
-        assert [(await anext(presence)).event for _ in range(5)] == ["joined", *["message"] * 3, "left"]
+        seen = [await anext(presence) for _ in range(4)]
+        assert [(one.device, one.event) for one in seen] == [
+            ("a", "joined"),
+            ("a", "left"),
+            ("a", "joined"),
+            ("b", "joined"),
+        ]
 
     asyncio.run(run())
 
@@ -188,9 +171,11 @@ def test_kinds_that_a_device_invents_are_counted_together():
     async def run():
         link = Recorded()
         link.join("a")
-        for number in range(50):
-            link.receive("a", Message(f"kind {number}"))
-        link.receive("a", Message("k" * 100))
+        for count, kind in enumerate([*(f"kind {number}" for number in range(50)), "k" * 100], start=1):
+            waiting = asyncio.create_task(link.request("a", Message("task"), 10))
+            _, token, _ = await sent(link, count)
+            link.answer("a", token, Message(kind).pack())
+            await waiting
         messages = link.traffic("a")[1].messages
         assert len(messages) == 33
         assert messages["other"] == 51 - 32

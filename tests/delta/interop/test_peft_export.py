@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 import taskedge as te
+from taskedge.backbone.layers import linears
 from taskedge.delta.interop.peft_layouts import LAYOUTS
 from taskedge.errors import InputError, UnknownName
+from taskedge.selection.support import columns_of_every_row
 
 BUDGETS = {
     "one per neuron": {"per_neuron": 1},
@@ -58,6 +60,33 @@ def test_peft_computes_the_same_logits(make, budget, peft_type, tmp_path):
     assert done.details["peft_type"] == peft_type
     assert done.details["entries"] == delta.num_entries
     assert done.details["modules_to_save"] == ["classifier"]
+
+
+@pytest.mark.parametrize("count", [1, 3, 16])
+@pytest.mark.parametrize("make", [tiny.bert, tiny.vit, tiny.gpt2], ids=["bert", "vit", "gpt2"])
+def test_entries_in_few_columns_are_a_lora_of_as_many_ranks(make, count, tmp_path):
+    delta = tuned(make, columns=count)
+    done = te.export(make(), delta, tmp_path / "adapter", to="peft")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (done.details["peft_type"], config["r"], config["lora_alpha"]) == ("lora", count, count)
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    base = linears(make())
+    for name, entries in delta.linears.items():
+        a, b = (tensors[f"base_model.model.{name}.lora_{factor}.weight"] for factor in "AB")
+        columns = columns_of_every_row(entries.shape[0], entries.rows, entries.columns)
+        assert a.argmax(1)[: len(columns)].tolist() == columns.tolist()
+        assert a.sum(1).tolist() == [1.0] * len(columns) + [0.0] * (count - len(columns))
+        assert set(a.flatten().tolist()) <= {0.0, 1.0}
+        before = base[name].weight[:, columns]
+        assert torch.equal(b[:, : len(columns)], entries.values.view_as(before) - before)
+    assert_same_logits(make, delta, tmp_path / "adapter")
+
+
+def test_the_best_entries_in_few_columns_are_a_lora_of_at_most_as_many_ranks(tmp_path):
+    delta = tuned(tiny.bert, columns=4, per_neuron=1)
+    te.export(tiny.bert(), delta, tmp_path / "adapter", to="peft", peft_type="lora")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] <= 4
+    assert_same_logits(tiny.bert, delta, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("budget", list(BUDGETS.values()), ids=list(BUDGETS))

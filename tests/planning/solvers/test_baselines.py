@@ -3,15 +3,21 @@ import pytest
 from fleets import draw
 
 from taskedge.errors import UnknownName
-from taskedge.planning import SOLVERS, InfeasiblePlan, ShannonLink, finish_seconds, solve_exactly
+from taskedge.planning import SOLVERS, InfeasiblePlan, ShannonLink, finish_seconds, solve_exactly, solve_one_each
 
-ONE_TO_ONE = ["random", "greedy", "hungarian", "equal", "match", "joint"]
+ONE_TO_ONE = ["random", "greedy", "hungarian", "equal", "match", "dual-ascent", "one-each"]
 
 
 def test_every_solver_is_found_by_name():
     assert {*ONE_TO_ONE, "exact", "several", "one-device", "fedavg"} <= set(SOLVERS)
     with pytest.raises(UnknownName, match="did you mean 'greedy'"):
         SOLVERS["gredy"]
+
+
+def test_the_former_default_stands_for_the_present_one():
+    assert SOLVERS["joint"] is SOLVERS["exact"]
+    assert SOLVERS.current_name("joint") == "exact"
+    assert "joint" not in list(SOLVERS)
 
 
 @pytest.mark.slow
@@ -21,6 +27,7 @@ def test_no_one_to_one_plan_beats_the_exact_one(name):
     for _ in range(5):
         case = draw(rng, 12, 5)
         plan = SOLVERS[name](*case)
+        assert plan.latency >= solve_one_each(*case).latency * (1 - 1e-9)
         assert plan.latency >= solve_exactly(*case).latency * (1 - 1e-9)
         assert len(set(plan.device_of_block)) == 5
         assert case[1][plan.device_of_block, np.arange(5)].all()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from taskedge.training.data.label_checks import data_summary, label_warnings
+from taskedge.training.data.label_checks import data_summary, label_warnings, understood_lines
 from taskedge.training.data.table import Table, read_table
 
 
@@ -93,3 +93,14 @@ def test_classes_of_one_row():
 @pytest.mark.parametrize("labels", [["1", "2", "3"], ["1.5", "2.5"], ["neg", "pos"], ["3", "many", "few", "4"]])
 def test_no_doubts(labels):
     assert doubts(*labels * 3) == []
+
+
+def test_a_file_is_described_by_format_rows_and_classes(tmp_path):
+    (tmp_path / "x.csv").write_text("text;label\na;b\nc;b \n")
+    read = read_table(tmp_path / "x.csv", "text", "label")
+    assert understood_lines(read, 1) == [
+        f"{tmp_path / 'x.csv'}: CSV in UTF-8, separated by ';'; 2 rows; columns 'text', 'label'",
+        "2 rows, 1 classes: 'b' 2",
+        f"{tmp_path / 'x.csv'}: blanks around the label are removed in 1 of 2 rows",
+    ]
+    assert understood_lines(table("a", "b")) == ["2 rows"]

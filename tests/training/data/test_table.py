@@ -77,3 +77,8 @@ def test_labels_in_another_unicode_form():
 )
 def test_a_label_as_a_number(label, number):
     assert as_number(label) == number
+
+
+def test_placeholders_of_a_config_are_no_classes():
+    with pytest.raises(InputError, match=r"these are placeholders: name the classes in id2label of the model's config"):
+        check_labels(Table(Path("eval.csv"), ["a"], ["neg"]), ["LABEL_0", "LABEL_1"])

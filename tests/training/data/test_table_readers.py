@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gzip
 import json
 import os
 import re
@@ -92,6 +93,13 @@ def written(tmp_path):
         ("odd[1]*?.csv", "text,label\na b,1\n"),
         ("tabs.tsv", "text\tlabel\na b\t1\n"),
         ("bom.jsonl", '\ufeff{"text": "a b", "label": 1}\n'),
+        ("excel.csv", "text,label\r\na b,1\r\n".encode("utf-16")),
+        ("semicolons.csv", "text;label\na b;1\n"),
+        ("packed.csv.gz", gzip.compress(b"text,label\na b,1\n")),
+        ("packed.csv", gzip.compress(b"text,label\na b,1\n")),
+        ("packed.jsonl.gz", gzip.compress(b'{"text": "a b", "label": 1}\n')),
+        ("array.json", '[{"text": "a b", "label": 1}]'),
+        ("array.json.gz", gzip.compress(b'[{"text": "a b", "label": 1}]')),
         ("crlf.jsonl", '{"text": "a b", "label": 1.0}\r\n\r\n'),
         ("no-end.ndjson", '{"label": "1", "text": "a b"}'),
     ],
@@ -184,8 +192,11 @@ def test_columns_that_are_not_asked_for_do_not_matter(tmp_path):
         ("x.parquet", "", "is empty"),
         ("x.csv", "text,label\n", "no rows"),
         ("x.jsonl", "\n\n", "no rows"),
-        ("x.xlsx", "?", r"unknown suffix '\.xlsx'.*\.csv"),
-        ("x.json", "[]", r"did you mean '\.jsonl'"),
+        ("x.xlsx", "?", "spreadsheets are not read: save the sheet as CSV"),
+        ("x.csw", "?", r"unknown suffix '\.csw'; did you mean '\.csv'\?"),
+        ("x.parquet.gz", "?", r"unknown suffix '\.parquet\.gz'.*with \.gz all but \.parquet"),
+        ("x.csv.gz", "text,label\na,b\n", "is not compressed with gzip: take .gz off its name"),
+        ("x.json", "[]", r"\(JSON array in UTF-8\) has no rows"),
         ("x", "text,label\na,b\n", "unknown suffix ''"),
         ("x.csv", "txet,label\na,b\n", r"no column 'text'; did you mean 'txet'\? \(columns: 'txet', 'label'\)"),
         ("x.csv", "text,Label,text\na,b,c\n", "2 columns are called 'text'"),
@@ -198,7 +209,6 @@ def test_columns_that_are_not_asked_for_do_not_matter(tmp_path):
         ("x.csv", b'text,label\n"a\n",1\nb\xff,2\n', "row 2: byte 0xff is not UTF-8"),
         ("x.csv", b'text,label\na,1\n"\xe9",2\n', "row 2: byte 0xe9 is not UTF-8"),
         ("x.csv", b"\xef\xbb\xbftext,label\n\xe9,1\n", "row 1: byte 0xe9 is not UTF-8"),
-        ("x.csv", "text,label\na,1\n".encode("utf-16"), "header: byte 0xff is not UTF-8"),
         ("x.jsonl", b'{"text": "a", "label": 1}\n\n{"text": "\xe9"}\n', "row 2: byte 0xe9 is not UTF-8"),
         ("x.jsonl", '{"text": "a", "label": 1}\n{"text": \n', "row 2: not valid JSON"),
         ("x.jsonl", "[" * 100_000, "row 1: not valid JSON"),
@@ -219,6 +229,45 @@ def test_what_cannot_be_used(written, name, content, message):
     with pytest.raises(InputError, match=re.compile(message, re.DOTALL)) as caught:
         read_table(written(content, name), "text", "label")
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "understood"),
+    [
+        ("a.csv", "text;label\na,b;1\n", "CSV in UTF-8, separated by ';'; 1 row; columns 'text', 'label'"),
+        ("a.csv", "text\na,b\n".encode("utf-16"), "row 1: 2 fields"),
+        ("a.tsv", "text\tlabel\na,b\t1\n", "CSV in UTF-8, separated by tabs; 1 row; columns 'text', 'label'"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 2), "JSON lines in UTF-8, gzip; 2 rows; columns 'text'"),
+        ("a.txt", "one\ntwo\n", "plain text in UTF-8, a row for each line; 2 rows; columns 'text'"),
+        (
+            "a.jsonl",
+            json.dumps({f"c{i}": "x" for i in range(20)} | {"text": "a"}),
+            "JSON lines in UTF-8; 1 row; columns " + ", ".join(f"'c{i}'" for i in range(12)) + " and 9 more",
+        ),
+    ],
+)
+def test_what_was_understood(written, name, content, understood):
+    path = written(content, name)
+    if understood.startswith("row"):
+        with pytest.raises(InputError, match=understood):
+            read_table(path, "text")
+    else:
+        assert read_table(path, "text").understood == f"{path}: {understood}"
+
+
+def test_chats_and_instructions_have_prompts(written):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = written(json.dumps({"messages": turns}) + "\n", "chat.jsonl")
+    assert column_names(path) == ["messages", "prompt", "response"]
+    table = read_table(path, "prompt", "response")
+    assert (table.texts, table.labels) == (["q"], ["a"])
+    assert table.understood.endswith("columns 'messages'; the prompt is the first turn of the user, the response that "
+                                     "of the assistant in 'messages'")  # fmt: skip
+    path = written(json.dumps({"instruction": "q", "output": "a", "text": "all"}) + "\n", "alpaca.jsonl")
+    assert column_names(path) == ["instruction", "output", "text"]
+    assert read_table(path, "prompt", "response").labels == ["a"]
+    with pytest.raises(InputError, match=r"no column 'label' \(columns: 'instruction', 'output', 'text', 'prompt'"):
+        read_table(path, "prompt", "label")
 
 
 @pytest.mark.parametrize("suffix", WRITERS)

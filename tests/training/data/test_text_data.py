@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 import tiny
+import tiny_kinds
 import torch
 
-from taskedge.training.data.text_data import Prediction, collator, encode, predict, quality
+from taskedge.errors import InputError
+from taskedge.training.data.text_data import (
+    Prediction,
+    batch_indices,
+    collator,
+    encode,
+    log_padding,
+    outputs,
+    predict,
+    quality,
+)
 
 
 class Tokenizer:
@@ -46,7 +57,9 @@ def test_rows_are_cut_and_carry_their_label():
 def test_cut_texts_are_counted():
     said = []
     encode(Tokenizer(), ["abcdef", "g", "abcd", "abcde"], None, 4, said.append)
-    assert said == ["2 of 4 rows have more than 4 tokens and are cut (longest: 6 tokens)"]
+    assert said == [
+        "2 of 4 rows have more than 4 tokens and are cut at their end: 3 tokens are lost (longest row: 6 tokens)"
+    ]
     encode(Tokenizer(), ["abcd", "a"], None, 4, said.append)
     assert len(said) == 1
 
@@ -81,7 +94,9 @@ def test_the_model_is_left_in_its_mode_even_after_an_exception(training):
     one, other = (predict(model, rows, collate).probabilities for _ in range(2))
     assert (one == other).all()
     assert model.training is training
-    with pytest.raises(IndexError):
+    with pytest.raises(
+        InputError, match=r"row 1: the base cannot compute it \(IndexError.* token 1000000 has no embedding"
+    ):
         predict(model, [{"input_ids": [10**6], "attention_mask": [1]}], collate)
     assert model.training is training
 
@@ -97,3 +112,57 @@ def test_quality_by_hand():
 
 def test_a_certain_mistake_has_a_finite_loss():
     assert np.isfinite(quality(Prediction(np.array([[1.0, 0.0]], dtype=np.float32)), [1]).loss)
+
+
+def test_batches_of_one_length():
+    lengths = [3, 1, 3, 2, 3, 1]
+    assert list(batch_indices(lengths, 4, mixed=True)) == [[1, 5, 3, 0], [2, 4]]
+    assert list(batch_indices(lengths, 2, mixed=False)) == [[1, 5], [3], [0, 2], [4]]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "xlnet"])
+def test_padding_is_on_the_side_that_the_model_does_not_read(kind, tmp_path):
+    base = tiny_kinds.base_of(kind, "text-classification", tmp_path / "base")
+    tokenizer = base.tokenizer
+    rows = encode(tokenizer, ["a long film was", "a"], [0, 1], 20)
+    for side in ("left", "right"):
+        tokenizer.padding_side = side
+        mask = collator(tokenizer, base.model)(rows)["attention_mask"]
+        assert mask[1].tolist() == ([0, 0, 0, 1, 1, 1] if kind == "xlnet" else [1, 1, 1, 0, 0, 0])
+        assert tokenizer.padding_side == side
+
+
+def test_a_model_that_reads_padding_sees_none(tmp_path):
+    base, said, done = tiny_kinds.base_of("convbert", "text-classification", tmp_path / "base"), [], []
+    rows = encode(base.tokenizer, ["a long film was", "a", "so", "the plot", "film"], None, 20)
+    collate = collator(base.tokenizer, base.model)
+    alone = outputs(base.model, rows, collate, 1)
+    np.testing.assert_allclose(outputs(base.model, rows, collate, 4, done.append), alone, atol=1e-5)
+    assert done == [3, 1, 1]
+    log_padding(base.model, said.append)
+    assert said
+    assert "models of type 'convbert' read the padding of a batch" in said[0]
+    log_padding(tiny_kinds.base_of("bert", "text-classification", tmp_path / "bert").model, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("kind", ["bart", "bert", "gpt2", "llama", "t5"])
+def test_without_a_padding_token(kind, tmp_path):
+    """The end token pads; the classifiers of encoder-decoders count end tokens."""
+    base = tiny_kinds.base_of(kind, "text-classification", tmp_path / "base", padding=False)
+    assert base.tokenizer.pad_token_id == base.tokenizer.eos_token_id
+    rows = encode(base.tokenizer, ["a long film was", "a", "the plot"], None, 20)
+    collate = collator(base.tokenizer, base.model)
+    np.testing.assert_allclose(outputs(base.model, rows, collate, 3), outputs(base.model, rows, collate, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", [True, False])
+def test_a_text_without_tokens(padding, tmp_path):
+    """A tokenizer may drop all that a text has; such a row is the same alone and in a batch, and it is said."""
+    base, said = tiny_kinds.base_of("gpt2", "text-classification", tmp_path / "base", padding=padding), []
+    base.tokenizer._tokenizer.post_processor = None
+    rows = encode(base.tokenizer, ["a long film was", "\u2003", "the plot"], [0, 1, 0], 20, said.append)
+    assert rows[1] == {"input_ids": [3], "attention_mask": [1], "labels": 1}
+    assert said == ["1 of 3 rows have no token (first: row 2): they are read as '[SEP]'"]
+    collate = collator(base.tokenizer, base.model)
+    np.testing.assert_allclose(outputs(base.model, rows, collate, 3), outputs(base.model, rows, collate, 1), atol=1e-5)

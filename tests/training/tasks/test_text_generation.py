@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import tiny_kinds
 import tiny_task
+import torch
+import transformers
+from chat_templates import GEMMA, THOUGHTS, chat_tokenizer
 from tiny_task import WORDS
 
 from taskedge.backbone.loading import load_base
@@ -14,7 +18,7 @@ from taskedge.errors import InputError
 from taskedge.training.data.table import Table
 from taskedge.training.generation import IGNORED
 from taskedge.training.tasks import Columns, task_of_delta
-from taskedge.training.tasks.text_generation import CHAT, LINE, PLAIN, TextGeneration
+from taskedge.training.tasks.text_generation import CHAT, LINE, PLAIN, PROMPT_TURN, TextGeneration
 
 START, END, FIRST = 2, 3, 4  # [CLS], [SEP], and the first word
 UNKNOWN = 1
@@ -48,17 +52,18 @@ def met(base, data, columns=PAIRS, max_length=40, new_tokens=None):
     [
         ("plain", LINE, ids("the film was")),
         ("start", LINE, [START, *ids("the film was")]),
-        ("chat", CHAT, [UNKNOWN, UNKNOWN, *ids("the film was"), START]),
+        ("chat", CHAT, [UNKNOWN, UNKNOWN, *ids("the film was"), START, UNKNOWN, UNKNOWN]),
     ],
 )
 def test_only_the_response_and_its_end_are_learnt(bases, kind, form, before):
+    end = START if kind == "chat" else END  # the template ends turns with [CLS]
     base, data = bases[kind], table(("the film was", "very good"), ("a plot", "bad"))
     task = met(base, data)
     assert task.form == form
     rows = task.encode(base, data, 40, str)
     assert rows[0]["prompt"] == before
-    assert rows[0]["input_ids"] == [*before, *ids("very good"), END]
-    assert rows[0]["labels"] == [IGNORED] * len(before) + [*ids("very good"), END]
+    assert rows[0]["input_ids"] == [*before, *ids("very good"), end]
+    assert rows[0]["labels"] == [IGNORED] * len(before) + [*ids("very good"), end]
     assert task.new_tokens == 3  # the longest response and its end
     asked = task.encode(base, Table(data.path, data.texts), 40, str)
     assert [row["prompt"] for row in asked] == [row["prompt"] for row in rows]
@@ -90,13 +95,18 @@ def test_long_rows_are_cut_and_counted(bases):
     ]
     assert all(label != IGNORED for row in rows for label in row["labels"][-1:])
     assert said == [
-        "2 of 3 rows have more than 5 tokens and are cut: the prompt at its start, then the response at its end"
+        "2 of 3 rows have more than 5 tokens and are cut (the prompt at its start, then the response at its end): "
+        "4 tokens are lost (longest row: 7 tokens)",
+        "1 of 3 responses have more than 5 tokens, which is the most that is generated: they cannot be matched exactly "
+        "(see --max-new-tokens)",
     ]
     plain = Table(Path("x.txt"), ["a the film was good", "bad"])
     said.clear()
     made = met(base, plain, Columns(text=("text",)), 4).encode(base, plain, 4, said.append)
     assert made[0]["input_ids"] == ids("a the film was")
-    assert said == ["1 of 2 rows have more than 4 tokens and are cut: at their end"]
+    assert said == [
+        "1 of 2 rows have more than 4 tokens and are cut at their end: 2 tokens are lost (longest row: 6 tokens)"
+    ]
     with pytest.raises(InputError, match="--max-length 1 leaves no room"):
         met(base, data, max_length=1)
 
@@ -135,6 +145,15 @@ def test_another_chat_template_is_refused(bases):
         task_of_delta(Provenance(task="text-generation", training=task.to_provenance())).bind(bases["chat"]).form
         == LINE
     )
+
+
+def test_another_end_of_a_turn_is_refused(bases):
+    fields = met(bases["chat"], table(("a", "b"))).to_provenance()
+    fields["generation"]["end"] = "<end_of_turn>"
+    with pytest.raises(
+        InputError, match=r"end a response with '\[CLS\]', but the delta was trained with '<end_of_turn>'"
+    ):
+        task_of_delta(Provenance(task="text-generation", training=fields)).bind(bases["chat"])
 
 
 def test_a_delta_that_does_not_say(bases):
@@ -179,3 +198,155 @@ def test_measures(bases):
     measured = task.evaluate(base.model, base, task.encode(base, plain, 40, str), 2, done.append)
     assert measured.keys() == {"rows", "loss", "perplexity"}
     assert sum(done) == 6
+
+
+def test_prompts_that_are_cut_before_generation_are_counted(bases):
+    """``predict`` and ``eval`` say it as training does, and which responses are too long to be generated."""
+    base, said = bases["plain"], []  # 96 positions
+    task = met(base, table(("a", "very good")), max_length=96)
+    task.encode(base, Table(Path("x.csv"), ["a " * 200, "film"]), 96, said.append)
+    assert said == [
+        "1 of 2 rows have more than 93 tokens and are cut at the start of the prompt when a response is generated: "
+        "107 tokens are lost (longest row: 200 tokens)"
+    ]
+    said.clear()
+    task.encode(base, table(("a " * 94, "so"), ("a", "very good not bad")), 96, said.append)
+    assert said == [
+        "1 of 2 rows have more than 93 tokens and are cut at the start of the prompt when a response is generated: "
+        "1 token is lost (longest row: 94 tokens)",
+        "1 of 2 responses have more than 3 tokens, which is the most that is generated: they cannot be matched exactly "
+        "(see --max-new-tokens)",
+    ]
+    said.clear()
+    TextGeneration(LINE).bind(base, table(("a", "b")), 40, 500, said.append)
+    assert said[0] == "at most 95 tokens are generated, not 500: the model has no more positions"
+
+
+def test_what_ends_a_response_is_said(bases):
+    base, said = bases["chat"], []
+    data = table(("a film", "good"))
+    TextGeneration(LINE).bind(base, data, 40, None, said.append)
+    assert said == [
+        "chat template: 'user said PROMPT [CLS] assistant said', then ' RESPONSE [CLS]'",
+        "'[CLS]' ends a response; generation also stops at '[SEP]'",
+    ]
+    said.clear()
+    TextGeneration(LINE).bind(bases["plain"], data, 40, None, said.append)
+    TextGeneration(PLAIN).bind(bases["plain"], data, 40, None, said.append)
+    assert said == ["'[SEP]' ends a response", "'[SEP]' ends a text"]
+
+
+def test_texts_that_a_template_alters_are_counted(tmp_path):
+    base = load_base("text-generation", tiny_task.llama(tmp_path / "x", chat=True))
+    base.tokenizer.chat_template = tiny_task.CHAT.replace(
+        "turn['content']", "turn['content'].replace('bad', '') | trim"
+    )
+    data, said = table(("a film", " good"), ("a bad plot", "very bad"), ("a", "so")), []
+    met(base, data).encode(base, data, 40, said.append)
+    assert said == [
+        f"the chat template alters 1 of 3 {name}, such as blanks around them or parts that it leaves out (first: row 2)"
+        for name in ("prompts", "responses")
+    ]
+
+
+def test_a_delta_from_before_is_used_as_it_was_trained(bases):
+    """It learned the tokenizer's end token after the response, whatever the template writes there."""
+    base, data = bases["chat"], table(("the film was", "very good"))
+    old = met(base, data).to_provenance()
+    assert old["generation"].pop("end") == "[CLS]"
+    old["generation"]["form"] = "chat template"
+    task = task_of_delta(Provenance(task="text-generation", training=old)).bind(base)
+    assert task.form == PROMPT_TURN
+    (row,) = task.encode(base, data, 40, str)
+    before = [UNKNOWN, UNKNOWN, *ids("the film was"), START, UNKNOWN, UNKNOWN]
+    assert row["prompt"] == before
+    assert row["input_ids"] == [*before, *ids("very good"), END]
+    assert task_of_delta(Provenance(task="text-generation", training=task.to_provenance())).bind(base) == task
+    with pytest.raises(InputError, match="another chat template than the delta was trained with"):
+        task_of_delta(Provenance(task="text-generation", training=old)).bind(bases["plain"])
+
+
+def test_a_base_whose_loss_is_not_that_of_the_next_token(tmp_path):
+    base = tiny_kinds.base_of("bart", "text-generation", tmp_path / "bart")
+    with pytest.raises(InputError, match="the loss of a model of type 'bart' is not that of the next token"):
+        met(base, table(("a", "b")))
+
+
+def answering(template, folder, pairs):
+    """Save a Llama that a plain loop has trained on the template until it answers each prompt exactly and stops."""
+    tokenizer = chat_tokenizer(template)
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+            max_position_embeddings=96, bos_token_id=2, eos_token_id=END, pad_token_id=0,
+        )
+    )  # fmt: skip
+    conversations = [
+        [{"role": "user", "content": text}, {"role": "assistant", "content": response}] for text, response in pairs
+    ]
+    batch = tokenizer.apply_chat_template(conversations, padding=True, return_dict=True, return_tensors="pt")
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+    for row, turns in enumerate(conversations):
+        asked = tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=False)
+        labels[row, : len(asked)] = IGNORED
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        if loss < 0.01:
+            break
+    model.eval()
+    return tiny_task._save(model, folder, tokenizer)
+
+
+def generated_by_transformers(folder, texts, ends):
+    """The answers of transformers alone, with the template's own end of a turn."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    answers = []
+    for text in texts:
+        turns = [{"role": "user", "content": text}]
+        asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        made = model.generate(**asked, max_new_tokens=20, do_sample=False, eos_token_id=ends)
+        answers.append(tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("template", "token", "lead"),
+    [
+        pytest.param(GEMMA, "<end_of_turn>", "", marks=pytest.mark.slow),
+        pytest.param(THOUGHTS, "<|im_end|>", "<think> </think> ", marks=pytest.mark.slow),
+    ],
+)
+def test_a_chat_base_answers_as_transformers_does(template, token, lead, tmp_path):
+    """A base that answers every row has exact match 1 and perplexity 1, and ends where transformers ends."""
+    pairs = [(f"{WORDS[4 + row]} film", "good" if row % 2 else "not so very bad") for row in range(6)]
+    base = load_base("text-generation", answering(template, tmp_path / "chat", pairs))
+    data = table(*pairs)
+    task = met(base, data, new_tokens=20)
+    measured = task.evaluate(base.model, base, task.encode(base, data, 96, str), 4, lambda _: None)
+    assert measured["exact_match"] == 1.0
+    assert measured["perplexity"] == pytest.approx(1.0, abs=0.05)
+    asked = task.encode(base, Table(data.path, data.texts), 96, str)
+    found = [answer["response"] for answer in task.predict(base.model, base, asked, 4, lambda _: None)]
+    ends = [END, base.tokenizer.convert_tokens_to_ids(token)]
+    assert found == data.labels
+    answers = generated_by_transformers(tmp_path / "chat", data.texts, ends)
+    assert answers == [f"{lead}{response}" for response in found]
+
+
+def test_all_end_tokens_of_the_base_stop_it(bases, tmp_path):
+    base = load_base("text-generation", tiny_task.llama(tmp_path / "x"))
+    data = table(("the film was", "very good"))
+    task = met(base, data, new_tokens=9)
+    rows = task.encode(base, data, 40, str)
+    (full,) = task.predict(base.model, base, rows, 1, lambda _: None)
+    words = full["response"].split()
+    assert len(words) > 2
+    base.model.generation_config.eos_token_id = [END, ids(words[2])[0]]
+    (short,) = task.predict(base.model, base, rows, 1, lambda _: None)
+    assert short["response"].split() == words[: words.index(words[2])]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taskedge.cli.cooperate.cooperate_options import model_option, task_options, task_spec_from_flags
+from taskedge.cli.cooperate.privacy_options import account_from_flags, min_rows_option, privacy_line, privacy_options
 from taskedge.cli.shared_options import print_status
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ TROUBLE_SECONDS = 5.0
 Examples:
   taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv --text review --label sentiment
   taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv --class neg --class pos --stay
+  taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv --dp-epsilon 8
   taskedge cooperate join --bundle jetson-1 --model ./minilm --data local.csv --unit
 """,
 )
@@ -34,6 +36,8 @@ Examples:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="Data of this device; it stays here.")
 @model_option()
 @task_options
+@min_rows_option
+@privacy_options
 @click.option("--profile", type=click.Path(path_type=Path), help="Result of `taskedge measure` here, for the plan.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.")
 @click.option(
@@ -51,15 +55,20 @@ def command(
     emulate: bool,
     stay: bool,
     unit: bool,
+    min_rows: int,
     **flags: Any,
 ) -> None:
     """Take part in the runs of a fleet with this machine and its data, until the run is done.
 
-    The machine sends sums over its data for the choice of weights, gradients or values of the chosen weights, and
-    durations. It never sends a row of its data.
+    The machine sends sums over its data for the choice of weights, gradients or values of the chosen weights, losses
+    and durations. It sends no row, but what it sends is computed from rows and labels and reveals something about them,
+    the more the fewer rows a step has (docs/privacy.md). --min-rows sets a floor, --dp-epsilon a limit that is proved.
     """
     if unit:
-        click.echo(_unit(bundle, data, profile, {"threads": threads, "emulate": emulate} | flags), nl=False)
+        click.echo(
+            _unit(bundle, data, profile, {"threads": threads, "emulate": emulate, "min_rows": min_rows} | flags),
+            nl=False,
+        )
         return
     from taskedge.cooperation.transport.nats.bundle import Bundle
     from taskedge.profiling.profile_file import read_profile
@@ -78,12 +87,14 @@ def command(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    account = account_from_flags(flags, bundle)
     joint = joint_task(task_spec_from_flags(flags, data), print_status)
-    training = joint.local_training()
+    training = joint.local_training(min_rows=min_rows, account=account)
     print_status(
         f"{identity.name}: {len(training.rows):,} rows; waits for the coordinator of {identity.fleet} at "
         f"{identity.server}"
     )
+    print_status(privacy_line(training))
 
     async def take_part() -> None:
         nats_link = NatsDeviceLink(bundle)

@@ -131,7 +131,8 @@ def command(
     names = device_names(devices, fleet, plan)
     config = CooperationConfig(**given_flags(flags), devices=len(names))
     folder = out.with_name(f"{out.name}.run")
-    click.get_current_context().with_resource(hold_lock(folder))  # `tune` may work there
+    for path in (folder, out):  # `tune` may work there; other verbs lock the output
+        click.get_current_context().with_resource(hold_lock(path))
     _prepare_folder(folder, resume=resume, force=force)
 
     from taskedge.cooperation.coordinator.event_log import RUN_FILE
@@ -239,6 +240,7 @@ class _LocalRun:
             **columns.named,
             "max_length": joint.max_length or None,
             "threads": self.threads,
+            "min_rows": 1,  # all data are of one owner, who is the coordinator as well
             "emulate": self.emulate,
         }
 
@@ -259,6 +261,7 @@ class _LocalRun:
                         fleet=self.fleet,
                         plan=self.plan,
                         on_event=on_event,
+                        on_server_started=processes.guard,
                     ),
                 )
             )

@@ -11,15 +11,16 @@ float32 moments of Adam differ in their last bit after one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from taskedge.cooperation.coordinator.answer_sum import AnswerSum
 from taskedge.errors import InputError
 
 
-def weighted_mean(answers: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
+def weighted_mean(answers: Iterable[tuple[float, Mapping[str, Tensor]]]) -> dict[str, Tensor]:
     """Return the weighted mean of each name over the answers that contain it, summed in the order of the answers.
 
     All devices train one support, so entry i of a tensor is the same weight on every device, and the mean of the
@@ -31,14 +32,10 @@ def weighted_mean(answers: Sequence[tuple[float, Mapping[str, Tensor]]]) -> dict
     Returns:
         float64 tensors by name.
     """
-    total: dict[str, Tensor] = {}
-    weights: dict[str, float] = {}
+    total = AnswerSum()
     for weight, tensors in answers:
-        for name, tensor in tensors.items():
-            term = weight * tensor.double()
-            total[name] = total[name] + term if name in total else term
-            weights[name] = weights.get(name, 0.0) + weight
-    return {name: tensor / weights[name] for name, tensor in total.items()}
+        total.add(weight, tensors)
+    return total.mean()
 
 
 def clip_by_norm(gradients: dict[str, Tensor], max_norm: float) -> tuple[dict[str, Tensor], float]:

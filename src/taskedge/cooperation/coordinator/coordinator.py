@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -24,11 +25,13 @@ from taskedge.cooperation.coordinator.rounds import Rounds
 from taskedge.cooperation.coordinator.run_folder import RunFolder
 from taskedge.cooperation.coordinator.run_setup import RunSetup
 from taskedge.cooperation.coordinator.run_state import RunState
-from taskedge.cooperation.protocol.message import Message, MessageError
+from taskedge.cooperation.protocol.bounds import short_reason
+from taskedge.cooperation.protocol.message import HEADER_ONLY, Message, MessageError
 from taskedge.cooperation.protocol.payloads import Statistics
 from taskedge.cooperation.scheduling.freezing import FreezingConfig
 from taskedge.cooperation.scheduling.round_planner import RoundPlanner
-from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer
+from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer, trouble_text
+from taskedge.cooperation.transport.reader_thread import READER
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.errors import InputError, TaskEdgeError
@@ -128,6 +131,8 @@ class Coordinator:
             resume=resume,
         )
         log = EventLog(folder.path / LOG_FILE, self._on_event)
+        if folder.healed:
+            log.write("restored", why=folder.healed)
         sessions = DeviceSessions(self._link, folder.run_id, setup.unfit_reason, self._config, log)
         loss = None
         sessions.start()
@@ -141,12 +146,16 @@ class Coordinator:
             rounds = Rounds(self._link, sessions, state, planner, folder, log, setup.max_tokens)
             if folder.resumed:
                 rounds.load_state_dict(*folder.resumed)
+                healed = planner.calibration.healed
+                if healed:
+                    log.write("healed", devices=healed, why="their saved calibration was no usable number")
                 log.write("resumed", round=state.round, version=state.version)
             else:
                 await rounds.commit()  # before a device gets the initial head: a resumed run must have the same one
             install_message = setup.install_message(folder.run_id, folder.support, state)
             sessions.install_on_all(install_message, planner.calibration.mark_cold_start)
-            await self._wait_for(sessions, lambda: self._enough_ready(sessions, planner))
+            if not await sessions.wait(lambda: self._enough_ready(sessions, planner), self._config.wait_seconds):
+                self._go_on_with_fewer(sessions, log)
             while state.round < self._config.rounds:
                 loss = await rounds.run_round() or loss
             await self._send_final_values(sessions, folder.run_id, state)
@@ -179,38 +188,73 @@ class Coordinator:
         return extract(self._model)
 
     async def _wait_for(self, sessions: DeviceSessions, condition: Callable[[], bool]) -> None:
-        seconds = self._config.wait_seconds
-        if not await sessions.wait(condition, seconds):
-            present = ", ".join(session.name for session in sessions.present()) or "none"
-            unfit = "".join(f"; {s.name}: {s.unfit_reason}" for s in sessions.by_name.values() if s.unfit_reason)
-            raise TaskEdgeError(
-                f"not enough devices came within {seconds:g} s ({self._config.devices} are needed, there: "
-                f"{present}{unfit}): start them, or ask for fewer"
-            )
+        if not await sessions.wait(condition, self._config.wait_seconds):
+            raise self._too_few(sessions)
+
+    def _too_few(self, sessions: DeviceSessions) -> TaskEdgeError:
+        present = ", ".join(session.name for session in sessions.present()) or "none"
+        unfit = "".join(f"; {s.name}: {s.unfit_reason}" for s in sessions.by_name.values() if s.unfit_reason)
+        config = self._config
+        return TaskEdgeError(
+            f"not enough devices came within {config.wait_seconds:g} s ({config.devices} are needed, there: "
+            f"{present}{unfit}){trouble_text(self._link)}: start them, or ask for fewer"
+        )
+
+    def _go_on_with_fewer(self, sessions: DeviceSessions, log: EventLog) -> None:
+        """Begin with the devices that are ready: enough came, and one that is not ready must not end the run.
+
+        Raises:
+            TaskEdgeError: None is ready.
+        """
+        ready = [session.name for session in sessions.ready()]
+        if not ready:
+            raise self._too_few(sessions)
+        why = f"{len(ready)} of {self._config.devices} devices are ready after {self._config.wait_seconds:g} s"
+        log.write("fewer", why=why, ready=ready)
 
     def _enough_ready(self, sessions: DeviceSessions, planner: RoundPlanner) -> bool:
         """Return whether rounds can begin: with the number of devices set, and if resumed, with the planned ones."""
         ready = {session.name for session in sessions.ready()}
-        return len(ready) >= self._config.devices and ready >= set(planner.planned_devices)
+        quarantined = sessions.quarantined()
+        needed = max(1, self._config.devices - len(quarantined))  # a liar does not keep the others waiting
+        return len(ready) >= needed and ready | quarantined >= set(planner.planned_devices)
 
     async def _choose_support(self, sessions: DeviceSessions, log: EventLog) -> Support:
         """Choose the support by the sum of the devices' statistics."""
         present = sessions.present()
 
+        by_name = {session.name: session for session in present}
+        limits = self._setup.statistics_limits
+
+        def refuse(device: str, why: str) -> None:
+            log.write("no statistics", device=device, why=why)
+            sessions.record_refusal(by_name[device], why)
+
         async def request(session: DeviceSession) -> Statistics | None:
             message = self._setup.statistics_request(session.name, len(present))
             try:
-                answer = await self._link.request(session.name, message, self._config.first_deadline)
-                return self._setup.read_statistics_answer(answer)
-            except (NoAnswer, DeviceGone, MessageError) as error:
+                answer = await self._link.request(session.name, message, self._config.first_deadline, limits)
+                if answer.kind == "error":  # it says so itself
+                    log.write("no statistics", device=session.name, why=short_reason(answer.header.get("why")))
+                    return None
+                return await READER.run(partial(self._setup.read_statistics_answer, answer))
+            except MessageError as error:
+                refuse(session.name, short_reason(error))
+            except (NoAnswer, DeviceGone) as error:
                 log.write("no statistics", device=session.name, why=str(error))
-                return None
+            return None
 
-        parts = [part for part in await asyncio.gather(*map(request, present)) if part is not None]
-        if not parts:
+        answers = await asyncio.gather(*map(request, present))
+        parts = {name: part for name, part in zip(by_name, answers, strict=True) if part is not None}
+        audit = await asyncio.to_thread(self._setup.audit_statistics, parts, len(present))
+        for device, why in audit.refused.items():
+            refuse(device, why)
+        for device, why in audit.capped.items():
+            log.write("capped statistics", device=device, why=why)
+        if not audit.accepted:
             raise TaskEdgeError("no device gave statistics to choose weights by: the log says why")
-        support = await asyncio.to_thread(self._setup.choose_support, parts)
-        log.write("support", entries=support.num_entries, share=support.share, devices=len(parts))
+        support = await asyncio.to_thread(self._setup.choose_support, list(audit.accepted.values()))
+        log.write("support", entries=support.num_entries, share=support.share, devices=len(audit.accepted))
         return support
 
     async def _send_final_values(self, sessions: DeviceSessions, run_id: str, state: RunState) -> None:
@@ -220,6 +264,6 @@ class Coordinator:
             header = {"run": run_id, "since": session.version, "version": state.version}
             message = Message("done", header, state.values_since(session.version or 0))
             with suppress(NoAnswer, DeviceGone, MessageError):
-                await self._link.request(session.name, message, GOODBYE_SECONDS)
+                await self._link.request(session.name, message, GOODBYE_SECONDS, HEADER_ONLY)
 
         await asyncio.gather(*map(send, sessions.ready()))

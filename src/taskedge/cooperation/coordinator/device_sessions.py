@@ -15,14 +15,17 @@ from typing import Any
 
 from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.coordinator.event_log import EventLog
+from taskedge.cooperation.protocol.bounds import short_reason
 from taskedge.cooperation.protocol.device_info import DeviceInfo, read_device_info
-from taskedge.cooperation.protocol.message import Message, MessageError
+from taskedge.cooperation.protocol.message import HEADER_ONLY, Message, MessageError
 from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer
 
 HELLO_SECONDS = 10.0
 """Seconds that a device has to answer ``hello``."""
 RETRY_SECONDS = 0.2
 """Seconds between two attempts to reach a device that does not answer."""
+MAX_UNANSWERED = 6
+"""Tasks in a row that a device may be late for. Its deadline has grown 64-fold by then."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class DeviceSession:
     """Why it never gets a task in this session."""
     num_refused: int = 0
     """Refused answers in this run."""
+    num_unanswered: int = 0
+    """Tasks in a row that it was late for, or not ready for."""
 
 
 class DeviceSessions:
@@ -51,7 +56,7 @@ class DeviceSessions:
     Args:
         link: The coordinator's end.
         run_id: Id of the run.
-        unfit_reason: Returns why a device cannot take part, or an empty string.
+        unfit_reason: Returns why a device cannot take part, by its name and info, or an empty string.
         config: The run's settings.
         log: Receives the events.
 
@@ -63,7 +68,7 @@ class DeviceSessions:
         self,
         link: CoordinatorLink,
         run_id: str,
-        unfit_reason: Callable[[DeviceInfo], str],
+        unfit_reason: Callable[[str, DeviceInfo], str],
         config: CooperationConfig,
         log: EventLog,
     ) -> None:
@@ -98,6 +103,11 @@ class DeviceSessions:
         """Return the devices that get tasks, by name."""
         return [session for session in self.present() if session.ready]
 
+    def quarantined(self) -> set[str]:
+        """Return the devices that get no more tasks because of refused answers."""
+        most = self._config.quarantine_after
+        return {name for name, session in self.by_name.items() if session.num_refused >= most}
+
     def install_on_all(self, message: Message, on_installed: Callable[[str], None]) -> None:
         """Install the support with ``message`` on all devices, and on those that join later.
 
@@ -117,10 +127,20 @@ class DeviceSessions:
     def record_refusal(self, session: DeviceSession, reason: str) -> None:
         """Count a refused answer. After ``quarantine_after`` of them a device gets no more tasks in this run."""
         session.num_refused += 1
-        if self._is_excluded(session):
+        if session.num_refused == self._config.quarantine_after:
             session.ready = False
             self._changed.set()
             self._log("quarantined", device=session.name, refused=session.num_refused, why=reason)
+
+    def record_unanswered(self, session: DeviceSession, result: str) -> None:
+        """Count a task that was not answered in time, or by ``unready``.
+
+        A device may be slow, and its deadline grows each time. One that answers none of many tasks in a row holds up
+        every round, so from then on each counts as a refused answer.
+        """
+        session.num_unanswered += 1
+        if session.num_unanswered > MAX_UNANSWERED:
+            self.record_refusal(session, f"{result} for {session.num_unanswered} tasks in a row")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the refused answers by device, JSON-able."""
@@ -155,12 +175,14 @@ class DeviceSessions:
 
     async def _watch(self) -> None:
         async for presence in self._link.presence():
-            if presence.event == "message":
-                continue
             session = self.by_name.get(presence.device)
             if session is None:
                 session = DeviceSession(presence.device, num_refused=self._refused_before.get(presence.device, 0))
                 self.by_name[presence.device] = session
+            if presence.event == "flooded":
+                self._log("flooded", device=presence.device, why=presence.why)
+                self.record_refusal(session, presence.why)
+                continue
             self._log(presence.event, device=presence.device)
             session.present = presence.event == "joined"
             session.ready, session.info, session.unfit_reason = False, None, ""
@@ -190,10 +212,11 @@ class DeviceSessions:
         Raises:
             NoAnswer: It did not answer in time.
         """
+        hello = Message("hello", {"run": self._run_id})
         try:
-            answer = await self._link.request(session.name, Message("hello", {"run": self._run_id}), HELLO_SECONDS)
+            answer = await self._link.request(session.name, hello, HELLO_SECONDS, HEADER_ONLY)
             info = read_device_info(answer)
-            session.unfit_reason = self._unfit_reason(info)
+            session.unfit_reason = self._unfit_reason(session.name, info)
             session.info = info
             if session.unfit_reason:
                 self._log("unfit", device=session.name, why=session.unfit_reason)
@@ -201,7 +224,9 @@ class DeviceSessions:
             self._changed.set()
             if self._install_message is None:
                 return
-            session.version = info.version if info.run == self._run_id else None
+            digest = self._install_message.header.get("digest", "")
+            same_support = info.support in ("", digest)  # earlier revisions state none
+            session.version = info.version if info.run == self._run_id and same_support else None
             if session.version is None:
                 await self._install(session, self._install_message)
         except DeviceGone:
@@ -216,9 +241,9 @@ class DeviceSessions:
         self._changed.set()
 
     async def _install(self, session: DeviceSession, message: Message) -> None:
-        answer = await self._link.request(session.name, message, self._config.first_deadline)
+        answer = await self._link.request(session.name, message, self._config.first_deadline, HEADER_ONLY)
         if answer.kind != "installed":
-            raise _NotInstalled(f"the support cannot be installed there: {str(answer.header.get('why'))[:300]}")
+            raise _NotInstalled(f"the support cannot be installed there: {short_reason(answer.header.get('why'))}")
         session.version = 0
         self._on_installed(session.name)
 

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from taskedge.cooperation.coordinator.device_sessions import DeviceSession
 from taskedge.cooperation.coordinator.run_state import RunState
+from taskedge.cooperation.protocol.bounds import short_reason
+from taskedge.cooperation.protocol.flat_tensors import are_finite
 from taskedge.cooperation.protocol.message import Message, MessageError
-from taskedge.cooperation.protocol.quantization import answer_kind, dequantize
+from taskedge.cooperation.protocol.quantization import QuantizedAnswer, answer_kind
 from taskedge.cooperation.protocol.round_task import RoundTask, TrainingRecipe
 from taskedge.cooperation.protocol.validation import (
+    MAX_CHANGE,
+    MAX_GRADIENT,
     AcceptedAnswer,
     AnswerRefused,
     ExpectedAnswer,
-    check_answer,
     check_finite,
+    check_form,
+    check_update_size,
 )
 from taskedge.cooperation.transport.links import CoordinatorLink, DeviceGone, NoAnswer
+from taskedge.cooperation.transport.reader_thread import READER
 from taskedge.training.data_order import derive_seed
 
 
@@ -32,8 +39,6 @@ class TaskOutcome:
     """Why the answer was not accepted."""
     answer: AcceptedAnswer | None = None
     """Set if ``result`` is ``accepted``."""
-    norms: dict[int, float] = field(default_factory=dict)
-    """l2 norm of an accepted update, per block."""
     seconds: float = 0.0
     """From sending the task to its outcome."""
     bytes_down: int = 0
@@ -77,18 +82,20 @@ async def dispatch_task(
         nominal: Planned costs of the task (``emulated.NOMINAL_FIELDS``), which an emulated device keeps to.
     """
     message = task_message(run_id, session.version or 0, task, state, round_number, deadline, nominal)
+    limits = expected_answer(run_id, task, state, round_number, max_tokens).limits
     session_id = session.session_id
     started, bytes_before = time.monotonic(), _num_bytes(link, session.name)
     try:
-        answer = await link.request(session.name, message, deadline)
+        answer = await link.request(session.name, message, deadline, limits)
     except NoAnswer:
         outcome = TaskOutcome("late", "no answer in time")
     except DeviceGone:
         outcome = TaskOutcome("gone")
     except MessageError as error:
-        outcome = TaskOutcome("refused", f"no message: {error}")
+        outcome = TaskOutcome("refused", short_reason(f"no message: {error}"))
     else:
-        outcome = answer_outcome(answer, run_id, task, state, round_number, max_tokens)
+        judge = partial(answer_outcome, answer, run_id, task, state, round_number, max_tokens)
+        outcome = await READER.run(judge)
     seconds, bytes_after = time.monotonic() - started, _num_bytes(link, session.name)
     return replace(
         outcome,
@@ -102,16 +109,21 @@ async def dispatch_task(
 def answer_outcome(
     answer: Message, run_id: str, task: RoundTask, state: RunState, round_number: int, max_tokens: int
 ) -> TaskOutcome:
-    """Return the outcome of a task by the device's answer. Arguments: see :func:`dispatch_task`."""
+    """Return the outcome of a task by the device's answer. Arguments: see :func:`dispatch_task`.
+
+    Never raises: whatever an answer makes the checks do, it is that answer that is refused.
+    """
     if answer.kind == "expired":
         return TaskOutcome("late", answer.kind)
     if answer.kind == "unready":
         return TaskOutcome("unready", answer.kind)
     try:
         accepted = validate_answer(answer, run_id, task, state, round_number, max_tokens)
+        return TaskOutcome("accepted", answer=accepted)
     except AnswerRefused as error:
-        return TaskOutcome("refused", str(error))
-    return TaskOutcome("accepted", answer=accepted, norms=state.norms_of(accepted))
+        return TaskOutcome("refused", short_reason(error))
+    except Exception as error:
+        return TaskOutcome("refused", short_reason(f"it cannot be checked ({type(error).__name__}: {error})"))
 
 
 def validate_answer(
@@ -122,21 +134,37 @@ def validate_answer(
     Raises:
         AnswerRefused: It may not be used. The message is the reason.
     """
+    expected = expected_answer(run_id, task, state, round_number, max_tokens)
+    checked = check_form(answer, expected)
+    as_sent = QuantizedAnswer(expected.kind, checked.tensors, state.values)
+    values = as_sent.flat()
+    if not are_finite([values]):  # what was sent, or the product of a finite number and a finite scale
+        check_finite(as_sent.layout.split(values))
+    norms = state.norms_of_flat(as_sent.layout, values)
+    sizes = state.sizes_of(as_sent.layout.names)
+    check_update_size(norms, sizes, MAX_CHANGE if state.config.sends_values else MAX_GRADIENT)
+    rows = state.config.batch_size * task.accumulate * state.config.local_steps
+    return replace(checked, tensors=as_sent, device=task.device, rows=rows, norms=norms)
+
+
+def expected_answer(
+    run_id: str, task: RoundTask, state: RunState, round_number: int, max_tokens: int
+) -> ExpectedAnswer:
+    """Return the form that the answer to a task must have. Arguments: see :func:`dispatch_task`."""
     config = state.config
-    expected = ExpectedAnswer(
-        kind=answer_kind(config.upload, config.local_steps),
-        run=run_id,
-        round=round_number,
-        version=state.version,
-        shapes={name: state.values[name].shape for name in state.training.names_in(task.blocks)},
-        max_tokens=config.batch_size * task.accumulate * config.local_steps * max_tokens,
-        upload=config.upload,
-    )
-    checked = check_answer(answer, expected)
-    accepted = replace(checked, tensors=dequantize(expected.kind, checked.tensors, state.values))
-    check_finite(accepted.tensors)  # the product of a finite number and a finite scale may be infinite
-    state.norms.check(state.norms_of(accepted))
-    return accepted
+
+    def make() -> ExpectedAnswer:
+        return ExpectedAnswer(
+            kind=answer_kind(config.upload, config.local_steps),
+            run=run_id,
+            round=round_number,
+            version=state.version,
+            shapes={name: state.values[name].shape for name in state.training.names_in(task.blocks)},
+            max_tokens=config.batch_size * task.accumulate * config.local_steps * max_tokens,
+            upload=config.upload,
+        )
+
+    return state.shared((run_id, round_number, max_tokens, task.blocks, task.accumulate), make)
 
 
 def task_message(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,8 @@ from taskedge.cooperation.protocol.validation import NOT_FINITE, AcceptedAnswer
 from taskedge.cooperation.scheduling.assign_blocks import device_flops
 from taskedge.cooperation.scheduling.round_planner import RoundPlan, RoundPlanner
 from taskedge.cooperation.scheduling.trained_blocks import TrainedBlocks
-from taskedge.cooperation.transport.links import CoordinatorLink
+from taskedge.cooperation.transport.links import CoordinatorLink, trouble_text
+from taskedge.cooperation.transport.reader_thread import READER
 from taskedge.errors import TaskEdgeError, TrainingDiverged
 from taskedge.planning.problem import InfeasiblePlan
 
@@ -84,11 +86,12 @@ class Rounds:
         round_number = self._state.round + 1
         plan, assignments = await self._configure(round_number)
         started = time.monotonic()
-        outcomes = await asyncio.gather(*(self._dispatch(each, plan, round_number) for each in assignments))
+        predicted = self._planner.predicted_round_seconds(plan)
+        outcomes = await asyncio.gather(*(self._dispatch(each, plan, round_number, predicted) for each in assignments))
         for assignment, outcome in zip(assignments, outcomes, strict=True):
             self._record(assignment, outcome, plan, round_number)
         answers = [outcome.answer for outcome in outcomes if outcome.answer is not None]
-        update = self._state.end_round(answers, round_number)
+        update = await READER.run(partial(self._state.end_round, answers, round_number))
         await self.commit()
         for decision in update.decisions:
             self._log.write("revival", round=round_number, decided=decision)
@@ -105,6 +108,7 @@ class Rounds:
         """
         fields, tensors = self._state.state_dict()
         fields |= {"planner": self._planner.state_dict(), "members": self._sessions.state_dict()}
+        fields["run_file"] = self._folder.run_fields
         await asyncio.to_thread(versions.commit, self._folder.path, self._state.round, fields, tensors)
 
     def load_state_dict(self, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -120,8 +124,8 @@ class Rounds:
         while True:
             if not await self._sessions.wait(lambda: bool(self._sessions.ready()), seconds):
                 raise TaskEdgeError(
-                    f"round {round_number}: no device has been ready for {seconds:g} s: resume the run when they are "
-                    "back"
+                    f"round {round_number}: no device has been ready for {seconds:g} s{trouble_text(self._link)}: "
+                    "resume the run when they are back"
                 )
             ready = {session.name: session for session in self._sessions.ready()}
             infos = {name: session.info for name, session in ready.items() if session.info is not None}
@@ -146,10 +150,15 @@ class Rounds:
     def _has_device_besides(self, sessions: Mapping[str, DeviceSession]) -> bool:
         return any(session.name not in sessions for session in self._sessions.ready())
 
-    async def _dispatch(self, assignment: _Assignment, plan: RoundPlan, round_number: int) -> TaskOutcome:
+    async def _dispatch(
+        self, assignment: _Assignment, plan: RoundPlan, round_number: int, round_seconds: float
+    ) -> TaskOutcome:
         config, device = self._config, assignment.session.name
         if self._planner.calibration.is_known(device):
-            deadline = max(config.min_deadline, config.deadline_factor * self._planner.predicted_round_seconds(plan))
+            predicted = config.deadline_factor * round_seconds
+            # a device's first task had to end within the first deadline, so no later one takes many times that
+            longest = config.deadline_factor * config.first_deadline
+            deadline = min(longest, max(config.min_deadline, predicted))
         else:
             deadline = config.first_deadline
         return await dispatch_task(
@@ -169,7 +178,8 @@ class Rounds:
         session, task, answer = assignment.session, assignment.task, outcome.answer
         same_session = session.session_id == outcome.session_id  # otherwise another process is there now
         if answer is not None:
-            self._state.norms.add(outcome.norms)
+            session.num_unanswered = 0
+            self._state.record(answer)
             if same_session:
                 session.version = self._state.version
                 self._planner.observe(plan, task, outcome.seconds, answer.seconds)
@@ -178,6 +188,8 @@ class Rounds:
         else:
             if outcome.result == "late":
                 self._planner.calibration.mark_late(session.name)
+            if outcome.result in ("late", "unready"):
+                self._sessions.record_unanswered(session, outcome.result)
             if same_session:
                 self._sessions.mark_unresponsive(session)
         self._log.write(
@@ -219,6 +231,9 @@ class Rounds:
             accepted=len(answers),
             loss=mean_loss(answers),
             norm=update.norm,
+            scaled=list(update.scaled),
+            capped=list(update.capped),
+            by_mean=list(update.by_mean),
             rate=self._config.lr_factor(self._state.round),
             tokens=sum(answer.tokens for answer in answers),
             predicted_seconds=predicted_seconds,
@@ -231,8 +246,10 @@ class Rounds:
 
     def _upload_bytes(self, tasks: Sequence[RoundTask], blocks: TrainedBlocks) -> int:
         """Return the bytes of values that these tasks send up."""
-        names = [name for task in tasks for name in blocks.names_in(task.blocks)]
-        return bytes_per_value(self._config.upload) * sum(self._state.values[name].numel() for name in names)
+        times = Counter(task.blocks for task in tasks)  # with many devices most tasks have the same blocks
+        values = self._state.values
+        per_task = {held: sum(values[name].numel() for name in blocks.names_in(held)) for held in times}
+        return bytes_per_value(self._config.upload) * sum(times[held] * count for held, count in per_task.items())
 
 
 class StoppingRule:

@@ -10,7 +10,8 @@ Kinds of messages (each names its ``run``), and the kinds of their answers:
   the task's time is over; ``unready`` if the device does not have the version that the values add to.
 - ``done``: take over the last values. Answer: ``bye``.
 
-Any failure is answered with ``error`` and the reason. No message contains a row of the device's data.
+Any failure is answered with ``error`` and the reason. No message contains a row of the device's data, but gradients,
+changes of values and statistics are computed from the rows and their labels, and reveal something about both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from taskedge.cooperation.device.local_training import LocalTraining, TaskExpire
 from taskedge.cooperation.device.suspend_clock import SuspendAwareClock
 from taskedge.cooperation.protocol.device_info import DeviceInfo
 from taskedge.cooperation.protocol.message import Message, MessageError
-from taskedge.cooperation.protocol.payloads import decode_support, statistics_message
+from taskedge.cooperation.protocol.payloads import decode_support, statistics_message, support_digest
 from taskedge.cooperation.protocol.quantization import answer_kind, quantize
 from taskedge.cooperation.protocol.round_task import read_round_task
 from taskedge.cooperation.transport.links import DeviceLink
@@ -74,6 +75,8 @@ class Device:
         self._run = ""
         self._version: int | None = None
         """Version of that run's values; None: no support is installed."""
+        self._support = ""
+        """Digest of the installed support; empty: none is installed."""
 
     async def serve(self, *, stay: bool = False) -> None:
         """Answer until the run is done, or until cancelled with ``stay``; then leave.
@@ -151,6 +154,8 @@ class Device:
             profile=self._profile,
             run=self._run,
             version=self._version,
+            support=self._support if self._version is not None else "",
+            min_rows=self._training.min_rows,
         )
         return info.message()
 
@@ -167,9 +172,12 @@ class Device:
         header, tensors = message.header, message.tensors
         support = decode_support(header["support"], tensors)
         head = {name.removeprefix("head/"): value for name, value in tensors.items() if name.startswith("head/")}
+        digest = support_digest(support)
+        if header.get("digest", digest) != digest:  # earlier revisions send none
+            raise MessageError(f"the support has the digest {digest}, not {header['digest']}: it was damaged")
         self._version = None
         await asyncio.to_thread(self._training.install, support, header["step"], header["sizes"], head)
-        self._run, self._version = str(header["run"]), 0
+        self._run, self._version, self._support = str(header["run"]), 0, digest
         self._log(f"installed {support}")
         return Message("installed", {"run": self._run})
 
@@ -194,7 +202,8 @@ class Device:
             self._log(f"round {recipe.round}: its time was over, nothing is sent")
             return Message("expired", identity)
         spent = time.monotonic() - started
-        self._log(f"round {recipe.round}: blocks {list(task.blocks)}, loss {result.loss:.4f}, {spent:.2f} s")
+        note = f"; {self._training.note}" if self._training.note else ""
+        self._log(f"round {recipe.round}: blocks {list(task.blocks)}, loss {result.loss:.4f}, {spent:.2f} s{note}")
         kind = answer_kind(header["upload"], recipe.local_steps)
         tensors = quantize(kind, header["upload"], result.tensors, self._training.values)
         measured = {"tokens": result.tokens, "loss": _finite_or_none(result.loss), "seconds": spent}

@@ -1,4 +1,4 @@
-"""A device's local training: its model, kept loaded, and its rows, which never leave it. Independent of messages."""
+"""A device's local training: its model, kept loaded, and its rows, which stay there. Independent of messages."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from taskedge.selection.statistics import LinearStatistics, measure
 from taskedge.selection.support import Support
 from taskedge.training.data_order import derive_seed, random_order
 
+MIN_ROWS = 8
+"""Rows of a step below which a device refuses, unless its owner sets another floor."""
 Row = Any
 Collate = Callable[[list[Row]], Any]
 
@@ -50,13 +52,29 @@ class LocalTraining:
         rows: The device's examples.
         collate: Makes a batch with labels, as the model takes it, from a list of rows.
         full_parameters: Parameters that are trained in full; None: the model's head.
+        min_rows: Fewest rows that a step or statistics may be over, since a gradient of few rows tells what they are.
+
+    Raises:
+        InputError: There are fewer rows than ``min_rows``, or none.
     """
 
     def __init__(
-        self, model: nn.Module, rows: Sequence[Row], collate: Collate, full_parameters: Collection[str] | None = None
+        self,
+        model: nn.Module,
+        rows: Sequence[Row],
+        collate: Collate,
+        full_parameters: Collection[str] | None = None,
+        *,
+        min_rows: int = MIN_ROWS,
     ) -> None:
         if not len(rows):
             raise InputError("this device has no rows to train on")
+        if len(rows) < min_rows:
+            raise InputError(
+                f"this device has {len(rows)} rows, and its floor is {min_rows} a step: add rows, or set a lower floor "
+                "(--min-rows) if what answers on few rows reveal may be known"
+            )
+        self.min_rows = min_rows
         self.model, self.rows, self.collate = model, rows, collate
         self.full_parameters = list(head_parameters(model) if full_parameters is None else full_parameters)
         self.blocks = TrainedBlocks(((),))
@@ -69,7 +87,11 @@ class LocalTraining:
         """Return statistics of the base over the first batches of the rows in the random order of ``seed``.
 
         An installed support is removed.
+
+        Raises:
+            InputError: These are fewer rows than the device's floor.
         """
+        self._check_floor(batches * batch_size, "statistics")
         self._uninstall()
         order = random_order(len(self.rows), seed)[: batches * batch_size]
         index_batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -83,7 +105,8 @@ class LocalTraining:
             InputError: The support or the head does not fit this model.
         """
         self._uninstall()
-        install(self.model, support, trainable=self.full_parameters, step=step)
+        exponent = support.settings.get("step_exponent", 0.0)  # coordinators before 0.75 became the default name none
+        install(self.model, support, trainable=self.full_parameters, step=step, step_exponent=exponent)
         self.blocks = trained_blocks(self.model, sizes)
         trained_names = self.blocks.block_of()
         self._parameters = {name: p for name, p in self.model.named_parameters() if name in trained_names}
@@ -120,8 +143,10 @@ class LocalTraining:
             check: Called before every batch. What it raises ends the training.
 
         Raises:
-            InputError: The model has no such block or name, or there is nothing to train.
+            InputError: The model has no such block or name, or there is nothing to train, or a step has fewer rows than
+                the device's floor.
         """
+        self._check_floor(recipe.batch_size * task.accumulate, "a step")
         names = self._trained_names(task)
         num_rows = recipe.batch_size * task.accumulate * recipe.local_steps
         indices = rows_of_round(len(self.rows), num_rows, recipe.round, task.seed)
@@ -172,6 +197,19 @@ class LocalTraining:
         if recipe.optimizer == "adamw":
             return torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         return torch.optim.SGD(groups, weight_decay=recipe.weight_decay)
+
+    @property
+    def note(self) -> str:
+        """What a device says after each answer; empty: nothing."""
+        return ""
+
+    def _check_floor(self, rows: int, what: str) -> None:
+        """Refuse what is over fewer rows than the owner allows."""
+        if rows < self.min_rows:
+            raise InputError(
+                f"{what} over {rows} rows is refused: this device's owner allows no fewer than {self.min_rows} "
+                "(--min-rows there); use larger batches"
+            )
 
     def _trained_names(self, task: RoundTask) -> list[str]:
         names = []

@@ -28,11 +28,11 @@ from taskedge.cooperation.transport.nats.server import NatsServer
 from taskedge.cooperation.transport.nats.server_config import server_config
 from taskedge.errors import InputError, UnknownName
 from taskedge.io.atomic import write_atomic
+from taskedge.planning.fleet_spec import DEVICE_NAME
 
 COORDINATOR = "coordinator"
 PORT = 4222
 _FORMAT = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 
 @dataclass
@@ -87,7 +87,7 @@ class DeviceRegistry:
         Raises:
             InputError: The folder is not empty, or a name cannot be used.
         """
-        name = _check_name(name or folder.resolve().name)
+        name = check_name(name or folder.resolve().name)
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder}: is not empty: name a new folder for the fleet's keys")
         authority = certificates.create_authority(name)
@@ -142,7 +142,7 @@ class DeviceRegistry:
         Raises:
             InputError: The name cannot be used, or is enrolled already.
         """
-        _check_name(device)
+        check_name(device)
         folder = self.folder / "devices" / device
         with self._change():
             if device in self.devices:
@@ -217,6 +217,8 @@ class DeviceRegistry:
             devices={name: entry.subject for name, entry in self.devices.items()},
         )
         write_atomic(self.folder / "server.conf", config.encode(), private=True)
+        listened_to = json.dumps({"devices": sorted(self.devices)}) + "\n"
+        write_atomic(Bundle.open(self.coordinator_bundle).devices_file, listened_to.encode())
 
     def _write_bundle(self, folder: Path, name: str, identity: Identity, host: str) -> None:
         folder.parent.mkdir(exist_ok=True)
@@ -240,8 +242,13 @@ class DeviceRegistry:
             ) from None
 
 
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name == COORDINATOR:
+def check_name(name: str) -> str:
+    """Return the name of a device or a fleet.
+
+    Raises:
+        InputError: It cannot be one.
+    """
+    if not re.fullmatch(DEVICE_NAME, name) or name == COORDINATOR:
         raise InputError(
             f"{name!r} cannot be a name here: up to 63 letters, digits, '-' and '_', not {COORDINATOR!r} "
             f"(it becomes part of certificates and of the server's subjects)"

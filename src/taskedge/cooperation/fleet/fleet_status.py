@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from taskedge.cooperation.coordinator.event_log import LOG_FILE, RUN_FILE, Event
+from taskedge.cooperation.coordinator.event_log import LOG_FILE, RUN_FILE
+from taskedge.cooperation.coordinator.log_summary import LogSummary, summarize_log
 from taskedge.cooperation.coordinator.run_folder import read_run_file
 from taskedge.cooperation.fleet.coordinator_lock import is_coordinated
 from taskedge.cooperation.fleet.device_registry import DeviceRegistry
@@ -40,40 +40,32 @@ def fleet_status(folder: Path) -> dict[str, Any]:
     registry = DeviceRegistry.open(registry_folder(folder))
     coordinator_runs = is_coordinated(folder)
     runs = [folder / name for name in (RUN_FOLDER, LAST_RUN) if (folder / name / RUN_FILE).exists()]
-    events = _read_events(runs[0] / LOG_FILE) if runs else []
+    summary = summarize_log(runs[0] / LOG_FILE) if runs else LogSummary()
     return {
         "fleet": registry.name,
         "server": {"address": f"{registry.listen}:{registry.port}", "runs": registry.server.pid is not None},
         "coordinator_runs": coordinator_runs,
         "devices": [
-            {"name": name, "enrolled": entry.enrolled, "expires": entry.expires, **_device_status(name, events)}
+            {"name": name, "enrolled": entry.enrolled, "expires": entry.expires, **_device_status(name, summary)}
             for name, entry in sorted(registry.devices.items())
         ],
-        "run": _run_status(runs[0], events, coordinator_runs) if runs else None,
+        "run": _run_status(runs[0], summary, coordinator_runs) if runs else None,
     }
 
 
-def _device_status(name: str, events: list[Event]) -> dict[str, Any]:
+def _device_status(name: str, summary: LogSummary) -> dict[str, Any]:
     """Return whether a device was present at its last event (None: it has none), and why it gets no tasks."""
-    present, note = None, ""
-    for event in events:
-        if event.get("device") != name:
-            continue
-        if event["event"] in ("joined", "left"):
-            present, note = event["event"] == "joined", ""
-        elif event["event"] in ("unfit", "quarantined"):
-            note = f"{event['event']}: {event['why']}"
-    return {"present": present, "note": note}
+    return {"present": summary.present.get(name), "note": summary.notes.get(name, "")}
 
 
-def _run_status(folder: Path, events: list[Event], coordinator_runs: bool) -> dict[str, Any]:
+def _run_status(folder: Path, summary: LogSummary, coordinator_runs: bool) -> dict[str, Any]:
     _, settings = read_run_file(folder)
     try:
         rounds, mode = int(settings["rounds"]), settings["mode"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / RUN_FILE}: damaged ({error})") from None
-    last_round: Event = next((event for event in reversed(events) if event["event"] == "round"), {})
-    is_done = bool(events) and events[-1]["event"] == "done"
+    last_round = summary.last_round
+    is_done = summary.last_event == "done"
     unfinished_state = "running" if coordinator_runs else "interrupted"
     return {
         "state": "done" if is_done else unfinished_state,
@@ -84,15 +76,3 @@ def _run_status(folder: Path, events: list[Event], coordinator_runs: bool) -> di
         "mode": mode,
         "folder": str(folder),
     }
-
-
-def _read_events(log: Path) -> list[Event]:
-    """Return the complete lines of an event log."""
-    events = []
-    if log.exists():
-        for line in log.read_text(encoding="utf-8").splitlines():
-            try:
-                events.append(json.loads(line))
-            except ValueError:
-                continue  # a line that is being written
-    return events

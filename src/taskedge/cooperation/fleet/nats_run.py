@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from taskedge.cooperation.cooperation_config import CooperationConfig
 from taskedge.cooperation.coordinator.coordinator import CooperationResult, Coordinator
 from taskedge.cooperation.coordinator.event_log import Event
 from taskedge.cooperation.fleet.device_registry import DeviceRegistry
+from taskedge.cooperation.fleet.server_watch import keep_server_running
 from taskedge.cooperation.joint_task import JointTask
 from taskedge.cooperation.transport.links import Traffic
 from taskedge.cooperation.transport.nats.coordinator_link import NatsCoordinatorLink
@@ -56,8 +58,9 @@ async def run_over_nats(
     fleet: FleetSpec | None = None,
     plan: Plan | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
+    on_server_started: Callable[[int | None], None] = lambda _: None,
 ) -> CoordinatorOutcome:
-    """Run all rounds over the server of a fleet, which must be running.
+    """Run all rounds over the server of a fleet, which must be running. If it ends meanwhile, it is started again.
 
     Args:
         registry: The fleet's folder.
@@ -67,12 +70,14 @@ async def run_over_nats(
         resume: Whether to resume the run in ``folder``.
         fleet: The fleet file, if there is one.
         plan: The plan to follow, if there is one.
-        on_event: Called with each event of the log.
+        on_event: Called with each event of the log, and with those of the server.
+        on_server_started: Called with the process id of a server that was started again.
 
     Raises:
         TaskEdgeError: See :meth:`Coordinator.run`.
     """
     link = await NatsCoordinatorLink.connect(registry.coordinator_bundle)
+    watching = asyncio.create_task(keep_server_running(registry, on_event, on_server_started))
     try:
         coordinator = Coordinator(
             link,
@@ -91,6 +96,8 @@ async def run_over_nats(
         delta = joint.with_run_provenance(coordinator.delta(), provenance)
         return CoordinatorOutcome(delta, result, summarize_traffic([link.traffic(name) for name in result.bytes_up]))
     finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
         await link.close()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+from taskedge.cooperation.fleet.device_registry import check_name
 from taskedge.cooperation.joint_task import JointTask
 from taskedge.errors import InputError
 from taskedge.io.atomic import write_atomic
@@ -62,8 +63,10 @@ def write_parts(
         The columns of the files.
 
     Raises:
-        InputError: The data cannot be split, or differs from existing files.
+        InputError: A name cannot be a device's, the data cannot be split, or it differs from existing files.
     """
+    for name in names:
+        check_name(name)  # before anything is written under it
     table = joint.table
     assert table is not None
     has_labels = table.labels is not None

@@ -86,17 +86,22 @@ class FlowerNodes:
         present = sorted(self.present().items(), key=lambda item: item[1].name)
         names = {node: session.name for node, session in present}
         requests = {node: self._setup.statistics_request(name, len(names)) for node, name in names.items()}
-        statistics = []
+        statistics: dict[str, Statistics] = {}
         for node, answer in self._query(grid, requests).items():
             if answer is None:
                 continue
             try:
-                statistics.append(self._setup.read_statistics_answer(answer))
+                statistics[names[node]] = self._setup.read_statistics_answer(answer)
             except MessageError as error:
                 self._log("no statistics", device=names[node], why=str(error))
-        if not statistics:
+        audit = self._setup.audit_statistics(statistics, len(names))
+        for device, why in audit.refused.items():
+            self._log("no statistics", device=device, why=why)
+        for device, why in audit.capped.items():
+            self._log("capped statistics", device=device, why=why)
+        if not audit.accepted:
             raise TaskEdgeError("no node gave statistics to choose weights by")
-        return statistics
+        return list(audit.accepted.values())
 
     def install(self, grid: Grid, install_message: Message) -> None:
         """Install the support on all present devices that do not have it."""
@@ -145,7 +150,7 @@ class FlowerNodes:
         self._sessions[node] = session
         try:
             session.info = info = read_device_info(hello)
-            session.unfit_reason = self._setup.unfit_reason(info)
+            session.unfit_reason = self._setup.unfit_reason(name, info)
             session.version = info.version if info.run == self._run_id else None
         except MessageError as error:
             session.unfit_reason = str(error)

@@ -169,7 +169,8 @@ class TaskEdgeStrategy(Strategy):
             "accepted": len(answers),
             "tokens": sum(answer.tokens for answer in answers),
         }
-        self._log("round", round=server_round, version=run.state.version, **metrics)
+        robust = {"scaled": update.scaled, "capped": update.capped, "by_mean": update.by_mean}
+        self._log("round", round=server_round, version=run.state.version, **metrics, **robust)
         return self.arrays(), MetricRecord(dict(metrics))
 
     def configure_evaluate(
@@ -255,7 +256,7 @@ class TaskEdgeStrategy(Strategy):
         fields: dict[str, Any]
         if answer is not None:
             session.version = run.state.version
-            run.state.norms.add(outcome.norms)
+            run.state.record(answer)
             run.planner.observe(plan, task, answer.seconds, answer.seconds)
             fields = {"tokens": answer.tokens, "loss": answer.loss}
         else:

@@ -40,6 +40,8 @@ def split_message(packed: bytes, chunk_bytes: int = CHUNK_BYTES) -> Iterator[byt
 class ChunkAssembler:
     """Assembles the chunks of one message. It never keeps more bytes than it received."""
 
+    max_bytes: int = MAX_MESSAGE_BYTES
+    """A message that announces more is refused with its first chunk."""
     _announced: tuple[int, int, bytes] | None = None
     """Number of chunks, bytes and digest of the message, from the first chunk."""
     _pieces: list[bytes] = field(default_factory=list)
@@ -63,8 +65,8 @@ class ChunkAssembler:
             raise MessageError(f"{len(chunk):,} bytes that are no chunk of a message")
         _, index, count, total, digest = _HEADER.unpack_from(chunk)
         piece = chunk[_HEADER.size :]
-        if total > MAX_MESSAGE_BYTES:
-            raise MessageError(f"a message that announces {total:,} bytes: {MAX_MESSAGE_BYTES:,} is the most")
+        if total > self.max_bytes:
+            raise MessageError(f"oversize: a message that announces {total:,} bytes, where {self.max_bytes:,} can be")
         if index == 0:
             self._reset((count, total, digest))
         if index != len(self._pieces) or self._announced != (count, total, digest):

@@ -15,10 +15,12 @@ reproduces the bits of an uninterrupted one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+
+from taskedge.cooperation.protocol.flat_tensors import flatten, layout_of
 
 UPLOAD_DTYPES = {"float8": torch.float8_e4m3fn, "bfloat16": torch.bfloat16, "float32": torch.float32}
 """Dtypes that answers can be sent in, by name."""
@@ -72,12 +74,58 @@ def quantize(kind: str, upload: str, trained: Mapping[str, Tensor], base: Mappin
 
 def dequantize(kind: str, quantized: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Invert :func:`quantize`: return float32 gradients, or new values."""
-    names = sorted(quantized.keys() - {SCALES})
-    scales = quantized[SCALES].double() if SCALES in quantized else torch.ones(len(names), dtype=torch.float64)
-    tensors = {name: quantized[name].double() * scale for name, scale in zip(names, scales, strict=True)}
-    if kind == "changes":
-        tensors = {name: base[name].double() + change for name, change in tensors.items()}
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    answer = QuantizedAnswer(kind, quantized, base)
+    return answer.layout.split(answer.flat())
+
+
+class QuantizedAnswer(Mapping[str, Tensor]):
+    """The tensors of an answer, kept as they were sent and dequantized at each access, to float32.
+
+    A coordinator can so hold the answers of a round in a quarter of their float32 bytes, and in one tensor each.
+
+    Args:
+        kind: See :func:`answer_kind`.
+        quantized: See :func:`quantize`. All but the scales have one dtype.
+        base: The values that training began with. They must stay as they are.
+
+    Attributes:
+        layout: Sorted names, and shapes.
+    """
+
+    def __init__(self, kind: str, quantized: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
+        self.layout = layout_of(quantized, sorted(quantized.keys() - {SCALES}))
+        self._sent = flatten(quantized[name] for name in self.layout.names)
+        self._scales = quantized[SCALES].clone() if SCALES in quantized else None
+        self._base = base if kind == "changes" else None
+
+    def flat(self) -> Tensor:
+        """Return float32 gradients or new values, one tensor behind the other by ``layout``."""
+        if self._scales is None and self._base is None:
+            return self._sent.float()
+        flat = self._sent.double()
+        if self._scales is not None:
+            flat = flat * self._scales.double().repeat_interleave(self.layout.counts)
+        if self._base is not None:
+            flat = flatten(self._base[name] for name in self.layout.names).double() + flat
+        return flat.float()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one tensor, float32."""
+        index, start, end = self.layout.places[name]
+        tensor = self._sent[start:end].double().view(self.layout.shapes[index])
+        if self._scales is not None:
+            tensor = tensor * self._scales[index].double()
+        if self._base is not None:
+            tensor = self._base[name].double() + tensor
+        return tensor.float()
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names."""
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        """Return the number of tensors."""
+        return len(self.layout.names)
 
 
 def _scale(tensor: Tensor) -> Tensor:

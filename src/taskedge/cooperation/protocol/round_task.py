@@ -7,7 +7,7 @@ batches, idle names) and sends it with the round's :class:`TrainingRecipe`. The 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from taskedge.cooperation.protocol.message import MessageError
@@ -82,7 +82,7 @@ class RoundTask:
 
     def header(self, recipe: TrainingRecipe) -> dict[str, Any]:
         """Return the fields that the device needs, JSON-able, for :func:`read_round_task`."""
-        fields = asdict(recipe)
+        fields = dict(vars(recipe))
         fields["optimiser"] = fields.pop("optimizer")  # the spelling of the wire format  # codespell:ignore
         return {
             "blocks": list(self.blocks),

@@ -12,8 +12,9 @@ from taskedge.cooperation.protocol.round_task import RoundTask
 from taskedge.planning.bandwidth import share_bandwidth
 from taskedge.planning.fleet_costs import FleetCosts
 from taskedge.planning.link_models import Bools, Ints, Link
-from taskedge.planning.plan import effective_solver, solve
-from taskedge.planning.problem import Assignment, upload_seconds
+from taskedge.planning.plan import ANY_NUMBER, effective_solver, solve
+from taskedge.planning.problem import Assignment, InfeasiblePlan, upload_seconds
+from taskedge.planning.solvers import SOLVERS
 
 
 def assign_blocks(
@@ -25,17 +26,18 @@ def assign_blocks(
     active: Sequence[int],
     *,
     copies: int = 2,
-    solver: str = "joint",
+    solver: str = "exact",
     head: str = "every",
     head_bits: float = 0.0,
     seed: int = 0,
+    spread_slack: float = 0.0,
 ) -> list[RoundTask]:
     """Plan a round of the blocks ``active`` on the devices ``names``.
 
     Args:
-        mode: ``deft`` assigns each block to one device with the planner's ``solver``. ``replicate`` assigns it to
-            ``copies`` different devices (fewer if there are fewer devices). ``fedavg`` assigns all blocks to every
-            device that can hold them.
+        mode: ``deft`` assigns each block to one device with the planner's ``solver``, which may leave devices without
+            work. ``replicate`` assigns it to ``copies`` different devices (fewer if there are fewer devices).
+            ``fedavg`` assigns all blocks to every device that can hold them.
         names: Devices, the rows of ``costs``.
         costs: Costs of all blocks.
         link: Uplinks of the devices.
@@ -47,6 +49,7 @@ def assign_blocks(
             active block do.
         head_bits: Upload of the head [bit].
         seed: Seed of a solver that draws.
+        spread_slack: Fraction by which the round may take longer so that idle devices take blocks of others.
 
     Returns:
         Tasks in the order of ``names``, without the devices that have none.
@@ -63,7 +66,8 @@ def assign_blocks(
         extra=costs.extra[:, columns],
         bits=costs.bits[columns] + (head_bits if head == "every" else 0.0),
     )
-    assignments = _assignments(mode, active_costs, link, bandwidth, min(copies, len(names)), solver, seed)
+    copies = min(copies, len(names))
+    assignments = _assignments(mode, active_costs, link, bandwidth, copies, solver, seed, spread_slack)
     tasks = []
     for assignment in sorted(assignments, key=lambda assignment: assignment.device):
         blocks = tuple(depths[column] for column in assignment.blocks)
@@ -122,7 +126,14 @@ def device_flops(table: BlockTable, tasks: Sequence[RoundTask], tokens: Mapping[
 
 
 def _assignments(
-    mode: str, costs: FleetCosts, link: Link, bandwidth: float, copies: int, solver: str, seed: int
+    mode: str,
+    costs: FleetCosts,
+    link: Link,
+    bandwidth: float,
+    copies: int,
+    solver: str,
+    seed: int,
+    spread_slack: float,
 ) -> list[Assignment]:
     """Return one assignment, with sorted columns, for each device that has any."""
     devices, blocks = costs.compute.shape
@@ -130,9 +141,15 @@ def _assignments(
         return _columns_to_blocks(solve("fedavg", costs, link, bandwidth).assignments(), 1)
     if mode == "deft" or copies == 1:
         chosen = effective_solver(solver, devices, blocks)
-        return _columns_to_blocks(solve(chosen, costs, link, bandwidth, seed=seed).assignments(), 1)
-    if devices >= copies * blocks:
-        return _columns_to_blocks(solve(solver, costs, link, bandwidth, copies, seed).assignments(), copies)
+        plan = solve(chosen, costs, link, bandwidth, seed=seed, spread_slack=spread_slack)
+        return _columns_to_blocks(plan.assignments(), 1)
+    if devices >= copies * blocks or SOLVERS.current_name(solver) in ANY_NUMBER:
+        try:
+            plan = solve(solver, costs, link, bandwidth, copies, seed, spread_slack)
+            return _columns_to_blocks(plan.assignments(), copies)
+        except InfeasiblePlan:
+            if devices >= copies * blocks and SOLVERS.current_name(solver) not in ANY_NUMBER:
+                raise
     return _layered_copies(costs, link, bandwidth, copies)
 
 

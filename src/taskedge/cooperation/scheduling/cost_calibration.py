@@ -3,12 +3,17 @@
 A device's predicted compute seconds are multiplied by the running mean of observed over predicted seconds. The extra
 seconds of its messages are added to each round. The first task after an installation does not count: it compiles
 kernels and fills caches.
+
+Observed seconds are a device's own statement, so a correction is always within bounds: a factor of 0 or infinity would
+make every plan with that device impossible, and a saved one would make the run so for good.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +21,11 @@ from taskedge.planning.fleet_costs import FleetCosts
 
 MEMORY = 0.7
 """Weight of the running mean, from the second observation on."""
+MIN_FACTOR, MAX_FACTOR = 1e-6, 1e6
+"""Bounds of the factor of the compute seconds: from 1e16 FLOP/s to 1e4, where 1e10 is assumed."""
+MAX_TRANSPORT_SECONDS = 1e5
+MAX_LATE_DOUBLINGS = 6
+"""Times that a missed deadline doubles a factor, until the device answers again."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,27 @@ class Correction:
     seen: int = 0
     """Tasks that it is the mean of."""
 
+    @property
+    def is_sound(self) -> bool:
+        """Return whether its numbers are within bounds."""
+        return (
+            MIN_FACTOR <= self.compute <= MAX_FACTOR and 0 <= self.transport <= MAX_TRANSPORT_SECONDS and self.seen >= 0
+        )
+
+    def clamped(self) -> Correction:
+        """Return the correction with its numbers moved to the nearest bounds; neutral where one is not a number."""
+        return replace(
+            self,
+            compute=_clamp(self.compute, MIN_FACTOR, MAX_FACTOR, 1.0),
+            transport=_clamp(self.transport, 0.0, MAX_TRANSPORT_SECONDS, 0.0),
+        )
+
+
+def read_correction(fields: Mapping[str, Any]) -> Correction | None:
+    """Return a saved correction; None if its numbers are not within bounds."""
+    correction = Correction(float(fields["compute"]), float(fields["transport"]), int(fields["seen"]))
+    return correction if correction.is_sound else None
+
 
 class CostCalibration:
     """Corrections of all devices by name."""
@@ -36,6 +67,9 @@ class CostCalibration:
     def __init__(self) -> None:
         self._corrections: dict[str, Correction] = {}
         self._cold: set[str] = set()
+        self._num_late: dict[str, int] = {}
+        self.healed: list[str] = []
+        """Devices whose saved correction was out of bounds and is neutral since :meth:`load_state_dict`."""
 
     def correction(self, device: str) -> Correction:
         """Return the device's correction; neutral before its first observation."""
@@ -57,6 +91,7 @@ class CostCalibration:
             compute: Seconds of training: observed, and predicted without corrections.
             transport: The same for all other seconds of the task.
         """
+        self._num_late.pop(device, None)
         if device in self._cold:
             self._cold.discard(device)
             return
@@ -68,12 +103,18 @@ class CostCalibration:
             compute=keep * before.compute + (1 - keep) * factor,
             transport=keep * before.transport + (1 - keep) * extra,
             seen=before.seen + 1,
-        )
+        ).clamped()
 
     def mark_late(self, device: str) -> None:
-        """Double the device's compute factor: it missed the deadline, and its seconds are unknown."""
-        before = self.correction(device)
-        self._corrections[device] = replace(before, compute=2 * before.compute)
+        """Double the device's compute factor: it missed the deadline, and its seconds are unknown.
+
+        After ``MAX_LATE_DOUBLINGS`` in a row the factor stays: a device that never answers must not make every deadline
+        longer.
+        """
+        self._num_late[device] = self._num_late.get(device, 0) + 1
+        if self._num_late[device] <= MAX_LATE_DOUBLINGS:
+            before = self.correction(device)
+            self._corrections[device] = replace(before, compute=2 * before.compute).clamped()
 
     def corrected(self, costs: FleetCosts, names: Sequence[str]) -> FleetCosts:
         """Return the costs with each device's correction; row k is device ``names[k]``."""
@@ -95,8 +136,11 @@ class CostCalibration:
         return {name: asdict(correction) for name, correction in self._corrections.items()}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self._corrections = {
-            name: Correction(float(fields["compute"]), float(fields["transport"]), int(fields["seen"]))
-            for name, fields in state.items()
-        }
+        """Restore what :meth:`state_dict` returned. A correction out of bounds becomes neutral (``healed``)."""
+        read = {name: read_correction(fields) for name, fields in state.items()}
+        self._corrections = {name: correction for name, correction in read.items() if correction is not None}
+        self.healed = sorted(read.keys() - self._corrections.keys())
+
+
+def _clamp(value: float, low: float, high: float, otherwise: float) -> float:
+    return otherwise if math.isnan(value) else min(high, max(low, value))

@@ -14,7 +14,7 @@ from taskedge.cooperation.protocol.device_info import DeviceInfo
 from taskedge.cooperation.protocol.quantization import bytes_per_value
 from taskedge.cooperation.protocol.round_task import RoundTask
 from taskedge.cooperation.scheduling.assign_blocks import assign_blocks
-from taskedge.cooperation.scheduling.cost_calibration import Correction, CostCalibration
+from taskedge.cooperation.scheduling.cost_calibration import Correction, CostCalibration, read_correction
 from taskedge.cooperation.scheduling.estimates import Estimates, estimate_costs
 from taskedge.cooperation.scheduling.fixed_plan import plan_obstacle, tasks_of_plan
 from taskedge.cooperation.scheduling.rotation import rotate_blocks, update_counts
@@ -181,13 +181,15 @@ class RoundPlanner:
             for name, of_device in state["counts"].items()
         }
         stored = state["plan"]
-        if stored is not None:
+        corrections = {} if stored is None else {name: read_correction(at) for name, at in stored["pace"].items()}
+        sound = {name: correction for name, correction in corrections.items() if correction is not None}
+        if stored is not None and len(sound) == len(corrections):  # else it is planned anew
             self._plan = RoundPlan(
                 devices=tuple(stored["members"]),
                 payload=tuple(stored["payload"]),
                 tasks=tuple(map(RoundTask.from_plan_state, stored["shares"])),
                 unfrozen_tasks=tuple(map(RoundTask.from_plan_state, stored["everything"])),
-                corrections={name: Correction(**fields) for name, fields in stored["pace"].items()},
+                corrections=sound,
                 accumulate=stored["accumulate"],
                 tokens=stored["tokens"],
                 follows_file=stored.get("follows_file", False),
@@ -261,6 +263,7 @@ class RoundPlanner:
             head=config.head,
             head_bits=self._head_bits,
             seed=config.seed,
+            spread_slack=config.rotation_slack,
         )
 
     def _assign_by_file(self, estimates: Estimates, payload: Sequence[int]) -> list[RoundTask]:

@@ -42,10 +42,6 @@ class EmulatedLink:
 
         await self._link.serve(slowed_down)
 
-    async def send(self, message: Message) -> None:
-        """See ``DeviceLink.send``."""
-        await self._link.send(message)
-
     async def close(self) -> None:
         """See ``DeviceLink.close``."""
         await self._link.close()

@@ -62,12 +62,6 @@ class MemoryDeviceLink:
             if self._is_here:
                 self._coordinator._answered(self.name, token, answer)
 
-    async def send(self, message: Message) -> None:
-        """See ``DeviceLink.send``."""
-        packed = message.pack()
-        if self._is_here:
-            self._coordinator._received(self.name, packed)
-
     async def close(self) -> None:
         """See ``DeviceLink.close``."""
         self._leave()

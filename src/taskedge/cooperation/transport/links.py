@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from taskedge.cooperation.protocol.message import Message
+from taskedge.cooperation.protocol.message import Message, MessageLimits
 from taskedge.errors import TaskEdgeError
 
 Handler = Callable[[Message], Awaitable[Message]]
@@ -26,12 +26,12 @@ class NoAnswer(TaskEdgeError):
 
 @dataclass(frozen=True)
 class Presence:
-    """A device joined, left, or sent a message without a request."""
+    """A device joined or left, or sent so much that it is not listened to for a while."""
 
     device: str
-    event: Literal["joined", "left", "message"]
-    message: Message | None = None
-    """The message, with ``event="message"``."""
+    event: Literal["joined", "left", "flooded"]
+    why: str = ""
+    """What it sent, with ``event="flooded"``. A device that floods leaves as well."""
 
 
 @dataclass
@@ -50,18 +50,26 @@ class Traffic:
 class CoordinatorLink(Protocol):
     """The coordinator's end."""
 
-    async def request(self, device: str, message: Message, seconds: float) -> Message:
-        """Send ``message`` and return the device's answer.
+    @property
+    def trouble(self) -> str | None:
+        """Why no device can be reached now, such as a server that does not run; None if nothing is known."""
+        ...
+
+    async def request(self, device: str, message: Message, seconds: float, limits: MessageLimits = ...) -> Message:
+        """Send ``message`` and return the device's answer, which may have up to ``limits``.
 
         Raises:
             NoAnswer: No answer came within ``seconds``. A later answer is dropped.
             DeviceGone: The device is not there, or left meanwhile.
-            MessageError: The answer is no message.
+            MessageError: The answer is no message, or is beyond ``limits``.
         """
         ...
 
     def presence(self) -> AsyncIterator[Presence]:
-        """Return an iterator over events from this call on; it starts with the devices that are there already."""
+        """Return an iterator over events from this call on; it starts with the devices that are there already.
+
+        Events of a device that joins and leaves faster than they are read are dropped in pairs.
+        """
         ...
 
     def traffic(self, device: str) -> tuple[Traffic, Traffic]:
@@ -80,10 +88,11 @@ class DeviceLink(Protocol):
         """Answer the coordinator's messages one after another until cancelled. Reconnect however long it takes."""
         ...
 
-    async def send(self, message: Message) -> None:
-        """Send a message without a request (a profile, a metric)."""
-        ...
-
     async def close(self) -> None:
         """Leave."""
         ...
+
+
+def trouble_text(link: CoordinatorLink) -> str:
+    """Return the link's trouble as a part of an error message; empty without one."""
+    return f"; no device can be reached ({link.trouble})" if link.trouble else ""

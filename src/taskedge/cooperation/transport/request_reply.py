@@ -1,22 +1,23 @@
 """The part of a coordinator's link that all transports share: presence, open requests, late answers, traffic.
 
 A transport subclasses :class:`RequestReplyLink` with a way to carry bytes: it implements ``_send`` and ``_forget``, and
-calls ``_joined``, ``_left``, ``_received`` and ``_answered``. So joining, leaving, time limits and traffic mean the
+calls ``_joined``, ``_left`` and ``_answered``. So joining, leaving, time limits and traffic mean the
 same in all transports.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 
-from taskedge.cooperation.protocol.message import MAX_MESSAGE_BYTES, Message, MessageError
+from taskedge.cooperation.protocol.message import Message, MessageError, MessageLimits
 from taskedge.cooperation.transport.links import DeviceGone, NoAnswer, Presence, Traffic
+from taskedge.cooperation.transport.reader_thread import READER
 
 LATE = "late"
 """Kind under which traffic counts answers that nobody waits for any more."""
@@ -24,10 +25,9 @@ REFUSED = "refused"
 """Kind under which traffic counts bytes that are no message."""
 _OTHER = "other"
 _MAX_KINDS = 32
-_MAX_UNREAD = 16
-"""Messages of a device, sent without a request, that may wait unread."""
-
-log = logging.getLogger(__name__)
+_MAX_UNREAD = 4
+"""Events of a device that may wait unread."""
+NO_LIMITS = MessageLimits()
 
 
 @dataclass
@@ -37,34 +37,33 @@ class _Request:
     device: str
     packed: bytes
     answer: asyncio.Future[bytes]
+    limits: MessageLimits
+    num_resent: int = 0
+    """Times that it was sent again."""
 
 
 class _PresenceQueue(AsyncIterator[Presence]):
-    """The events for one reader. A device cannot fill the memory by sending messages."""
+    """The events for one reader. A device that comes and goes faster than they are read cannot fill the memory."""
 
     def __init__(self) -> None:
-        self.waiting: deque[tuple[Presence, int]] = deque()
-        self._unread_sizes: dict[str, list[int]] = {}
+        self._waiting: deque[Presence] = deque()
         self._woken = asyncio.Event()
 
-    def put(self, presence: Presence, size: int = 0) -> None:
-        if presence.event == "message":
-            sizes = self._unread_sizes.setdefault(presence.device, [])
-            if len(sizes) >= _MAX_UNREAD or sum(sizes) + size > MAX_MESSAGE_BYTES:
-                log.warning("%s sends more than is read: a message of %d bytes was dropped", presence.device, size)
-                return
-            sizes.append(size)
-        self.waiting.append((presence, size))
-        self._woken.set()
+    def put(self, presence: Presence) -> None:
+        unread = [waiting for waiting in self._waiting if waiting.device == presence.device]
+        if len(unread) >= _MAX_UNREAD and {unread[-1].event, presence.event} == {"joined", "left"}:
+            dropped = unread[-1]  # it came and went, or went and came
+            self._waiting = deque(waiting for waiting in self._waiting if waiting is not dropped)
+            return
+        if presence.event != "flooded" or all(waiting.event != "flooded" for waiting in unread):
+            self._waiting.append(presence)
+            self._woken.set()
 
     async def __anext__(self) -> Presence:
-        while not self.waiting:
+        while not self._waiting:
             self._woken.clear()
             await self._woken.wait()
-        presence, size = self.waiting.popleft()
-        if presence.event == "message":
-            self._unread_sizes[presence.device].remove(size)
-        return presence
+        return self._waiting.popleft()
 
 
 @dataclass(eq=False)
@@ -76,16 +75,21 @@ class RequestReplyLink(ABC):
     """Open requests by token."""
     _traffic: dict[str, tuple[Traffic, Traffic]] = field(default_factory=dict)
     _queues: list[_PresenceQueue] = field(default_factory=list)
-    _before_readers: _PresenceQueue = field(default_factory=_PresenceQueue)
-    """Messages from before the first reader, who gets them."""
 
-    async def request(self, device: str, message: Message, seconds: float) -> Message:
+    @property
+    def trouble(self) -> str | None:
+        """See ``CoordinatorLink.trouble``."""
+        return None
+
+    async def request(
+        self, device: str, message: Message, seconds: float, limits: MessageLimits = NO_LIMITS
+    ) -> Message:
         """See ``CoordinatorLink.request``."""
         if device not in self._there:
             raise DeviceGone(f"{device!r} is not connected")
-        packed = message.pack()
+        packed = message.packed
         token = secrets.token_hex(12)
-        request = self._requests[token] = _Request(device, packed, asyncio.get_running_loop().create_future())
+        request = self._requests[token] = _Request(device, packed, asyncio.get_running_loop().create_future(), limits)
         try:
             async with asyncio.timeout(seconds):
                 self.traffic(device)[0].count(message.kind, len(packed))
@@ -102,17 +106,19 @@ class RequestReplyLink(ABC):
             if request.answer.done() and not request.answer.cancelled():
                 # Mark the exception as retrieved, also if the time ran out in the same moment.
                 request.answer.exception()
-        return self._unpack(device, answer)
+        try:
+            unpacked = await READER.run(partial(Message.unpack, answer, limits), len(answer))
+        except MessageError:
+            self._count(device, REFUSED, len(answer))
+            raise
+        self._count(device, unpacked.kind, len(answer))
+        return unpacked
 
     def presence(self) -> AsyncIterator[Presence]:
         """See ``CoordinatorLink.presence``. It counts from this call, not from the first step of the iteration."""
         queue = _PresenceQueue()
         for device in sorted(self._there):
             queue.put(Presence(device, "joined"))
-        for presence, size in self._before_readers.waiting:
-            if presence.device in self._there:
-                queue.put(presence, size)
-        self._before_readers = _PresenceQueue()
         self._queues.append(queue)
         return queue
 
@@ -145,15 +151,6 @@ class RequestReplyLink(ABC):
                     self._fail(token, DeviceGone(f"{device!r} went away before it answered"))
             self._publish(Presence(device, "left"))
 
-    def _received(self, device: str, packed: bytes) -> None:
-        """Take a message that was sent without a request."""
-        try:
-            message = self._unpack(device, packed)
-        except MessageError as error:
-            log.warning("%s sent bytes that are no message: %s", device, error)
-        else:
-            self._publish(Presence(device, "message", message), len(packed))
-
     def _answered(self, device: str, token: str, packed: bytes) -> None:
         request = self._requests.get(token)
         if request is None or request.device != device or request.answer.done():
@@ -161,29 +158,19 @@ class RequestReplyLink(ABC):
         else:
             request.answer.set_result(packed)
 
-    def _waits_for(self, device: str, token: str) -> bool:
+    def _waiting_request(self, device: str, token: str) -> _Request | None:
+        """Return the open request with this token, if it was sent to this device."""
         request = self._requests.get(token)
-        return request is not None and request.device == device
+        return request if request is not None and request.device == device else None
 
     def _fail(self, token: str, error: Exception) -> None:
         request = self._requests.get(token)
         if request is not None and not request.answer.done():
             request.answer.set_exception(error)
 
-    def _publish(self, presence: Presence, size: int = 0) -> None:
-        if not self._queues and presence.event == "message":
-            self._before_readers.put(presence, size)
+    def _publish(self, presence: Presence) -> None:
         for queue in self._queues:
-            queue.put(presence, size)
-
-    def _unpack(self, device: str, packed: bytes) -> Message:
-        try:
-            message = Message.unpack(packed)
-        except MessageError:
-            self._count(device, REFUSED, len(packed))
-            raise
-        self._count(device, message.kind, len(packed))
-        return message
+            queue.put(presence)
 
     def _count(self, device: str, kind: str, size: int) -> None:
         received = self.traffic(device)[1]

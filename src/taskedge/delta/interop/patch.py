@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskedge.backbone.layers import linears
+from taskedge.backbone.experts import ExpertLinear
+from taskedge.backbone.layers import Linear, linears
 from taskedge.delta.interop.export import FILE, Source, exports
 from taskedge.errors import InputError
 from taskedge.io.container import ContainerKind
@@ -37,14 +38,14 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
     state = source.model.state_dict()
     names = checkpoint_names(source.model, state)
     layers = linears(source.model)
-    products = [f"{name}.weight" for name in source.delta.low_rank]
+    products = [layers[name].parameter for name in source.delta.low_rank]
     positions: dict[str, Tensor | None] = dict.fromkeys([*source.delta.full_parameters, *products])
     for name, linear in source.delta.linears.items():
         if not len(linear):
             continue
         indices = layers[name].adapter.weight_index(linear.rows, linear.columns)
         flat_indices = np.ravel_multi_index([index.numpy() for index in indices], tuple(layers[name].stored.shape))
-        positions[f"{name}.weight"] = torch.from_numpy(flat_indices).sort().values
+        positions = _with_positions(positions, layers[name], torch.from_numpy(flat_indices).sort().values)
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for parameter, flat in positions.items():
@@ -62,6 +63,16 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
     path.write_bytes(PATCH.pack({"base": source.base, "shapes": dict(sorted(shapes.items()))}, tensors))
     num_full_parameters = sum(state[parameter].numel() for parameter, flat in positions.items() if flat is None)
     return {"tensors": len(shapes), "entries": source.delta.num_entries, "whole_parameters": num_full_parameters}
+
+
+def _with_positions(positions: dict[str, Tensor | None], layer: Linear, flat: Tensor) -> dict[str, Tensor | None]:
+    """Return the positions with those of a linear; an expert's lie in its slice of the parameter of all experts."""
+    name, before = layer.parameter, None
+    if isinstance(layer.module, ExpertLinear):
+        before, flat = positions.get(name), flat + layer.module.expert * layer.stored.numel()
+        if name in positions and before is None:  # a product changes all of it
+            return positions
+    return positions | {name: flat if before is None else torch.cat([before, flat]).sort().values}
 
 
 def checkpoint_names(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:

@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskedge.backbone.experts import ExpertLinear
 from taskedge.backbone.layers import linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.interop.export import ADAPTER, Source, exports
 from taskedge.delta.interop.peft_layouts import LAYOUTS, Change, Layout, lora, shira, supertuning
 from taskedge.errors import InputError, UnknownName
+from taskedge.selection.support import columns_of_every_row
 
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 """Modules that peft always saves completely for a task type, by the end of their names."""
@@ -23,7 +25,7 @@ HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"
 
 @exports("peft", makes=ADAPTER, loads="peft.PeftModel.from_pretrained(base_model, {path!r})")
 def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[str, Any]:
-    """A PEFT adapter folder; `--peft-type` is by default the sparse type that needs less padding.
+    """A PEFT adapter folder; `--peft-type` is `lora` for whole columns, else the sparse type that needs less padding.
 
     Raises:
         InputError: the delta has no entries, or the type cannot represent them or a parameter that was trained in full.
@@ -63,12 +65,20 @@ def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[st
 
 
 def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Layout]:
-    """Return the requested layout; by default the sparse one with less padding, or LoRA if none is possible."""
+    """Return the requested layout; by default the sparse one with less padding, or LoRA if none is possible.
+
+    Entries in all rows of a few columns are also LoRA by default: its rank is their number, and any LoRA runtime runs
+    it.
+    """
     if peft_type is not None:
         if peft_type not in LAYOUTS:
             raise UnknownName("PEFT type", peft_type, LAYOUTS)
         return peft_type, LAYOUTS[peft_type](changes)
     if not all(change.plain and change.product is None for change in changes.values()):
+        return "lora", lora(changes)
+    if all(
+        columns_of_every_row(change.shape[0], change.rows, change.columns) is not None for change in changes.values()
+    ):
         return "lora", lora(changes)
     layouts = {"supertuning": supertuning(changes)}
     with suppress(InputError):  # a linear may be too small for its padding; supertuning always fits
@@ -80,8 +90,13 @@ def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Lay
 def _changes(source: Source) -> dict[str, Change]:
     before = applied_to(source.model)
     assert before is not None  # export() has applied it
-    layers = linears(source.model)
-    changes = {}
+    layers, changes = linears(source.model), {}
+    for name in (*source.delta.linears, *source.delta.low_rank):
+        if isinstance(layers[name].module, ExpertLinear):
+            raise InputError(
+                f"linear {name!r} is one expert of several that the model stores as one parameter, and PEFT has no "
+                "adapter for a single one: merge the delta, or export a patch"
+            )
     for name, entries in source.delta.linears.items():
         if not len(entries):
             continue

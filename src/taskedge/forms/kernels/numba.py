@@ -22,13 +22,18 @@ from taskedge.forms.kernels import CPU_DTYPES, KERNELS, EntryIndex, sum_dtype
 
 MIN_ENTRIES_PER_THREAD = 64
 
+PRODUCT_COST = 10
+"""Time of one product, in products of a matrix product (5 to 20 on one x86 core)."""
+
 
 class Numba:
     """Needs the extra ``fast``; without it, or off the CPU, it supports no tensors."""
 
     def supports(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> bool:
-        """Return whether numba is installed and the tensors are on the CPU."""
-        return _is_installed() and grad_output.device.type == "cpu" and grad_output.dtype in CPU_DTYPES
+        """Return whether numba is installed, the tensors are on the CPU and a thin product would cost more."""
+        if grad_output.device.type != "cpu" or grad_output.dtype not in CPU_DTYPES or not _is_installed():
+            return False
+        return len(index.rows) * PRODUCT_COST < index.out_features * columns.shape[1]
 
     def __call__(self, grad_output: Tensor, columns: Tensor, index: EntryIndex) -> Tensor:
         """Run the compiled loops over all passes; see :class:`Kernel`."""

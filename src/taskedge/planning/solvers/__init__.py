@@ -13,3 +13,4 @@ from taskedge.registry import Registry
 
 Solver = Callable[..., JointPlan]
 SOLVERS: Registry[Solver] = Registry("solver", __name__)
+SOLVERS.deprecate("joint", "exact")  # the default up to 0.1: an ascent that ended at or above the optimum

@@ -1,48 +1,46 @@
-"""The optimal plan: which device takes which block with which share of the band.
+"""The optimal plan: which device takes which blocks with which share of the band.
 
-For a deadline T every pair has a least bandwidth. T is feasible if and only if the assignment of least total bandwidth
-stays within the band, which one linear assignment decides. Two kinds of step approach the least feasible T:
-
-* *descent*: the assignment at T, with the band split optimally, ends at some T' <= T; continue just below T'.
-  This is Newton's method on the lower envelope of the assignments' curves, and takes few steps;
-* *bisection* whenever a descent did not halve the bracket, so the number of steps is bounded.
-
-Both run on few candidates per block. At the end, one pass over the whole table looks for pairs that are among the L
-cheapest of their block just below the latency. Such pairs join the candidates, and the search continues. So the result
-is proved for the whole fleet: just below it (relative ``TOLERANCE``) the band is not enough.
+Devices may be idle, and a device may take several blocks. So a further device, more memory, a wider band or more power
+never make the optimum slower: every plan of before is still one. This class contains bin packing, and is hard in
+general. If the problem is small enough, :mod:`taskedge.planning.subset_search` improves the plan of a short search
+until it is proved. Beyond that size the plan is that of :mod:`taskedge.planning.solvers.several`. It is optimal if it
+meets its lower bound; else it has a gap, and says so.
 
 Source: this project.
 """
 
 from __future__ import annotations
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
-from taskedge.planning.link_models import Floats, Ints, Link
-from taskedge.planning.problem import Instance, JointPlan, check_instance, upload_seconds
-from taskedge.planning.pruning import (
-    Candidates,
-    cheaper_pairs,
-    cheapest_assignment,
-    cheapest_at_equal_shares,
-    raise_if_unmatched,
-)
+from taskedge.planning.link_models import Link
+from taskedge.planning.problem import BlockMemory, JointPlan, check_instance
 from taskedge.planning.solvers import SOLVERS
-
-TOLERANCE = 1e-10
-"""Relative precision of the latency."""
+from taskedge.planning.solvers.several import MAX_DEVICES, RESTARTS, search_several
+from taskedge.planning.subset_search import can_prove, prove
 
 MAX_STEPS = 200
-"""Bisection alone would need about 100 steps from a bracket of 1e20 : 1."""
+"""Deadlines at which the proof may find a better plan. A few are usual."""
+
+QUICK_PROOF = 2_000_000
+"""Steps ``K 3^L`` of a proof that is faster than a descent of the search."""
 
 
 @SOLVERS.register("exact")
 def solve_exactly(
-    compute: ArrayLike, fits: ArrayLike, bits: ArrayLike, link: Link, bandwidth: float, *, max_steps: int = MAX_STEPS
+    compute: ArrayLike,
+    fits: ArrayLike,
+    bits: ArrayLike,
+    link: Link,
+    bandwidth: float,
+    *,
+    memory: BlockMemory | None = None,
+    copy_of: ArrayLike | None = None,
+    spread_slack: float = 0.0,
+    seed: int = 0,
+    max_steps: int = MAX_STEPS,
 ) -> JointPlan:
-    """Return the plan of least latency, to a relative precision of 1e-10.
+    """Return the plan of least latency: to a relative precision of 1e-9 if proved, else with its gap.
 
     Args:
         compute: ``[K, L]`` seconds before the upload (download and computation); column b is the block at depth b + 1.
@@ -50,83 +48,27 @@ def solve_exactly(
         bits: ``[L]`` upload per block.
         link: the uplinks of the K devices.
         bandwidth: Hz of the shared band.
-        max_steps: limit of the search.
+        memory: of several blocks on a device. None if all blocks that fit one by one fit together.
+        copy_of: ``[L]`` a device takes at most one of the columns with the same number. None: no such limit.
+        spread_slack: fraction by which the plan may be slower so that more devices take part.
+        seed: seed of the search.
+        max_steps: limit of the proof.
 
     Returns:
-        The plan. ``stopped`` is ``"optimal"``, or ``"cap"`` if the search reached ``max_steps``; then ``lower_bound``
-        is 0.
+        The plan. ``stopped`` is ``"optimal"`` if it was proved over all plans; ``"closed"`` if it is within 1e-6 of
+        ``lower_bound``; ``"heuristic"`` if neither, which can happen beyond 12 blocks; ``"spread"`` if it is slower for
+        more devices, and ``lower_bound`` is that of the plan before.
 
     Raises:
-        InfeasiblePlan: not every block can have its own device.
+        InfeasiblePlan: no plan exists, or (where none can be proved) none was found.
         InputError: wrong shapes, negative or NaN figures.
     """
-    instance = check_instance(compute, fits, bits, link, bandwidth)
-    near = cheapest_at_equal_shares(instance)
-    column = first_assignment(instance, near)
-    latency, share = evaluate(instance, near, column)
-    low, steps, descend, proved = 0.0, 0, True, False
-    while steps < max_steps:
-        steps += 1
-        if latency - low <= TOLERANCE * latency:
-            near, proved = _with_missing(instance, near, low)
-            if proved:
-                break
-            low = 0.0  # the bound was valid for the candidates only
-        deadline = latency * (1 - 0.5 * TOLERANCE) if descend else 0.5 * (low + latency)
-        better = assignment_within(instance, near, deadline)
-        if better is None:
-            low, descend = deadline, True
-            continue
-        before = latency - low
-        new_latency, new_share = evaluate(instance, near, better)
-        if new_latency < latency:
-            latency, share, column = new_latency, new_share, better
-        descend = not descend or latency - low < 0.5 * before
-    device = near.device[np.arange(instance.blocks), column]
-    return JointPlan(device, share, latency, latency if proved else 0.0, steps, "optimal" if proved else "cap")
-
-
-def _with_missing(instance: Instance, near: Candidates, deadline: float) -> tuple[Candidates, bool]:
-    """Return the candidates with those that were missing at ``deadline``, and whether none was missing."""
-    need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
-    missing = cheaper_pairs(instance, near, deadline, need)
-    if missing is None:
-        return near, True
-    device = np.concatenate([near.device, missing.device], axis=1)
-    return Candidates(device, np.concatenate([near.seconds, missing.seconds], axis=1)), False
-
-
-def first_assignment(instance: Instance, near: Candidates) -> Ints:
-    """Return ``column[L]`` with the least sum of latencies at equal shares, or raise InfeasiblePlan."""
-    share = instance.bandwidth / instance.blocks
-    upload = upload_seconds(instance.link, near.device, instance.bits[:, None], share)
-    assignment = cheapest_assignment(near.seconds + upload, near.device)
-    if assignment is None:
-        raise_if_unmatched(np.isfinite(near.seconds + upload), near.device, instance.devices)
-        raise AssertionError("a matching exists, so the assignment is finite")
-    return assignment[0]
-
-
-def evaluate(instance: Instance, near: Candidates, column: Ints) -> tuple[float, Floats]:
-    """Return latency and ``[L]`` Hz of an assignment with the optimal split of the band."""
-    row = np.arange(instance.blocks)
-    device, seconds = near.device[row, column], near.seconds[row, column]
-    return share_bandwidth(seconds, instance.bits, device, instance.link, instance.bandwidth)
-
-
-def assignment_within(instance: Instance, near: Candidates, deadline: float) -> Ints | None:
-    """Return an assignment that meets the deadline within the band, or None if there is none."""
-    need = least_bandwidths(deadline, near.seconds, instance.bits[:, None], near.device, instance.link)
-    need = np.where(need <= instance.bandwidth, need, np.inf)
-    if need.min(axis=1).sum() > instance.bandwidth:  # not even if devices could be shared
-        return None
-    assignment = cheapest_assignment(need, near.device)
-    if assignment is None or assignment[1] > instance.bandwidth:
-        return None
-    return assignment[0]
-
-
-def soonest(instance: Instance, near: Candidates) -> float:
-    """Return a first lower bound: every block alone on its best device with the whole band."""
-    upload = upload_seconds(instance.link, near.device, instance.bits[:, None], instance.bandwidth)
-    return float((near.seconds + upload).min(axis=1).max())
+    instance = check_instance(compute, fits, bits, link, bandwidth, memory, copy_of)
+    provable = can_prove(instance.devices, instance.blocks) and instance.devices <= MAX_DEVICES
+    quick = instance.devices * 3.0**instance.blocks <= QUICK_PROOF
+    found = search_several(instance, RESTARTS, seed, "start" if quick else "descend" if provable else "full")
+    proved = False
+    if provable:
+        found.assignment, steps, proved = prove(found.search, found.assignment, max_steps)
+        found.steps += steps
+    return found.plan(proved, spread_slack)

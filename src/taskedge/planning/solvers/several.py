@@ -1,37 +1,46 @@
-"""Plans with several blocks on a device, for fewer devices than blocks.
+"""Plans with any number of blocks on a device, idle devices included: a fast search with a lower bound.
 
-A device with a set of blocks computes as long as the slowest of them (the deepest, if seconds grow with depth: one
-backward pass serves all) and sends the sum of their payloads. Feasibility of a deadline is now a bin-packing problem,
-so this is a local search. It targets a deadline slightly below the current latency. It moves a block to another device,
-or swaps two blocks, as long as the band needed for that deadline shrinks. A device that would be late even with the
-whole band counts as the whole band plus its lateness, so late devices are unloaded step by step. Then the band is split
-again; a better plan is kept and the target lowered. Restarts assign some blocks again.
+The search starts from several assignments: each block at once on the device that is first with it, the plan with one
+block a device, and the best device alone. The best two descend, see :mod:`taskedge.planning.local_search`; restarts
+assign some blocks again. The work is bounded by a count and not by a clock, so the same seed gives the same plan on
+every machine. The search ends early when the bound is met.
 
 Source: this project.
 """
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from taskedge.planning.bandwidth import least_bandwidths, share_bandwidth
-from taskedge.planning.link_models import Floats, Ints, Link
-from taskedge.planning.problem import InfeasiblePlan, Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.link_models import Floats, Ints, Link, SelectedLink
+from taskedge.planning.local_search import Search
+from taskedge.planning.lower_bounds import every_pair, priced_bound, shared_bound
+from taskedge.planning.problem import BlockMemory, InfeasiblePlan, Instance, JointPlan, check_instance, upload_seconds
+from taskedge.planning.pruning import Candidates
 from taskedge.planning.solvers import SOLVERS
+from taskedge.planning.solvers.one_each import search_one_each
+from taskedge.planning.subset_search import any_assignment, can_prove
 
 RESTARTS = 12
 
-MAX_STEPS = 2000
-"""Steps of the local search in each restart."""
-
-TARGET_REDUCTIONS = (0.05, 0.01, 1e-9)
-"""Relative distances of the targeted deadline below the current latency, one after the other."""
+MAX_EVALUATED = 250_000
+"""Needs that a search computes at most, beyond its first descent: about a second."""
 
 REASSIGNED_SHARE = 0.3
-"""Share of the blocks that a restart assigns again."""
+"""Share of the blocks that a restart assigns again, 12 blocks at most."""
+
+TOLERANCE = 1e-6
+"""Relative gap between plan and bound that ends the search."""
+
+NOISY_STARTS = 16
+"""Random assignments that are tried if memory is so tight that no other start fits."""
+
+MAX_DEVICES = 256
+"""Devices of a larger fleet that the search uses: for each block in turn those that need the least band."""
 
 
 @SOLVERS.register("several")
@@ -42,198 +51,174 @@ def allocate_several(
     link: Link,
     bandwidth: float,
     *,
+    memory: BlockMemory | None = None,
+    copy_of: ArrayLike | None = None,
+    spread_slack: float = 0.0,
     restarts: int = RESTARTS,
     seed: int = 0,
 ) -> JointPlan:
-    """Return a good plan in which a device may take any number of blocks that each fit it.
-
-    ``fits`` is checked block by block. The caller must check the memory that the blocks of a device need together.
+    """Return a good plan in which devices may take any number of blocks, or none.
 
     Args:
-        compute, fits, bits, link, bandwidth: as for :func:`taskedge.planning.solve_exactly`, for any number of devices.
+        compute, fits, bits, link, bandwidth: as for :func:`taskedge.planning.solve_one_each`, for any number of
+            devices.
+        memory: of several blocks on a device. None if all blocks that fit one by one fit together.
+        copy_of: ``[L]`` a device takes at most one of the columns with the same number. None: no such limit.
+        spread_slack: fraction by which the plan may be slower so that more devices take part.
         restarts: restarts of the search.
         seed: seed of the restarts.
 
     Returns:
-        The plan (``stopped`` is ``"heuristic"``). ``lower_bound`` is a valid bound for plans of this kind.
+        The plan. ``stopped`` is ``"spread"`` if it is slower for more devices, ``"closed"`` if ``lower_bound`` is met,
+        else ``"heuristic"``.
 
     Raises:
-        InfeasiblePlan: no device can take some block.
+        InfeasiblePlan: no device can take some block, or the search found no plan within the devices' memory.
         InputError: wrong shapes, negative or NaN figures.
     """
-    instance = check_instance(compute, fits, bits, link, bandwidth)
-    search = _Search(instance)
-    rng = np.random.default_rng(seed)
-    device, rounds = search.improve(search.assign(np.full(instance.blocks, -1)))
-    best, latency = device, search.latency(device)
-    for _ in range(restarts if instance.blocks > 1 and search.devices > 1 else 0):
-        kicked = np.where(rng.random(instance.blocks) < REASSIGNED_SHARE, -1, best)
-        device, more = search.improve(search.assign(kicked, rng))
-        rounds += more
-        new_latency = search.latency(device)
-        if new_latency < latency:
-            best, latency = device, new_latency
-    return search.plan(best, rounds)
+    instance = check_instance(compute, fits, bits, link, bandwidth, memory, copy_of)
+    return search_several(instance, restarts, seed).plan(slack=spread_slack)
 
 
-class _Search:
-    """An instance, and the quantities that every step of the search needs."""
+@dataclass
+class Found:
+    """Result of a search.
 
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
-        self.link, self.bits, self.bandwidth = instance.link, instance.bits, instance.bandwidth
-        self.devices, self.blocks = instance.devices, instance.blocks
-        # restarts come back to the same assignments, so both are kept
-        self._latencies: dict[bytes, float] = {}  # by assignment
-        self._steps: dict[tuple[bytes, float], Ints | None] = {}  # by assignment and deadline
-        every = np.arange(self.devices)
-        reaches = np.isfinite(upload_seconds(self.link, every[:, None], self.bits, self.bandwidth))
-        self.seconds = np.where(instance.fits & reaches, instance.compute, np.inf)  # (devices, blocks)
-        without_device = np.flatnonzero(~np.isfinite(self.seconds).any(axis=0))
-        if without_device.size:
-            block = int(without_device[-1])
-            raise InfeasiblePlan(block, 1, f"no device can take block {block} (depth {block + 1})")
+    Attributes:
+        search: the problem, on the devices that the search used.
+        devices: these devices, as rows of the fleet.
+        assignment: ``[L]`` rows of ``devices``.
+        bound: seconds that no plan on the whole fleet can beat.
+        steps: steps of the search.
+    """
 
-    def members(self, device: Ints) -> Floats:
-        """Return ``[K, L]``: 1.0 if the device has the block, else 0.0."""
-        return np.asarray(device[None, :] == np.arange(self.devices)[:, None], dtype=np.float64)
+    search: Search
+    devices: Ints
+    assignment: Ints
+    bound: float
+    steps: int
 
-    def loads(self, device: Ints) -> tuple[Floats, Floats]:
-        """Return ``[K]`` compute seconds and ``[K]`` payload of every device."""
-        members = self.members(device)
-        return np.where(members > 0, self.seconds, 0.0).max(axis=1), members @ self.bits
-
-    def latency(self, device: Ints) -> float:
-        """Return the latency with the optimal split of the band."""
-        key = device.tobytes()
-        if key not in self._latencies:
-            self._latencies[key] = self.split(device)[0]
-        return self._latencies[key]
-
-    def split(self, device: Ints) -> tuple[float, Ints, Floats]:
-        """Return the latency, the busy devices, and their Hz."""
-        seconds, payload = self.loads(device)
-        busy = np.unique(device)
-        latency, share = share_bandwidth(seconds[busy], payload[busy], busy, self.link, self.bandwidth)
-        return latency, busy, share
-
-    def assign(self, device: Ints, rng: np.random.Generator | None = None) -> Ints:
-        """Assign the blocks marked -1, deepest first, to the device that finishes first at an equal share.
-
-        ``rng`` adds noise to the times.
-        """
-        device = device.copy()
-        share = self.bandwidth / min(self.devices, self.blocks)
-        seconds = np.zeros(self.devices)
-        payload = np.zeros(self.devices)
-        for block in np.flatnonzero(device >= 0):
-            k = device[block]
-            seconds[k], payload[k] = max(seconds[k], self.seconds[k, block]), payload[k] + self.bits[block]
-        every = np.arange(self.devices)
-        for block in np.flatnonzero(device < 0)[::-1]:
-            then = np.maximum(seconds, self.seconds[:, block])
-            then = then + upload_seconds(self.link, every, payload + self.bits[block], share)
-            if rng is not None:
-                then = then * rng.uniform(0.5, 1.5, self.devices)
-            k = int(np.argmin(then))
-            device[block] = k
-            seconds[k], payload[k] = max(seconds[k], self.seconds[k, block]), payload[k] + self.bits[block]
-        return device
-
-    def improve(self, device: Ints) -> tuple[Ints, int]:
-        """Search until no target can be reached. Return the assignment and the number of steps."""
-        latency, steps = self.latency(device), 0
-        for reduction in TARGET_REDUCTIONS:
-            while steps < MAX_STEPS and latency > 0:
-                candidate, deadline = device, latency * (1 - reduction)
-                while steps < MAX_STEPS:
-                    key = candidate.tobytes(), deadline
-                    if key not in self._steps:
-                        self._steps[key] = self._best_step(candidate, deadline)
-                    neighbor = self._steps[key]
-                    if neighbor is None:
-                        break
-                    candidate = neighbor
-                    steps += 1
-                new_latency = self.latency(candidate)
-                if new_latency >= latency * (1 - 1e-12):
-                    break
-                device, latency = candidate, new_latency
-        return device, steps
-
-    def _best_step(self, device: Ints, deadline: float) -> Ints | None:
-        """Return the neighbor that needs the least band at ``deadline``; None if no neighbor is better."""
-        seconds, payload = self.loads(device)
-        every, block = np.arange(self.devices), np.arange(self.blocks)
-        members = self.members(device)
-        # compute seconds of each device without block b, which differ only if b is its slowest block
-        without = np.stack(
-            [np.where((members > 0) & (block != b), self.seconds, 0.0).max(axis=1) for b in block], axis=1
-        )
-        left = without[device, block], payload[device] - self.bits  # of b's device without b: [L] each
-        # swaps: b leaves its device and c comes
-        come = np.maximum(left[0][:, None], self.seconds[device][:, block])
-        need, alone, there, after = self._needs(
-            deadline,
-            (seconds, payload, every),
-            (*left, device),
-            (np.maximum(seconds[:, None], self.seconds), payload[:, None] + self.bits, every[:, None]),
-            (come, left[1][:, None] + self.bits, device[:, None]),
-        )
-
-        # moves: block b from its device to k
-        gain = need[device] + need[:, None] - alone - there  # (devices, blocks)
-        gain[device, block] = -np.inf
-
-        # swaps: b to c's device and c to b's
-        trade = need[device][:, None] + need[device] - after - after.T
-        trade[device[:, None] == device] = -np.inf
-
-        best_move, best_trade = np.nanmax(gain, initial=-np.inf), np.nanmax(trade, initial=-np.inf)
-        if max(best_move, best_trade) <= 1e-9 * self.bandwidth:
-            return None
-        device = device.copy()
-        if best_move >= best_trade:
-            k, b = np.unravel_index(np.nanargmax(gain), gain.shape)
-            device[b] = k
-        else:
-            b, c = np.unravel_index(np.nanargmax(trade), trade.shape)
-            device[b], device[c] = device[c], device[b]
-        return device
-
-    def _needs(self, deadline: float, *uploads: tuple[Floats, Floats, Ints]) -> list[Floats]:
-        """Return :meth:`_need` of each (seconds, payload, device), computed in one call: the arrays are small."""
-        shapes = [np.broadcast_shapes(*(part.shape for part in upload)) for upload in uploads]
-        columns = [
-            np.concatenate([np.broadcast_to(part, shape).ravel() for part, shape in zip(parts, shapes, strict=True)])
-            for parts in zip(*uploads, strict=True)
-        ]
-        need = self._need(deadline, *columns)
-        ends = np.cumsum([math.prod(shape) for shape in shapes])
-        return [part.reshape(shape) for part, shape in zip(np.split(need, ends[:-1]), shapes, strict=True)]
-
-    def _need(self, deadline: float, seconds: Floats, payload: Floats, device: Ints) -> Floats:
-        """Return the Hz for the deadline; beyond the whole band, the band times the relative lateness."""
-        payload = np.maximum(payload, 0.0)  # a difference of sums may round to below 0
-        need = least_bandwidths(deadline, seconds, payload, device, self.link)
-        finish = seconds + upload_seconds(self.link, device, payload, self.bandwidth)
-        late = self.bandwidth * np.maximum(finish / deadline, 1.0)
-        return np.where(need <= self.bandwidth, need, late)
-
-    def plan(self, device: Ints, rounds: int) -> JointPlan:
-        """Return the assignment as a plan, with the band of each device split by payload."""
-        latency, busy, share = self.split(device)
-        _, payload = self.loads(device)
-        hertz = np.zeros(self.devices)
+    def plan(self, proved: bool = False, slack: float = 0.0) -> JointPlan:
+        """Return the plan, on more devices where ``slack`` allows, with each device's band split by payload."""
+        search, best = self.search, self.search.latency(self.assignment)
+        assignment = search.spread(self.assignment, slack)
+        latency, busy, share = search.split(assignment)
+        hertz = np.zeros(search.devices)
         hertz[busy] = share
+        payload = search.loads(assignment)[1][assignment]
         with np.errstate(all="ignore"):
-            part = np.where(payload[device] > 0, self.bits / payload[device], 0.0)
-        return JointPlan(device, hertz[device] * part, latency, min(self.bound(), latency), rounds)
+            part = np.where(payload > 0, search.bits / payload, 0.0)
+        bound = min(best if proved else self.bound, latency)
+        met = best - bound <= TOLERANCE * best
+        stopped = "optimal" if proved else "closed" if met else "heuristic"
+        if latency > best * (1 + TOLERANCE):
+            stopped = "spread"
+        return JointPlan(self.devices[assignment], hertz[assignment] * part, latency, bound, self.steps, stopped)
 
-    def bound(self) -> float:
-        """Return a lower bound: every block alone on its best device with the whole band.
 
-        Blocks that are sent together do not finish earlier.
-        """
-        upload = upload_seconds(self.link, np.arange(self.devices)[:, None], self.bits, self.bandwidth)
-        return float((self.seconds + upload).min(axis=0).max())
+def search_several(
+    whole: Instance, restarts: int, seed: int, effort: Literal["start", "descend", "full"] = "full"
+) -> Found:
+    """Search for a plan. See :func:`allocate_several`.
+
+    Args:
+        whole: the problem.
+        restarts: restarts of the search.
+        seed: of the restarts.
+        effort: ``start`` returns the best start, ``descend`` the end of its descent; both with the bound 0.
+    """
+    one_each, near = _one_each(whole)
+    devices = _promising(whole, near, one_each)
+    instance = whole if devices.size == whole.devices else _select(whole, devices)
+    search = Search(instance)
+    pool = _pool(search, None if one_each is None else np.searchsorted(devices, one_each))
+    if not pool:
+        provable = can_prove(instance.devices, instance.blocks)
+        found = any_assignment(search) if provable else None
+        if found is None:
+            how = "no plan exists" if provable else f"{NOISY_STARTS} random assignments found no plan"
+            raise InfeasiblePlan(instance.blocks - 1, 1, f"{how} in which the blocks of each device fit it together")
+        pool = [found]
+    if effort == "start":
+        return Found(search, devices, pool[0], 0.0, 0)
+    best, steps = search.improve(pool[0])
+    if effort == "descend":
+        return Found(search, devices, best, 0.0, steps)
+    for other in pool[1:2]:
+        device, more = search.improve(other)
+        steps += more
+        best = min(best, device, key=search.latency)
+    bound = shared_bound(whole, near, search.latency(best))
+    if devices.size == whole.devices:
+        bound = priced_bound(instance, bound, search.latency(best))
+    limit = search.evaluated + MAX_EVALUATED
+    rng = np.random.default_rng(seed)
+    share = min(REASSIGNED_SHARE, 12 / instance.blocks)
+    for _ in range(restarts if instance.blocks > 1 and search.devices > 1 else 0):
+        latency = search.latency(best)
+        if search.evaluated >= limit or latency - bound <= TOLERANCE * latency:
+            break
+        kicked = search.assign(np.where(rng.random(instance.blocks) < share, -1, best), rng)
+        if kicked is not None:
+            device, more = search.improve(kicked, limit)
+            steps += more
+            best = min(best, device, key=search.latency)
+    return Found(search, devices, best, bound, steps)
+
+
+def _one_each(instance: Instance) -> tuple[Ints | None, Candidates]:
+    """Return the devices of the plan with one block a device, None without one, and candidates for every block."""
+    if instance.devices >= instance.blocks:
+        try:
+            plan, near = search_one_each(instance)
+        except InfeasiblePlan:
+            pass
+        else:
+            return plan.device_of_block, near
+    return None, every_pair(instance)
+
+
+def _promising(instance: Instance, near: Candidates, one_each: Ints | None) -> Ints:
+    """Return the devices that the search uses: all, or the cheapest of every block and those of a plan."""
+    if instance.devices <= MAX_DEVICES:
+        return np.arange(instance.devices)
+    chosen = np.zeros(0, dtype=np.intp) if one_each is None else np.unique(one_each)
+    order = np.argsort(near.seconds, axis=1, kind="stable")
+    for rank in range(order.shape[1]):
+        if chosen.size >= MAX_DEVICES:
+            break
+        devices = near.device[np.arange(instance.blocks), order[:, rank]]
+        seconds = near.seconds[np.arange(instance.blocks), order[:, rank]]
+        chosen = np.union1d(chosen, devices[np.isfinite(seconds) & (devices >= 0)])
+    return np.asarray(chosen, dtype=np.intp)
+
+
+def _select(instance: Instance, devices: Ints) -> Instance:
+    memory = instance.memory
+    return replace(
+        instance,
+        compute=instance.compute[devices],
+        fits=instance.fits[devices],
+        link=SelectedLink(instance.link, devices),
+        memory=None if memory is None else memory.select(devices, np.arange(instance.blocks)),
+    )
+
+
+def _pool(search: Search, one_each: Ints | None) -> list[Ints]:
+    """Return different assignments that the devices can hold, soonest first."""
+    nobody = np.full(search.blocks, -1)
+    tried = [one_each, search.assign(nobody), *_alone(search)]
+    pool = {device.tobytes(): device for device in tried if device is not None and search.feasible(device)}
+    for shift in range(NOISY_STARTS if not pool else 0):  # memory is tight: any assignment that fits
+        packed = search.assign(nobody, np.random.default_rng(shift))
+        if packed is not None:
+            pool[packed.tobytes()] = packed
+    return sorted(pool.values(), key=search.latency)
+
+
+def _alone(search: Search) -> list[Ints]:
+    """Return the assignment of all blocks to the device that can take them and is first with them; none if none can."""
+    seconds: Floats = search.seconds.max(axis=1)
+    whole = upload_seconds(search.link, np.arange(search.devices), search.bits.sum(), search.bandwidth)
+    best = int(np.argmin(seconds + whole))
+    return [np.full(search.blocks, best, dtype=np.intp)] if np.isfinite(seconds[best] + whole[best]) else []

@@ -48,6 +48,11 @@ def data_summary(train: Table, eval_table: Table | None, num_classes: int, *, im
     return lines
 
 
+def understood_lines(table: Table, num_classes: int = 0) -> list[str]:
+    """Return the lines about a file that is read: its format, its rows, and its classes if it has any."""
+    return [line for line in (table.understood, *data_summary(table, None, num_classes)) if line]
+
+
 def label_warnings(table: Table, *, may_be_numbers: bool) -> list[str]:
     """Return a line for each doubt about the classes of a table.
 

@@ -16,7 +16,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskedge.errors import InputError, did_you_mean
@@ -33,12 +33,14 @@ class Table:
         labels: answers: a class or a number without surrounding blanks, or a response with its blanks; None if they
             were not read.
         num_stripped_labels: number of labels that had surrounding blanks in the file.
+        understood: a line about how the file was read; empty for a folder.
     """
 
     path: Path
     texts: list[str]
     labels: list[str] | None = None
     num_stripped_labels: int = 0
+    understood: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -64,20 +66,21 @@ def read_table(
     if label in text_names:
         raise InputError(f"{label!r} is named as the label and as a text: the answer would be part of the input")
     names = text_names if label is None else [*text_names, label]
-    columns = read_columns(path, lambda available: check_column_names(path, names, available))
+    read = read_columns(path, lambda available: check_column_names(path, names, available))
+    columns, understood = read.values, read.understood
     if not columns[0]:
         raise InputError(f"{path} has columns but no rows; give a file with at least one row")
     text_columns = [_texts(path, name, column) for name, column in zip(text_names, columns, strict=False)]
     texts = ["\n".join(part for part in row if part.strip()) for row in zip(*text_columns, strict=True)]
     _check_not_empty(path, " and ".join(map(repr, text_names)), texts)
     if label is None:
-        return Table(path, texts)
+        return Table(path, texts, understood=understood)
     labels = _texts(path, label, columns[-1])
     _check_not_empty(path, repr(label), labels)
     if not strip_labels:
-        return Table(path, texts, labels)
+        return Table(path, texts, labels, understood=understood)
     stripped = [label.strip() for label in labels]
-    return Table(path, texts, stripped, sum(map(str.__ne__, labels, stripped)))
+    return Table(path, texts, stripped, sum(map(str.__ne__, labels, stripped)), understood)
 
 
 def label_set(table: Table) -> list[str]:
@@ -134,11 +137,14 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
     if unknown:
         row, label = unknown[0]
         shown = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")
+        advice = "correct or remove them, or train on them too"
+        if all(re.fullmatch(r"LABEL_\d+", name) for name in labels):
+            advice = "these are placeholders: name the classes in id2label of the model's config before training"
         raise row_error(
             table.path,
             row,
             f"the label {label!r} does not occur in training{did_you_mean(label, labels)} (labels: {shown}); "
-            f"{len(unknown)} of {len(table)} rows are concerned: correct or remove them, or train on them too",
+            f"{len(unknown)} of {len(table)} rows are concerned: {advice}",
         )
 
 

@@ -1,4 +1,4 @@
-"""Readers of table files: CSV, TSV, JSON lines, Parquet and plain text, by the suffix of the file.
+"""Readers of table files: CSV, JSON, Parquet and plain text, by the suffix of the file.
 
 The loaders of the ``datasets`` library are not used. JSON turns texts that look like dates into time stamps, CSV shifts
 the columns if rows are wider than the header, Parquet leaves lock files behind and fails on a file without rows, and
@@ -7,62 +7,82 @@ none tells the row of a fault.
 
 from __future__ import annotations
 
-import codecs
-import csv
 import difflib
-import io
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from taskedge.errors import InputError, did_you_mean
-
-ROW_NUMBERING = "rows are counted from 1, without the header and blank lines"
+from taskedge.reporting.tables import count_text
+from taskedge.training.data.conversations import convert, converted_names
+from taskedge.training.data.csv_files import read_csv, read_tsv
+from taskedge.training.data.file_text import ROW_NUMBERING as ROW_NUMBERING
+from taskedge.training.data.file_text import FileContent, read_text
+from taskedge.training.data.file_text import row_error as row_error
+from taskedge.training.data.json_files import read_json, read_jsonl
 
 ChooseColumns = Callable[[Sequence[str]], list[str]]
 """Returns the names of the columns to read, of all names in the file."""
 
+_MAX_SHOWN_COLUMNS = 12
 
-def read_columns(path: Path, choose: ChooseColumns) -> list[list[Any]]:
-    """Return the chosen columns of a file, one list each.
+
+@dataclass(frozen=True)
+class ColumnsRead:
+    """Columns of a file, one list each, and a line about how the file was understood."""
+
+    values: list[list[Any]]
+    understood: str
+
+
+def read_columns(path: Path, choose: ChooseColumns) -> ColumnsRead:
+    """Return the chosen columns of a file.
+
+    Files of chats and instructions have ``prompt`` and ``response`` too (:mod:`.conversations`).
 
     Raises:
         InputError: no such file or column, an unknown suffix, or content that cannot be read, with its row.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        known = ", ".join(READERS)
-        raise InputError(f"{path}: unknown suffix {path.suffix!r}{did_you_mean(path.suffix, READERS)} (known: {known})")
-    try:
-        if path.is_file() and path.stat().st_size == 0:
-            raise InputError(f"{path} is empty; give a file with at least one row")
-        return reader(path, choose)
-    except FileNotFoundError:
-        raise InputError(f"no file {path}{_similar_files(path)}") from None
-    except OSError as error:
-        raise InputError(
-            f"cannot read {path}: {error.strerror or error}; check its name and its permissions"
-        ) from error
+    with _explained(path):
+        content = _content(path)
+        made = converted_names(content.names)
+        chosen = choose([*content.names, *made])
+        values: dict[str, list[Any]] = {
+            name: content.column(content.names.index(name)) for name in chosen if name in content.names
+        }
+        from_rows = [name for name in chosen if name not in values]
+        sentence = ""
+        if from_rows:
+
+            def column(name: str) -> list[Any]:
+                return content.column(content.names.index(name))
+
+            columns, sentence = convert(path, content.names, column, from_rows)
+            values |= zip(from_rows, columns, strict=True)
+        num_rows = len(next(iter(values.values()), []))
+        shown = ", ".join(map(repr, content.names[:_MAX_SHOWN_COLUMNS]))
+        more = len(content.names) - _MAX_SHOWN_COLUMNS
+        shown += f" and {more} more" if more > 0 else ""
+        line = f"{path}: {content.format}; {count_text(num_rows, 'row')}; columns {shown}"
+        return ColumnsRead([values[name] for name in chosen], f"{line}; {sentence}" if sentence else line)
 
 
 def column_names(path: str | Path) -> list[str]:
-    """Return the names of all columns, in the order of the file.
+    """Return the names of all columns in the order of the file, then those of a conversion.
+
+    A file with a column ``text`` is not converted unless the user names a converted column.
 
     Raises:
         InputError: the file cannot be read.
     """
-    names: list[str] = []
-
-    def choose_none(available: Sequence[str]) -> list[str]:
-        names.extend(available)
-        return []
-
-    read_columns(Path(path), choose_none)
-    return names
+    path = Path(path)
+    with _explained(path):
+        names = _content(path).names
+    return names if "text" in names else [*names, *converted_names(names)]
 
 
 def check_column_names(path: Path, names: list[str], available: Sequence[str]) -> list[str]:
@@ -81,16 +101,42 @@ def check_column_names(path: Path, names: list[str], available: Sequence[str]) -
     return names
 
 
-def row_error(path: Path, row: int, message: str) -> InputError:
-    """Return an error about a row, from 1; row 0 is the header."""
-    return InputError(f"{path}, row {row}: {message} ({ROW_NUMBERING})" if row else f"{path}, header: {message}")
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into messages."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"no file {path}{_similar_files(path)}") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror or error}; check its name and its permissions"
+        ) from error
+
+
+def _content(path: Path) -> FileContent:
+    """Return the content of a file by its suffix, of which ``.gz`` is no part."""
+    packed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    reader = READERS.get(suffix)
+    if reader is None or (packed and suffix == ".parquet"):
+        if suffix in _ADVICE:
+            raise InputError(f"{path}: {_ADVICE[suffix]}")
+        known = f"{', '.join(READERS)}; with .gz all but .parquet"
+        shown = f"{suffix}.gz" if packed else path.suffix
+        raise InputError(f"{path}: unknown suffix {shown!r}{did_you_mean(suffix, READERS)} (known: {known})")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path} is empty; give a file with at least one row")
+    return reader(path)
 
 
 def _similar_files(path: Path) -> str:
     """Return the end of a message about a missing file: the files in its folder that have a similar name."""
     if not path.parent.is_dir():
         return f": there is no folder {path.parent} either"
-    present = sorted(file.name for file in path.parent.iterdir() if file.suffix.lower() in READERS)
+    present = sorted(
+        file.name for file in path.parent.iterdir() if READERS.keys() & {suffix.lower() for suffix in file.suffixes}
+    )
     stems = difflib.get_close_matches(path.stem, {Path(name).stem for name in present}, n=3, cutoff=0.5)
     similar = [name for name in present if Path(name).stem in stems]
     if similar:
@@ -98,124 +144,66 @@ def _similar_files(path: Path) -> str:
     return f"; {path.parent} holds {', '.join(present[:5]) or 'no table'}"
 
 
-def _read_csv(path: Path, choose: ChooseColumns, separator: str = ",") -> list[list[Any]]:
-    def records(content: str, strict: bool) -> Iterator[list[str]]:
-        return filter(None, csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=strict))
-
-    rows: list[list[str]] = []
-    with _unlimited_field_size():
-        content = _decode(path, lambda beginning: sum(1 for _ in records(beginning, strict=False)) - 1)
-        try:
-            for fields in records(content, strict=True):
-                rows.append(fields)
-        except csv.Error as error:
-            message = f"not valid CSV ({error}); is a quotation mark left open?"
-            raise row_error(path, len(rows), message) from None
-    header = rows.pop(0) if rows else []
-    names = choose(header)
-    for row, fields in enumerate(rows, start=1):
-        if len(fields) != len(header):
-            raise row_error(
-                path,
-                row,
-                f"{len(fields)} fields where the header has {len(header)}; put quotation marks around a text that "
-                f"holds {separator!r} or a line break",
-            )
-    return [[fields[index] for fields in rows] for index in map(header.index, names)]
-
-
-def _read_tsv(path: Path, choose: ChooseColumns) -> list[list[Any]]:
-    return _read_csv(path, choose, separator="\t")
-
-
-def _read_txt(path: Path, choose: ChooseColumns) -> list[list[Any]]:
+def _read_txt(path: Path) -> FileContent:
     """Return the only column, ``text``: the paragraphs of the file, or its lines if no blank line separates any."""
-    content = _decode(path, lambda beginning: beginning.count("\n") + 1).replace("\r\n", "\n")
-    parts = re.split(r"\n\s*\n", content)
+    file = read_text(path, lambda beginning: beginning.count("\n") + 1)
+    content = file.text.replace("\r\n", "\n")
+    parts, what = re.split(r"\n\s*\n", content), "paragraph"
     if len(parts) == 1:
-        parts = content.split("\n")
+        parts, what = content.split("\n"), "line"
     texts = [part.strip("\n") for part in parts if part.strip()]
-    return [texts for _ in choose(["text"])]
+    return FileContent(["text"], lambda index: texts, f"plain text in {file.encoding}, a row for each {what}")
 
 
-def _read_jsonl(path: Path, choose: ChooseColumns) -> list[list[Any]]:
-    def lines(content: str) -> Iterator[str]:
-        return (line for line in content.split("\n") if line.strip())
-
-    def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            raise ValueError("a name occurs twice")
-        return fields
-
-    rows: list[dict[str, Any]] = []
-    for row, line in enumerate(lines(_decode(path, lambda beginning: sum(1 for _ in lines(beginning)))), start=1):
-        try:
-            fields = json.loads(line, object_pairs_hook=unique_fields)
-        except (ValueError, RecursionError) as error:
-            raise row_error(path, row, f"not valid JSON ({error}); each line must hold one object") from None
-        if not isinstance(fields, dict):
-            raise row_error(path, row, 'not an object; each line must be like {"text": "..."}')
-        rows.append(fields)
-    names = choose(list(dict.fromkeys(name for fields in rows for name in fields))) if rows else ["text"]
-    return [[fields.get(name) for fields in rows] for name in names]
-
-
-def _read_parquet(path: Path, choose: ChooseColumns) -> list[list[Any]]:
+def _read_parquet(path: Path) -> FileContent:
     from pyarrow import ArrowException, parquet  # type: ignore[import-untyped]  # a dependency of datasets
 
     path.open("rb").close()  # a missing or forbidden file raises its own OSError here
+
+    def unreadable(error: Exception) -> InputError:
+        return InputError(f"{path} cannot be read as Parquet ({error}); write it again")
+
+    failures = (ArrowException, OSError, UnicodeDecodeError)
     try:
-        # By name: threads that read an open file can abort the process when it ends.
         with parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
-            names = choose(schema.names)
-            table = file.read(columns=names)
-        columns = [table[name].to_pylist() for name in names]
-    except (ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as Parquet ({error}); write it again") from error
-    if b"huggingface" in (schema.metadata or {}):
-        import datasets
+    except failures as error:
+        raise unreadable(error) from error
 
-        features = datasets.Features.from_arrow_schema(schema)
-        for name, column in zip(names, columns, strict=True):
-            if isinstance(features[name], datasets.ClassLabel):  # numbers; -1 stands for no label
-                class_names = dict(enumerate(features[name].names))
-                column[:] = [class_names.get(value) for value in column]
-    return columns
+    def column(index: int) -> list[Any]:
+        name = schema.names[index]
+        try:
+            # By name: threads that read an open file can abort the process when it ends.
+            with parquet.ParquetFile(path) as file:
+                values: list[Any] = file.read(columns=[name])[name].to_pylist()
+        except failures as error:
+            raise unreadable(error) from error
+        if b"huggingface" in (schema.metadata or {}):
+            import datasets
 
+            feature = datasets.Features.from_arrow_schema(schema)[name]
+            if isinstance(feature, datasets.ClassLabel):  # numbers; -1 stands for no label
+                class_names = dict(enumerate(feature.names))
+                return [class_names.get(value) for value in values]
+        return values
 
-def _decode(path: Path, row_of_end: Callable[[str], int]) -> str:
-    """Return the content of a UTF-8 file without its byte order mark.
-
-    Args:
-        path: the file.
-        row_of_end: returns the row in which a beginning of the content ends.
-    """
-    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        row = row_of_end(raw[: error.start].decode() + "x")
-        raise row_error(path, row, f"byte 0x{raw[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+    return FileContent(list(schema.names), column, "Parquet")
 
 
-@contextmanager
-def _unlimited_field_size() -> Iterator[None]:
-    """Lift the csv module's limit of 131,072 characters in a field."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-READERS: dict[str, Callable[[Path, ChooseColumns], list[list[Any]]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_jsonl,
-    ".ndjson": _read_jsonl,
+READERS: dict[str, Callable[[Path], FileContent]] = {
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
     ".parquet": _read_parquet,
     ".txt": _read_txt,
 }
 """Readers by the suffix of the file."""
+
+_ADVICE = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "spreadsheets are not read: save the sheet as CSV"),
+    **dict.fromkeys((".arrow", ".feather"), "Arrow files are not read: write the data as Parquet"),
+    **dict.fromkeys((".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz"), "the archive is not read: unpack it"),
+}
+"""What to do with a file of a kind that is known and not read."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from taskedge.backbone.evaluation import evaluation_mode
+from taskedge.training.guard import guarded
 from taskedge.training.trainer_config import DEFAULTS
 
 Row = dict[str, Any]
@@ -27,6 +28,8 @@ def encode(
     labels: Sequence[int] | None,
     max_length: int,
     log: Callable[[str], object] = print,
+    *,
+    controls_as_text: bool = False,
 ) -> list[Row]:
     """Return one row per text: everything that the tokenizer gives, cut at ``max_length`` tokens, and ``labels``.
 
@@ -36,37 +39,124 @@ def encode(
         labels: what is to be learned of each text, if it is known.
         max_length: largest number of tokens, with the special tokens.
         log: called with a line about the texts that are cut, if there are any.
+        controls_as_text: read control tokens inside a text, such as ``</s>``, letter by letter. The classifiers of
+            encoder-decoders need it: they read the end token and fail on rows with another number of them.
     """
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
-    _log_cut_texts(tokenizer, texts, [len(ids) for ids in encoded["input_ids"]], max_length, log)
+    if controls_as_text:
+        _log_controls(tokenizer, texts, log)
+    options = {"split_special_tokens": True} if controls_as_text else {}
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **options)
+    _log_cut_texts(tokenizer, texts, [len(ids) for ids in encoded["input_ids"]], max_length, log, options)
     rows = [{key: encoded[key][index] for key in encoded} for index in range(len(texts))]
+    _fill_empty_rows(tokenizer, rows, log)
     if labels is not None:
         for row, label in zip(rows, labels, strict=True):
             row["labels"] = label
     return rows
 
 
-def _log_cut_texts(
-    tokenizer: Any, texts: Sequence[str], lengths: Sequence[int], max_length: int, log: Callable[[str], object]
-) -> None:
-    """Log how many texts have more than ``max_length`` tokens, and how many the longest has."""
-    full = [text for text, length in zip(texts, lengths, strict=True) if length >= max_length]
-    if not full:
-        return
-    uncut = tokenizer(full, truncation=False, verbose=False)["input_ids"]  # only a row of full length can be cut
-    cut = [len(ids) for ids in uncut if len(ids) > max_length]
-    if cut:
+def _log_controls(tokenizer: Any, texts: Sequence[str], log: Callable[[str], object]) -> None:
+    """Log how many texts hold control tokens."""
+    tokens = [token for token in tokenizer.all_special_tokens if token]
+    numbers = [number for number, text in enumerate(texts, start=1) if any(token in text for token in tokens)]
+    if numbers:
         log(
-            f"{len(cut):,} of {len(texts):,} rows have more than {max_length} tokens and are cut "
-            f"(longest: {max(cut):,} tokens)"
+            f"{len(numbers):,} of {len(texts):,} rows hold a control token of the base, such as "
+            f"{next(token for token in tokens if token in texts[numbers[0] - 1])!r} in row {numbers[0]}: it is read as "
+            "plain text"
         )
 
 
-def collator(tokenizer: Any) -> Callable[[list[Row]], dict[str, torch.Tensor]]:
-    """Return a function that makes a batch of rows, padded to the longest."""
-    from transformers import DataCollatorWithPadding
+def _log_cut_texts(
+    tokenizer: Any, texts: Sequence[str], lengths: Sequence[int], max_length: int, log: Callable[[str], object],
+    options: dict[str, Any],
+) -> None:  # fmt: skip
+    """Log how many texts have more than ``max_length`` tokens, how many tokens that is, and where they are cut."""
+    full = [text for text, length in zip(texts, lengths, strict=True) if length >= max_length]
+    if not full:
+        return
+    uncut = tokenizer(full, truncation=False, verbose=False, **options)[
+        "input_ids"
+    ]  # only a row of full length can be cut
+    cut = [len(ids) for ids in uncut if len(ids) > max_length]
+    if cut:
+        place = "start" if getattr(tokenizer, "truncation_side", "right") == "left" else "end"
+        log(cut_line(len(cut), len(texts), sum(cut) - max_length * len(cut), max(cut), max_length, f"at their {place}"))
 
-    collate: Callable[[list[Row]], dict[str, torch.Tensor]] = DataCollatorWithPadding(tokenizer)
+
+def cut_line(num_cut: int, num_rows: int, num_lost: int, longest: int, max_length: int, where: str) -> str:
+    """Return a line about rows that are cut, with the number of tokens that are lost."""
+    limit, lost = (f"{count:,} token{'s' * (count != 1)}" for count in (max_length, num_lost))
+    return (
+        f"{num_cut:,} of {num_rows:,} rows have more than {limit} and are cut {where}: {lost} "
+        f"{'is' if num_lost == 1 else 'are'} lost (longest row: {longest:,} tokens)"
+    )
+
+
+def _fill_empty_rows(tokenizer: Any, rows: Sequence[Row], log: Callable[[str], object]) -> None:
+    """Give rows of texts that have no token, such as those of marks that the tokenizer drops, one control token."""
+    empty = [number for number, row in enumerate(rows, start=1) if not row["input_ids"]]
+    if not empty:
+        return
+    control = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.unk_token_id)
+    token = next((index for index in (*control, tokenizer.pad_token_id) if index is not None), 0)
+    for number in empty:
+        row = rows[number - 1]
+        row.update({key: [int(key == "attention_mask")] for key in row}, input_ids=[token])
+    log(
+        f"{len(empty):,} of {len(rows):,} rows have no token (first: row {empty[0]}): they are read as "
+        f"{tokenizer.convert_ids_to_tokens(token)!r}"
+    )
+
+
+def reads_end_token(model: nn.Module) -> bool:
+    """Return whether a model's classifier looks for the end token in a text: those of encoder-decoders do."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+PADDED_LEFT = frozenset({"xlnet"})
+"""Types of models whose classifier reads the last position, so that padding stands before the text."""
+READS_PADDING = frozenset({"convbert", "fnet", "nystromformer", "perceiver", "yoso"})
+"""Types of models whose answer to a text depends on the padding on either side of it, in spite of the mask."""
+
+
+def log_padding(model: nn.Module, log: Callable[[str], object]) -> None:
+    """Log that the model reads padding, if it is of a type that does."""
+    model_type = getattr(getattr(model, "config", None), "model_type", "")
+    if model_type in READS_PADDING:
+        log(
+            f"models of type {model_type!r} read the padding of a batch: texts of different lengths are evaluated in "
+            "batches of their own, but in training a text's gradient depends on the other texts of its batch "
+            "(not with --batch-size 1)"
+        )
+
+
+def collator(tokenizer: Any, model: nn.Module | None = None) -> Callable[[list[Row]], dict[str, torch.Tensor]]:
+    """Return a function that makes a batch of rows, padded to the longest.
+
+    Padding follows the text, whatever side the tokenizer prefers: most models count absolute positions from the first
+    token of a row, padding or not. The exceptions are ``PADDED_LEFT``.
+
+    Args:
+        tokenizer: a tokenizer with a padding token.
+        model: the model that reads the batches.
+    """
+    from transformers.data.data_collator import pad_without_fast_tokenizer_warning
+
+    config = getattr(model, "config", None)
+    side = "left" if getattr(config, "model_type", "") in PADDED_LEFT else "right"
+    end = getattr(config, "eos_token_id", None)
+    # the classifiers of encoder-decoders count end tokens, masked or not
+    counts_ends = getattr(config, "is_encoder_decoder", False) and end == tokenizer.pad_token_id
+
+    def collate(rows: list[Row]) -> dict[str, torch.Tensor]:
+        batch: dict[str, torch.Tensor] = pad_without_fast_tokenizer_warning(
+            tokenizer, rows, padding=True, padding_side=side, return_tensors="pt"
+        )
+        if counts_ends:
+            batch["input_ids"].masked_fill_(batch["attention_mask"] == 0, int(end == 0))
+        return batch
+
     return collate
 
 
@@ -95,8 +185,12 @@ def predict(
     on_batch: Callable[[int], object] | None = None,
 ) -> Prediction:
     """Return class probabilities of ``rows``. See :func:`outputs` for the arguments."""
-    logits = torch.from_numpy(outputs(model, rows, collate, batch_size, on_batch))
-    return Prediction(logits.softmax(-1).numpy())
+    return class_probabilities(outputs(model, rows, collate, batch_size, on_batch))
+
+
+def class_probabilities(logits: npt.NDArray[np.float32]) -> Prediction:
+    """Return the prediction of logits, [rows, classes]."""
+    return Prediction(torch.from_numpy(logits).softmax(-1).numpy())
 
 
 def outputs(
@@ -107,6 +201,9 @@ def outputs(
     on_batch: Callable[[int], object] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run the model over ``rows`` in evaluation mode; texts of similar length share a batch.
+
+    If the answer to the shortest row is not the same alone and beside the longest, because the model reads padding,
+    only texts of one length share a batch.
 
     Args:
         model: returns an output with ``logits``.
@@ -119,19 +216,54 @@ def outputs(
         float32 [rows, outputs], in the order of the rows.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].get("input_ids", ())))
-    batches: list[npt.NDArray[np.float32]] = []
+    lengths = [len(row.get("input_ids", ())) for row in rows]
+
+    unlabeled = [{key: value for key, value in row.items() if key != "labels"} for row in rows]
+
+    def logits_of(indices: Sequence[int]) -> torch.Tensor:
+        with guarded(model, unlabeled, indices, collate):
+            batch = collate([unlabeled[index] for index in indices])
+            logits: torch.Tensor = model(**{key: value.to(device) for key, value in batch.items()}).logits
+        return logits
+
+    order: list[int] = []
+    answers: list[npt.NDArray[np.float32]] = []
     with evaluating(model):
-        for start in range(0, len(rows), batch_size):
-            indices = order[start : start + batch_size]
-            batch = collate([{k: v for k, v in rows[index].items() if k != "labels"} for index in indices])
-            logits = model(**{key: value.to(device) for key, value in batch.items()}).logits
-            batches.append(logits.float().cpu().numpy())
+        short, long = lengths.index(min(lengths)), lengths.index(max(lengths))
+        mixed = short == long or batch_size == 1 or is_same_answer(logits_of([short]), logits_of([short, long])[:1])
+        for indices in batch_indices(lengths, batch_size, mixed=mixed):
+            order += indices
+            answers.append(logits_of(indices).float().cpu().numpy())
             if on_batch is not None:
                 on_batch(len(indices))
-    in_row_order = np.empty((len(rows), batches[0].shape[1]), dtype=np.float32)
-    in_row_order[order] = np.concatenate(batches)
+    in_row_order = np.empty((len(rows), answers[0].shape[1]), dtype=np.float32)
+    in_row_order[order] = np.concatenate(answers)
     return in_row_order
+
+
+def batch_indices(lengths: Sequence[int], batch_size: int, *, mixed: bool) -> Iterator[list[int]]:
+    """Yield the row indices of each batch, the shortest rows first.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: largest number of rows in a batch.
+        mixed: whether rows of different lengths may share a batch.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    start = 0
+    while start < len(order):
+        indices = order[start : start + batch_size]
+        if not mixed:
+            indices = [index for index in indices if lengths[index] == lengths[indices[0]]]
+        yield indices
+        start += len(indices)
+
+
+def is_same_answer(logits: torch.Tensor, others: torch.Tensor) -> bool:
+    """Return whether logits differ by rounding only, relative to the largest of them: 1e-4 in fp32, 0.1 below."""
+    tolerance = 1e-4 if logits.dtype.itemsize >= 4 else 0.1
+    scale = float(logits.abs().max())
+    return float((logits.float() - others.float()).abs().max()) <= tolerance * scale
 
 
 @contextmanager

@@ -26,6 +26,10 @@ OnProgress = Callable[[int], object]
 """Called with the number of rows done since the last call."""
 
 
+def ignore_log(line: str) -> None:
+    """Drop a status line."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """Names of the columns of a table by their kind; empty for kinds that a task does not read."""
@@ -91,7 +95,14 @@ class Task(Protocol):
         """Return what a delta must remember beside the labels: entries of its provenance."""
         ...
 
-    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(
+        self,
+        base: Base,
+        table: Table | None = None,
+        max_length: int = 0,
+        new_tokens: int | None = None,
+        log: Log = ignore_log,
+    ) -> Self:
         """Return the task with everything that depends on the base.
 
         Args:
@@ -99,6 +110,7 @@ class Task(Protocol):
             table: the training data, for a training run.
             max_length: as for ``encode``, for a training run.
             new_tokens: largest number of tokens of a generated answer; by default that of the training data.
+            log: called with lines about how the base and the task were matched.
 
         Raises:
             InputError: the base is not one that the task was made for.
@@ -153,5 +165,8 @@ def task_of_delta(provenance: Provenance) -> Task:
         InputError: the provenance names no task, or an unknown kind.
     """
     if not provenance.task:
-        raise InputError("the delta does not say which kind of task it is for: only what 'taskedge tune' made does")
+        raise InputError(
+            "the delta does not say which kind of task it is for: 'taskedge tune' records it, and the library does for "
+            "classifiers of transformers; a program can add it before it saves (Delta.with_provenance)"
+        )
     return TASKS[provenance.task].from_provenance(provenance)

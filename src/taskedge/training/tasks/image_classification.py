@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import nn
 
 from taskedge.backbone.loading import Base
 from taskedge.errors import InputError
@@ -20,7 +21,7 @@ from taskedge.training.data.image_data import (
     row_location,
 )
 from taskedge.training.data.table import Table
-from taskedge.training.tasks import Batch, Collate, Columns, Log, OnProgress, Row, task
+from taskedge.training.tasks import Batch, Collate, Columns, Log, Row, task
 from taskedge.training.trainer_config import DEFAULTS
 
 
@@ -71,9 +72,6 @@ class ImageClassification(Classification):
 
         return collate
 
-    def predict(
-        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
-    ) -> list[dict[str, Any]]:
-        """Return the path of each image, its class and the probability of that."""
-        answers = super().predict(model, base, rows, batch_size, on_progress)
-        return [{"image": row["image"]} | answer for row, answer in zip(rows, answers, strict=True)]
+    def answers(self, logits: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return the answers to rows from the model's outputs for them, [rows, classes]."""
+        return [{"image": row["image"]} | each for row, each in zip(rows, super().answers(logits, rows), strict=True)]

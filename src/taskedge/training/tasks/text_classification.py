@@ -9,7 +9,7 @@ from taskedge.backbone.loading import Base
 from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.training.classification import Classification
 from taskedge.training.data.table import Table, read_table
-from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode
+from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode, log_padding, reads_end_token
 from taskedge.training.tasks import Collate, Columns, Log, Row, task
 from taskedge.training.trainer_config import DEFAULTS
 
@@ -34,10 +34,15 @@ class TextClassification(Classification):
 
     def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
         """Return tokenized texts with label indices."""
-        rows = encode(base.tokenizer, table.texts, self.label_indices(table), max_length, log)
+        rows = encode(
+            base.tokenizer, table.texts, self.label_indices(table), max_length, log,
+            controls_as_text=reads_end_token(base.model),
+        )  # fmt: skip
         check_token_ids((row["input_ids"] for row in rows), base.tokens_without_embedding, table.path)
+        if table.labels is not None:
+            log_padding(base.model, log)
         return rows
 
     def collate(self, base: Base) -> Collate:
         """Return a function that pads rows to a batch."""
-        return collator(base.tokenizer)
+        return collator(base.tokenizer, base.model)

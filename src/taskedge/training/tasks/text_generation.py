@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,12 +15,17 @@ from taskedge.backbone.loading import Base
 from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
+from taskedge.training.data.chat_template import ChatTemplate, prompt_turns, read_chat_template, token_ids
 from taskedge.training.data.table import Table, read_table
-from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad
-from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, task
+from taskedge.training.data.text_data import cut_line
+from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad, predicts_next_tokens
+from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
 
-PLAIN, LINE, CHAT = "plain text", "prompt, line break, response", "chat template"
+PLAIN, LINE, CHAT = "plain text", "prompt, line break, response", "chat template, both turns"
 """How a row becomes one text."""
+PROMPT_TURN = "chat template"
+"""The form of deltas from before ``CHAT``: the prompt as a turn of the template, the response, the tokenizer's end."""
+FORMS = (PLAIN, LINE, CHAT, PROMPT_TURN)
 PLAIN_NEW_TOKENS = 64
 """Tokens generated after plain text, whose training data does not tell the length of a response."""
 
@@ -30,22 +35,27 @@ PLAIN_NEW_TOKENS = 64
 class TextGeneration:
     """A response to each prompt, or plain text.
 
-    Of a prompt and its response, only the response and the end token are learned; plain text is learned in full. If the
-    tokenizer has a chat template, the prompt is the turn of the user in it; otherwise a line break separates the two.
+    Of a prompt and its response, only the response and the token that ends it are learned; plain text is learned in
+    full. If the tokenizer has a chat template, prompt and response are the turns of the user and the assistant in it,
+    and the template's own token ends the response; otherwise a line break separates the two, and the tokenizer's end
+    token ends the response.
 
     Measures: ``loss`` (mean negative log-likelihood of the learned tokens, in nats), ``perplexity`` (its exponential),
     and for prompts ``exact_match``: the share of rows whose generated response equals the given one.
 
     Attributes:
-        form: ``PLAIN``, ``LINE`` or ``CHAT``. Before ``bind``, a form other than ``PLAIN`` may become either of the
-            other two.
+        form: ``PLAIN``, ``LINE``, ``CHAT`` or ``PROMPT_TURN``. Before ``bind``, ``LINE`` may become ``CHAT``.
         chat: digest of the chat template, to detect another one.
         new_tokens: largest number of tokens of a response; 0 before ``bind``.
+        end: the token that ends a response, in ``CHAT``; otherwise the tokenizer's end token does.
+        template: what the chat template writes; None before ``bind`` and in other forms than ``CHAT``.
     """
 
     form: str
     chat: str = ""
     new_tokens: int = 0
+    end: str = ""
+    template: ChatTemplate | None = field(default=None, compare=False, repr=False)
 
     name: ClassVar[str] = "text-generation"
     column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt", "response"), ("text",))
@@ -69,25 +79,32 @@ class TextGeneration:
     def from_provenance(cls, provenance: Provenance) -> Self:
         """Make the task of the form that a delta remembers."""
         fields = provenance.training.get("generation")
-        if not isinstance(fields, dict) or fields.get("form") not in (PLAIN, LINE, CHAT):
+        if not isinstance(fields, dict) or fields.get("form") not in FORMS:
             raise InputError("the delta does not say how its prompts were written, so it is no language model's")
-        return cls(fields["form"], str(fields.get("chat", "")), int(fields["max_new_tokens"]))
+        return cls(
+            fields["form"], str(fields.get("chat", "")), int(fields["max_new_tokens"]), str(fields.get("end", ""))
+        )
 
     def to_provenance(self) -> dict[str, Any]:
         """Return the form of the text and the length of responses."""
         fields: dict[str, Any] = {"form": self.form, "max_new_tokens": self.new_tokens}
         if self.chat:
             fields["chat"] = self.chat
+        if self.end:
+            fields["end"] = self.end
         return {"generation": fields}
 
-    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(
+        self,
+        base: Base,
+        table: Table | None = None,
+        max_length: int = 0,
+        new_tokens: int | None = None,
+        log: Log = ignore_log,
+    ) -> Self:
         """Choose between line break and chat template by the tokenizer, and set the length of responses."""
-        if base.tokenizer.eos_token_id is None:
-            raise InputError(
-                "the base's tokenizer has no end token, so the end of a response cannot be learned: set it"
-            )
         form, chat, limit = self.form, _chat_digest(base), new_tokens or self.new_tokens
-        if table is None and form == CHAT and chat != self.chat:
+        if table is None and form in (CHAT, PROMPT_TURN) and chat != self.chat:
             raise InputError(
                 "the base's tokenizer has another chat template than the delta was trained with: name the base that "
                 "it was trained on with --model"
@@ -97,11 +114,35 @@ class TextGeneration:
                 raise InputError(f"--max-length {max_length} leaves no room for a prompt and a response: raise it")
             if form == LINE and chat:
                 form = CHAT
-            longest = max((len(ids) for ids in _token_ids(base, table.labels)), default=PLAIN_NEW_TOKENS - 1) + 1
-            limit = limit or min(longest, max_length)
-        if base.max_positions is not None:
-            limit = min(limit, base.max_positions - 1)
-        return replace(self, form=form, chat=chat if form == CHAT else "", new_tokens=limit)
+            if not predicts_next_tokens(base.model):
+                model_type = getattr(base.model.config, "model_type", "")
+                raise InputError(
+                    f"the loss of a model of type {model_type!r} is not that of the next token, so it cannot be "
+                    "trained to generate: name another base with --model"
+                )
+        template = read_chat_template(base.tokenizer, _end_ids(base)) if form == CHAT else None
+        if template is None and base.tokenizer.eos_token_id is None:
+            raise InputError(
+                "the base's tokenizer has no end token, so the end of a response cannot be learned: set it"
+            )
+        end = template.end_token if template else ""
+        if table is None and end != self.end:
+            raise InputError(
+                f"the base's tokenizer and its config end a response with {end!r}, but the delta was trained with "
+                f"{self.end!r}: name the base that it was trained on with --model"
+            )
+        chat = chat if template or form == PROMPT_TURN else ""
+        bound = replace(self, form=form, chat=chat, end=end, template=template)
+        if table is not None and not limit:
+            _, answers, _ = bound._tokens(base, table)
+            limit = min(max(map(len, answers), default=PLAIN_NEW_TOKENS), max_length)
+        if base.max_positions is not None and limit > base.max_positions - 1:
+            log(f"at most {base.max_positions - 1} tokens are generated, not {limit}: the model has no more positions")
+            limit = base.max_positions - 1
+        bound = replace(bound, new_tokens=limit)
+        for line in bound._notes(base):
+            log(line)
+        return bound
 
     def check(self, table: Table) -> None:
         """Accept any response."""
@@ -114,30 +155,38 @@ class TextGeneration:
         """Return token rows: ``prompt`` is the generation prefix, ``input_ids`` and ``labels`` the training example.
 
         Texts over ``max_length`` tokens are cut: a prompt at its start, then the response at its end; plain text at its
-        end.
+        end. The prefix is cut at its start as well, so that what is generated finds room.
         """
-        end, num_cut, rows = base.tokenizer.eos_token_id, 0, list[Row]()
+        rows = list[Row]()
         max_prompt = max_length if base.max_positions is None else min(max_length, base.max_positions - self.new_tokens)
-        responses = _token_ids(base, table.labels)
-        for i, prompt in enumerate(self._prompts(base, table)):
+        prompts, answers, responses = self._tokens(base, table, log)
+        lengths = list[int]()
+        for i, prompt in enumerate(prompts):
             row: Row = {"prompt": prompt[-max_prompt:]}
             if self.form == PLAIN:
-                ids = [*prompt, end]
+                ids = [*prompt, base.tokenizer.eos_token_id]
                 row |= {"input_ids": ids[:max_length], "labels": ids[:max_length]}
-                num_cut += len(ids) > max_length
-            elif table.labels is not None:
-                response = [*responses[i], end]
-                kept = response[: max_length - 1]
+                lengths.append(len(ids))
+            elif answers:
+                kept = answers[i][: max_length - 1]
                 prefix = prompt[-(max_length - len(kept)) :]
                 row |= {"input_ids": [*prefix, *kept], "labels": [IGNORED] * len(prefix) + kept}
-                row["response"] = table.labels[i].strip()
-                num_cut += len(prompt) + len(response) > max_length
+                row["response"] = responses[i]
+                lengths.append(len(prompt) + len(answers[i]))
             rows.append(row)
         all_ids = ([*row["prompt"], *row.get("input_ids", ())] for row in rows)
         check_token_ids(all_ids, base.tokens_without_embedding, table.path)
-        if num_cut:
-            where = "at their end" if self.form == PLAIN else "the prompt at its start, then the response at its end"
-            log(f"{num_cut:,} of {len(rows):,} rows have more than {max_length} tokens and are cut: {where}")
+        where = "at their end" if self.form == PLAIN else "(the prompt at its start, then the response at its end)"
+        _log_cut(lengths, len(rows), max_length, where, log)
+        if not lengths or max_prompt < max_length:
+            where = "at the start of the prompt when a response is generated"
+            _log_cut(list(map(len, prompts)), len(rows), max_prompt, where, log)
+        num_long = sum(len(ids) > self.new_tokens for ids in answers)
+        if num_long:
+            log(
+                f"{num_long:,} of {len(rows):,} responses have more than {self.new_tokens} tokens, which is the most "
+                "that is generated: they cannot be matched exactly (see --max-new-tokens)"
+            )
         return rows
 
     def collate(self, base: Base) -> Collate:
@@ -183,35 +232,92 @@ class TextGeneration:
             model,
             [row["prompt"] for row in rows],
             pad_token=base.tokenizer.pad_token_id,
-            end_token=base.tokenizer.eos_token_id,
+            end_token=self.stop_ids(base),
             new_tokens=self.new_tokens,
             batch_size=batch_size,
             on_progress=on_progress,
         )
-        return [base.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in responses]
+        return [self.response_text(base, tokens) for tokens in responses]
 
-    def _prompts(self, base: Base, table: Table) -> list[list[int]]:
-        """Return the tokens before each response, or those of each plain text: at least one."""
-        from jinja2 import TemplateError  # a dependency of torch
+    def response_text(self, base: Base, tokens: Sequence[int]) -> str:
+        """Return the response that generated tokens are, without surrounding blanks."""
+        text = str(base.tokenizer.decode(tokens, skip_special_tokens=True).strip())
+        return text if self.template is None else self.template.without_lead(text)
 
-        if self.form == CHAT:
-            turns = [[{"role": "user", "content": text}] for text in table.texts]
-            try:
-                texts = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-            except TemplateError as error:
-                raise InputError(f"the base's chat template refuses a lone turn of the user: {error}") from None
-            return _token_ids(base, texts)
-        start = _start_tokens(base)
-        texts = [f"{text}\n" for text in table.texts] if self.form == LINE else table.texts
-        return [[*start, *ids] or [base.tokenizer.eos_token_id] for ids in _token_ids(base, texts)]
+    def _end_id(self, base: Base) -> int:
+        """Return the id of the token that ends a response."""
+        return int(base.tokenizer.eos_token_id if self.template is None else self.template.end_id)
+
+    def stop_ids(self, base: Base) -> set[int]:
+        """Return the ids of the tokens at which generation stops: that of the response, and those of the base."""
+        return {self._end_id(base), *_end_ids(base)}
+
+    def _notes(self, base: Base) -> list[str]:
+        """Return lines about the texts around a response, and about its end."""
+        names = {index: repr(base.tokenizer.convert_ids_to_tokens(index)) for index in sorted(self.stop_ids(base))}
+        end = names.pop(self._end_id(base))
+        others = f"; generation also stops at {', '.join(names.values())}" if names else ""
+        what = "a text" if self.form == PLAIN else "a response"
+        return [*(self.template.notes if self.template else ()), f"{end} ends {what}{others}"]
+
+    def _tokens(
+        self, base: Base, table: Table, log: Log = ignore_log
+    ) -> tuple[list[list[int]], list[list[int]], list[str]]:
+        """Return the tokens before each response or of each plain text, the tokens of each answer, and its text.
+
+        A prompt has at least one token; an answer ends with the token that ends a response. Without responses, the last
+        two are empty.
+        """
+        tokenizer, labels = base.tokenizer, table.labels or ()
+        if self.template is not None:
+            prompts = self.template.prompts(table.texts, table.path)
+            answers = self.template.answers(table.texts[: len(labels)], prompts, labels, table.path)
+            responses = list(map(self.template.response, answers))
+            _log_altered(table, prompts, responses, log)
+            return *self.template.conversation_ids(prompts, answers), responses
+        if self.form == PROMPT_TURN:
+            before = token_ids(tokenizer, prompt_turns(tokenizer, table.texts, table.path))
+        else:
+            start = _start_tokens(base)
+            texts = [f"{text}\n" for text in table.texts] if self.form == LINE else table.texts
+            before = [[*start, *ids] or [tokenizer.eos_token_id] for ids in token_ids(tokenizer, texts)]
+        added = [[*ids, tokenizer.eos_token_id] for ids in token_ids(tokenizer, labels)]
+        return before, added, [text.strip() for text in labels]
 
 
-def _token_ids(base: Base, texts: Sequence[str] | None) -> list[list[int]]:
-    """Return the tokens of texts, without the special tokens that a tokenizer puts around a full text."""
-    if not texts:
-        return []
-    ids: list[list[int]] = base.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+def _log_altered(table: Table, prompts: Sequence[str], responses: Sequence[str], log: Log) -> None:
+    """Log how many texts a chat template does not write as they are, apart from blanks around a response."""
+    rows = [
+        [
+            row
+            for row, (text, prompt) in enumerate(zip(table.texts, prompts, strict=True), start=1)
+            if text not in prompt
+        ],
+        [
+            row
+            for row, (text, response) in enumerate(zip(table.labels or (), responses, strict=True), start=1)
+            if text.strip() != response
+        ],
+    ]
+    for name, altered in zip(("prompts", "responses"), rows, strict=True):
+        if altered:
+            log(
+                f"the chat template alters {len(altered):,} of {len(table):,} {name}, such as blanks around them or "
+                f"parts that it leaves out (first: row {altered[0]})"
+            )
+
+
+def _log_cut(lengths: Sequence[int], num_rows: int, max_length: int, where: str, log: Log) -> None:
+    """Log how many rows have more than ``max_length`` tokens, if there are any."""
+    cut = [length for length in lengths if length > max_length]
+    if cut:
+        log(cut_line(len(cut), num_rows, sum(cut) - max_length * len(cut), max(cut), max_length, where))
+
+
+def _end_ids(base: Base) -> set[int]:
+    """Return the ids of the tokens at which the base stops by its own generation config."""
+    ids = getattr(getattr(base.model, "generation_config", None), "eos_token_id", None)
+    return {ids} if isinstance(ids, int) else set(ids or ())
 
 
 def _start_tokens(base: Base) -> list[int]:

@@ -18,8 +18,8 @@ from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, as_number, read_table
 from taskedge.training.data.table_readers import ROW_NUMBERING
-from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode, outputs
-from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, task
+from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode, log_padding, outputs, reads_end_token
+from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
 from taskedge.training.trainer_config import DEFAULTS
 
 Numbers = npt.NDArray[np.float64]
@@ -72,7 +72,14 @@ class TextRegression:
         """Return the scale of the targets."""
         return {"target": {"mean": self.mean, "deviation": self.deviation}}
 
-    def bind(self, base: Base, table: Table | None = None, max_length: int = 0, new_tokens: int | None = None) -> Self:
+    def bind(
+        self,
+        base: Base,
+        table: Table | None = None,
+        max_length: int = 0,
+        new_tokens: int | None = None,
+        log: Log = ignore_log,
+    ) -> Self:
         """Return the task itself: nothing depends on the base."""
         return self
 
@@ -86,16 +93,18 @@ class TextRegression:
 
     def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
         """Return tokenized texts with standardized numbers under ``labels``, and the numbers under ``target``."""
-        rows = encode(base.tokenizer, table.texts, None, max_length, log)
+        as_text = reads_end_token(base.model)
+        rows = encode(base.tokenizer, table.texts, None, max_length, log, controls_as_text=as_text)
         check_token_ids((row["input_ids"] for row in rows), base.tokens_without_embedding, table.path)
         if table.labels is not None:
+            log_padding(base.model, log)
             for row, target in zip(rows, _targets(table), strict=True):
                 row |= {"labels": (float(target) - self.mean) / self.deviation, "target": float(target)}
         return rows
 
     def collate(self, base: Base) -> Collate:
         """Return a function that pads rows to a batch."""
-        pad = collator(base.tokenizer)
+        pad = collator(base.tokenizer, base.model)
         dtype = next(base.model.parameters()).dtype  # the loss needs labels in the dtype of the outputs
 
         def collate(rows: list[Row]) -> Batch:
@@ -123,13 +132,18 @@ class TextRegression:
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[dict[str, Any]]:
         """Return the number of each row, in full: its shortest decimal form reads back as the same float64."""
-        values = self._predict_values(model, base, rows, batch_size, on_progress)
-        return [{"value": float(value)} for value in values]
+        return self.answers(outputs(model, rows, self.collate(base), batch_size, on_progress), rows)
+
+    def answers(self, logits: npt.NDArray[np.float32], rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Return the answers to rows from the model's outputs for them, [rows, 1]."""
+        return [{"value": float(value)} for value in self._values(logits)]
 
     def _predict_values(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> Numbers:
-        standardized = outputs(model, rows, self.collate(base), batch_size, on_progress)
+        return self._values(outputs(model, rows, self.collate(base), batch_size, on_progress))
+
+    def _values(self, standardized: npt.NDArray[np.float32]) -> Numbers:
         return self.mean + self.deviation * standardized[:, 0].astype(np.float64)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import pytest
 
@@ -19,7 +20,7 @@ from taskedge.cooperation.transport.nats.connection import Connection
 from taskedge.cooperation.transport.nats.server import free_port
 from taskedge.errors import InputError
 
-SUBJECT = "taskedge.up.edge0.say.1"
+SUBJECT = "taskedge.up.edge0.answer.1"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,60 @@ def test_a_message_is_sent_over_the_next_client_if_one_breaks(fleet):
         assert not await sender.caught_up(connected[0])
         assert await sender.caught_up(connected[1])
         await sender.close()
+
+    asyncio.run(run())
+
+
+def test_a_round_trip_that_is_given_up_leaves_the_connection_alive(fleet):
+    """Its pong comes when nobody waits for it any more, which must not end the task that reads the connection."""
+
+    async def run():
+        sender = connection(fleet)
+        client = await sender.client()
+        for _ in range(5):
+            with suppress(TimeoutError):
+                await client.flush(timeout=1e-9)
+            async with asyncio.timeout(SECONDS):
+                await sender.round_trip(client)
+        assert not client.is_closed
+        await sender.close()
+
+    asyncio.run(run())
+
+
+def test_subscriptions_come_and_go_on_one_connection_and_on_the_next(fleet):
+    async def run():
+        heard = []
+
+        async def on_message(client, msg):
+            heard.append(msg.subject)
+
+        listener = Connection(Bundle.open(fleet.coordinator_bundle), {}, lambda client: asyncio.sleep(0))
+        subjects = ["taskedge.up.edge0.answer.1", "taskedge.up.edge0.answer.2"]
+
+        async def hears(*expected):
+            heard.clear()
+            await listener.round_trip(await listener.client())
+            async with BareClient(bundle_of(fleet, "edge0")) as sender:
+                for subject in subjects:
+                    await sender.publish(subject)
+            async with asyncio.timeout(SECONDS):
+                while len(heard) < len(expected):
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+            assert sorted(heard) == sorted(expected)
+
+        await listener.subscribe(subjects[0], on_message)  # before it is connected
+        await listener.client()
+        await hears(subjects[0])
+        await listener.subscribe(subjects[1], on_message)
+        await hears(*subjects)
+        await listener.unsubscribe(subjects[0])
+        await hears(subjects[1])
+        await (await listener.client()).close()  # the next connection has the same ones
+        await asyncio.sleep(0.1)
+        await hears(subjects[1])
+        await listener.close()
 
     asyncio.run(run())
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
+from contextlib import suppress
 
 import pytest
 
@@ -122,6 +125,97 @@ def test_the_late_end_of_a_replaced_connection_changes_nothing(fleet):
     asyncio.run(run())
 
 
+async def ask(around, device):
+    started = time.monotonic()
+    await around.coordinator.request(device, Message("task"), SECONDS)
+    return time.monotonic() - started
+
+
+def fresh_report(number):
+    return json.dumps({"process": f"p{number}", "connection": number}).encode()
+
+
+FLOODS = {
+    "reports with fresh ids": lambda n: ("here", fresh_report(n)),
+    "answers that nobody waits for": lambda n: (f"answer.{n}", b"x" * 100),
+    "garbage": lambda n: ("answer.1", bytes(2**20)),
+    "reports of a mebibyte": lambda n: ("here", b"[" * 2**20),
+}
+
+
+@pytest.mark.parametrize("kind", FLOODS)
+def test_a_flood_of_one_device_is_nobody_elses(fleet, kind):
+    """It is not listened to after its budget: few events, a bounded time for the others, and no memory."""
+
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge1")) as flooding:
+            around.device("edge0")
+            await around.hears(("edge0", "joined"))
+            count = 60 if "garbage" in kind or "mebibyte" in kind else 2000
+            for number in range(count):
+                channel, data = FLOODS[kind](number)
+                await flooding.client.publish(f"taskedge.up.edge1.{channel}", data)
+            await flooding.client.flush()
+            assert max([await ask(around, "edge0") for _ in range(5)]) < SECONDS
+            events = []
+            async with asyncio.timeout(SECONDS):
+                while not events or events[-1].event != "flooded":
+                    events.append(await anext(around._presence))
+            assert len(events) <= 25  # joins are limited beside
+            assert {event.device for event in events} == {"edge1"}
+            assert "it is not listened to for 10 s" in events[-1].why
+            seen = around.coordinator.traffic("edge1")[1]
+            assert sum(seen.messages.values()) <= 200
+            assert sum(seen.bytes.values()) <= 4 * 2**20
+            await around.hears_nothing(0.1)
+
+    asyncio.run(run())
+
+
+def test_a_device_is_listened_to_again_after_its_penalty(fleet, monkeypatch):
+    monkeypatch.setattr("taskedge.cooperation.transport.flood_guard.MIN_PENALTY_SECONDS", 0.3)
+
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge1")) as flooding:
+            for number in range(300):
+                await flooding.client.publish("taskedge.up.edge1.answer.1", bytes([number % 256]))
+            await flooding.client.flush()
+            await around.hears(("edge1", "flooded"))
+            async with asyncio.timeout(SECONDS):
+                while around.coordinator._guards["edge1"].penalty is not None:
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)
+            await flooding.report()
+            await around.hears(("edge1", "joined"))
+
+    asyncio.run(run())
+
+
+def test_a_device_that_comes_and_goes_too_often_stays_away(fleet):
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge1")) as changing:
+            for number in range(40):
+                await changing.publish("taskedge.up.edge1.here", fresh_report(number))
+            events = []
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    while True:
+                        events.append((await anext(around._presence)).event)
+            assert 1 <= events.count("joined") <= 10
+
+    asyncio.run(run())
+
+
+def test_a_channel_that_is_not_known_is_not_read(fleet):
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge1")) as device:
+            await device.publish("taskedge.up.edge1.say.1", next(split_message(Message("talk").pack())))
+            await device.violations("publish", 1)
+            await around.hears_nothing(0.1)
+
+    asyncio.run(run())
+
+
 @pytest.mark.slow
 def test_a_device_that_falls_silent_is_gone(fleet, monkeypatch):
     """As with a cut line: the server still takes the connection for open."""
@@ -144,5 +238,6 @@ def test_a_device_that_falls_silent_is_gone(fleet, monkeypatch):
 
 def test_a_missing_server_is_reported(fleet, tmp_path):
     bundle = with_other_server(fleet, tmp_path / "edge0", free_port())
+    (bundle / "devices.json").write_text('{"devices": []}')
     with pytest.raises(InputError, match=r"no connection to the server .*127\.0\.0\.1.*is it running"):
         asyncio.run(NatsCoordinatorLink.connect(bundle, seconds=0.3))

@@ -7,7 +7,7 @@ import json
 from taskedge.cooperation.transport.nats.server_config import server_config, task_subject, up_subject
 
 
-def test_a_device_may_publish_below_its_own_name_and_subscribe_to_its_own_tasks(tmp_path):
+def test_a_device_may_report_and_answer_under_its_own_name_and_subscribe_to_its_own_tasks(tmp_path):
     text = server_config(
         tmp_path,
         name="f",
@@ -20,7 +20,7 @@ def test_a_device_may_publish_below_its_own_name_and_subscribe_to_its_own_tasks(
     users = {user["user"]: user["permissions"] for user in config["accounts"]["FLEET"]["users"]}
     assert users["CN=edge0,OU=1"] == {
         "subscribe": ["taskedge.task.edge0", "taskedge.who"],
-        "publish": ["taskedge.up.edge0.>"],
+        "publish": ["taskedge.up.edge0.here", "taskedge.up.edge0.answer.*"],
     }
     assert len(users) == 3
     assert config["tls"]["verify_and_map"]

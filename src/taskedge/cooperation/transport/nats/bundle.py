@@ -1,6 +1,7 @@
 """The folder that lets its holder take part in a fleet. Copying it to the device is all that a device needs.
 
 ``key.pem`` (0600), ``certificate.pem``, ``authority.pem`` and ``fleet.json`` with the server's address and the name.
+The coordinator's bundle has ``devices.json`` as well, the names of the devices that it listens to.
 """
 
 from __future__ import annotations
@@ -66,6 +67,24 @@ class Bundle:
         if (folder / "key.pem").stat().st_mode & 0o077:
             raise InputError(f"{folder / 'key.pem'}: others can read this key: chmod 600 {folder / 'key.pem'}")
         return bundle
+
+    @property
+    def devices_file(self) -> Path:
+        """In the coordinator's bundle: the file with the names of the enrolled devices."""
+        return self.folder / "devices.json"
+
+    def devices(self) -> tuple[str, ...]:
+        """Return the names of the enrolled devices. Only the coordinator's bundle has them.
+
+        Raises:
+            InputError: The file is missing or damaged.
+        """
+        try:
+            return tuple(map(str, json.loads(self.devices_file.read_bytes())["devices"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.devices_file}: cannot be read ({error}): `taskedge cooperate serve` writes it"
+            ) from None
 
     def tls(self) -> ssl.SSLContext:
         """Return TLS settings to connect under this name, and only to a server that the fleet's authority signed.

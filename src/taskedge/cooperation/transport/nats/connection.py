@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from taskedge.cooperation.protocol.chunking import CHUNK_BYTES, HEADER_BYTES, split_message
+from taskedge.cooperation.protocol.message import MAX_MESSAGE_BYTES
 from taskedge.cooperation.transport.nats.bundle import Bundle
 from taskedge.errors import InputError
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 PING_SECONDS = 2
 HERE_SECONDS = 2.0
 """Seconds between a device's reports that it is there."""
+MAX_WAITING_MESSAGES, MAX_WAITING_BYTES = 4096, 2 * MAX_MESSAGE_BYTES
+"""Most that may wait unread of one subscription; more is dropped."""
 _MAX_OUTSTANDING_PINGS = 15
 """A pong may wait behind a large message on a slow line. The server pings too, and notices a dead device sooner."""
 _CONNECT_SECONDS = 10
@@ -38,13 +41,14 @@ log = logging.getLogger(__name__)
 
 
 class Connection:
-    """A lasting connection under the name in a bundle, with the same subscriptions each time."""
+    """A lasting connection under the name in a bundle, with the same subscriptions each time it is made."""
 
     def __init__(
         self,
         bundle: Bundle,
         subscriptions: Mapping[str, Callable[[Client, Msg], Awaitable[None]]],
         on_connect: Callable[[Client], Awaitable[None]],
+        on_overflow: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Prepare a connection; :meth:`start` connects.
 
@@ -52,12 +56,16 @@ class Connection:
             bundle: Name, keys and the server's address.
             subscriptions: Callbacks by subject, called with the client that the message came over.
             on_connect: Called with each new client, before anyone else may use it.
+            on_overflow: Called with the subject of a message that was dropped, because more were waiting than
+                ``MAX_WAITING_MESSAGES`` or ``MAX_WAITING_BYTES`` of one subscription.
         """
         _require_nats()
-        self._bundle, self._subscriptions, self._on_connect = bundle, subscriptions, on_connect
+        self._bundle, self._on_connect, self._on_overflow = bundle, on_connect, on_overflow
+        self._subscriptions = dict(subscriptions)
         self._client: Client | None = None
-        self._subscribed: list[Subscription] = []
+        self._subscribed: dict[str, Subscription] = {}
         self._changed = asyncio.Condition()
+        self._subscribing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
         self.trouble: str | None = None
@@ -87,6 +95,16 @@ class Connection:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+
+    async def subscribe(self, subject: str, callback: Callable[[Client, Msg], Awaitable[None]]) -> None:
+        """Subscribe to a further subject, on this connection and on those that follow."""
+        self._subscriptions[subject] = callback
+        await self._update_subscriptions()
+
+    async def unsubscribe(self, subject: str) -> None:
+        """End a subscription. What waits of it is dropped, and the server sends no more of it."""
+        self._subscriptions.pop(subject, None)
+        await self._update_subscriptions()
 
     async def send(self, subject: str, packed: bytes, reply: str = "") -> None:
         """Send a message in chunks and return when the server has it. If the connection breaks, the next one is used.
@@ -131,7 +149,7 @@ class Connection:
             await self.round_trip(client)
         except _connection_errors():
             return False
-        while any(subscription.pending_msgs for subscription in self._subscribed):
+        while any(subscription.pending_msgs for subscription in self._subscribed.values()):
             await asyncio.sleep(0)
         return not client.is_closed
 
@@ -158,6 +176,7 @@ class Connection:
             self.trouble = None
             try:
                 await self._set_client(client)
+                await self._update_subscriptions()  # those that changed meanwhile
                 # an error while it closes may lose the event
                 while not (lost.is_set() or client.is_closed or self._closed):
                     with suppress(TimeoutError):
@@ -168,15 +187,18 @@ class Connection:
             self.trouble = self.trouble or "the connection was lost"
 
     async def _connect(self, lost: asyncio.Event) -> Client:
-        from nats.aio.client import Client
+        import nats.errors
 
         async def on_error(error: Exception) -> None:
-            self._note_trouble(error)
+            if isinstance(error, nats.errors.SlowConsumerError):
+                self._on_overflow(error.subject)
+            else:
+                self._note_trouble(error)
 
         async def on_closed() -> None:
             lost.set()
 
-        client = Client()
+        client = _client()
         try:
             await client.connect(
                 self._bundle.server,
@@ -193,14 +215,33 @@ class Connection:
                 closed_cb=on_closed,
             )
             self._subscribed.clear()
-            for subject, callback in self._subscriptions.items():
-                self._subscribed.append(await client.subscribe(subject, cb=partial(callback, client)))
+            await self._subscribe(client)
             await self._on_connect(client)
             await self.round_trip(client)
         except BaseException:
             await _close(client)
             raise
         return client
+
+    async def _update_subscriptions(self) -> None:
+        """Subscribe to what is missing on the present connection, and unsubscribe from what is no longer wanted."""
+        client = self._client
+        if client is not None:
+            with suppress(*_connection_errors()):  # else the next connection does
+                await self._subscribe(client)
+
+    async def _subscribe(self, client: Client) -> None:
+        async with self._subscribing:
+            for subject in self._subscribed.keys() - self._subscriptions.keys():
+                await self._subscribed.pop(subject).unsubscribe()
+            for subject, callback in list(self._subscriptions.items()):
+                if subject not in self._subscribed:
+                    self._subscribed[subject] = await client.subscribe(
+                        subject,
+                        cb=partial(callback, client),
+                        pending_msgs_limit=MAX_WAITING_MESSAGES,
+                        pending_bytes_limit=MAX_WAITING_BYTES,
+                    )
 
     async def _set_client(self, client: Client | None) -> None:
         async with self._changed:
@@ -212,6 +253,24 @@ class Connection:
         if trouble != self.trouble:
             log.info("%s at %s", self._bundle.name, trouble)
         self.trouble = trouble
+
+
+def _client() -> Client:
+    """Return a client that outlives a round trip for which nobody waits any more.
+
+    nats-py sets the result of the oldest waiting future at each pong. If that future was cancelled, this raises inside
+    the task that reads the connection: the client hears nothing any more, and only its missing pongs tell so, half a
+    minute later. A device that makes a request be given up at the right moment would make the coordinator deaf.
+    """
+    from nats.aio.client import Client
+
+    class RobustClient(Client):
+        async def _process_pong(self) -> None:
+            if self._pongs and self._pongs[0].done():
+                self._pongs[0] = asyncio.get_running_loop().create_future()
+            await super()._process_pong()
+
+    return RobustClient()
 
 
 async def _close(client: Client) -> None:

@@ -2,6 +2,9 @@
 
 Presence: devices report themselves every two seconds and when they connect. The server reports at once when a
 connection ends. A cut line reports nothing, so a device that was silent for six seconds counts as gone, too.
+
+Each enrolled device has a subscription and a budget (``flood_guard``) of its own. A device that exceeds its budget is
+not listened to for a while: its subscription ends, so the server sends nothing of it here, and it counts as gone.
 """
 
 from __future__ import annotations
@@ -15,12 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from taskedge.cooperation.protocol.chunking import ChunkAssembler
-from taskedge.cooperation.protocol.message import MessageError
+from taskedge.cooperation.protocol.bounds import short_reason
+from taskedge.cooperation.protocol.chunking import CHUNK_BYTES, HEADER_BYTES, ChunkAssembler
+from taskedge.cooperation.protocol.message import Message, MessageError, MessageLimits
+from taskedge.cooperation.transport.flood_guard import FloodGuard, TokenBucket
+from taskedge.cooperation.transport.links import Presence
 from taskedge.cooperation.transport.nats.bundle import Bundle
 from taskedge.cooperation.transport.nats.connection import HERE_SECONDS, Connection
 from taskedge.cooperation.transport.nats.server_config import GONE, WHO, task_subject, up_subject
-from taskedge.cooperation.transport.request_reply import REFUSED, RequestReplyLink
+from taskedge.cooperation.transport.request_reply import NO_LIMITS, REFUSED, RequestReplyLink
 from taskedge.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +35,13 @@ if TYPE_CHECKING:
 
 GONE_SECONDS = 6.0
 """Silence after which a device counts as gone."""
+_MAX_RESENT = 3
+"""Times that an undelivered request is sent again."""
+_MAX_REPORT_BYTES = 1024
+_EXPECTED_TIMES = 2
+"""An answer may come twice: the second time over a new connection."""
+_WARNINGS_BURST, _WARNINGS_PER_SECOND = 20, 0.1
+"""Lines about unusable frames on this process' own log, over all devices."""
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +64,20 @@ class NatsCoordinatorLink(RequestReplyLink):
         """Prepare a link without connecting; use :meth:`connect`."""
         super().__init__()
         self._reports: dict[str, _LastReport] = {}
-        self._incoming: dict[tuple[str, str], tuple[str, ChunkAssembler]] = {}
-        """Token and chunks of the message under way, by device and channel."""
+        self._incoming: dict[str, tuple[str, ChunkAssembler]] = {}
+        """Token and chunks of the answer under way, by device."""
+        self._guards: dict[str, FloodGuard] = {}
+        """By enrolled device; each has a subscription, unless it has a penalty."""
+        self._warnings = TokenBucket(_WARNINGS_BURST, _WARNINGS_PER_SECOND)
         self._send_locks: dict[str, asyncio.Lock] = {}
         self._undelivered: set[str] = set()
         """Tokens of requests that reached the server while the device was away."""
-        self._resending: set[asyncio.Task[None]] = set()
-        subscriptions = {up_subject("*", ">"): self._on_message, GONE: self._on_disconnect}
-        self._connection = Connection(Bundle.open(bundle), subscriptions, self._on_connect)
+        self._background: set[asyncio.Task[None]] = set()
+        self._bundle = Bundle.open(bundle)
+        self._devices_at = 0
+        """Time of the list of devices that was read last."""
+        subscriptions = {GONE: self._on_disconnect}
+        self._connection = Connection(self._bundle, subscriptions, self._on_connect, self._on_overflow)
         self._connected_at = time.monotonic()
         self._watch: asyncio.Task[None] | None = None
 
@@ -70,6 +89,7 @@ class NatsCoordinatorLink(RequestReplyLink):
             InputError: The bundle cannot be used, or there is no server within ``seconds``.
         """
         link = cls(bundle)
+        await link._follow_devices()
         try:
             await asyncio.wait_for(link._connection.client(), seconds)
         except TimeoutError:
@@ -78,11 +98,26 @@ class NatsCoordinatorLink(RequestReplyLink):
         link._watch = asyncio.create_task(link._watch_silence())
         return link
 
+    @property
+    def trouble(self) -> str | None:
+        """See ``CoordinatorLink.trouble``."""
+        return self._connection.trouble
+
+    async def request(
+        self, device: str, message: Message, seconds: float, limits: MessageLimits = NO_LIMITS
+    ) -> Message:
+        """See ``CoordinatorLink.request``."""
+        if device in self._guards:
+            num_frames = -(-limits.max_bytes // CHUNK_BYTES) + 1
+            num_bytes = limits.max_bytes + num_frames * HEADER_BYTES
+            self._guards[device].expect(_EXPECTED_TIMES * num_frames, _EXPECTED_TIMES * num_bytes)
+        return await super().request(device, message, seconds, limits)
+
     async def close(self) -> None:
         """See ``CoordinatorLink.close``."""
         if self._watch is not None:
             self._watch.cancel()
-        for task in self._resending:
+        for task in self._background:
             task.cancel()
         await self._connection.close()
 
@@ -101,47 +136,63 @@ class NatsCoordinatorLink(RequestReplyLink):
 
     async def _on_message(self, client: Client, msg: Msg) -> None:
         _, _, device, channel, *rest = msg.subject.split(".")
+        guard = self._guards.get(device)
+        if guard is None or guard.penalty is not None:
+            return  # it waited here when the subscription ended
+        headers = sum(len(key) + len(value) for key, value in (msg.headers or {}).items())
+        excess = guard.excess(len(msg.data) + headers)
+        if excess:
+            self._stop_listening(device, excess)
+            return
         token = rest[0] if rest else ""
+        try:
+            self._take(device, channel, token, msg)
+        except Exception as error:  # whatever a frame makes its reader do, it is that frame that is dropped
+            self._count(device, REFUSED, len(msg.data))
+            self._warn(device, error)
+
+    def _take(self, device: str, channel: str, token: str, msg: Msg) -> None:
         if channel == "here":
             self._on_report(device, msg.data)
-        elif channel == "say":
-            self._take_chunk(device, channel, token, msg.data)
-        elif channel == "answer" and msg.headers and msg.headers.get("Status") == "503":
-            self._undelivered.add(token)  # the device may be on its way back: its next report decides
-        elif channel == "answer" and not self._waits_for(device, token):
+        elif channel != "answer":
+            self._count(device, REFUSED, len(msg.data))
+        elif self._waiting_request(device, token) is None:
             self._answered(device, token, msg.data)  # too late: only counted
-        elif channel == "answer":
-            self._take_chunk(device, channel, token, msg.data)
+        elif msg.headers and msg.headers.get("Status") == "503":
+            self._undelivered.add(token)  # the device may be on its way back: its next report decides
+        else:
+            self._take_chunk(device, token, msg.data)
 
-    def _take_chunk(self, device: str, channel: str, token: str, chunk: bytes) -> None:
-        token_under_way, assembler = self._incoming.get((device, channel), ("", ChunkAssembler()))
+    def _take_chunk(self, device: str, token: str, chunk: bytes) -> None:
+        request = self._waiting_request(device, token)
+        assert request is not None
+        token_under_way, assembler = self._incoming.get(device, ("", ChunkAssembler()))
         if token_under_way != token:
-            assembler = ChunkAssembler()
-        self._incoming[device, channel] = token, assembler
+            assembler = ChunkAssembler(request.limits.max_bytes)
+        self._incoming[device] = token, assembler
         try:
             packed = assembler.add(chunk)
         except MessageError as error:
             self._count(device, REFUSED, len(chunk))
-            log.warning("%s: %s", device, error)
+            self._warn(device, error)
             self._fail(token, error)
             return
-        if packed is None:
-            return
-        del self._incoming[device, channel]
-        if channel == "say":
-            self._received(device, packed)
-        else:
+        if packed is not None:
+            del self._incoming[device]
             self._answered(device, token, packed)
 
     def _on_report(self, device: str, data: bytes) -> None:
+        if len(data) > _MAX_REPORT_BYTES:
+            raise MessageError(f"a report of {len(data):,} bytes: {_MAX_REPORT_BYTES:,} is the most")
         self._count(device, "here", len(data))
-        try:
-            fields = json.loads(data[:1024])
-            report = _LastReport(str(fields["process"]), int(fields["connection"]), time.monotonic())
-        except (ValueError, KeyError, TypeError):
-            return
+        fields = json.loads(data)
+        report = _LastReport(str(fields["process"]), int(fields["connection"]), time.monotonic())
         before = self._reports.get(device)
-        if before is not None and before.process != report.process:
+        is_other_process = before is not None and before.process != report.process
+        joins = is_other_process or device not in self._there
+        if joins and not self._guards[device].joins.take():
+            return  # it comes and goes too often: without a report it counts as gone until it may join again
+        if is_other_process:
             self._left(device)  # a new process: whatever the old one held is lost
         self._reports[device] = report
         self._joined(device)
@@ -151,9 +202,53 @@ class NatsCoordinatorLink(RequestReplyLink):
         self._undelivered &= self._requests.keys()
         for token in [token for token in self._undelivered if self._requests[token].device == device]:
             self._undelivered.remove(token)
-            resending = asyncio.create_task(self._send(device, token, self._requests[token].packed))
-            self._resending.add(resending)
-            resending.add_done_callback(self._resending.discard)
+            request = self._requests[token]
+            if request.num_resent < _MAX_RESENT:
+                request.num_resent += 1
+                self._in_background(asyncio.create_task(self._send(device, token, request.packed)))
+
+    def _on_overflow(self, subject: str) -> None:
+        device = subject.split(".")[2] if subject.count(".") > 2 else ""
+        guard = self._guards.get(device)
+        if guard is not None and guard.penalty is None:
+            self._stop_listening(device, "more frames than can be read meanwhile")
+
+    def _stop_listening(self, device: str, why: str) -> None:
+        """Begin a penalty: end the device's subscription, and let it count as gone."""
+        penalty = self._guards[device].punish(why)
+        # in a task of its own: nats-py cancels the callback that ends its own subscription
+        self._in_background(asyncio.create_task(self._connection.unsubscribe(up_subject(device, ">"))))
+        if device in self._reports:
+            self._drop(device)
+        self._publish(Presence(device, "flooded", f"it sent {why}: it is not listened to for {penalty.seconds:g} s"))
+
+    async def _follow_devices(self) -> None:
+        """Subscribe to enrolled devices and to those whose penalty is over, and unsubscribe from revoked ones."""
+        try:
+            at = self._bundle.devices_file.stat().st_mtime_ns
+            enrolled = self._bundle.devices() if at != self._devices_at else tuple(self._guards)
+        except (OSError, InputError):
+            if self._devices_at:  # the bundle is being renewed
+                return
+            raise InputError(f"{self._bundle.devices_file}: is missing: `taskedge cooperate serve` writes it") from None
+        self._devices_at = at
+        for device in self._guards.keys() - set(enrolled):
+            del self._guards[device]
+            await self._connection.unsubscribe(up_subject(device, ">"))
+        for device in enrolled:
+            guard = self._guards.get(device)
+            if guard is None:
+                self._guards[device] = FloodGuard()
+            if guard is None or guard.is_over():
+                await self._connection.subscribe(up_subject(device, ">"), self._on_message)
+
+    def _in_background(self, task: asyncio.Task[None]) -> None:
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _warn(self, device: str, error: Exception) -> None:
+        if self._warnings.take():
+            log.warning("%s: %s", device, short_reason(error))
 
     async def _on_disconnect(self, client: Client, msg: Msg) -> None:
         event = json.loads(msg.data)
@@ -167,7 +262,7 @@ class NatsCoordinatorLink(RequestReplyLink):
 
     def _drop(self, device: str) -> None:
         del self._reports[device]
-        self._incoming = {key: value for key, value in self._incoming.items() if key[0] != device}
+        self._incoming.pop(device, None)
         self._left(device)
 
     async def _watch_silence(self) -> None:
@@ -179,6 +274,7 @@ class NatsCoordinatorLink(RequestReplyLink):
             if now - last_awake > HERE_SECONDS:  # this process was suspended
                 hearing_since = now
             last_awake = now
+            await self._follow_devices()
             await self._connection.client()
             hearing_since = max(hearing_since, self._connected_at)
             for device, report in list(self._reports.items()):

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class NatsDeviceLink:
-    """A device's end. It connects at the first ``send`` or ``serve``, and reconnects whenever it must."""
+    """A device's end. It connects at the first ``serve``, and reconnects whenever it must."""
 
     def __init__(self, bundle: Path) -> None:
         """Read the bundle, without connecting.
@@ -74,11 +74,6 @@ class NatsDeviceLink:
             self._forgotten.discard(reply)
             self._answering = asyncio.create_task(self._send(reply, answer))
             await asyncio.shield(self._answering)  # a finished answer still leaves when this is canceled
-
-    async def send(self, message: Message) -> None:
-        """See ``DeviceLink.send``. Returns when the server has the message."""
-        self._start()
-        await self._send(up_subject(self.name, "say", secrets.token_hex(8)), message.pack())
 
     async def close(self) -> None:
         """See ``DeviceLink.close``. An answer under way gets a moment to arrive."""

@@ -5,11 +5,11 @@ Subjects, for a device ``edge0``:
     taskedge.task.edge0            coordinator to device: a task, with its answer's subject as the reply
     taskedge.who                   coordinator to all: report that you are there
     taskedge.up.edge0.here         device: the report
-    taskedge.up.edge0.say.ID       device: a message without a request
     taskedge.up.edge0.answer.ID    device: the answer to the task with this id
 
-A device subscribes to its own tasks and ``who``, and publishes below its own name. The server enforces both, so the
-subject of a message proves its sender. Answers go to a subject of the device and not to a reply inbox: a device that
+A device subscribes to its own tasks and ``who``, and publishes these two kinds below its own name. The server enforces
+both, so the subject of a message proves its sender. The coordinator has a subscription for each device, which it ends
+while the device floods. Answers go to a subject of the device and not to a reply inbox: a device that
 reconnected in the meantime can still answer, no other device can, and no other device can read the answer.
 """
 
@@ -24,7 +24,8 @@ PREFIX = "taskedge"
 WHO = f"{PREFIX}.who"
 GONE = "$SYS.ACCOUNT.FLEET.DISCONNECT"
 """Subject of the server's own events when a connection ends."""
-MAX_PAYLOAD = 8 * 2**20
+MAX_PAYLOAD = 2 * 2**20
+"""Largest frame: one chunk of a message and its header, with room to spare."""
 OLDEST_SERVER = (2, 10, 4)
 """The first version that can begin with TLS, before it sends anything in plain text."""
 
@@ -55,7 +56,11 @@ def server_config(
     folder = folder.resolve()
     users = [_user(coordinator, subscribe=[up_subject("*", ">"), GONE], publish=[task_subject("*"), WHO])]
     users += [
-        _user(subject, subscribe=[task_subject(device), WHO], publish=[up_subject(device, ">")])
+        _user(
+            subject,
+            subscribe=[task_subject(device), WHO],
+            publish=[up_subject(device, "here"), up_subject(device, "answer", "*")],
+        )
         for device, subject in sorted(devices.items())
     ]
     config: dict[str, Any] = {

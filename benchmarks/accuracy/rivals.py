@@ -1,0 +1,95 @@
+"""Methods of the comparison at separate learning rates for the body and the head.
+
+Every method makes a model ready to train. Rivals have the settings that their authors or PEFT advise: LoRA scales by
+alpha = 2 r, and its variants (dropout 0.05, rsLoRA) get trials of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+from torch import nn
+
+from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, whole
+from benchmarks.cost.workload import LINEARS
+
+QUERY_AND_VALUE = ("query", "value")
+"""The layers that the LoRA paper adapts."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method of the comparison.
+
+    Attributes:
+        prepare: makes a model ready to train.
+        body_lr: learning rate of the body at which the search begins; None for a method that trains the head only.
+        variants: the same method with other advised settings. Each is tried at the learning rates that won.
+    """
+
+    prepare: Prepare
+    body_lr: float | None
+    variants: Mapping[str, Prepare] = field(default_factory=dict)
+
+
+def lora(rank: int, targets: Sequence[str] = LINEARS, **options: Any) -> Prepare:
+    """LoRA on linear layers of the encoder, all of them by default; the update is scaled by 2."""
+    return adapter(peft.LoraConfig, **{"r": rank, "lora_alpha": 2 * rank, "target_modules": list(targets), **options})
+
+
+def lora_variants(rank: int, targets: Sequence[str] = LINEARS) -> dict[str, Prepare]:
+    """The settings of LoRA that are tried beside the plain ones."""
+    return {
+        "dropout 0.05": lora(rank, targets, lora_dropout=0.05),
+        "rsLoRA": lora(rank, targets, use_rslora=True),
+    }
+
+
+def lora_fa(rank: int) -> Prepare:
+    """LoRA whose A stays as it was drawn, so that a layer keeps ``rank`` numbers a token (2308.03303)."""
+    with_both = lora(rank)
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        adapted, facts = with_both(model, batches, seed)
+        frozen = 0
+        for name, parameter in adapted.named_parameters():
+            if "lora_A" in name:
+                parameter.requires_grad_(False)
+                frozen += parameter.numel()
+        return adapted, {"entries": facts["entries"] - frozen}
+
+    return prepare
+
+
+RIVALS: dict[str, Rival] = {
+    "LoRA r=8": Rival(lora(8), 3e-3, lora_variants(8)),
+    "full": Rival(whole(""), 1e-4),
+    "head only": Rival(whole(), None),
+    "BitFit": Rival(whole(".bias"), 1e-2),
+    "LoRA r=1": Rival(lora(1), 3e-3, lora_variants(1)),
+    "LoRA r=1, query and value": Rival(lora(1, QUERY_AND_VALUE), 3e-3, lora_variants(1, QUERY_AND_VALUE)),
+    "LayerNorm": Rival(whole("LayerNorm.weight", "LayerNorm.bias"), 1e-2),
+    "DoRA r=8": Rival(lora(8, use_dora=True), 3e-3),
+    "LoRA-FA r=8": Rival(lora_fa(8), 1e-2),
+    "IA3": Rival(adapter(peft.IA3Config, feedforward_modules=["output.dense"]), 1e-2),
+    "VeRA": Rival(adapter(peft.VeraConfig, r=256), 1e-2),
+    "FourierFT": Rival(adapter(peft.FourierFTConfig, n_frequency=1000, scaling=150.0), 3e-2),
+    "SHiRA": Rival(adapter(peft.ShiraConfig, r=1), 1e-2),
+    "Super-Tuning": Rival(adapter(peft.SupertuningConfig, sparsity=1 - 20_736 / 10_616_832), 1e-2),
+}
+"""Rivals, in the order in which they are run."""
+
+OURS: dict[str, Rival] = {
+    "taskedge": Rival(sparse("taskedge"), 3e-2),
+    "8 columns, one entry": Rival(sparse("taskedge", columns=8), 3e-2),
+    "random 8 columns, one entry": Rival(sparse("random", columns=8, column_score="random"), 3e-2),
+    "8 columns": Rival(sparse("taskedge", columns=8, per_neuron=None), 3e-2),
+    "random 8 columns": Rival(sparse("random", columns=8, column_score="random", per_neuron=None), 3e-2),
+    "random": Rival(sparse("random"), 3e-2),
+}
+"""Selection rules and forms of this project. They share one start of the search."""
+
+COMPARED = OURS | RIVALS

@@ -1,0 +1,176 @@
+"""The comparison at separate learning rates as a table: each method at its best, short and to convergence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.accuracy.comparison import Chosen, Difference, Run, difference
+from benchmarks.accuracy.protocol import LADDER, SEEDS, TASK_NAMES, TRIALS
+from benchmarks.report.report_accuracy import PARAMETERS, table
+
+REFERENCE = "taskedge"
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A method on a task.
+
+    Attributes:
+        trials: runs of the search on the first seed.
+        finals: runs with test rows, by budget, in the order of the seeds.
+    """
+
+    method: str
+    trials: list[Run]
+    finals: Mapping[str, list[Run]]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all seeds of the short budget are there."""
+        return [run["seed"] for run in self.finals.get("short", [])] == list(SEEDS)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether a neighbor of the winning rates on the ladders was not tried."""
+        final = self.finals["short"][0]
+        tried = {(run["body_lr"], run["head_lr"]) for run in self.trials}
+        return any(pair not in tried for pair in neighbors(final["body_lr"], final["head_lr"]))
+
+    def chosen(self, budget: str) -> Chosen:
+        """Return the final runs of a budget for :func:`~benchmarks.accuracy.comparison.difference`."""
+        return Chosen(self.method, self.finals[budget][0]["head_lr"], self.finals[budget])
+
+
+def neighbors(body_lr: float | None, head_lr: float) -> list[tuple[float | None, float]]:
+    """Return the pairs of rates that lie one rung from a pair on one of the two ladders."""
+    found: list[tuple[float | None, float]] = [(body_lr, rate) for rate in _beside(head_lr)]
+    if body_lr is not None:
+        found += [(rate, head_lr) for rate in _beside(body_lr)]
+    return found
+
+
+def _beside(rate: float) -> list[float]:
+    index = LADDER.index(rate)
+    return [LADDER[i] for i in (index - 1, index + 1) if 0 <= i < len(LADDER)]
+
+
+def read(folder: Path) -> dict[str, list[Run]]:
+    """Return the runs of each task that has any."""
+    paths = {task: folder / f"{task}.jsonl" for task in TASK_NAMES}
+    lines = {task: path.read_text().splitlines() for task, path in paths.items() if path.exists()}
+    return {task: [json.loads(line) for line in runs] for task, runs in lines.items() if runs}
+
+
+def compared(runs: Iterable[Run]) -> dict[str, Compared]:
+    """Return the methods of one task that have all their final runs, by name."""
+    by_method: dict[str, list[Run]] = {}
+    for run in runs:
+        by_method.setdefault(run["method"], []).append(run)
+    found = {}
+    for method, own in by_method.items():
+        is_trial = [not run["with_test"] and run["budget"] == "short" and not run["variant"] for run in own]
+        trials = [run for run, trial in zip(own, is_trial, strict=True) if trial and run["seed"] == SEEDS[0]]
+        finals: dict[str, list[Run]] = {}
+        for run in sorted(own, key=lambda run: run["seed"]):
+            if run["with_test"]:
+                finals.setdefault(run["budget"], []).append(run)
+        result = Compared(method, trials, finals)
+        if result.is_complete and len(trials) == TRIALS:
+            found[method] = result
+    return found
+
+
+def overview(runs: Mapping[str, Sequence[Run]]) -> str:
+    """A row a method: test accuracy on every task, and the distance from the reference on their mean."""
+    tasks = {task: compared(lines) for task, lines in runs.items()}
+    tasks = {task: methods for task, methods in tasks.items() if REFERENCE in methods}
+    methods = list(dict.fromkeys(method for task in tasks.values() for method in task))
+    parts = []
+    for budget, title in (("short", "test accuracy, %, short budget"), ("converged", "test accuracy, %, converged")):
+        rows = [
+            _row(method, {task: found[method] for task, found in tasks.items() if method in found}, tasks, budget)
+            for method in methods
+            if any(method in found and budget in found[method].finals for found in tasks.values())
+        ]
+        if rows:
+            names = [TASK_NAMES[task].partition(" (")[0] for task in tasks]
+            head = [title, "trained", *names, "mean", f"less {REFERENCE!r}"]
+            parts.append(table(head, rows))
+    return "\n".join(parts)
+
+
+def _row(
+    method: str, found: Mapping[str, Compared], tasks: Mapping[str, Mapping[str, Compared]], budget: str
+) -> list[str]:
+    own = {task: result for task, result in found.items() if len(result.finals.get(budget, [])) == len(SEEDS)}
+    entries = next(iter(found.values())).finals["short"][0]["entries"]
+    cells = [_cell(own[task], budget) if task in own else "" for task in tasks]
+    is_full = own.keys() == tasks.keys()
+    gap = against_reference(own, tasks, budget) if is_full and method != REFERENCE else None
+    return [
+        f"**{method}**" if method == REFERENCE else method,
+        f"{entries / PARAMETERS:.3%}" if entries else "-",
+        *cells,
+        f"{100 * mean(mean(result.chosen(budget).tests) for result in own.values()):.1f}" if is_full else "",
+        "" if gap is None else f"**{gap}**" if gap.is_clear else str(gap),
+    ]
+
+
+def _cell(result: Compared, budget: str) -> str:
+    """Accuracy with its marks: ``e`` where the search ended at an edge, ``f`` where the training loss still falls."""
+    runs = result.finals[budget]
+    marks = "e" if budget == "short" and result.at_edge else ""
+    marks += "f" if mean(run["still_falls"] for run in runs) > 0.5 else ""
+    return f"{100 * mean(run['test'] for run in runs):.1f}" + (f" ({marks})" if marks else "")
+
+
+def against_reference(
+    found: Mapping[str, Compared], tasks: Mapping[str, Mapping[str, Compared]], budget: str
+) -> Difference | None:
+    """Return how far a method lies from the reference on the mean of all tasks, paired by seed."""
+    ones = [result.chosen(budget) for result in found.values()]
+    references = [tasks[task][REFERENCE] for task in found]
+    if any(budget not in reference.finals for reference in references):
+        return None
+    return difference(ones, [reference.chosen(budget) for reference in references])
+
+
+def details(runs: Mapping[str, Sequence[Run]]) -> str:
+    """A table a task: the learning rates that won, the spread over seeds, steps and processor time."""
+    parts = []
+    for task, lines in runs.items():
+        rows = []
+        for method, result in compared(lines).items():
+            for budget, finals in result.finals.items():
+                rows.append([method, budget, *_detail(finals)])
+        if rows:
+            head = [
+                TASK_NAMES[task],
+                "budget",
+                "variant",
+                "body rate",
+                "head rate",
+                "steps",
+                "test accuracy, %",
+                "CPU s",
+            ]
+            parts.append(table(head, rows))
+    return "\n".join(parts)
+
+
+def _detail(finals: Sequence[Mapping[str, Any]]) -> list[str]:
+    tests = [100 * run["test"] for run in finals]
+    first = finals[0]
+    return [
+        first["variant"] or "-",
+        "-" if first["body_lr"] is None else f"{first['body_lr']:g}",
+        f"{first['head_lr']:g}",
+        f"{mean(run['steps'] for run in finals):.0f}",
+        f"{mean(tests):.1f} ({min(tests):.1f} to {max(tests):.1f})",
+        f"{mean(run['cpu_seconds'] for run in finals):.0f}",
+    ]

@@ -1,0 +1,1 @@
+"""Task arithmetic on deltas: add, merge and subtract trained changes of one base, by index."""

@@ -1,0 +1,159 @@
+"""A run whose support gates find: killed in any phase it ends with the same bytes, and it states what it needs."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from killed_runs import killed_at
+from tiny_task import forked, tune_config, tuning
+
+from taskedge.delta.file import load
+from taskedge.errors import InputError
+from taskedge.selection.support import load_support
+from taskedge.training import checkpoint, find_support
+from taskedge.training.dry_run import dry_run
+from taskedge.training.gates import PENALTY
+from taskedge.training.run import prepare_run
+from taskedge.training.select_run import select_to_file
+from taskedge.training.tune import tune
+from taskedge.training.tune_config import TuneConfig
+
+GATES = ("--support", "diff-pruning", "--support-lr", "1e-2", "--gate-penalty", "1", "--support-epochs", "1")
+OFTEN = ("--checkpoint-every", "5")
+SETTINGS = {"support": "diff-pruning", "support_lr": 1e-2, "gate_penalty": 1.0, "support_epochs": 0.5, "budget": "2%"}
+MOMENTS = {
+    "before the first checkpoint of the gates": killed_at(checkpoint, "write"),
+    "between checkpoints of the gates": killed_at(checkpoint, "write", call=3),
+    "before the support is stored": killed_at(find_support, "save_support"),
+    "after the support is stored": killed_at(find_support, "save_support", after=True),
+    "in the third phase": killed_at(checkpoint, "write", call=5, after=True),
+}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(task, tmp_path_factory):
+    """Return the bytes of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole") / "task.safetensors"
+    ended = forked([*tuning(task, "--out", out, *OFTEN, *GATES)])
+    assert ended.code == 0, ended.err
+    assert names(out.parent) == [out.name]
+    return out.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_ends_with_the_same_bytes(task, whole, tmp_path, moment):
+    out = tmp_path / "task.safetensors"
+    arguments = [*tuning(task, "--out", out, *OFTEN, *GATES)]
+    assert forked(arguments, MOMENTS[moment]).code == -signal.SIGKILL
+    ended = forked([*arguments, "--resume"])
+    assert ended.code == 0, ended.err
+    assert out.read_bytes() == whole
+    assert names(tmp_path) == [out.name]
+
+
+@pytest.mark.slow
+def test_a_killed_selection_ends_with_the_same_bytes_which_give_those_of_the_run(task, whole, tmp_path):
+    data = ["--model", task / "base", "--train", task / "train.csv", "--text", "text", "--label", "label"]
+    data += ["--batch-size", 8, "--threads", 1]
+    select = [*map(str, ["select", *data, "--budget", "2%", *OFTEN, *GATES, "--out"])]
+    assert forked([*select, str(tmp_path / "one")]).code == 0
+    assert forked([*select, str(tmp_path / "two")], MOMENTS["between checkpoints of the gates"]).code == -signal.SIGKILL
+    changed = forked([*select, str(tmp_path / "two"), "--resume", "--seed", "3"])
+    assert "the interrupted selection had other settings: --seed 0 (now --seed 3)" in changed.err
+    assert forked([*select, str(tmp_path / "two"), "--resume"]).code == 0
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    tune_ = [
+        "tune",
+        *data,
+        "--lr",
+        "1e-2",
+        "--epochs",
+        "1",
+        "--support-file",
+        tmp_path / "one",
+        "--out",
+        tmp_path / "d",
+    ]
+    assert forked([*map(str, tune_)]).code == 0
+    assert (tmp_path / "d").read_bytes() == whole
+    assert names(tmp_path) == ["d", "one", "two"]
+
+
+def test_the_support_brings_start_and_head_and_is_bound_to_the_labels(task, tmp_path):
+    select_to_file(tune_config(task, tmp_path / "unused", **SETTINGS), tmp_path / "s", progress=False, log=str)
+    support = load_support(tmp_path / "s")
+    assert (support.rule, support.settings["draw"]) == ("diff-pruning", "final")
+    assert set(support.start) == set(support.linears)
+    assert set(support.start_full) == {"classifier.weight", "classifier.bias"}
+    other = task / "train.csv"
+    renamed = tmp_path / "renamed.csv"
+    renamed.write_text(other.read_text().replace(",pos", ",yes").replace(",neg", ",no"))
+    config = TuneConfig(
+        model=str(task / "base"), train=renamed, text=["text"], label="label", support_file=tmp_path / "s",
+        out=tmp_path / "d",
+    )  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"holds a head for the labels \['neg', 'pos'\], and the data have \['no', 'yes"
+    ):
+        tune(config, progress=False, log=str)
+
+
+def test_what_gates_need_is_stated_before_they_train(task, tmp_path):
+    said = []
+    plan = dry_run(tune_config(task, tmp_path / "d", **SETTINGS), log=said.append)
+    assert plan["entries"] == 124
+    assert "gates on 4,096 weights of 12 linears, of which 124 are to stay: eleven copies of these, 0.2 MB" in str(said)
+    assert "as many random entries" in str(said)
+
+
+def test_an_error_before_anything_is_worth_resuming_leaves_no_folder(task, tmp_path):
+    with pytest.raises(InputError, match="cannot be chosen from 4,096 gated weights"):
+        tune(tune_config(task, tmp_path / "d", **(SETTINGS | {"budget": "90%"})), progress=False, log=str)
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_gates_closed_is_an_error_with_the_flags_to_change(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("taskedge.training.find_support.GateConfig", _closed)
+    with pytest.raises(InputError, match=r"all gates closed in 0.5 epochs.*smaller --gate-penalty"):
+        tune(tune_config(task, tmp_path / "d", **SETTINGS), progress=False, log=str)
+    assert not list(tmp_path.iterdir())
+
+
+def _closed(**settings):
+    from taskedge.training.gates import GateConfig
+
+    return GateConfig(**settings, start=-30.0)
+
+
+def test_settings_become_those_of_the_gates(task, tmp_path):
+    run = prepare_run(tune_config(task, tmp_path / "d", support="diff-pruning", gates="unstructured", clip=0.5), str)
+    config = find_support.gate_config(run)
+    assert (config.structured, config.penalty, config.clip, config.group_penalty) == (False, PENALTY, 0.5, "product")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "random"}, "--rule has no effect with --support diff-pruning, which chooses by its gates"),
+        ({"form": "sparse_lora"}, "gives entries a start, and form 'sparse_lora' has none"),
+        ({"memory": "1GB"}, "needs memory that is not predicted: leave out --memory"),
+        ({"weight_storage": "int8"}, "--weight-storage int8 does not support --support diff-pruning"),
+        ({"support": "rule", "gates": "structured"}, "--gates has no effect without gates: leave it out, or give"),
+    ],
+    ids=str,
+)
+def test_settings_that_gates_exclude(task, tmp_path, settings, message):
+    with pytest.raises(InputError, match=message):
+        tune_config(task, tmp_path / "d", **({"support": "diff-pruning"} | settings))
+
+
+def test_the_delta_names_how_its_entries_were_found(task, tmp_path):
+    tune(tune_config(task, tmp_path / "d", **SETTINGS, lr=1e-3), progress=False, log=str)
+    provenance = load(tmp_path / "d").provenance
+    assert (provenance.rule, provenance.allocation, provenance.budget) == ("diff-pruning", "global", "2%")
