@@ -22,6 +22,7 @@ SUPPORT = {
     "rivals",
     "base_mutations",
     "data_mutations",
+    "feature_task",
     "__main__",
 }
 """Modules that benchmarks share and that measure nothing themselves."""

@@ -112,7 +112,7 @@ def test_killed_and_resumed(task, whole, tmp_path, call):
     assert not out.exists()
     changed = forked([*run, "--resume", "--rank", "2"])
     assert changed.code == 2
-    assert "rank=3 (now 2)" in changed.err
+    assert "--rank 3 (now --rank 2)" in changed.err
     ended = forked([*run, "--resume"])
     assert ended.code == 0, ended.err
     assert out.read_bytes() == expected.read_bytes()

@@ -65,3 +65,12 @@ def test_other_events_are_sentences(capsys, display):
     assert len(shown) == len(SENTENCES)
     assert "round 4 planned: w" in shown
     assert "resumed after round 4" in shown
+
+
+def test_answers_that_count_less_are_named(capsys):
+    event = {**ROUND, "loss": 0.5, "scaled": ["d1", "d3"], "capped": ["d1"], "by_mean": [0, 2, 3]}
+    for display in (RoundLines(9), TaskTable()):
+        display(event)
+        shown = capsys.readouterr().err
+        assert "; scaled down to the median: d1, d3; with fewer tokens than claimed: d1" in shown
+        assert "; too few answers for a robust rule: head 2-3" in shown

@@ -43,3 +43,10 @@ def test_json_has_everything(tmp_path, capsys):
     assert fields["quality"] == {"rows": 40}
     assert (fields["rounds"], fields["loss"], fields["out"]) == (4, 0.25, str(tmp_path / "task.safetensors"))
     assert fields["traffic"][1] == {"kind": "gradients", "direction": "up", "messages": 7, "bytes": 678}
+
+
+def test_the_traffic_says_what_it_reveals():
+    table = traffic_table(TRAFFIC)
+    for kind in ("gradients", "statistics", "task"):
+        assert f"\n{kind}" in table
+    assert "the trained values of the whole model, to every device" in table

@@ -126,7 +126,8 @@ def test_a_damaged_run_file_is_restored_from_the_last_version(tmp_path, damage):
 
     async def again():
         async with tiny_fleet.fleet(tiny_fleet.devices(1)) as made:
-            await tiny_fleet.coordinator(made, tmp_path / "run", tiny_fleet.settings(rounds=1), events).run(resume=True)
+            how, folder = tiny_fleet.settings(rounds=1), tmp_path / "run"
+            await tiny_fleet.coordinator(made, folder, how, on_event=events.append).run(resume=True)
 
     with pytest.raises(InputError, match="holds a run: resume it"):
         opened(tmp_path / "run")

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge.cooperation.protocol.message import MAGIC, MAX_MESSAGE_BYTES, Message, MessageError
+from taskedge.cooperation.protocol.message import MAGIC, MAX_MESSAGE_BYTES, Message, MessageError, SharedTensors
+from taskedge.io.container import serialize
 
 DTYPES = (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
 tensors = st.dictionaries(
@@ -63,3 +64,18 @@ def test_the_kind_must_be_a_text():
         text = json.dumps(header).encode()
         with pytest.raises(MessageError):
             Message.unpack(MAGIC + len(text).to_bytes(4, "little") + text)
+
+
+def test_tensors_that_many_messages_carry_are_serialized_once(monkeypatch):
+    from taskedge.cooperation.protocol import message
+
+    calls = []
+    monkeypatch.setattr(message, "serialize", lambda tensors: calls.append(1) or serialize(tensors))
+    tensors = {"x": torch.arange(6.0).view(2, 3)}
+    shared = SharedTensors(tensors)
+    packed = [Message("task", {"n": number}, shared).pack() for number in range(3)]
+    assert packed == [Message("task", {"n": number}, tensors).pack() for number in range(3)]
+    assert len(calls) == 4
+    install = Message("install", {}, shared)
+    assert install.packed is install.packed
+    assert Message("task", {}, SharedTensors({})).pack() == Message("task").pack()

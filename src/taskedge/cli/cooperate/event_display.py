@@ -44,6 +44,8 @@ class TaskTable:
 
     def __call__(self, event: Event) -> None:
         """Show an event of the log, if it is one of those shown."""
+        if event["event"] == "round" and _robust_text(event):
+            print_status(f"round {event['round']}{_robust_text(event)}")
         if event["event"] != "task":
             _print_sentence(event)
             return
@@ -75,7 +77,7 @@ class RoundLines:
             print_status(
                 f"round {event['round']}/{self._rounds}: {event['accepted']} of {event['devices']} devices, "
                 f"{event['seconds']:.2f} s (planned {event['predicted_seconds']:.2f} s), {self._bytes_down:,} B down, "
-                f"{self._bytes_up:,} B up, loss {_loss_text(event)}"
+                f"{self._bytes_up:,} B up, loss {_loss_text(event)}{_robust_text(event)}"
             )
             self._bytes_down = self._bytes_up = 0
         else:
@@ -94,6 +96,17 @@ def task_row(event: Event) -> str:
         f"{event['bytes_down']:>9,}  {event['bytes_up']:>9,}  "
         f"{event['predicted_seconds']:>9.2f}  {event['observed_seconds']:>7.2f}  {_loss_text(event):>7}{remark}"
     )
+
+
+def _robust_text(event: Event) -> str:
+    """Return whose answers were scaled down or count less in a round, and which blocks have no robust rule."""
+    texts = []
+    for field, meaning in (("scaled", "scaled down to the median"), ("capped", "with fewer tokens than claimed")):
+        if event.get(field):
+            texts.append(f"; {meaning}: {', '.join(event[field])}")
+    if event.get("by_mean"):
+        texts.append(f"; too few answers for a robust rule: {_blocks_text(event['by_mean'])}")
+    return "".join(texts)
 
 
 def _loss_text(event: Event) -> str:

@@ -50,13 +50,20 @@ def finish_run(
     return RunSummary(out, outcome, joint.evaluate(out, eval_table, batch_size) if eval_table is not None else None)
 
 
+REVEALED = """\
+gradients, changes: computed from rows and labels. One row's give the row away; the head's, at any batch size, how often
+    each label occurs in it
+statistics: sums over the inputs of each linear, which few rows shape
+task, done: the trained values of the whole model, to every device in every round (docs/privacy.md)"""
+
+
 def traffic_table(traffic: Iterable[TrafficSummary]) -> str:
-    """Return messages and bytes by kind and direction, as a table."""
+    """Return messages and bytes by kind and direction, as a table, and what they reveal."""
     receivers = {"down": "devices", "up": "coordinator"}
     rows = [["kind", "to", "messages", "bytes"]]
     for summary in traffic:
         rows.append([summary.kind, receivers[summary.direction], f"{summary.messages:,}", f"{summary.bytes:,}"])
-    return columns(rows, left=(0, 1))
+    return f"{columns(rows, left=(0, 1))}\n{REVEALED}"
 
 
 def _figures_text(out: Path, outcome: CoordinatorOutcome) -> str:

@@ -200,7 +200,7 @@ class LocalTraining:
 
     @property
     def note(self) -> str:
-        """What a device says after each answer; empty: nothing."""
+        """The text that a device logs after each answer; empty for none."""
         return ""
 
     def _check_floor(self, rows: int, what: str) -> None:

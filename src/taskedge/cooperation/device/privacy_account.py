@@ -29,7 +29,7 @@ class BudgetSpent(TaskEdgeError):
 
 @dataclass(frozen=True)
 class PrivacyBudget:
-    """What a device's owner allows to be learned of any one of its rows.
+    """Bound on what the owner of a device allows to be learned of any one of its rows.
 
     Attributes:
         epsilon: The budget, over all runs.
@@ -77,7 +77,7 @@ class PrivacyAccount:
 
     @property
     def epsilon(self) -> float:
-        """What was spent so far, at the budget's delta."""
+        """The epsilon spent so far, at the budget's delta."""
         return self._epsilon_with(1.0, 0)
 
     def steps_left(self, rate: float) -> int:

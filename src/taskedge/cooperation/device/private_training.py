@@ -70,7 +70,7 @@ class PrivateTraining(LocalTraining):
 
     @property
     def note(self) -> str:
-        """What was spent of the budget."""
+        """The spent part of the budget, as text."""
         return str(self.account)
 
     def rate(self, rows_per_step: int) -> float:
