@@ -217,6 +217,7 @@ def show() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", nargs="*", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
     if arguments.show:
@@ -232,7 +233,7 @@ def main() -> None:
         lr = chosen_rate(form)
         if lr is None:
             parser.error(f"{form} takes the rate of entries 1%: run these first")
-        for seed in SEEDS:
+        for seed in arguments.seeds:
             for epsilon in EPSILONS:
                 run(given, form, epsilon, lr, seed)
 

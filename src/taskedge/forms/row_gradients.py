@@ -161,7 +161,7 @@ def _recorded(layers: set[nn.Module]) -> Iterator[dict[nn.Module, list[_Record]]
         if isinstance(module, SparseLayer):
             shared = module.entries.shared_input
             inputs = module.entries.adapter.gather(inputs, shared.columns.to(inputs.device)).to(output.dtype)
-        output.register_hook(lambda gradient: records.setdefault(module, []).append((inputs, gradient.detach())))
+        output.register_hook(lambda gradient: records.setdefault(module, []).append((inputs, gradient.detach())))  # type: ignore[no-untyped-call]
 
     handles = [layer.register_forward_hook(record, with_kwargs=True) for layer in layers]
     try:

@@ -35,7 +35,7 @@ class FlatLayout:
 
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """Return the tensors as views of a flat one."""
-        parts = flat.split(self.counts.tolist())
+        parts = flat.split(self.counts.tolist())  # type: ignore[no-untyped-call]
         return {name: part.view(shape) for name, part, shape in zip(self.names, parts, self.shapes, strict=True)}
 
     def sums(self, flat: Tensor) -> list[float]:
