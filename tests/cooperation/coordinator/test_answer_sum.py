@@ -3,12 +3,9 @@
 import random
 
 import torch
-from hypothesis import given
-from hypothesis import strategies as some
 
 from taskedge.cooperation.coordinator.aggregation import weighted_mean
 from taskedge.cooperation.coordinator.answer_sum import AnswerSum
-from taskedge.cooperation.protocol.payloads import sum_statistics
 from taskedge.cooperation.protocol.quantization import QuantizedAnswer, dequantize, quantize
 
 SHAPES = {"a": (3, 2), "b": (4,), "c": (1,), "d": (0,)}
@@ -71,21 +68,3 @@ def test_an_answer_kept_as_sent_is_dequantized_as_before():
             assert torch.equal(kept[name], tensor), (kind, upload, name)
             assert tensor.dtype == torch.float32
             assert tensor.shape == SHAPES[name]
-
-
-@given(
-    some.lists(
-        some.tuples(some.integers(1, 2**11), some.lists(some.integers(-448, 448), min_size=4, max_size=4)), min_size=1
-    ),
-    some.integers(1, 5),
-)
-def test_regional_sums_are_the_flat_sum_to_the_bit_if_all_terms_fit_53_bits(rows, num_regions):
-    weighted = [(float(weight), {"b": torch.tensor(entries).float()}) for weight, entries in rows]
-    assert torch.equal(regional(weighted, num_regions)["b"], weighted_mean(weighted)["b"])
-
-
-def test_regional_sums_of_statistics_are_the_flat_sum_to_the_bit():
-    """Squares of float32 numbers that span few powers of two: float64 holds their sum."""
-    by_region = sum_statistics([sum_statistics(parts[start::7]) for start in range(7)])["x"]
-    assert by_region.tokens == flat.tokens
-    assert torch.equal(by_region.input_squares, flat.input_squares)
