@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.accuracy import comparison
 from benchmarks.record import ROOT
-from benchmarks.report import report_accuracy, report_cooperation, report_kinds, report_shares
+from benchmarks.report import report_accuracy, report_cooperation, report_kinds, report_shares, report_trust
 from benchmarks.report.report_accuracy import table
 
 DOCUMENTS = (
@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/forms.md",
     "docs/interoperability.md",
     "docs/memory.md",
+    "docs/privacy.md",
     "docs/selection.md",
     "docs/tasks.md",
 )
@@ -68,6 +69,8 @@ class Results:
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
         self.cooperation = report_cooperation.read(folder / "cooperation" / "results" / "cooperation_accuracy.jsonl")
         self.plans = report_cooperation.read(folder / "cooperation" / "results" / "emulated_plans.jsonl")
+        self.attacks = report_cooperation.read(folder / "cooperation" / "results" / "attacks.jsonl")
+        self.privacy = report_cooperation.read(folder / "cooperation" / "results" / "differential_privacy.jsonl")
         self.kinds = report_kinds.read(folder / "tasks" / "results" / "kinds.jsonl")
 
     def has(self, name: str) -> bool:
@@ -228,6 +231,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "kinds-tried": (lambda results: report_kinds.tried(results.kinds), "kinds"),
     "kinds-step": (lambda results: figures(results.separate["step_cost_kinds"]), "step_cost_kinds"),
     "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
+    "attacks": (lambda results: report_trust.attacks(results.attacks), "attacks"),
+    "privacy": (lambda results: report_trust.privacy(results.privacy), "privacy"),
     "emulated-plans": (lambda results: report_cooperation.plans(results.plans), "plans"),
     "planned-fleets": (
         lambda results: report_cooperation.planned(results.separate["planned_fleets"]["figures"]),
