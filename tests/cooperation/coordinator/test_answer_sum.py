@@ -3,10 +3,14 @@
 import random
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as some
 
-from taskedge.cooperation.coordinator.aggregation import weighted_mean
+from taskedge.cooperation.coordinator.aggregation import SERVER_OPTIMIZERS, weighted_mean
 from taskedge.cooperation.coordinator.answer_sum import AnswerSum
+from taskedge.cooperation.protocol.payloads import sum_statistics
 from taskedge.cooperation.protocol.quantization import QuantizedAnswer, dequantize, quantize
+from taskedge.selection.statistics import LinearStatistics
 
 SHAPES = {"a": (3, 2), "b": (4,), "c": (1,), "d": (0,)}
 
@@ -68,3 +72,45 @@ def test_an_answer_kept_as_sent_is_dequantized_as_before():
             assert torch.equal(kept[name], tensor), (kind, upload, name)
             assert tensor.dtype == torch.float32
             assert tensor.shape == SHAPES[name]
+
+
+def test_regional_sums_equal_the_flat_sum_up_to_float64s_rounding():
+    """Where gradients differ in size by more than float64 can hold in one number, the grouping of the sum shows."""
+    weighted = [answer for seed, scale in enumerate((1.0, 1e-7, 1e-14)) for answer in answers(100, seed, scale=scale)]
+    flat, by_region = weighted_mean(weighted), regional(weighted, 7)
+    size = weighted_mean([(weight, {n: t.abs() for n, t in tensors.items()}) for weight, tensors in weighted])
+    differs = False
+    for name, tensor in flat.items():
+        assert bool(((by_region[name] - tensor).abs() <= 2 * 300 * 2.0**-53 * size[name]).all())
+        differs = differs or not torch.equal(by_region[name], tensor)
+    assert differs  # so bit-for-bit equality is not claimed
+    values = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    steps = [SERVER_OPTIMIZERS["fedadamw"]().step(values, mean, lambda _: 1e-3) for mean in (flat, by_region)]
+    assert all(torch.equal(steps[0][name], steps[1][name]) for name in values)  # the values are float32
+
+
+@given(
+    some.lists(
+        some.tuples(some.integers(1, 2**11), some.lists(some.integers(-448, 448), min_size=4, max_size=4)), min_size=1
+    ),
+    some.integers(1, 5),
+)
+def test_regional_sums_are_the_flat_sum_to_the_bit_if_all_terms_fit_53_bits(rows, num_regions):
+    weighted = [(float(weight), {"b": torch.tensor(entries).float()}) for weight, entries in rows]
+    assert torch.equal(regional(weighted, num_regions)["b"], weighted_mean(weighted)["b"])
+
+
+def test_regional_sums_of_statistics_are_the_flat_sum_to_the_bit():
+    """Squares of float32 numbers that span few powers of two: float64 holds their sum."""
+    draw = torch.Generator().manual_seed(0)
+
+    def part():
+        squares = (1 + torch.rand(6, generator=draw)).double().square()
+        squares = (squares * 2**24).round() / 2**24
+        return {"x": LinearStatistics(shared_input="x", tokens=32, input_squares=squares)}
+
+    parts = [part() for _ in range(60)]
+    flat = sum_statistics(parts)["x"]
+    by_region = sum_statistics([sum_statistics(parts[start::7]) for start in range(7)])["x"]
+    assert by_region.tokens == flat.tokens
+    assert torch.equal(by_region.input_squares, flat.input_squares)
