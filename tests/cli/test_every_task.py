@@ -119,10 +119,10 @@ def test_all_verbs(taskedge, kinds, here, name, dtype):
     ours = dict(applied.named_parameters())
     assert dict(merged.named_parameters()).keys() == ours.keys()
     assert all(torch.equal(parameter, ours[name]) for name, parameter in merged.named_parameters())
-    with torch.no_grad():  # a matrix product rounds by the alignment of its operands in memory
-        logits, expected = merged(**batch_of(work)).logits, applied(**batch_of(work)).logits
-    tolerance = {"fp32": 1e-5, "bf16": 1e-2}[dtype]
-    torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
+    for name, parameter in merged.named_parameters():  # a matrix product rounds by the alignment of its operands
+        parameter.data = ours[name].data
+    with torch.no_grad():
+        assert torch.equal(merged(**batch_of(work)).logits, applied(**batch_of(work)).logits)
     if kind.task == "image-classification":
         assert transformers.AutoImageProcessor.from_pretrained("merged").size == {"height": 8, "width": 8}
     else:

@@ -80,7 +80,9 @@ def test_a_run_says_what_its_data_are(task, tmp_path):
     rows = [*tiny_task.rows(20), ("good film", "Pos"), ("a film", "pos ")]
     data = {"train": tiny_task.table(tmp_path / "t.csv", rows), "eval": tiny_task.table(tmp_path / "e.csv", rows[:3])}
     prepare_run(TuneConfig(model=str(task / "base"), **data), said.append)
-    assert [line for line in said[1:] if " in UTF-8" not in line] == [
+    assert said[1:] == [
+        f"{tmp_path / 't.csv'}: CSV in UTF-8, separated by ','; 22 rows; columns 'text', 'label'",
+        f"{tmp_path / 'e.csv'}: CSV in UTF-8, separated by ','; 3 rows; columns 'text', 'label'",
         "22 rows, 3 classes: 'pos' 11, 'neg' 10, 'Pos' 1",
         f"{tmp_path / 't.csv'}: blanks around the label are removed in 1 of 22 rows",
         "3 held-out rows, 3 of which are in the training data too",
