@@ -158,13 +158,13 @@ def wrong_responses(folder: Path, delta: Delta, prompts: list[str], answers: lis
     if next(model.parameters()).dtype != torch.float32:
         return ""  # one rounding apart, the most probable token may be another
     fields, limit = delta.provenance.training["generation"], delta.provenance.training["max_length"]
-    ends = {words.eos_token_id, fields.get("end")} | set(_as_list(model.generation_config.eos_token_id))
-    ends = sorted(end for end in ends if isinstance(end, int))
+    end = words.convert_tokens_to_ids(fields["end"]) if "end" in fields else words.eos_token_id
+    ends = sorted({end, *_as_list(model.generation_config.eos_token_id)} - {None})
     start = words("")["input_ids"][:1]
     start = start if start and start[0] == words.bos_token_id else []
     room = (getattr(model.config, "max_position_embeddings", None) or 10**9) - fields["max_new_tokens"]
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
-        if fields["form"] == "chat template":
+        if "chat" in fields:
             turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "ANSWER"}]
             text = words.apply_chat_template(turns, tokenize=False).partition("ANSWER")[0]
             ids = words(text, add_special_tokens=False)["input_ids"]

@@ -60,7 +60,7 @@ def test_a_run_of_every_kind(kinds, tmp_path, model, data):
                 seed=9,
             )
             mine = joint_task(about, quiet)
-            device = Device(hub.device(name), mine.local_training(), labels=mine.labels)
+            device = Device(hub.device(name), mine.local_training(min_rows=1), labels=mine.labels)
             serving.append(asyncio.create_task(device.serve()))
         head = Coordinator(
             hub,

@@ -8,6 +8,7 @@ import pytest
 from killed_runs import killed_at
 from tiny_task import forked, snapshot, tune_config, tuning
 
+from taskedge.delta.file import load
 from taskedge.errors import DoesNotFit
 from taskedge.training import checkpoint
 from taskedge.training.dry_run import dry_run, estimate
@@ -38,6 +39,17 @@ def test_the_plan_is_what_is_trained(task, tmp_path, more):
     assert planned["share"] == done.share == planned["entries"] / planned["model_parameters"]
     assert sum(linear["entries"] for linear in planned["linears"]) == done.entries
     json.dumps(planned)
+
+
+def test_the_plan_of_a_warmed_head_has_the_entries_of_the_run(task, tmp_path):
+    """Gradients pass through the head, so a head of random numbers gives other entries."""
+    settings = {"rule": "gradient", "allocation": "global"}
+    warmed = dry_run(tune_config(task, tmp_path / "o", head_warmup=True, **settings), log=str)
+    tune(tune_config(task, tmp_path / "o", head_warmup=True, **settings), progress=False, log=str)
+    planned = {linear["name"]: linear["entries"] for linear in warmed["linears"] if linear["entries"]}
+    assert planned == {name: len(linear.rows) for name, linear in load(tmp_path / "o").linears.items()}
+    plain = dry_run(tune_config(task, tmp_path / "p", **settings), log=str)
+    assert plain["linears"] != warmed["linears"]
 
 
 def test_a_plan_ignores_an_interrupted_run(task, tmp_path):

@@ -13,9 +13,9 @@ from taskedge.errors import InputError
 from taskedge.selection.support import load_support
 from taskedge.training import checkpoint, find_support
 from taskedge.training.dry_run import dry_run
-from taskedge.training.gates import PENALTY
 from taskedge.training.run import prepare_run
 from taskedge.training.select_run import select_to_file
+from taskedge.training.selection_settings import GATE_PENALTY
 from taskedge.training.tune import tune
 from taskedge.training.tune_config import TuneConfig
 
@@ -66,6 +66,16 @@ def test_a_killed_selection_ends_with_the_same_bytes_which_give_those_of_the_run
     assert forked([*select, str(tmp_path / "two")], MOMENTS["between checkpoints of the gates"]).code == -signal.SIGKILL
     changed = forked([*select, str(tmp_path / "two"), "--resume", "--seed", "3"])
     assert "the interrupted selection had other settings: --seed 0 (now --seed 3)" in changed.err
+    kept = names(tmp_path / "two.run")
+    by_rule = [*map(str, ["select", *data, "--budget", "2%", "--out", tmp_path / "two"])]
+    for refused, message in (  # nothing discards what is interrupted
+        (forked([*select, str(tmp_path / "two")]), "two.run holds an interrupted selection or run: continue it with"),
+        (forked(by_rule), "two.run holds an interrupted selection or run: continue it with"),
+        (forked([*by_rule, "--resume"]), "the interrupted selection had other settings: --support diff-pruning (now"),
+    ):
+        assert refused.code == 2
+        assert message in refused.err
+    assert names(tmp_path / "two.run") == kept
     assert forked([*select, str(tmp_path / "two"), "--resume"]).code == 0
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
     tune_ = [
@@ -134,7 +144,12 @@ def _closed(**settings):
 def test_settings_become_those_of_the_gates(task, tmp_path):
     run = prepare_run(tune_config(task, tmp_path / "d", support="diff-pruning", gates="unstructured", clip=0.5), str)
     config = find_support.gate_config(run)
-    assert (config.structured, config.penalty, config.clip, config.group_penalty) == (False, PENALTY, 0.5, "product")
+    assert (config.structured, config.penalty, config.clip, config.group_penalty) == (
+        False,
+        GATE_PENALTY,
+        0.5,
+        "product",
+    )
 
 
 @pytest.mark.parametrize(

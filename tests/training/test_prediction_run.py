@@ -89,7 +89,9 @@ def test_damaged_files(begun):
     (folder / "rows").unlink()
     with pytest.raises(InputError, match="rows cannot be read"):
         PredictionRun(begun).resume(IDENTITY)
-    for content in ("", "[]", "{}", json.dumps({"format": "taskedge-prediction/1", "identity": 1, "rows": 1})):
+    head = {"format": "taskedge-prediction/1", "rows": 1}
+    no_digest = head | {"identity": {}, "bytes": 1}
+    for content in ("", "[]", "{}", json.dumps(head | {"identity": 1}), json.dumps(no_digest)):
         (folder / "run.json").write_text(content)
         with pytest.raises(InputError, match=r"run\.json: the file is damaged"):
             PredictionRun(begun).resume(IDENTITY)

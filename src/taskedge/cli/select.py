@@ -56,7 +56,7 @@ def command(config: Path | None, out: Path, resume: bool, force: bool, as_json: 
     refuse_input_as_output(out, settings.train, Path(settings.model))
     from taskedge.training.select_run import select_to_file
 
-    result = select_to_file(settings, out, resume=resume, log=print_status)
+    result = select_to_file(settings, out, resume=resume, force=force, log=print_status)
     if as_json:
         print_json(result.as_json())
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from taskedge.backbone.coverage import log_coverage
@@ -12,6 +11,7 @@ from taskedge.training.guard import explained
 from taskedge.training.memory.decide import profile_all_options
 from taskedge.training.run import prepare_run
 from taskedge.training.tasks import Log
+from taskedge.training.trainer import num_steps
 from taskedge.training.tune_config import TuneConfig
 
 
@@ -28,13 +28,13 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
     log_coverage(run.base.model, log)
     run.check_forward()
     config = run.config
+    run.warm_head()  # gradients of the selection pass through it
     state_gates(run)
     if config.memory is not None:
         log(f"--memory {config.memory}: the plan is that of the other settings; `taskedge estimate` measures what fits")
     support = run.select()
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support).model
-    steps = math.ceil(math.ceil(len(run.rows) / (config.batch_size * config.accumulate)) * config.epochs)
     trained, element_size = run.num_trained_parameters(model), next(model.parameters()).element_size()
     optimizer_bytes = 8 * (trained + run.num_full_parameters) if config.optimizer == "adamw" else 0
     # a low-rank product keeps its full input, so columns tell nothing
@@ -70,7 +70,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
         "stored_columns": stored_columns,
         "stored_bytes_per_token": None if stored_columns is None else element_size * stored_columns,
         "optimizer_bytes": optimizer_bytes,
-        "steps": steps,
+        "steps": num_steps(len(run.rows), config.trainer_config()),
     }
 
 

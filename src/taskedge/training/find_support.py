@@ -12,7 +12,7 @@ from taskedge.training.diff_pruning import find_by_gates, gated_weights
 from taskedge.training.gates import GateConfig
 from taskedge.training.guard import in_file
 from taskedge.training.run import Run
-from taskedge.training.tune_config import HEAD_LEARNING_RATE
+from taskedge.training.trainer_config import HEAD_LEARNING_RATE
 
 GATES_FOLDER = "gates"
 """Folder of the checkpoints, in the folder of the run."""
@@ -92,7 +92,7 @@ def find_in_steps(run: Run, folder: Path, name: str, *, resume: bool = False, pr
             shutil.rmtree(folder, ignore_errors=True)
         raise
     expected = support.settings["expected_share"]
-    run.log(f"diff pruning: {support}; expected share of open gates {expected:.3%}")
+    run.log(f"diff pruning: {support}; expected share of all parameters with an open gate {expected:.3%}")
     save_support(support, folder / name)
     shutil.rmtree(steps, ignore_errors=True)
     return support

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from taskedge.selection.hard_concrete import HardConcrete, uniform_like
 from taskedge.training.data_order import derive_seed
+from taskedge.training.selection_settings import GATE_PENALTY
 
-PENALTY = 42.5
-"""Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
 PHASE_BYTES = 32
 """Bytes for each gated weight beside three in the dtype of the model: w, alpha, gradients and moments of both, in fp32.
 
@@ -46,7 +45,7 @@ class GateConfig:
 
     structured: bool = True
     group_penalty: Literal["product", "sum"] = "product"
-    penalty: float = PENALTY
+    penalty: float = GATE_PENALTY
     gate_lr: float = 0.1
     start: float = 5.0
     clip: float = 1.0

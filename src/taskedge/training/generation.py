@@ -89,8 +89,8 @@ def generate(
     try:
         with evaluating(model):
             with guarded(model, prompt_rows, range(len(prompts)), left_padded):
-                pads = batch_size == 1 or is_padding_ignored(model, prompts, pad_token)
-            for indices in batch_indices(lengths, batch_size, mixed=pads):
+                mixed = batch_size == 1 or is_padding_ignored(model, prompts, pad_token)
+            for indices in batch_indices(lengths, batch_size, mixed=mixed):
                 with guarded(model, prompt_rows, indices, left_padded):
                     batch = left_padded([prompt_rows[index] for index in indices])
                     output = model.generate(**batch, generation_config=greedy)  # type: ignore[operator]

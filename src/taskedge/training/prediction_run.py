@@ -212,8 +212,10 @@ def _read_run(folder: Path) -> dict[str, Any]:
         stored: dict[str, Any] = json.loads(path.read_text())
         if stored["format"] != FORMAT:
             raise InputError(f"{path}: format {stored['format']!r}; this version reads {FORMAT}: start with --replace")
-        if not isinstance(stored["identity"], dict) or min(int(stored["rows"]), int(stored["bytes"])) < 0:
+        if not isinstance(stored["identity"], dict) or not isinstance(stored["digest"], str):
             raise ValueError("an entry is of another type")
+        if min(int(stored["rows"]), int(stored["bytes"])) < 0:
+            raise ValueError("a count is negative")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: the file is damaged ({error}): start anew with --replace") from None
     return stored

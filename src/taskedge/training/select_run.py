@@ -16,11 +16,10 @@ from taskedge.io.lock import hold_lock
 from taskedge.profiling.process_memory import lifetime_peak_bytes
 from taskedge.selection.support import Support, load_support
 from taskedge.selection.support_file import write_support_file
-from taskedge.training.config import changes_text
 from taskedge.training.find_support import find_in_steps
 from taskedge.training.run import Run, prepare_run
 from taskedge.training.tasks import Log
-from taskedge.training.tune import SETTINGS_FILE, SUPPORT_FILE, is_interrupted, run_identity
+from taskedge.training.tune import SETTINGS_FILE, SUPPORT_FILE, identity_changes, is_interrupted, run_identity
 from taskedge.training.tune_config import TuneConfig
 
 
@@ -60,7 +59,13 @@ class SelectResult:
 
 
 def select_to_file(
-    config: TuneConfig, out: Path, *, resume: bool = False, progress: bool = True, log: Log = print
+    config: TuneConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: bool = True,
+    log: Log = print,
 ) -> SelectResult:
     """Select the weights that ``tune`` with the same settings would train, and write them to a support file.
 
@@ -71,12 +76,14 @@ def select_to_file(
         config: settings of a run of ``tune``; those about training have no effect.
         out: the file to write; it is replaced.
         resume: continue an interrupted selection by gates.
+        force: discard an interrupted selection, or an interrupted run of ``tune`` with this output.
         progress: show a progress line on standard error.
         log: called with status lines.
 
     Raises:
         InputError, BudgetError: as ``tune`` would; the form selects nothing; a support file is given; another process
-            works on ``out``; there is nothing to resume, or it had other settings.
+            works on ``out``; there is nothing to resume, or it had other settings; an interrupted selection or run
+            exists (and neither ``resume`` nor ``force``).
         TrainingDiverged: the loss of a selection by gates is not a finite number.
     """
     if config.form == "lora":
@@ -88,14 +95,24 @@ def select_to_file(
     if resume and not is_interrupted(folder):
         raise InputError(f"there is no interrupted selection {folder}: correct --out, or start without --resume")
     with hold_lock(out), hold_lock(folder):
+        if is_interrupted(folder) and not (resume or force):
+            raise InputError(
+                f"{folder} holds an interrupted selection or run: continue it with --resume, or start anew with --force"
+            )
         run = prepare_run(config, log)
+        if resume and (changed := identity_changes(folder, run_identity(run))):
+            raise InputError(
+                f"the interrupted selection had other settings: {changed}: resume it with those, or start anew "
+                "with --force"
+            )
         run.load()
         log_coverage(run.base.model, log)
         run.check_forward()
         run.warm_head()
         support = run.select() if config.support == "rule" else _find(run, folder, resume=resume, progress=progress)
         write_support_file(support, out, run.base.model, _about(run))
-    shutil.rmtree(folder, ignore_errors=True)
+    if config.support != "rule" or is_interrupted(folder):
+        shutil.rmtree(folder, ignore_errors=True)
     return SelectResult(
         out=out,
         rule=support.rule,
@@ -114,22 +131,12 @@ def select_to_file(
 
 def _find(run: Run, folder: Path, *, resume: bool, progress: bool) -> Support:
     """Return the support that gates find, with checkpoints in ``folder``, which holds the settings as well."""
-    identity = run_identity(run)
-    if resume:
-        changed = changes_text(
-            json.loads((folder / SETTINGS_FILE).read_text()), identity, {"data_digest": "other training data"}
-        )
-        if changed:
-            raise InputError(
-                f"the interrupted selection had other settings: {changed}: resume it with those, or start without "
-                "--resume"
-            )
-        if (folder / SUPPORT_FILE).exists():
-            return load_support(folder / SUPPORT_FILE)
-    else:
+    if resume and (folder / SUPPORT_FILE).exists():
+        return load_support(folder / SUPPORT_FILE)
+    if not resume:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        write_atomic(folder / SETTINGS_FILE, json.dumps(identity, indent=1).encode())
+        write_atomic(folder / SETTINGS_FILE, json.dumps(run_identity(run), indent=1).encode())
     return find_in_steps(run, folder, SUPPORT_FILE, resume=resume, progress=progress)
 
 

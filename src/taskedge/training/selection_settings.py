@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taskedge.training.trainer_config import DEFAULTS, TrainerConfig
+from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
 SELECTION_FIELDS = (
     *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "column_score", "depth", "calibration"),
@@ -15,6 +15,8 @@ SELECTION_FIELDS = (
 """Settings that only a selection reads."""
 GATE_FIELDS = ("support_epochs", "support_lr", "gates", "gate_penalty", "group_penalty")
 """Settings that only a selection with gates reads."""
+GATE_PENALTY = 42.5
+"""Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
 _OF_RULES = ("per_neuron", "rule", "allocation", "columns", "max_columns", "column_score")
 
 
@@ -87,7 +89,7 @@ class SelectionSettings:
         The dense run has the settings of the run itself, but for its rate and its epochs.
         """
         config = self.trainer_config()
-        head_lr = DEFAULTS.lr if config.head_lr is None else config.head_lr
+        head_lr = HEAD_LEARNING_RATE if config.head_lr is None else config.head_lr
         changes = {"lr": self.change_lr, "epochs": self.change_epochs, "head_lr": head_lr}
         return {"config": config.model_copy(update=changes), "depth": self.depth, "needs": self.needs_of_columns}
 

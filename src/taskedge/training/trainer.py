@@ -36,7 +36,7 @@ from taskedge.training.memory.mezo import Mezo, downstream_names
 from taskedge.training.memory.micro_batch import count_labels, shifts_labels
 from taskedge.training.memory.rotate import RotationCallback
 from taskedge.training.regrow_callback import Regrow
-from taskedge.training.trainer_config import DEFAULTS, TrainerConfig
+from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
 Row = dict[str, Any]
 Batch = Mapping[str, Any]
@@ -275,7 +275,7 @@ def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str
     if is_mezo:
         head = downstream_names(model, head)
         if head_lr is None:
-            head_lr = DEFAULTS.lr
+            head_lr = HEAD_LEARNING_RATE
     elif head_lr is None:
         head = ()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -11,6 +11,9 @@ from taskedge.training.config import Config
 Recompute = Literal["none", "blocks", "inputs"]
 OptimizerName = Literal["adamw", "mezo"]
 
+HEAD_LEARNING_RATE = 3e-2
+"""Peak learning rate of a head where none is given. A fresh head learns too little at the rates that suit LoRA."""
+
 
 class TrainerConfig(Config):
     """Settings of :func:`taskedge.training.trainer.train`."""
@@ -29,7 +32,8 @@ class TrainerConfig(Config):
     head_lr: Annotated[
         float | None,
         Field(
-            description="Peak learning rate of the fully trained parameters (the head).  [default: lr; with mezo 0.03]",
+            description="Peak learning rate of the fully trained parameters (the head).  "
+            f"[default: lr; with mezo {HEAD_LEARNING_RATE}]",
             gt=0,
         ),
     ] = None

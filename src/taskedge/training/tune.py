@@ -20,7 +20,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -255,11 +255,7 @@ def _resume_or_select(
     """Return the support of the interrupted run, or select one and save all that a resumed run needs."""
     identity = run_identity(run)
     if resume and is_interrupted(folder):
-        stored = _current_names(json.loads((folder / SETTINGS_FILE).read_text()))
-        before = (
-            {name: field.default for name, field in TuneConfig.model_fields.items()} | _BEFORE_THEY_EXISTED | stored
-        )
-        changed = changes_text(before, identity, {"data_digest": "other training data"})
+        changed = identity_changes(folder, identity)
         if changed:
             raise InputError(
                 f"the interrupted run had other settings: {changed}: resume it with those, or start anew with --force"
@@ -295,6 +291,13 @@ def run_identity(run: Run) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(run.config.model_dump_json(exclude=excluded))
     rows = json.dumps([run.data.task.name, run.data.task.identity(run.data.train)])
     return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
+
+
+def identity_changes(folder: Path, identity: Mapping[str, Any]) -> str:
+    """Return what differs between the interrupted run in a folder and ``identity``; empty if nothing does."""
+    stored = _current_names(json.loads((folder / SETTINGS_FILE).read_text()))
+    before = {name: field.default for name, field in TuneConfig.model_fields.items()} | _BEFORE_THEY_EXISTED | stored
+    return changes_text(before, identity, {"data_digest": "other training data"})
 
 
 def _current_names(settings: dict[str, Any]) -> dict[str, Any]:

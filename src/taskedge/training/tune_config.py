@@ -18,13 +18,18 @@ from taskedge.forms import STEP_EXPONENT
 from taskedge.profiling.byte_size import parse_bytes
 from taskedge.selection import DEFAULT_RANK
 from taskedge.training.config import Config
-from taskedge.training.selection_settings import GATE_FIELDS, SelectionSettings
-from taskedge.training.trainer_config import DEFAULTS, OptimizerName, Recompute, TrainerConfig, trainer_field
+from taskedge.training.selection_settings import GATE_FIELDS, GATE_PENALTY, SelectionSettings
+from taskedge.training.trainer_config import (
+    DEFAULTS,
+    HEAD_LEARNING_RATE,
+    OptimizerName,
+    Recompute,
+    TrainerConfig,
+    trainer_field,
+)
 
 LEARNING_RATES = {"sparse": DEFAULTS.lr, "sparse_lora": 3e-2, "lora": 1e-3}
 """Default peak learning rate of each form."""
-HEAD_LEARNING_RATE = 3e-2
-"""Default peak learning rate of the head. A fresh head learns too little at the rates that suit LoRA."""
 
 _FORMS_OF = {
     **dict.fromkeys(
@@ -158,7 +163,9 @@ class TuneConfig(SelectionSettings, Config):
     gates: Annotated[
         Literal["structured", "unstructured"], Field(description="Gates of weights and matrices, or of weights only.")
     ] = "structured"
-    gate_penalty: Annotated[float, Field(description="Pressure that closes gates; for any model size.", ge=0)] = 42.5
+    gate_penalty: Annotated[float, Field(description="Pressure that closes gates; for any model size.", ge=0)] = (
+        GATE_PENALTY
+    )
     group_penalty: Annotated[
         Literal["product", "sum"], Field(description="Penalty of gates of matrices: the paper's product, or a sum.")
     ] = "product"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
-from taskedge.cli.cooperate.run_summary import RunSummary, traffic_table
+from taskedge.cli.cooperate.run_summary import REVEALED, RunSummary, traffic_table
 from taskedge.cooperation.coordinator.coordinator import CooperationResult
 from taskedge.cooperation.fleet.nats_run import CoordinatorOutcome, TrafficSummary
 
@@ -31,10 +31,11 @@ def test_measures_and_traffic_follow(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "on held-out data: accuracy 0.7500 (40 rows)"
     assert lines[3:] == traffic_table(TRAFFIC).splitlines()
-    assert [line.split()[:4] for line in lines[4:]] == [
+    assert [line.split()[:4] for line in lines[4:6]] == [
         ["task", "devices", "8", "12,345"],
         ["gradients", "coordinator", "7", "678"],
     ]
+    assert lines[6:] == REVEALED.splitlines()
 
 
 def test_json_has_everything(tmp_path, capsys):

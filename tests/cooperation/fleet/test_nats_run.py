@@ -81,7 +81,7 @@ def run_of_one_device(folder, kill_in_round=None, at_kill=lambda: None, **settin
         spec = TaskSpec(str(folder / "base"), folder / "d0.csv", classes=("neg", "pos"))
         joint = joint_task(spec, log)
         link = NatsDeviceLink(registry.folder / "devices" / "d0")
-        device = Device(link, joint.local_training(), labels=joint.labels)
+        device = Device(link, joint.local_training(min_rows=1), labels=joint.labels)
         serving = asyncio.create_task(device.serve())
         own = joint_task(TaskSpec(spec.model, classes=spec.classes), log)
         try:
@@ -116,7 +116,7 @@ def test_a_run_over_nats(tmp_path):
         spec = TaskSpec(str(tmp_path / "base"), tmp_path / "d0.csv", classes=("neg", "pos"))
         joint = joint_task(spec, log)
         link = NatsDeviceLink(registry.folder / "devices" / "d0")
-        device = Device(link, joint.local_training(), labels=joint.labels)
+        device = Device(link, joint.local_training(min_rows=1), labels=joint.labels)
         serving = asyncio.create_task(device.serve())
         config = tiny_fleet.settings(rounds=2, devices=1)
         own = joint_task(TaskSpec(spec.model, classes=spec.classes), log)

@@ -122,7 +122,7 @@ def without_flower(folder: Path) -> te.Delta:
         link, serving = MemoryCoordinatorLink(), []
         for name in NAMES:
             joint = joint_task(TaskSpec(str(folder / "base"), folder / f"{name}.csv", classes=CLASSES), lambda _: None)
-            device = Device(link.device(name), joint.local_training(), labels=joint.labels)
+            device = Device(link.device(name), joint.local_training(min_rows=1), labels=joint.labels)
             serving.append(asyncio.create_task(device.serve()))
         joint = joint_task(TaskSpec(str(folder / "base"), classes=CLASSES), lambda _: None)
         coordinator = Coordinator(

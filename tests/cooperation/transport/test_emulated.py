@@ -103,7 +103,7 @@ def fleet_of(*flops):
 def test_an_emulated_run_is_as_slow_as_the_fleet_file_says_and_ends_with_the_same_values(tmp_path):
     """Nominal costs stay those of the fleet file, however far observed seconds are from them."""
     fleet = fleet_of(1e8, 4e7)
-    how = tiny_fleet.settings(rounds=4, devices=2, blocks=2, calibrate=True, replan_drift=100.0)
+    how = tiny_fleet.settings(rounds=4, devices=2, blocks=2, calibrate=True, replan_drift=100.0, solver="one-each")
 
     def run(name, wrap):
         events, trainings = [], {f"d{place}": tiny_fleet.training(place) for place in range(2)}

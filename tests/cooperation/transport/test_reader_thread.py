@@ -1,6 +1,7 @@
 """Answers are read in a thread of their own, in order, and whatever happens there is the caller's."""
 
 import asyncio
+import os
 import threading
 import time
 
@@ -75,3 +76,18 @@ def test_a_reader_serves_one_loop_after_another_and_a_closed_one_loses_its_work(
     slow.run_until_complete(asyncio.sleep(0))
     slow.close()
     assert asyncio.run(reader.run(lambda: 5)) == 5
+
+
+def test_a_process_forked_after_work_has_a_thread_of_its_own():
+    async def run():
+        return await asyncio.wait_for(READER.run(lambda: 7), 5)
+
+    assert asyncio.run(run()) == 7
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = 0 if asyncio.run(run()) == 7 else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

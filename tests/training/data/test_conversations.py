@@ -90,3 +90,4 @@ def test_instructions():
     columns, sentence = convert(PATH, list(rows), rows.__getitem__, ["prompt", "response"])
     assert columns == [["Add.\n1 and 2", "Name."], ["3", "Ann"]]
     assert sentence == "the prompt is 'instruction', a line break and 'input', the response is 'output'"
+    assert convert(PATH, list(rows), rows.__getitem__, ["response"]) == ([["3", "Ann"]], "the response is 'output'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,10 @@ class ReaderThread:
     """
 
     def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget the thread and all work that waits, as a forked process must: it has no thread but its own."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="taskedge-reader")
         self._waiting: deque[_Item] = deque()
         self._lock = Lock()
@@ -86,3 +91,4 @@ def _hand_back(done: list[tuple[_Item, Any, BaseException | None]]) -> None:
 
 READER = ReaderThread()
 """The reader of this process."""
+os.register_at_fork(after_in_child=READER.start_anew)

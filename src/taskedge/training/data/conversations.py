@@ -60,9 +60,11 @@ def convert(path: Path, names: Sequence[str], column: Columns, wanted: Sequence[
     for row, instruction in enumerate(column("instruction")):
         parts = [instruction, None if extras is None else extras[row]]
         prompts.append("\n".join(str(part) for part in parts if part is not None and str(part).strip()))
-    sentence = "the prompt is 'instruction'" + (f", a line break and {extra!r}" if extra else "")
-    if "response" in wanted:
-        sentence += ", the response is 'output'"
+    origins = {
+        "prompt": "the prompt is 'instruction'" + (f", a line break and {extra!r}" if extra else ""),
+        "response": "the response is 'output'",
+    }
+    sentence = ", ".join(origins[name] for name in wanted)
     return [prompts if name == "prompt" else column("output") for name in wanted], sentence
 
 
