@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 
 import pytest
 
 from benchmarks.__main__ import declared, main, scripts
 from benchmarks.record import BENCHMARKS, KEYS, REQUIRED
+from taskedge.selection.rules import RULES
 
 PRODUCTS = {"cost/results/device.json"}
 """Files that a command of taskedge writes in a format of its own (`taskedge bench device --json`)."""
@@ -50,8 +52,11 @@ def test_a_sweep_has_one_run_a_line(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", sorted(scripts()))
-def test_a_benchmark_can_be_imported(module):
-    """A rename in the library that leaves a benchmark behind fails here."""
+def test_a_benchmark_can_be_imported(module, monkeypatch):
+    """A rename in the library that leaves a benchmark behind fails here. Rules that it registers go with the test."""
+    list(RULES)  # the library's own are registered
+    monkeypatch.setattr(RULES, "_things", dict(RULES._things))
+    monkeypatch.delitem(sys.modules, module, raising=False)
     importlib.import_module(module)
 
 
