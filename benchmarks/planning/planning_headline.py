@@ -6,7 +6,6 @@ below, 40 Rayleigh fading rounds each, every round planned anew by every solver.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.planning.planning_record import machine, spread
-from benchmarks.record import IMAGES, ROOT, results, write
+from benchmarks.record import IMAGES, ROOT, write
 from taskedge.backbone.cost_model import block_table, dummy_inputs, skeleton
 from taskedge.backbone.cost_table import BlockTable
 from taskedge.planning.fleet_costs import fleet_costs
@@ -29,8 +28,6 @@ RESULTS = ("planning_headline.json",)
 ROUNDS, DEVICES, SEEDS = 40, 20, (0, 1, 2, 3, 4)
 SOLVERS = ("exact", "one-each", "dual-ascent", *BASELINES)
 CONFIG = ROOT / "examples" / "roberta-base"
-PAGE = ROOT / "docs" / "planning.md"
-MARKS = ("<!-- headline: written by benchmarks/planning/planning_headline.py -->", "<!-- /headline -->")
 
 DISTRIBUTION = {
     "devices": DEVICES,
@@ -136,31 +133,7 @@ def draw_picture(solved: dict[str, Any]) -> None:
         figure.savefig("planning_headline.png", dpi=80)
 
 
-def write_table() -> None:
-    """Write the results into docs/planning.md, between its two markers."""
-    solved = json.loads((results("planning") / "planning_headline.json").read_text())["details"]["solvers"]
-    lines = ["| solver | " + " | ".join(f"{title}: mean round, exact saves" for title in solved) + " |"]
-    lines.append("|---|" + "---|" * len(solved))
-    for name in SOLVERS:
-        cells = []
-        for rows in solved.values():
-            row = rows[name]
-            if row["seconds"] is None:
-                cells.append("no plan")
-                continue
-            saved = 100 * np.array(row["exact_saves_of_the_mean_per_fleet"])
-            spread_of = "" if name == "exact" else f", {saved.mean():.1f} % ({saved.min():.1f} to {saved.max():.1f})"
-            cells.append(f"{row['seconds']['mean']:.2f} s{spread_of}")
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    before, _, rest = PAGE.read_text().partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
-    PAGE.write_text("".join([before, MARKS[0], "\n", "\n".join(lines), "\n", MARKS[1], after]))
-
-
 def main() -> None:
-    if "--table" in sys.argv:
-        write_table()
-        return
     about = machine()
     shape = skeleton(str(CONFIG))
     table = block_table(shape, dummy_inputs(shape, 1, 128), 0.001, "roberta-base")
@@ -176,7 +149,6 @@ def main() -> None:
     stated = {"distribution": DISTRIBUTION, "seeds": SEEDS, "rounds_per_fleet": ROUNDS, "settings": SETTINGS}
     write("planning", "planning_headline", {"setting": stated, "solvers": solved}, about)
     draw_picture(solved)
-    write_table()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,14 @@ from typing import Any
 
 from benchmarks.accuracy import comparison
 from benchmarks.record import ROOT
-from benchmarks.report import report_accuracy, report_cooperation, report_kinds, report_shares, report_trust
+from benchmarks.report import (
+    report_accuracy,
+    report_cooperation,
+    report_kinds,
+    report_planning,
+    report_shares,
+    report_trust,
+)
 from benchmarks.report.report_accuracy import table
 
 DOCUMENTS = (
@@ -28,6 +35,7 @@ DOCUMENTS = (
     "docs/forms.md",
     "docs/interoperability.md",
     "docs/memory.md",
+    "docs/planning.md",
     "docs/privacy.md",
     "docs/selection.md",
     "docs/tasks.md",
@@ -71,6 +79,7 @@ class Results:
         self.plans = report_cooperation.read(folder / "cooperation" / "results" / "emulated_plans.jsonl")
         self.attacks = report_cooperation.read(folder / "cooperation" / "results" / "attacks.jsonl")
         self.privacy = report_cooperation.read(folder / "cooperation" / "results" / "differential_privacy.jsonl")
+        self.planning = report_planning.read(folder / "planning" / "results")
         self.kinds = report_kinds.read(folder / "tasks" / "results" / "kinds.jsonl")
 
     def has(self, name: str) -> bool:
@@ -233,6 +242,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
     "attacks": (lambda results: report_trust.attacks(results.attacks), "attacks"),
     "privacy": (lambda results: report_trust.privacy(results.privacy), "privacy"),
+    "planning-solvers": (lambda results: report_planning.solvers(results.planning), "planning"),
+    "planning-savings": (lambda results: report_planning.savings(results.planning), "planning"),
     "emulated-plans": (lambda results: report_cooperation.plans(results.plans), "plans"),
     "planned-fleets": (
         lambda results: report_cooperation.planned(results.separate["planned_fleets"]["figures"]),

@@ -30,3 +30,18 @@ def test_an_unknown_kind_of_picture(tmp_path) -> None:
     with pytest.raises(TaskEdgeError, match=r"ends in .svg"):
         draw_plan(PLAN, tmp_path / "a.docx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_the_legend_of_a_plan_is_within_the_picture(tmp_path, monkeypatch, count) -> None:
+    from taskedge.reporting import pictures
+
+    drawn = []
+    monkeypatch.setattr(pictures, "_save", lambda plt, figure, path: drawn.append((plt, figure)))
+    parts = [PLAN["parts"][0] | {"device": f"device-{k}"} for k in range(count)]
+    draw_plan(PLAN | {"parts": parts}, tmp_path / "a.svg")
+    [(plt, figure)] = drawn
+    figure.canvas.draw()
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    assert [figure.bbox.count_contains(legend.get_window_extent().corners()) for legend in legends] == [4]
+    plt.close(figure)

@@ -29,7 +29,7 @@ def draw_plan(plan: dict[str, Any], path: Path) -> None:
     plt = _pyplot()
     parts = plan["parts"]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.34 * len(parts)), layout="constrained")
-    names = [f"{part['device']}  (block {ranges(part['blocks'])})" for part in parts]
+    names = [f"{part['device']}  (block{'s' * (len(part['blocks']) > 1)} {ranges(part['blocks'])})" for part in parts]
     start = np.zeros(len(parts))
     for phase, color in PHASES.items():
         seconds = np.array([part[f"{phase}_seconds"] for part in parts])
@@ -42,7 +42,7 @@ def draw_plan(plan: dict[str, Any], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     axes.set_title(f"{plan['model']}: one round, solver {plan['solver']}", loc="left", fontsize=11)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2 - 0.5 / len(parts)), ncols=5, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     _save(plt, figure, path)
 

@@ -141,7 +141,8 @@ def _similar_files(path: Path) -> str:
     similar = [name for name in present if Path(name).stem in stems]
     if similar:
         return f"; did you mean {' or '.join(map(repr, similar))}?"
-    return f"; {path.parent} holds {', '.join(present[:5]) or 'no table'}"
+    more = f" and {len(present) - 5} more" if len(present) > 5 else ""
+    return f"; {path.parent} holds {', '.join(present[:5]) or 'no table'}{more}"
 
 
 def _read_txt(path: Path) -> FileContent:
