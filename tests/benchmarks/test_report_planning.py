@@ -21,7 +21,11 @@ def test_savings_are_a_mean_over_the_fleets_with_its_range():
     rows = {"exact": row(2.5, 0.0, 0.0), "random": row(10.0, 0.7, 0.8), "fedavg": row(None)}
     shown = savings({"planning_headline": {"solvers": {"1 MHz": rows}}}).splitlines()
     assert shown[0] == "| solver | 1 MHz: mean round, exact saves |"
-    assert shown[2:] == ["| `exact` | 2.50 s |", "| `random` | 10.00 s, 75.0 % (70.0 to 80.0) |", "| `fedavg` | no plan |"]
+    assert shown[2:] == [
+        "| `exact` | 2.50 s |",
+        "| `random` | 10.00 s, 75.0 % (70.0 to 80.0) |",
+        "| `fedavg` | no plan |",
+    ]
 
 
 def test_there_are_no_tables_without_all_results(tmp_path):
