@@ -50,7 +50,8 @@ def solvers(results: dict[str, Result]) -> str:
         ],
         [
             f"`one-each`, {most:,} devices x {usual['blocks']} blocks: CPU seconds",
-            f"{_cpu(usual['one-each']):.1f} s; {_cpu(hard['one-each']):.1f} s if every faster device has the worse radio",
+            f"{_cpu(usual['one-each']):.1f} s; "
+            f"{_cpu(hard['one-each']):.1f} s if every faster device has the worse radio",
             "`planning_scale.json`",
         ],
         [
