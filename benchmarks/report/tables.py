@@ -20,6 +20,7 @@ from benchmarks.accuracy import comparison
 from benchmarks.record import ROOT
 from benchmarks.report import (
     report_accuracy,
+    report_compare,
     report_cooperation,
     report_kinds,
     report_planning,
@@ -71,6 +72,7 @@ class Results:
         self.costs = [loaded[name] for name in COSTS if name in loaded]
         self.separate = {name: loaded[name] for name in SEPARATE if name in loaded}
         self.accuracy = comparison.read(folder / "accuracy" / "results" / "sweep")
+        self.compare = report_compare.read(folder / "accuracy" / "results" / "compare")
         self.shares = comparison.read(folder / "accuracy" / "results" / "shares")
         costs = folder / "cost" / "results" / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
@@ -93,6 +95,31 @@ class Results:
 def cost(results: Results) -> str:
     """The figures that have a bar."""
     return _costs(results, lambda line: "bar" in line)
+
+
+def headline(results: Results) -> str:
+    """The figures of README.md: the least and the most of both settings of dropout."""
+    found: dict[str, list[float]] = {}
+    for line in (line for result in results.costs for line in result["figures"]):
+        found.setdefault(line["what"], []).append(line["median"])
+
+    def span(what: str) -> str:
+        low, high = min(found[what]), max(found[what])
+        return f"{low:.2f} to {high:.2f}"
+
+    rows = [
+        [
+            "time of a training step, relative to a step that computes no weight gradients",
+            span("step: taskedge, numba kernel / frozen limit"),
+        ],
+        ["bytes saved for the backward pass, relative to the same step", span("saved bytes: taskedge / frozen limit")],
+        [
+            "delta file in fp32",
+            f"{found['delta file without the head, fp32 values'][0]:.1f} bytes per weight, plus the head",
+        ],
+        ["apply and revert", f"{found['apply + revert of 20,736 entries and the head'][0]:.1f} ms"],
+    ]
+    return table(["", "measured"], rows)
 
 
 def cost_more(results: Results) -> str:
@@ -206,7 +233,11 @@ def machine(results: Results) -> str:
     measured += [
         ("python -m benchmarks.cost.method_costs", cost["machine"]) for cost in list(results.methods.values())[:1]
     ]
-    for name, by_task in (("sweep", results.accuracy), ("shares", results.shares)):
+    for name, by_task in (
+        ("sweep", results.accuracy),
+        ("compare", results.compare),
+        ("shares", results.shares),
+    ):
         for task, runs in by_task.items():
             measured += [(f"python -m benchmarks.accuracy.{name} --task {task}", about) for about in _machines(runs)]
     if results.kinds:
@@ -231,6 +262,9 @@ PACKAGES = ("python", "torch", "transformers", "peft", "numba", "numpy")
 TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, and the results that it needs
     "cost": (cost, "costs"),
     "cost-more": (cost_more, "costs"),
+    "headline": (headline, "costs"),
+    "compare": (lambda results: report_compare.overview(results.compare), "compare"),
+    "compare-details": (lambda results: report_compare.details(results.compare), "compare"),
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
     "shares": (lambda results: report_shares.by_share(results.shares), "shares"),
