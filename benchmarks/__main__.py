@@ -23,6 +23,7 @@ SUPPORT = {
     "base_mutations",
     "data_mutations",
     "feature_task",
+    "forgetting",
     "__main__",
 }
 """Modules that benchmarks share and that measure nothing themselves."""

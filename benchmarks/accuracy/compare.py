@@ -10,7 +10,8 @@ ladders, one for the body and one for the head. A search begins at the method's 
 neighbors; a trial is judged by validation loss and accuracy on seed 0. The best trials run on a second seed, and the
 best mean wins. Variants that the authors of a method advise are tried at the winning rates. The winner runs on five
 seeds, and only these runs see the test rows. Each method then trains to convergence: at the winning rates and at a
-third of them, until the validation loss has not improved for three evaluations, up to a cap on the epochs.
+third of them, until the validation loss has not improved for three evaluations, up to a cap on the epochs. Runs that
+see the test rows also measure what they forget: the rank correlation of sentence similarities on texts of another task.
 
 A run appends one line to results/compare/TASK.jsonl. A sweep that was killed continues where it stopped, and several
 may run beside each other on different methods.
@@ -33,6 +34,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import taskedge as te
+from benchmarks.accuracy.forgetting import TEXTS, cosines, kept_ranks
 from benchmarks.accuracy.methods import Facts
 from benchmarks.accuracy.protocol import (
     BATCH,
@@ -67,6 +69,8 @@ TASKS = {
     "sms-spam": Task(lambda: assets.sms_spam(print), longest=40, epochs=2, train=800, validation=1000),
     "bbc-news": Task(lambda: assets.bbc_news(print), longest=64, epochs=3, train=500, validation=500, test=1000),
 }
+OTHER_TEXTS = ("question-types", "tweets")
+"""The task whose texts show what is forgotten, and the one that takes its place on that task itself."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,9 @@ class Sweep:
         }
         self.collate = collator(tokenizer)
         self.base = lambda: AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
+        others = TASKS[OTHER_TEXTS[task == OTHER_TEXTS[0]]].parts()["validation"][:TEXTS]
+        self.other_rows = encode(tokenizer, [text for text, _ in others], [0] * len(others), settings.longest)
+        self.other_cosines = cosines(self.base(), self.other_rows, self.collate)
         self.path = results("accuracy") / "compare" / f"{task}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
@@ -187,6 +194,8 @@ class Sweep:
             run |= self.evaluate(model, "validation")
             if test:
                 run |= self.evaluate(model, "test")
+                after = cosines(model, self.other_rows, self.collate)
+                run["kept_ranks"] = round(kept_ranks(self.other_cosines, after), 5)
         run |= facts | {"cpu_seconds": round(time.process_time() - started, 1), "machine": machine(self.device)}
         append(self.path, run)
         rates = f"body {pair[0] or 0:g} head {pair[1]:g}"
