@@ -272,3 +272,14 @@ class TestBaseDifference:
     def test_another_architecture(self, mlp, delta):
         with pytest.raises(BaseMismatch, match="has no linear"):
             base_difference(mlp, delta)
+
+
+def test_a_second_name_of_a_shared_layer_is_not_one_of_the_base(mlp):
+    """Two names of one weight would take two sets of values."""
+    delta = te.extract(tuned(lambda: copy.deepcopy(mlp)))
+    first, second = list(delta.linears)[:2]
+    model = copy.deepcopy(mlp)
+    model.add_module("again", model.get_submodule(first))
+    renamed = {"again": delta.linears[first], second: delta.linears[second]}
+    with pytest.raises(BaseMismatch, match="no linear 'again'"):
+        te.apply(model, dataclasses.replace(delta, linears=renamed))

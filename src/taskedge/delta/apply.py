@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.by_name import modules_and_parameters, modules_named
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, linears
 from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
+from taskedge.delta.entry_access import read_entries, write_values
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
 from taskedge.forms.low_rank import with_product
@@ -63,8 +66,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     before = applied_to(model)
     if before is not None and before.delta is not delta and not _same(before.delta, delta):
         raise InputError("another delta is applied to the model: revert that one first")
-    layers = _layers(model, delta)
-    parameters = _parameters(model, delta)
+    layers, parameters = _layers_and_parameters(model, delta)
     products = _originals(layers, delta) if before is None else before.low_rank
     _check_values(layers, parameters, delta, products)
     if before is None:
@@ -80,7 +82,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     for name, product in delta.low_rank.items():
         layers[name].overwrite(_sum(before.low_rank[name], product))
     for name, linear in delta.linears.items():
-        layers[name].write(linear.rows, linear.columns, linear.values)
+        write_values(layers[name], linear, linear.values)
     with torch.no_grad():
         for name, tensor in delta.full_parameters.items():
             parameters[name].copy_(tensor)
@@ -111,8 +113,8 @@ def force_apply(model: nn.Module, delta: Delta, difference: str | None = None) -
 
 def check_base(model: nn.Module, delta: Delta) -> None:
     """Raise BaseMismatch if a model without an applied delta is not the delta's base. The model is not changed."""
-    layers = _layers(model, delta)
-    _check_base(layers, _parameters(model, delta), delta, _values_at_entries(layers, delta) | _originals(layers, delta))
+    layers, parameters = _layers_and_parameters(model, delta)
+    _check_base(layers, parameters, delta, _values_at_entries(layers, delta) | _originals(layers, delta))
 
 
 def base_difference(model: nn.Module, delta: Delta) -> str:
@@ -121,7 +123,7 @@ def base_difference(model: nn.Module, delta: Delta) -> str:
     Raises:
         BaseMismatch: names or shapes differ, so the delta cannot be applied at all.
     """
-    layers, parameters = _layers(model, delta), _parameters(model, delta)
+    layers, parameters = _layers_and_parameters(model, delta)
     originals = _values_at_entries(layers, delta) | _originals(layers, delta)
     changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
     other_dtype = [name for name, linear in changed.items() if _dtype_mismatch(layers[name], linear) is not None]
@@ -165,14 +167,15 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
         raise InputError("no delta is applied to the model, so there is nothing to revert")
     if delta is not None and before.delta is not delta and not _same(before.delta, delta):
         raise InputError("another delta than this one is applied to the model")
-    layers, parameters = _layers(model, before.delta), dict(model.named_parameters())
+    names = [*before.delta.linears, *before.delta.low_rank]
+    layers = _layers(model, modules_named(model, names), before.delta)
     for name, linear in before.delta.linears.items():
-        layers[name].write(linear.rows, linear.columns, before.entries[name])
+        write_values(layers[name], linear, before.entries[name])
     for name, weight in before.low_rank.items():
         layers[name].overwrite(weight)
     with torch.no_grad():
         for name, tensor in before.full_parameters.items():
-            parameters[name].copy_(tensor)
+            _parameter(model, name).copy_(tensor)
     del model.__dict__["_taskedge_applied"]
     return model
 
@@ -205,7 +208,7 @@ def applied_to(model: nn.Module) -> Applied | None:
 
 def _values_at_entries(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
     """Return the model's values at the delta's entries, by linear."""
-    return {name: layers[name].read(linear.rows, linear.columns) for name, linear in delta.linears.items()}
+    return {name: read_entries(layers[name], linear) for name, linear in delta.linears.items()}
 
 
 def _originals(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
@@ -217,8 +220,16 @@ def _sum(weight: Tensor, product: LowRankDelta) -> Tensor:
     return with_product(weight, product.a, product.b, product.scale)
 
 
-def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
-    modules, layers = dict(model.named_modules()), {}
+def _layers_and_parameters(model: nn.Module, delta: Delta) -> tuple[dict[str, Linear], dict[str, nn.Parameter]]:
+    """Return the layers that the delta changes and the model's parameters, by name, after checking that all fit."""
+    modules, parameters = modules_and_parameters(model)
+    layers = _layers(model, modules, delta)
+    _check_parameters(model, parameters, delta)
+    return layers, parameters
+
+
+def _layers(model: nn.Module, modules: dict[str, nn.Module], delta: Delta) -> dict[str, Linear]:
+    layers: dict[str, Linear] = {}
     every: dict[str, Linear] = {}
     changed: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
     for name, linear in changed.items():
@@ -242,8 +253,13 @@ def _layers(model: nn.Module, delta: Delta) -> dict[str, Linear]:
     return layers
 
 
-def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
-    parameters = dict(model.named_parameters())
+def _parameter(model: nn.Module, name: str) -> Tensor:
+    """Return a parameter of the model that is known to exist."""
+    path, _, leaf = name.rpartition(".")
+    return cast(Tensor, modules_named(model, [path])[path]._parameters[leaf])
+
+
+def _check_parameters(model: nn.Module, parameters: dict[str, nn.Parameter], delta: Delta) -> None:
     for name, tensor in delta.full_parameters.items():
         if name not in parameters:
             raise BaseMismatch(
@@ -255,7 +271,6 @@ def _parameters(model: nn.Module, delta: Delta) -> dict[str, nn.Parameter]:
                 f"parameter {name!r} is {list(parameters[name].shape)}, the delta holds {list(tensor.shape)}: "
                 "load the base with the delta's number of labels"
             )
-    return parameters
 
 
 def _check_values(

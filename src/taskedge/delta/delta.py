@@ -55,6 +55,11 @@ class LinearDelta:
         if not bool(torch.isfinite(self.values).all()):
             raise DeltaError(f"linear {name!r}: a value is not a finite number")
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """Position of each entry in the flat weight, int64 [n]."""
+        return self.rows * self.shape[1] + self.columns
+
     def __len__(self) -> int:
         return len(self.rows)
 
