@@ -32,6 +32,16 @@ TASK_NAMES = {
     "bbc-news": "BBC news (5 classes)",
 }
 
+OURS_NAMES = (
+    "taskedge",
+    "8 columns, one entry",
+    "random 8 columns, one entry",
+    "8 columns",
+    "random 8 columns",
+    "random",
+)
+"""Methods of this project; the others are rivals."""
+
 Pair = tuple[float | None, float]
 """Learning rates of the body (None without one) and of the head."""
 

@@ -14,6 +14,7 @@ import peft
 from torch import nn
 
 from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, whole
+from benchmarks.accuracy.protocol import OURS_NAMES
 from benchmarks.cost.workload import LINEARS
 
 QUERY_AND_VALUE = ("query", "value")
@@ -92,4 +93,5 @@ OURS: dict[str, Rival] = {
 }
 """Selection rules and forms of this project. They share one start of the search."""
 
+assert tuple(OURS) == OURS_NAMES
 COMPARED = OURS | RIVALS

@@ -14,6 +14,7 @@ import json
 import random
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 import taskedge as te
-from benchmarks.accuracy.methods import METHODS
+from benchmarks.accuracy.methods import METHODS, Prepare
 from benchmarks.accuracy.sweep import append
 from benchmarks.cost.saved_bytes import saved_bytes
 from benchmarks.cost.step_cost import step_of
@@ -61,16 +62,17 @@ def ratios(ours: nn.Module, limit: nn.Module, batch: Any) -> list[float]:
     return found[1:]
 
 
-def main() -> None:
+def measure(prepares: Mapping[str, Prepare], path: Path) -> None:
+    """Append a line a method to a file of results; methods that are on file are left out."""
     base, calibration = setup()
     batch = calibration[0]
-    PATH.touch()
-    done = {json.loads(line)["method"] for line in PATH.read_text().splitlines()}
+    path.touch()
+    done = {json.loads(line)["method"] for line in path.read_text().splitlines()}
     limit = frozen_limit(copy.deepcopy(base), calibration).train()
-    for name, method in METHODS.items():
+    for name, prepare in prepares.items():
         if name in done:
             continue
-        model, facts = method.prepare(copy.deepcopy(base), calibration, 0)
+        model, facts = prepare(copy.deepcopy(base), calibration, 0)
         model.train()
         costs: dict[str, Any] = {
             "method": name,
@@ -86,9 +88,13 @@ def main() -> None:
                 "saved_bytes_per_token": above / (ROWS * TOKENS),
                 "step": figure("step / frozen limit", ratios(model, limit, batch)),
             }
-        append(PATH, costs | facts)
+        append(path, costs | facts)
         print(name, costs["file_bytes"], costs["dropout 0"], flush=True)
         torch.manual_seed(0)
+
+
+def main() -> None:
+    measure({name: method.prepare for name, method in METHODS.items()}, PATH)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from benchmarks.accuracy.comparison import Chosen, Difference, Run, difference
-from benchmarks.accuracy.protocol import LADDER, SEEDS, TASK_NAMES, TRIALS
+from benchmarks.accuracy.protocol import LADDER, OURS_NAMES, SEEDS, TASK_NAMES, TRIALS
 from benchmarks.report.report_accuracy import PARAMETERS, table
 
 REFERENCE = "taskedge"
+OWN = "#0072b2"
+RIVAL = "#d55e00"
+Costs = Mapping[str, Mapping[str, Any]]
+"""A line of ``compare_costs.jsonl`` by method."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,14 @@ def compared(runs: Iterable[Run]) -> dict[str, Compared]:
     return found
 
 
-def overview(runs: Mapping[str, Sequence[Run]]) -> str:
-    """A row a method: test accuracy on every task, and the distance from the reference on their mean."""
+def read_costs(path: Path) -> dict[str, Mapping[str, Any]]:
+    """Return what each method costs."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {cost["method"]: cost for cost in map(json.loads, lines)}
+
+
+def overview(runs: Mapping[str, Sequence[Run]], costs: Costs) -> str:
+    """A row a method: test accuracy on every task, the distance from the reference on their mean, and costs."""
     tasks = {task: compared(lines) for task, lines in runs.items()}
     tasks = {task: methods for task, methods in tasks.items() if REFERENCE in methods}
     methods = list(dict.fromkeys(method for task in tasks.values() for method in task))
@@ -94,12 +104,13 @@ def overview(runs: Mapping[str, Sequence[Run]]) -> str:
     for budget, title in (("short", "test accuracy, %, short budget"), ("converged", "test accuracy, %, converged")):
         rows = [
             _row(method, {task: found[method] for task, found in tasks.items() if method in found}, tasks, budget)
+            + _costs(costs.get(method))
             for method in methods
             if any(method in found and budget in found[method].finals for found in tasks.values())
         ]
         if rows:
             names = [TASK_NAMES[task].partition(" (")[0] for task in tasks]
-            head = [title, "trained", *names, "mean", f"less {REFERENCE!r}"]
+            head = [title, "trained", *names, "mean", f"less {REFERENCE!r}", "kept ranks", *COSTS]
             parts.append(table(head, rows))
     return "\n".join(parts)
 
@@ -118,7 +129,28 @@ def _row(
         *cells,
         f"{100 * mean(mean(result.chosen(budget).tests) for result in own.values()):.1f}" if is_full else "",
         "" if gap is None else f"**{gap}**" if gap.is_clear else str(gap),
+        _kept_ranks([run for result in own.values() for run in result.finals[budget]]),
     ]
+
+
+COSTS = ("step", "bytes per token", "file")
+
+
+def _costs(cost: Mapping[str, Any] | None) -> list[str]:
+    """Step over the frozen limit, bytes saved for each token beyond it, and the file; without dropout."""
+    if cost is None:
+        return [""] * len(COSTS)
+    plain = cost["dropout 0"]
+    return [
+        f"{plain['step']['median']:.2f}",
+        f"{plain['saved_bytes_per_token']:,.0f}",
+        f"{cost['file_bytes'] / 1000:,.0f} kB",
+    ]
+
+
+def _kept_ranks(runs: Sequence[Run]) -> str:
+    kept = [run["kept_ranks"] for run in runs if "kept_ranks" in run]
+    return f"{mean(kept):.3f}" if len(kept) == len(runs) else ""
 
 
 def _cell(result: Compared, budget: str) -> str:
@@ -138,6 +170,65 @@ def against_reference(
     if any(budget not in reference.finals for reference in references):
         return None
     return difference(ones, [reference.chosen(budget) for reference in references])
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Return the methods that no other beats: none costs as little or less and has a higher accuracy.
+
+    Args:
+        points: (cost, accuracy) of each method.
+
+    Returns:
+        Their names, from the cheapest to the dearest.
+    """
+    best, names = -1.0, []
+    for name, (_, accuracy) in sorted(points.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if accuracy > best:
+            best = accuracy
+            names.append(name)
+    return names
+
+
+def has_points(runs: Mapping[str, Sequence[Run]], costs: Costs) -> bool:
+    """Return whether the reference has results and costs, so that the figure has a point."""
+    return REFERENCE in costs and any(REFERENCE in compared(lines) for lines in runs.values())
+
+
+def figure(runs: Mapping[str, Sequence[Run]], costs: Costs, budget: str = "short") -> Any:
+    """Accuracy on the mean of the tasks over seconds of a step, memory and file; a line joins the front."""
+    from matplotlib.figure import Figure
+
+    tasks = {task: compared(lines) for task, lines in runs.items()}
+    tasks = {task: methods for task, methods in tasks.items() if REFERENCE in methods}
+    accuracy = {
+        method: 100 * mean(mean(found[method].chosen(budget).tests) for found in tasks.values())
+        for method in costs
+        if tasks and all(method in found and budget in found[method].finals for found in tasks.values())
+    }
+    made = Figure(figsize=(10.5, 3.9), layout="constrained")
+    panels = made.subplots(1, len(PLACES), sharey=True)
+    for axes, (what, place) in zip(panels, PLACES.items(), strict=True):
+        points = {method: (place(costs[method]), found) for method, found in accuracy.items()}
+        on_front = front(points)
+        axes.plot(*zip(*(points[name] for name in on_front), strict=True), color="#bbbbbb", lw=1.2, zorder=1)
+        for method, point in points.items():
+            own = method in OURS_NAMES
+            axes.scatter(*([each] for each in point), s=18, color=OWN if own else RIVAL, zorder=2)
+            axes.annotate(method, point, xytext=(4, 3), textcoords="offset points", fontsize=6.5)
+        axes.set_xlabel(what)
+        axes.margins(x=0.2)
+        axes.grid(color="#dddddd", lw=0.6)
+        axes.set_axisbelow(True)
+    panels[0].set_ylabel("test accuracy, %, mean of the tasks")
+    return made
+
+
+PLACES: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "step / frozen limit": lambda cost: cost["dropout 0"]["step"]["median"],
+    "kB saved for each token beyond the frozen limit": lambda cost: cost["dropout 0"]["saved_bytes_per_token"] / 1000,
+    "file, kB": lambda cost: cost["file_bytes"] / 1000,
+}
+"""The costs that the figure shows, each with its place in a line of ``compare_costs.jsonl``."""
 
 
 def details(runs: Mapping[str, Sequence[Run]]) -> str:

@@ -73,6 +73,7 @@ class Results:
         self.separate = {name: loaded[name] for name in SEPARATE if name in loaded}
         self.accuracy = comparison.read(folder / "accuracy" / "results" / "sweep")
         self.compare = report_compare.read(folder / "accuracy" / "results" / "compare")
+        self.compare_costs = report_compare.read_costs(folder / "cost" / "results" / "compare_costs.jsonl")
         self.shares = comparison.read(folder / "accuracy" / "results" / "shares")
         costs = folder / "cost" / "results" / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
@@ -263,7 +264,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cost": (cost, "costs"),
     "cost-more": (cost_more, "costs"),
     "headline": (headline, "costs"),
-    "compare": (lambda results: report_compare.overview(results.compare), "compare"),
+    "compare": (lambda results: report_compare.overview(results.compare, results.compare_costs), "compare"),
     "compare-details": (lambda results: report_compare.details(results.compare), "compare"),
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
@@ -336,6 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drawn = report_accuracy.figures(results.accuracy, results.methods)
         if results.shares:
             drawn["shares"] = report_shares.figure(results.shares)
+        if report_compare.has_points(results.compare, results.compare_costs):
+            drawn["compare"] = report_compare.figure(results.compare, results.compare_costs)
         report_accuracy.save(drawn, options.root / "docs" / "images")
     print(f"rewrote {', '.join(stale) or 'nothing'}")
     return 0

@@ -1,0 +1,29 @@
+"""Cost of the methods of the comparison at separate learning rates: a step, the memory of a step, the file.
+
+    python -m benchmarks.cost.compare_costs                              # about a CPU-minute a method; resumable
+    python -m benchmarks.cost.compare_costs --methods '8 columns' 'LoRA r=8'
+
+Measured like method_costs.py, with the forms and settings of ``benchmarks.accuracy.rivals``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from benchmarks.accuracy.rivals import COMPARED
+from benchmarks.cost.method_costs import measure
+from benchmarks.record import results
+
+RESULTS = ("compare_costs.jsonl",)
+
+
+def main() -> None:
+    """Measure the methods that are not on file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="*", choices=COMPARED, default=list(COMPARED))
+    arguments = parser.parse_args()
+    measure({name: COMPARED[name].prepare for name in arguments.methods}, results("cost") / "compare_costs.jsonl")
+
+
+if __name__ == "__main__":
+    main()
