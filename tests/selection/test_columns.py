@@ -207,3 +207,31 @@ def test_weights_that_are_no_numbers_are_refused(bert):
 def test_models_of_every_kind_take_columns(model, score, per_neuron):
     support = select(model, [tiny.batch(model)], columns=2, column_score=score, per_neuron=per_neuron)
     assert all(len(linear.distinct_columns) <= 2 for linear in support.linears.values())
+
+
+def test_drawn_columns_are_shared_and_their_union_is_the_support(bert):
+    support = select(bert, [tiny.batch(bert)], columns=3, column_draws=4, seed=5)
+    draws = support.settings["column_draws"]
+    assert draws[QKV[0]] == draws[QKV[1]] == draws[QKV[2]]
+    for name, linear in support.linears.items():
+        assert [len(set(draw)) for draw in draws[name]] == [3] * 4
+        assert linear.columns_of_every_row.tolist() == sorted({column for draw in draws[name] for column in draw})
+    assert support.budget == "3 per neuron, 4 draws"
+    assert "(3 at a time)" in str(support)
+    again = select(bert, [tiny.batch(bert)], columns=3, column_draws=4, seed=5)
+    other = select(bert, [tiny.batch(bert)], columns=3, column_draws=4, seed=6)
+    assert again.settings == support.settings != other.settings
+
+
+def test_columns_are_drawn_with_probabilities_proportional_to_their_scores(bert):
+    support = select(bert, [tiny.batch(bert)], columns=1, column_draws=4000, rule="magnitude", column_score="weight")
+    drawn = torch.tensor(support.settings["column_draws"][QKV[0]]).flatten()
+    scores = stacked(bert, QKV).square().sum(0).sqrt()
+    expected = 4000 * scores / scores.sum()
+    found = torch.bincount(drawn, minlength=len(scores))
+    assert ((found - expected).square() / expected).sum() < 2 * len(scores)  # chi-square with len - 1 degrees
+
+
+def test_a_ranking_weights_no_columns(bert):
+    with pytest.raises(InputError, match="'greedy' ranks columns"):
+        select(bert, [tiny.batch(bert)], columns=2, column_draws=2, column_score="greedy")

@@ -56,9 +56,13 @@ class SharedInput:
             self._forget()
         return gathered
 
-    def set_columns(self, columns: Tensor) -> None:
-        """Replace the needed columns by int64 [m], ascending; each reader must call :meth:`Entries.reindex` after."""
+    def set_columns(self, columns: Tensor, num_readers: int | None = None) -> None:
+        """Replace the needed columns by int64 [m], ascending; each reader must call :meth:`Entries.reindex` after.
+
+        ``num_readers`` is given if their number changed as well.
+        """
         self.columns, self._num_served = columns, 0
+        self._num_readers = self._num_readers if num_readers is None else num_readers
         self._forget()
 
     def _is_gathered(self, x: Tensor, dtype: torch.dtype) -> bool:
@@ -85,6 +89,7 @@ class Entries(FixedDtypeModule, abc.ABC):
         base: [n] in the weight's dtype, the values of the base at the entries.
         step: float32 [n], how far a unit of offset moves a weight; None means 1.
         shared_input: gathers the columns of the input that the gradients need.
+        active: int64 [k], ascending: the entries that get a gradient; None means all. :meth:`reindex` follows a change.
     """
 
     rows: Tensor
@@ -105,11 +110,17 @@ class Entries(FixedDtypeModule, abc.ABC):
         self._out_features = support.shape[0]
         self._written_offsets: Tensor | None = torch.zeros(len(support), device=device)  # None: unknown
         self._has_negative_zeros: bool | None = None  # whether the base holds -0.0; None: not checked yet
+        self.active: Tensor | None = None
         self.reindex()
 
     @abc.abstractmethod
     def current_offsets(self) -> Tensor:
         """Return the offsets, float32 [n], through which gradients reach the parameters; all 0 before training."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the entries have their changes; some forms close a linear, whose entries are then those of the base."""
+        return True
 
     @property
     def values(self) -> Tensor:
@@ -125,11 +136,14 @@ class Entries(FixedDtypeModule, abc.ABC):
 
     def reindex(self) -> None:
         """Find the entries among the columns that the shared input gathers; needed after either of them changed."""
-        gathered_columns = torch.searchsorted(self.shared_input.columns.to(self.rows.device), self.columns)
-        self._index = EntryIndex(self.rows, gathered_columns, self._out_features)
+        rows, columns = self.rows, self.columns
+        if self.active is not None:
+            rows, columns = rows[self.active], columns[self.active]
+        gathered_columns = torch.searchsorted(self.shared_input.columns.to(rows.device), columns)
+        self._index = EntryIndex(rows, gathered_columns, self._out_features)
 
     def entry_index(self) -> EntryIndex:
-        """Return where the entries are, on the device where they are now."""
+        """Return where the active entries are, on the device where they are now."""
         self._index = self._index.to(self.rows.device)
         return self._index
 
@@ -152,6 +166,8 @@ class Entries(FixedDtypeModule, abc.ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
+        if self.active is not None:
+            self.active = fn(self.active)
         self._written_offsets = None  # the weight may have been rounded: write it again
         return self
 

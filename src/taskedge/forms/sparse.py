@@ -59,10 +59,11 @@ class _EntryGradient(torch.autograd.Function):
         columns: Tensor,
         index: EntryIndex,
         adapter: LayerAdapter,
+        active: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(columns)
         ctx.step, ctx.index, ctx.adapter = step, index, adapter
-        ctx.dtype = offsets.dtype
+        ctx.dtype, ctx.active, ctx.entries = offsets.dtype, active, len(offsets)
         return output.detach()  # the same memory; ``output`` itself would be returned as a view that is not writable
 
     @staticmethod
@@ -73,9 +74,11 @@ class _EntryGradient(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             (columns,) = ctx.saved_tensors
             gradient = entry_gradient(ctx.adapter.output_tokens(grad_output), columns, ctx.index).to(ctx.dtype)
+            if ctx.active is not None:
+                gradient = gradient.new_zeros(ctx.entries).index_copy_(0, ctx.active, gradient)
             if ctx.step is not None:
                 gradient = ctx.step * gradient
-        return grad_output, gradient, None, None, None, None
+        return grad_output, gradient, None, None, None, None, None
 
 
 class SparseLayer(nn.Module):
@@ -114,7 +117,7 @@ class SparseLayer(nn.Module):
         return cast(
             Tensor,
             _EntryGradient.apply(  # type: ignore[no-untyped-call]
-                output, offsets, entries.step, columns, entries.entry_index(), entries.adapter
+                output, offsets, entries.step, columns, entries.entry_index(), entries.adapter, entries.active
             ),
         )
 

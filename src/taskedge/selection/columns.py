@@ -12,7 +12,7 @@ Source: this project, except where a function names another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,23 +109,80 @@ def choose_columns(
         InputError: a score is not a number.
     """
     refuse_no_columns(count)
-    generator = torch.Generator().manual_seed(seed + 2**32)  # not the numbers that the rule 'random' draws
     chosen: dict[str, Tensor] = {}
+    for names, scores, _ in _scored_inputs(score, linears, statistics, entry_scores, count, seed):
+        columns = best_of_all(scores, min(count, len(scores)))[1]
+        chosen |= dict.fromkeys(names, columns)
+    return chosen
+
+
+def draw_columns(
+    score: ColumnScore,
+    linears: Mapping[str, Linear],
+    statistics: Mapping[str, LinearStatistics],
+    entry_scores: Scores,
+    count: int,
+    draws: int,
+    seed: int,
+) -> list[dict[str, Tensor]]:
+    """Return columns drawn ``draws`` times, with probabilities proportional to their scores.
+
+    A draw takes different columns, one after the other; draws are independent of each other.
+
+    Args:
+        score: what weights the columns; its scores must not be negative.
+        linears, statistics, entry_scores, count: as for :func:`choose_columns`.
+        draws: number of draws.
+        seed: of the draws, and of scores that draw random numbers.
+
+    Returns:
+        For each draw the columns of each linear, as :func:`choose_columns` returns them.
+
+    Raises:
+        BudgetError: ``count`` is below 1.
+        InputError: a score is negative or not a number.
+
+    Source: TraDy (arXiv 2510.19675) for channels that are drawn anew each epoch, weighted by importance; this project
+    for columns of shared inputs.
+    """
+    refuse_no_columns(count)
+    found: list[dict[str, Tensor]] = [{} for _ in range(draws)]
+    for names, scores, generator in _scored_inputs(score, linears, statistics, entry_scores, count, seed):
+        if bool((scores < 0).any()):
+            raise InputError(
+                f"the column score {score.name!r} ranks columns and weights none, so none can be drawn by it: give "
+                "another column score, or one draw"
+            )
+        for draw in found:
+            # the largest log-score + Gumbel noise are a draw without replacement
+            noise = -torch.rand(len(scores), generator=generator, dtype=torch.float64).log().neg().log()
+            columns = best_of_all(scores.cpu().double().log() + noise, min(count, len(scores)))[1]
+            draw |= dict.fromkeys(names, columns)
+    return found
+
+
+def _scored_inputs(
+    score: ColumnScore,
+    linears: Mapping[str, Linear],
+    statistics: Mapping[str, LinearStatistics],
+    entry_scores: Scores,
+    count: int,
+    seed: int,
+) -> Iterator[tuple[tuple[str, ...], Tensor, torch.Generator]]:
+    """Yield the readers of each input, its scores [in], and the generator that was given to the score."""
+    generator = torch.Generator().manual_seed(seed + 2**32)  # not the numbers that the rule 'random' draws
     for names in readers_by_input(linears, statistics):
         readers = [
             Reader(linears[name], statistics[name], lambda name=name: entry_scores(name))  # type: ignore[misc]
             for name in names
         ]
-        width = linears[names[0]].shape[1]
-        scores = score.score(readers, min(count, width), generator)
+        scores = score.score(readers, min(count, linears[names[0]].shape[1]), generator)
         if scores.isnan().any():
             raise InputError(
                 f"the {score.name!r} scores of the input of {names[0]!r} are not numbers: does the model hold NaN "
                 "weights?"
             )
-        columns = best_of_all(scores, min(count, width))[1]
-        chosen |= dict.fromkeys(names, columns)
-    return chosen
+        yield names, scores, generator
 
 
 def refuse_no_columns(count: int) -> None:

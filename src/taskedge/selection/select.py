@@ -26,6 +26,7 @@ from taskedge.selection.columns import (
     DEFAULT_COLUMN_SCORE,
     ColumnScore,
     choose_columns,
+    draw_columns,
     refuse_no_columns,
 )
 from taskedge.selection.rules import RULES, Rule
@@ -47,6 +48,7 @@ def select(
     columns: int | None = None,
     max_columns: int | None = None,
     column_score: str | None = None,
+    column_draws: int = 1,
     rank: int = DEFAULT_RANK,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
@@ -75,8 +77,11 @@ def select(
             fewer columns mean less to store for the backward pass. Without batches each linear has its own.
         column_score: how columns are ranked (``taskedge.selection.columns``); by default ``"entries"``, the sum of the
             rule's scores over the neurons of all linears that read the input.
+        column_draws: above 1, ``columns`` are drawn this many times, with probabilities proportional to their scores,
+            instead of taken from the best. The support holds the entries of all draws, and training uses one draw after
+            the other (:mod:`taskedge.forms.column_draws`).
         rank: rank of the low-rank modules of ``"spt"``.
-        seed: seed of the rule and of the column score ``random``.
+        seed: seed of the rule, of the column score ``random`` and of drawn columns.
         on_batch: progress callback; receives the number of finished calibration batches.
         statistics: statistics of these linears, measured earlier or on other machines, instead of ``batches``.
 
@@ -100,6 +105,10 @@ def select(
         max_columns=max_columns,
         column_score=column_score,
     )
+    if column_draws < 1:
+        raise BudgetError(f"{column_draws} draws of columns train nothing: give 1 or more")
+    if column_draws > 1 and columns is None:
+        raise BudgetError(f"{column_draws} draws of columns need their number: give columns as well")
     limit = max_columns if columns is None else columns
     shapes = {name: (layer.shape[0], _usable_columns(layer.shape[1], limit)) for name, layer in layers.items()}
     if columns is not None:
@@ -131,11 +140,17 @@ def select(
                 raise InputError(f"none of the {len(measured.idle)} linears to choose from ran on the calibration data")
             num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes)
         scores = _scores(score_rule, layers, measured, seed)
+        draws: list[dict[str, Tensor]] = []
         if score_of_columns is not None:
             assert limit is not None
-            scores = _in_columns(scores, choose_columns(score_of_columns, layers, measured, scores, limit, seed))
+            if column_draws > 1:
+                draws = draw_columns(score_of_columns, layers, measured, scores, limit, column_draws, seed)
+            else:
+                draws = [choose_columns(score_of_columns, layers, measured, scores, limit, seed)]
         if score_rule.choose is None:
-            selected = SelectedParameters(allocate(allocation, shapes, scores, num_entries))
+            masked = [_in_columns(scores, draw) for draw in draws] or [scores]
+            found = [allocate(allocation, shapes, each, num_entries) for each in masked]
+            selected = SelectedParameters(found[0] if len(found) == 1 else _union(found))
         else:
             selected = score_rule.choose(shapes, scores, measured.vectors, num_entries, rank)
 
@@ -148,6 +163,11 @@ def select(
         settings["max_columns"] = max_columns
     if score_of_columns is not None:
         settings["column_score"] = score_of_columns.name
+    if column_draws > 1:
+        settings["column_draws"] = {
+            name: [draw[name].tolist() for draw in draws] for name, flat in selected.entries.items() if len(flat)
+        }
+        budget_text += f", {column_draws} draws"
     if score_rule.choose is not None:
         settings["rank"] = rank
     if measured.idle:
@@ -298,6 +318,11 @@ def _in_columns(scores: Scores, columns: Mapping[str, Tensor]) -> Scores:
         return usable
 
     return masked
+
+
+def _union(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the entries, flat and ascending, that any of several allocations chose."""
+    return {name: torch.unique(torch.cat([entries[name] for entries in found])) for name in found[0]}
 
 
 def _is_idle(linear: LinearStatistics) -> bool:

@@ -180,12 +180,17 @@ class Support:
             more += f" + {self.num_low_rank_parameters:,} in {_count(len(self.low_rank), 'low-rank module')}"
         if self.full_parameters:
             more += f" + {self.num_full_parameters:,} in {len(self.full_parameters)} biases and norms"
+        draws = self.settings.get("column_draws") or {}
+        kept = max((len(draw) for of_linear in draws.values() for draw in of_linear), default=0)
+        used = f"{used} distinct {'column' if used == '1' else 'columns'} each" + (
+            f" ({kept} at a time)" if kept else ""
+        )
         idle = self.settings.get("never_ran") or ()
         left_out = f"; left out: {_count(len(idle), 'linear')} that never ran on the calibration data" if idle else ""
         return (
             f"{_count(self.num_entries, 'entry', 'entries')}{more} "
             f"({self.share:.4%} of {self.model_parameters:,} parameters) in {_count(len(self.linears), 'linear')}, "
-            f"{used} distinct {'column' if used == '1' else 'columns'} each, by rule {self.rule!r} "
+            f"{used}, by rule {self.rule!r} "
             f"and allocation {self.allocation!r}{left_out}"
         )
 
