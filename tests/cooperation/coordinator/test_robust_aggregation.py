@@ -148,6 +148,8 @@ def test_the_order_of_answers_does_not_matter(order):
         ([{1: 2.0, 2: 7.0}], {1: 0.5, 2: 7.0}, [{1: 0.25}]),  # per block
         ([{1: 9.0}, {1: 8.0}, {1: 10.0}], {1: 1.0}, [{}, {}, {}]),  # three answers are their own measure
         ([{1: 0.0}, {1: 0.0}, {1: 5.0}], {}, [{}, {}, {}]),  # no scale to clip to
+        ([{1: 0.0}, {1: 0.0}, {1: 5.0}], {1: 0.5}, [{}, {}, {1: 0.1}]),  # but that of earlier answers
+        ([{1: 0.0}, {1: 5.0}], {1: 0.5}, [{}, {1: 0.1}]),
     ],
 )
 def test_an_answer_is_scaled_down_to_the_median(norms, running, factors):

@@ -10,6 +10,7 @@ import torch
 
 from taskedge.backbone.candidates import candidates
 from taskedge.cooperation.coordinator.statistics_audit import audit_statistics, own_statistics
+from taskedge.cooperation.protocol.payloads import sum_statistics
 from taskedge.selection.statistics import measure
 
 LENGTH = 16
@@ -98,3 +99,20 @@ def test_a_model_of_images_gets_pixels(tmp_path):
 def test_a_model_of_other_inputs_has_no_statistics_of_its_own():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     assert own_statistics(model, LENGTH, 0) is None
+
+
+def test_an_expert_that_did_not_run_here_is_checked_against_the_other_devices():
+    """Otherwise one device could name another input for it, and the sum of the statistics would end the run."""
+    name, mine = "bert.encoder.layer.0.attention.self.value", own()
+    mine[name] = replace(
+        mine[name], shared_input=name, tokens=0, input_squares=torch.zeros_like(mine[name].input_squares)
+    )
+    liar, much = part(5), part(6)
+    liar[name] = replace(liar[name], shared_input=name)
+    much[name] = replace(much[name], tokens=10**9, input_squares=much[name].input_squares * 1e7)
+    audit = audit_statistics(parts(a=liar, b=much), mine, 12 * LENGTH, LENGTH)
+    assert audit.refused == {
+        "a": f"statistics of linear {name!r} with the input of {name!r}, not of {QUERY!r}",
+        "b": f"statistics of linear {name!r} over 1,000,000,000 tokens: its rows hold {12 * LENGTH} at most",
+    }
+    assert sum_statistics(list(audit.accepted.values()))[name].shared_input == QUERY

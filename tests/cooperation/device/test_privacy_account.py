@@ -35,6 +35,20 @@ def test_the_budget_is_enforced_and_outlives_the_process(tmp_path):
     assert "ε = " in str(again)
 
 
+def test_two_processes_share_one_budget(tmp_path):
+    """A supervisor starts a successor while the first process still hangs in a step."""
+    budget, path = PrivacyBudget(epsilon=3.0, noise=1.0), tmp_path / "privacy.json"
+    first, second = PrivacyAccount(budget, path), PrivacyAccount(budget, path)
+    left = first.steps_left(0.1)
+    first.spend(0.1, left - 1)
+    with pytest.raises(BudgetSpent):
+        second.spend(0.1, left)
+    assert second.steps == left - 1
+    path.unlink()  # what this process knows still counts
+    with pytest.raises(BudgetSpent):
+        second.spend(0.1, left)
+
+
 def test_releases_with_other_noise_add_up(tmp_path):
     path = tmp_path / "privacy.json"
     PrivacyAccount(PrivacyBudget(8.0, noise=2.0), path).spend(0.1, 50)

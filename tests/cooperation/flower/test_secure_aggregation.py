@@ -1,6 +1,7 @@
 """The mean by SecAgg+ is the mean of the answers, and no single answer can be read from what the server gets."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import tiny_fleet
@@ -117,6 +118,24 @@ def test_too_few_devices_at_the_end_give_no_sum_and_the_values_stay():
     started(strategy, grid, 1)
     assert strategy.state.version == 0
     assert "masks cannot be taken off" in next(e["why"] for e in events if e["event"] == "no sum")
+
+
+def test_metrics_and_sums_that_cannot_be_end_nothing():
+    """They come from devices, and are used by the server."""
+    events = []
+    strategy = SecureStrategy(tiny_fleet.model(), tiny_fleet.settings(**HOW), on_event=events.append)
+    done = SimpleNamespace(metrics={1: {"loss": 0.5, "tokens": 3}, 2: {"loss": float("nan"), "tokens": 2}, 3: {}})
+    done.metrics[4] = {"loss": 0.5, "tokens": 10**30}
+    strategy._nodes = {node: SimpleNamespace(name=f"d{node}") for node in done.metrics}
+    assert strategy._measured(done) == ([0.5], 3)
+    assert [event["device"] for event in events] == ["d2", "d3", "d4"]
+    state = SimpleNamespace(values={"a": torch.zeros(2)}, training=SimpleNamespace(names_in=lambda _: ["a"]))
+    strategy._run, strategy._tasks = SimpleNamespace(state=state), {1: SimpleNamespace(blocks=())}
+    for mean in ([], [np.zeros(3)], [np.zeros(2), np.zeros(2)]):
+        done.mean = mean
+        assert strategy._mean(done) == (None, "a sum of other shapes than the task's")
+    done.mean = [np.ones(2)]
+    assert strategy._mean(done)[0].tokens == 3
 
 
 @pytest.mark.parametrize("changes", [{"mode": "deft"}, {"upload": "float8"}, {"aggregate": "median"}])

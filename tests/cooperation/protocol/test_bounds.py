@@ -37,3 +37,8 @@ def test_texts_of_a_device_are_cut():
     assert short_text(10**5000) == "<int: ValueError>"  # Python prints no integer of that length
     assert len(short_reason("x" * 10**6)) == MAX_REASON_CHARACTERS
     assert short_reason("short") == "short"
+
+
+def test_a_reason_of_a_device_cannot_steer_a_terminal():
+    assert short_reason("größer als ε\x1b[2J\r\nok\ud800") == "größer als ε\\x1b[2J\\r\\nok\\ud800"
+    assert len(short_reason("\x00" * 10_000)) <= MAX_REASON_CHARACTERS

@@ -27,6 +27,8 @@ def test_json_is_read_as_it_was_written(value):
         (b'{"a":' * 10**5, "inside one another"),
         (b"{", "Expecting"),
         (b"\xff", "utf-8"),
+        ('{"a": 1}'.encode("utf-16-le"), "Expecting"),
+        ('{"a": 1}'.encode("utf-32"), "utf-8"),
     ],
 )
 def test_anything_else_is_refused(text, why):

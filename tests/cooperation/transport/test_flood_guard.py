@@ -38,6 +38,18 @@ def test_credit_is_beside_the_burst_and_does_not_fade():
     assert [bucket.take() for _ in range(13)] == [True] * 12 + [False]
 
 
+def test_unused_credit_of_many_requests_does_not_add_up():
+    guard = FloodGuard(Clock())
+    for _ in range(1000):
+        guard.expect(2, 1000)
+    guard.expect(1, 10)  # a smaller one takes nothing away
+    assert [guard.excess(0) for _ in range(FRAMES_BURST + 5)].index(guard.excess(0)) == FRAMES_BURST + 4
+    guard = FloodGuard(Clock())
+    for _ in range(1000):
+        guard.expect(2, BYTES_BURST)
+    assert [guard.excess(BYTES_BURST) == "" for _ in range(4)] == [True, True, True, False]
+
+
 def test_reports_and_expected_answers_are_never_too_much():
     clock = Clock()
     guard = FloodGuard(clock)

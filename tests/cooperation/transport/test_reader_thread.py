@@ -78,6 +78,24 @@ def test_a_reader_serves_one_loop_after_another_and_a_closed_one_loses_its_work(
     assert asyncio.run(reader.run(lambda: 5)) == 5
 
 
+def test_a_loop_that_closes_while_its_work_ends_does_not_end_the_thread():
+    reader, closed = ReaderThread(), threading.Event()
+    loop = asyncio.new_event_loop()
+
+    async def run():
+        working = asyncio.create_task(reader.run(lambda: closed.wait(5)))
+        await asyncio.sleep(0.05)
+        working.cancel()
+
+    loop.run_until_complete(run())
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    loop.is_closed = lambda: False  # as it is just before it closes
+    closed.set()
+    assert asyncio.run(asyncio.wait_for(reader.run(lambda: 5), 5)) == 5
+    del loop.is_closed
+
+
 def test_a_process_forked_after_work_has_a_thread_of_its_own():
     async def run():
         return await asyncio.wait_for(READER.run(lambda: 7), 5)

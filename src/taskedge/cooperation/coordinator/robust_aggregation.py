@@ -141,7 +141,8 @@ def clip_factors(
     """Return by which factor each answer's blocks are to be scaled down; blocks that stay are not in it.
 
     A block whose norm exceeds ``factor`` times the median is scaled to the median. The median is that of the round's
-    answers; of fewer than three answers it is the smaller of their lower one and the running one.
+    answers; of fewer than three answers it is the smaller of their lower one and the running one. Where it is 0, it is
+    the running one.
 
     Args:
         norms: l2 norms of an answer's update per block, for each answer.
@@ -155,8 +156,8 @@ def clip_factors(
     medians = {}
     for block, values in in_round.items():
         medians[block] = statistics.median_low(values)
-        if len(values) < MIN_ANSWERS and running.get(block):
-            medians[block] = min(medians[block], running[block])
+        if running.get(block) and (len(values) < MIN_ANSWERS or not medians[block]):
+            medians[block] = min(medians[block] or running[block], running[block])
     return [
         {block: medians[block] / norm for block, norm in of_answer.items() if norm > factor * medians[block] > 0}
         for of_answer in norms

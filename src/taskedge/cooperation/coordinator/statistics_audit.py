@@ -78,7 +78,9 @@ def audit_statistics(
         row_tokens: Tokens of the row that ``own`` is of.
     """
     refused: dict[str, str] = {}
-    shared = {name: linear.shared_input for name, linear in own.items()} if own else _majority(parts)
+    shared = _majority(parts)
+    if own:  # of a linear that did not run here, such as an expert without a token, the devices say what it shares
+        shared |= {name: linear.shared_input for name, linear in own.items() if linear.tokens}
     for device, part in parts.items():
         reason = _reason_alone(part, shared, own, max_tokens, row_tokens)
         if reason:
@@ -116,18 +118,18 @@ def _reason_alone(
 ) -> str:
     """Return why a device's statistics cannot be of this model, or an empty string."""
     for name, linear in part.items():
-        if not linear.tokens or (own is not None and not own[name].tokens):
-            continue  # it never ran there, or not here: an expert to which no token was routed
+        if not linear.tokens:  # it never ran there: an expert to which no token was routed
+            continue
         if linear.shared_input != shared.get(name):
             return f"statistics of linear {name!r} with the input of {linear.shared_input!r}, not of {shared[name]!r}"
         if own is None or linear.input_squares is None:
             continue
         mine = own[name]
-        if not (mine.tokens and linear.tokens):  # an expert that no token was routed to here or there
-            continue
         most = max_tokens * max(1.0, mine.tokens / row_tokens)  # a convolution has more positions than the row
         if linear.tokens > most:
             return f"statistics of linear {name!r} over {linear.tokens:,} tokens: its rows hold {most:,.0f} at most"
+        if not mine.tokens:  # its inputs are compared with those of other devices only
+            continue
         assert mine.input_squares is not None
         largest_own = max(_FLOOR, float(mine.input_squares.max()) / max(1, mine.tokens))
         largest = float(linear.input_squares.max()) / linear.tokens

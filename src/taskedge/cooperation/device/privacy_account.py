@@ -7,6 +7,7 @@ arXiv 1607.00133; numerical composition, arXiv 2106.02848; Rényi accounting, ar
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,18 +103,25 @@ class PrivacyAccount:
     def spend(self, rate: float, steps: int) -> None:
         """Write down releases. To be called before their result leaves the process.
 
+        Another process may have the same account, such as a successor of one that hangs: what it wrote counts as well.
+
         Raises:
             BudgetSpent: The budget does not cover them; nothing was written down.
             OSError: The file cannot be written, so that the result must not leave.
         """
-        self.check(rate, steps)
-        releases = dict(self._releases)
-        key = (self.budget.noise, rate)
-        releases[key] = releases.get(key, 0) + steps
-        stored = [[noise, of_rate, count] for (noise, of_rate), count in releases.items()]
-        content = {"format": FORMAT, "version": VERSION, "releases": stored}
-        write_atomic(self._path, json.dumps(content, indent=1).encode())
-        self._releases = releases
+        with self._path.with_name(f"{self._path.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._path.exists():
+                for key, count in _read(self._path).items():
+                    self._releases[key] = max(count, self._releases.get(key, 0))
+            self.check(rate, steps)
+            releases = dict(self._releases)
+            key = (self.budget.noise, rate)
+            releases[key] = releases.get(key, 0) + steps
+            stored = [[noise, of_rate, count] for (noise, of_rate), count in releases.items()]
+            content = {"format": FORMAT, "version": VERSION, "releases": stored}
+            write_atomic(self._path, json.dumps(content, indent=1).encode())
+            self._releases = releases
 
     def __str__(self) -> str:
         return f"ε = {self.epsilon:.3f} of {self.budget.epsilon:g} at δ = {self.budget.delta:g} in {self.steps:,} steps"

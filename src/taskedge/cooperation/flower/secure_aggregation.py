@@ -32,6 +32,7 @@ from taskedge.cooperation.coordinator.dispatch import TaskOutcome
 from taskedge.cooperation.flower.client import NodeSetup, client_app
 from taskedge.cooperation.flower.records import RECORD, STYPE, from_content, packed_record
 from taskedge.cooperation.flower.strategy import TaskEdgeStrategy
+from taskedge.cooperation.protocol.bounds import MAX_LOSS, MAX_ROWS, bounded_count, bounded_number, short_text
 from taskedge.cooperation.protocol.message import Message
 from taskedge.cooperation.protocol.validation import AcceptedAnswer, AnswerRefused, check_finite
 from taskedge.errors import InputError, TaskEdgeError
@@ -150,17 +151,31 @@ class SecureStrategy(TaskEdgeStrategy):
             return None, "too few devices stayed until the end of the round: their masks cannot be taken off"
         task = next(iter(self._tasks.values()))
         names = sorted(self._run.state.training.names_in(task.blocks))
-        tensors = {name: torch.from_numpy(array.copy()).float() for name, array in zip(names, done.mean, strict=True)}
         values = self._run.state.values
+        if [array.shape for array in done.mean] != [values[name].shape for name in names]:
+            return None, "a sum of other shapes than the task's"
+        tensors = {name: torch.from_numpy(array.copy()).float() for name, array in zip(names, done.mean, strict=True)}
         try:
-            if any(tensor.shape != values[name].shape for name, tensor in tensors.items()):
-                raise AnswerRefused("a sum of other shapes than the task's")
             check_finite(tensors)
         except AnswerRefused as error:
             return None, str(error)
-        losses = [float(metrics[LOSS]) for metrics in done.metrics.values()]
-        tokens = sum(int(metrics[TOKENS]) for metrics in done.metrics.values())
-        return AcceptedAnswer(tensors, tokens, sum(losses) / len(losses), seconds=0.0), ""
+        losses, tokens = self._measured(done)
+        return AcceptedAnswer(tensors, tokens, sum(losses) / len(losses) if losses else 0.0, seconds=0.0), ""
+
+    def _measured(self, done: _SecureRound) -> tuple[list[float], int]:
+        """Return the losses and the tokens that devices state in the clear. What is no possible number is left out."""
+        losses: list[float] = []
+        total = 0
+        for node, metrics in done.metrics.items():
+            loss = bounded_number(metrics.get(LOSS), -MAX_LOSS, MAX_LOSS)
+            tokens = bounded_count(metrics.get(TOKENS), 0, MAX_ROWS)
+            if loss is None or tokens is None:
+                stated = f"a loss of {short_text(metrics.get(LOSS))} over {short_text(metrics.get(TOKENS))} tokens"
+                self._log("metrics", device=self._nodes[node].name, why=f"it states {stated}: neither counts")
+            else:
+                losses.append(loss)
+                total += tokens
+        return losses, total
 
 
 class _SecureRound:

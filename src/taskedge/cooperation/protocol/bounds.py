@@ -56,6 +56,10 @@ def short_text(value: Any, characters: int = 60) -> str:
 
 
 def short_reason(reason: object) -> str:
-    """Return a reason that may quote a device, cut to ``MAX_REASON_CHARACTERS``."""
-    text = str(reason)
+    """Return a reason that may quote a device, cut to ``MAX_REASON_CHARACTERS``.
+
+    What a terminal would obey or cannot print (control characters, halves of surrogate pairs) is written as escapes.
+    """
+    text = str(reason)[: MAX_REASON_CHARACTERS + 1]
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= MAX_REASON_CHARACTERS else f"{text[: MAX_REASON_CHARACTERS - 3]}..."

@@ -1,8 +1,8 @@
 """Parse the JSON of a message strictly: what two readers could understand in two ways is refused.
 
 Python's parser accepts more than the standard: ``NaN`` and ``Infinity``, integers of any length, which no float holds,
-numbers such as ``1e999``, which become infinite, and an object with a key twice, of which the last one counts. A device
-could use each of these to make a check fail instead of the message.
+numbers such as ``1e999``, which become infinite, an object with a key twice, of which the last one counts, and UTF-16
+and UTF-32, which it guesses. A device could use each of these to make a check fail instead of the message.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def parse_json(text: bytes) -> Any:
     """Return the value of a JSON text.
 
     Raises:
-        ValueError: The text is no JSON by the standard, has a key twice, is nested too deeply, or has a number that is
-            not finite or beyond 64 bits.
+        ValueError: The text is no JSON by the standard or not in UTF-8, has a key twice, is nested too deeply, or has
+            a number that is not finite or beyond 64 bits.
     """
     try:
         value = json.loads(
-            text,
+            text.decode("utf-8"),
             object_pairs_hook=_unique_keys,
             parse_int=_bounded_integer,
             parse_float=_finite_float,

@@ -1,7 +1,8 @@
 """Budgets of what one device may send: frames, bytes and joins per second, so that one device cannot stall the others.
 
 A request adds the frames and bytes of the largest answer that it can have to its device's budget, so an honest device
-never exceeds it, however much it is asked. What a device sends unasked are heartbeats, two seconds apart.
+never exceeds it, however much it is asked. What honest devices leave unused does not add up: a budget holds the largest
+answers to two requests beside the burst. What a device sends unasked are heartbeats, two seconds apart.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ JOINS_BURST, JOINS_PER_SECOND = 10, 0.1
 """A device that comes and goes more often stays away: each time costs a ``hello``, and lines in the log."""
 MIN_PENALTY_SECONDS, MAX_PENALTY_SECONDS = 10.0, 600.0
 """How long a device that floods is not listened to: at first, and at most. Each time doubles it."""
+MAX_CREDITS = 2
+"""Largest answers that a budget holds: one may still be on its way when the next is asked for."""
 
 Clock = Callable[[], float]
 
@@ -32,6 +35,7 @@ class TokenBucket:
     def __init__(self, burst: float, per_second: float, clock: Clock = time.monotonic) -> None:
         self._burst, self._per_second, self._clock = burst, per_second, clock
         self._left, self._at = float(burst), clock()
+        self._largest_credit = 0.0
 
     def take(self, amount: float = 1.0) -> bool:
         """Take an amount, and return whether the budget held that much."""
@@ -45,8 +49,9 @@ class TokenBucket:
         return True
 
     def credit(self, amount: float) -> None:
-        """Add an amount that may be taken beside the burst."""
-        self._left += amount
+        """Add an amount that may be taken beside the burst, up to ``MAX_CREDITS`` times the largest one so far."""
+        self._largest_credit = max(self._largest_credit, amount)
+        self._left = min(self._left + amount, self._burst + MAX_CREDITS * self._largest_credit)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 from typing import Any, TypeVar, cast
 
@@ -74,9 +75,8 @@ class ReaderThread:
                     except BaseException as raised:  # the caller gets it
                         error = raised
                 done.append((item, result, error))
-            loop = done[0][0][0]
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(_hand_back, done)
+            with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
+                done[0][0][0].call_soon_threadsafe(_hand_back, done)
 
 
 def _hand_back(done: list[tuple[_Item, Any, BaseException | None]]) -> None:

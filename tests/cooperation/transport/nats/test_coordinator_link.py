@@ -236,6 +236,34 @@ def test_a_device_that_falls_silent_is_gone(fleet, monkeypatch):
     asyncio.run(run())
 
 
+@pytest.mark.slow
+def test_a_coordinator_that_is_behind_takes_no_device_for_gone(fleet, monkeypatch):
+    """With a thousand devices, reports wait behind answers. They are read before silence counts."""
+    monkeypatch.setattr("taskedge.cooperation.transport.nats.coordinator_link.HERE_SECONDS", 0.3)
+    monkeypatch.setattr("taskedge.cooperation.transport.nats.device_link.HERE_SECONDS", 0.1)
+    monkeypatch.setattr("taskedge.cooperation.transport.nats.coordinator_link.GONE_SECONDS", 0.5)
+
+    async def run():
+        async with over_nats(fleet) as around, BareClient(bundle_of(fleet, "edge0")) as busy:
+            around.device("edge1")
+            await busy.report()
+            await around.hears(("edge0", "joined"), ("edge1", "joined"))
+            client = await around.coordinator._connection.client()
+            process = client._process_msg
+
+            async def slow(sid, subject, *rest):
+                if b"edge0" in subject:
+                    await asyncio.sleep(0.05)
+                await process(sid, subject, *rest)
+
+            client._process_msg = slow
+            for _ in range(30):
+                await busy.report()
+            await around.hears_nothing(2.0)
+
+    asyncio.run(run())
+
+
 def test_a_missing_server_is_reported(fleet, tmp_path):
     bundle = with_other_server(fleet, tmp_path / "edge0", free_port())
     (bundle / "devices.json").write_text('{"devices": []}')

@@ -277,6 +277,16 @@ class NatsCoordinatorLink(RequestReplyLink):
             await self._follow_devices()
             await self._connection.client()
             hearing_since = max(hearing_since, self._connected_at)
-            for device, report in list(self._reports.items()):
-                if time.monotonic() - max(report.at, hearing_since) > GONE_SECONDS:
+            if self._silent(hearing_since) and await self._has_read_everything():
+                for device in self._silent(max(hearing_since, self._connected_at)):
                     self._drop(device)
+
+    def _silent(self, hearing_since: float) -> list[str]:
+        now = time.monotonic()
+        return [
+            device for device, report in self._reports.items() if now - max(report.at, hearing_since) > GONE_SECONDS
+        ]
+
+    async def _has_read_everything(self) -> bool:
+        """Return whether every report that the server has is read: answers of many devices may be before it."""
+        return await self._connection.caught_up(await self._connection.client())
