@@ -158,12 +158,12 @@ def test_killed_and_resumed(kinds, tmp_path, name, dtype):
 @pytest.mark.slow
 def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     """The file on a fresh bf16 base, without force, gives the logits of the model at the end of training."""
-    from taskedge.training import run, tune
+    from taskedge.training import trainable_model, tune
     from taskedge.training.config import load_config
     from taskedge.training.tune_config import TuneConfig
 
     seen = {}
-    extract = run.extract
+    extract = trainable_model.extract
 
     def last(model):
         seen["model"], delta = model, extract(model)
@@ -172,7 +172,7 @@ def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
             seen["logits"] = model(**seen["batch"]).logits.clone()
         return delta
 
-    monkeypatch.setattr(run, "extract", last)
+    monkeypatch.setattr(trainable_model, "extract", last)
     made = {}
     for dtype in ("bf16", "fp32"):
         settings = load_config(TuneConfig,

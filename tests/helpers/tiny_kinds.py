@@ -13,8 +13,8 @@ from tiny_task import WORDS
 
 from taskedge.backbone.loading import TASK_AUTO_CLASSES, Base, load_base
 from taskedge.training.data.table import Table
+from taskedge.training.passes_loss import PassesLoss
 from taskedge.training.tasks import TASKS, Columns, Task
-from taskedge.training.trainer import PassesLoss
 
 VOCABULARY = len(WORDS) + 4
 _TOKENS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}

@@ -22,7 +22,8 @@ from taskedge.selection.support import Support
 from taskedge.training import checkpoint, dry_run, tune
 from taskedge.training.config import load_config
 from taskedge.training.lora import PeftLora
-from taskedge.training.tune_config import LEARNING_RATES, TuneConfig
+from taskedge.training.training_settings import LEARNING_RATES
+from taskedge.training.tune_config import TuneConfig
 
 
 def everywhere(model, rank=3):

@@ -1,7 +1,6 @@
 """Training gives the bits of transformers' Trainer, also after an interruption, and changes only what it trains."""
 
 import json
-import math
 
 import pytest
 import tiny
@@ -14,7 +13,7 @@ from taskedge.forms.kernels import _forced
 from taskedge.forms.sparse import sparse_layers
 from taskedge.training.callbacks import Callback
 from taskedge.training.checkpoint import STATE, latest
-from taskedge.training.trainer import learning_rate_factor, make_optimizer, train
+from taskedge.training.trainer import train
 from taskedge.training.trainer_config import TrainerConfig
 
 SETTINGS = TrainerConfig(epochs=3, batch_size=4, accumulate=2, lr=1e-2, seed=5, checkpoint_every=2)
@@ -100,39 +99,6 @@ def test_it_ends_with_the_bits_of_the_trainer(tmp_path, changes):
     trainer.model_accepts_loss_kwargs = False  # else it would sum the means of the batches of a step
     trainer.train()
     assert tiny.same_bits(made.state_dict(), twin.state_dict())
-
-
-@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.3, 0.99])
-def test_the_learning_rate_is_that_of_the_linear_schedule(warmup):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, math.ceil(40 * warmup), 40)
-    for step in range(41):
-        assert learning_rate_factor(step, 40, warmup) == schedule.get_last_lr()[0]
-        optimizer.step()
-        schedule.step()
-
-
-@pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2, tiny.vit, tiny.t5], ids=lambda make: make.__name__)
-def test_biases_and_norms_have_no_weight_decay(make):
-    made = make()
-    for parameter in made.parameters():
-        parameter.requires_grad_(True)
-    optimizer = make_optimizer(made, TrainerConfig(weight_decay=0.1), ())
-    decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
-    names = transformers.Trainer.get_decay_parameter_names(None, made)
-    assert decayed == {id(parameter) for name, parameter in made.named_parameters() if name in names}
-
-
-def test_the_head_has_groups_of_its_own_if_its_rate_is_set():
-    made = model()
-    head = {name for name, _ in made.named_parameters() if name.startswith("classifier.")}
-    rates = {}
-    for config in (TrainerConfig(lr=0.5), TrainerConfig(lr=0.5, head_lr=0.25)):
-        groups = make_optimizer(made, config, head).param_groups
-        rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
-        for name, parameter in made.named_parameters():
-            if parameter.requires_grad:
-                assert rates[id(parameter)] == (config.head_lr if config.head_lr and name in head else config.lr)
 
 
 def test_it_trains_the_entries_and_the_head_and_nothing_else(tmp_path):

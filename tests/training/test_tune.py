@@ -7,7 +7,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -196,31 +195,6 @@ def test_interrupted_before_there_was_anything_to_keep(task, tmp_path):
     assert snapshot(tmp_path) == {}
 
 
-def test_resume_sees_changed_data(task, tmp_path):
-    train = shutil.copy(task / "train.csv", tmp_path / "train.csv")
-    arguments = tuning(task, "--train", train, "--out", tmp_path / "o")
-    forked(arguments, killed_at(checkpoint, "write"))
-    tiny_task.table(train, tiny_task.rows(96, seed=5))
-    ended = forked([*arguments, "--resume"])
-    assert ended.code == 2
-    assert "other training data: resume it with those" in ended.err
-
-
-def test_resume_with_nothing_to_resume(task, tmp_path):
-    """A typo in --out does not start anew: the message names the runs that can be resumed."""
-    forked(tuning(task, "--out", tmp_path / "right", *OFTEN), killed_at(checkpoint, "write", after=True))
-    (tmp_path / "other.run").mkdir()
-    before = snapshot(tmp_path)
-    ended = forked(tuning(task, "--out", tmp_path / "wrong", "--resume"))
-    assert ended.code == 2
-    assert f"no interrupted run {tmp_path / 'wrong.run'}" in ended.err
-    assert f"interrupted runs in {tmp_path}: right.run)" in ended.err
-    assert snapshot(tmp_path) == before
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"interrupted runs in \S+: none"):
-        tune.tune(tune_config(task, tmp_path / "empty" / "o"), resume=True, progress=False, log=str)
-
-
 def test_a_run_killed_before_it_kept_anything_is_resumed_anew(task, whole, tmp_path):
     out = tmp_path / "task.safetensors"
     forked(tuning(task, "--out", out), killed_at(run, "load_base"))
@@ -317,12 +291,6 @@ def test_no_space_left(task, whole, tmp_path, arrange, kept):
     assert not [name for name in snapshot(tmp_path) if "/." in name or name.startswith(".")]
     assert forked([*arguments, "--resume"]).code == 0
     assert (tmp_path / "o").read_bytes() == whole[0]
-
-
-def test_a_folder_that_cannot_be_made(task, tmp_path):
-    (tmp_path / "o.run").write_text("a file in its place")
-    with pytest.raises(InputError, match="cannot be written"):
-        tune.tune(tune_config(task, tmp_path / "o"), progress=False, log=str)
 
 
 def test_the_written_file_is_what_is_measured(task, tmp_path):

@@ -32,7 +32,8 @@ from taskedge.selection.disk_accumulator import DiskAccumulator
 from taskedge.selection.statistics import INPUTS, Statistics, measure
 from taskedge.selection.support import Support
 from taskedge.training.guard import guarded
-from taskedge.training.trainer import Batch, PassesLoss, Row, bf16_forward, num_steps, train
+from taskedge.training.passes_loss import PassesLoss
+from taskedge.training.trainer import Batch, Row, bf16_forward, num_steps, train
 from taskedge.training.trainer_config import TrainerConfig
 
 _FLOAT_BYTES = 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,78 +17,23 @@ from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.coverage import experts_text, idle_text
 from taskedge.backbone.loading import Base, load_base
 from taskedge.backbone.storage.set_storage import set_weight_storage
-from taskedge.delta.delta import Delta
-from taskedge.delta.extract import extract
-from taskedge.errors import InputError
-from taskedge.forms.dash import add_directions
-from taskedge.forms.install import fuse, install
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import read_support_file
-from taskedge.training.data.infer_task import IMAGES, infer_task, task_of_labels, task_sentence
-from taskedge.training.data.label_checks import data_summary, label_warnings
 from taskedge.training.data.table import Table
 from taskedge.training.data_order import random_order
 from taskedge.training.dense_run import measure_changes
+from taskedge.training.form_callbacks import form_support
 from taskedge.training.guard import check_forward, guarded, in_file
 from taskedge.training.head_warmup import warm_head
-from taskedge.training.lora import PeftLora, lora_support
-from taskedge.training.memory.mezo import MEZO_WARNING
-from taskedge.training.tasks import TASKS, Batch, Collate, Columns, Log, Row, Task
+from taskedge.training.run_data import RunData, read_data
+from taskedge.training.tasks import Batch, Collate, Log, Row, Task
 from taskedge.training.token_limit import token_limit
+from taskedge.training.trainable_model import TrainableModel, install_support
 from taskedge.training.tune_config import TuneConfig
 
 RELOADING_SETTINGS = frozenset({"dtype", "weight_storage"})
 """Settings that need the base to be loaded again if they change."""
-
-
-@dataclass(frozen=True)
-class RunData:
-    """Training and held-out data.
-
-    Attributes:
-        task: the kind of task that the data is for, not yet bound to a base.
-        columns: the columns of ``train``.
-        train: the training data.
-        eval: the held-out data, if there is any.
-    """
-
-    task: Task
-    columns: Columns
-    train: Table
-    eval: Table | None
-
-
-class TrainableModel(Protocol):
-    """A base model with something installed that trains."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The model."""
-        ...
-
-    def extract(self) -> Delta:
-        """Return what it has learned."""
-        ...
-
-    def fuse(self) -> nn.Module:
-        """Restore plain layers. Their weights are unspecified afterwards; apply a delta before use."""
-        ...
-
-
-@dataclass(frozen=True)
-class InstalledModel:
-    """A model with a support installed by :func:`taskedge.install`: a :class:`TrainableModel`."""
-
-    model: nn.Module
-
-    def extract(self) -> Delta:
-        """Return what it has learned."""
-        return extract(self.model)
-
-    def fuse(self) -> nn.Module:
-        """Restore plain layers."""
-        return fuse(self.model)
 
 
 def prepare_run(config: TuneConfig, log: Log) -> Run:
@@ -106,50 +51,6 @@ def prepare_run(config: TuneConfig, log: Log) -> Run:
         config = config.model_copy(update={"batch_size": data.task.batch_size})
         config.trainer_config()  # refuses a micro-batch that does not divide this batch size
     return Run(config, data, log)
-
-
-def read_data(config: TuneConfig, log: Log) -> RunData:
-    """Read the training and held-out data, and infer the task.
-
-    Raises:
-        InputError: data that cannot be used.
-    """
-    inferred = infer_task(config.train, Columns.of(config.model_dump()), config.task)
-    task_class = TASKS[inferred.task]
-    train = task_class.read(config.train, inferred.columns, answers=True, log=log)
-    if inferred.depends_on_labels:
-        task_class = TASKS[task_of_labels(train)]
-    log(task_sentence(inferred, config.train, task_class.name))
-    task = task_class.from_table(train, inferred.columns)
-    held_out = None
-    if config.eval:
-        columns = inferred.columns
-        if config.train.is_dir() or config.eval.is_dir():  # only two tables have the same columns
-            columns = infer_task(config.eval, Columns(), task_class.name).columns
-        held_out = task_class.read(config.eval, columns, answers=True, log=log)
-        task.check(held_out)
-    data = RunData(task, inferred.columns, train, held_out)
-    _log_data(data, config, may_be_numbers=inferred.depends_on_labels, log=log)
-    return data
-
-
-def _log_data(data: RunData, config: TuneConfig, *, may_be_numbers: bool, log: Log) -> None:
-    """Log a summary of the data and warnings about the labels.
-
-    Raises:
-        InputError: there are warnings, and the run is ``strict``.
-    """
-    num_classes = len(data.task.labels)
-    for table in (data.train, data.eval):
-        if table is not None and table.understood:
-            log(table.understood)
-    for line in data_summary(data.train, data.eval, num_classes, images=data.task.name == IMAGES):
-        log(line)
-    warnings = label_warnings(data.train, may_be_numbers=may_be_numbers) if num_classes else []
-    if warnings and config.strict:
-        raise InputError(f"{'; '.join(warnings)}: correct the data, or leave out --strict")
-    for warning in warnings:
-        log(f"warning: {warning}")
 
 
 @dataclass(frozen=True)
@@ -326,10 +227,10 @@ class Run:
         return config.batch_size if config.needs_gradients else config.trainer_config().rows_per_pass
 
     def select(self, batches: Iterable[Batch] | None = None) -> Support:
-        """Return the support that these batches select, by default the calibration batches; LoRA needs none."""
+        """Return the support that these batches select, by default the calibration batches; some forms need none."""
         config = self.config
-        if config.form == "lora":
-            return lora_support(self.base.model, config.rank, config.depth)
+        if (support := form_support(self.base.model, config)) is not None:
+            return support
         if config.support_file is not None:
             return read_support_file(config.support_file, self.base.model, self.task.labels)
         if batches is None:
@@ -353,27 +254,7 @@ class Run:
 
     def install(self, support: Support) -> TrainableModel:
         """Install the support in the base's model, in the configured form, with the fully trained parameters."""
-        config, model = self.config, self.base.model
-        if config.optimizer == "mezo":
-            self.log(MEZO_WARNING)
-        if config.weight_storage == "mmap":
-            set_weight_storage(model, config.weight_storage, self.log)
-        if config.form == "lora" and not config.dash:
-            return PeftLora(model, support, self.full_names, config.alpha, config.seed)
-        install(
-            model,
-            support,
-            trainable=self.full_names,
-            step=config.step,
-            step_exponent=config.step_exponent,
-            form="sparse" if config.dash else config.form,
-            rank=config.rank if config.form == "sparse_lora" else None,
-            alpha=config.alpha,
-            seed=config.seed,
-        )
-        if config.dash:
-            add_directions(model, config.directions)
-        return InstalledModel(model)
+        return install_support(self.base.model, support, self.config, self.full_names, self.log)
 
     def num_trained_parameters(self, model: nn.Module) -> int:
         """Return the number of values that the optimizer moves, without the fully trained parameters."""

@@ -18,8 +18,9 @@ from taskedge.selection.support import Support, load_support
 from taskedge.selection.support_file import write_support_file
 from taskedge.training.find_support import find_in_steps
 from taskedge.training.run import Run, prepare_run
+from taskedge.training.run_folder import SETTINGS_FILE, SUPPORT_FILE, identity_changes, is_interrupted, run_identity
+from taskedge.training.selection_settings import FORMS_OF_ENTRIES
 from taskedge.training.tasks import Log
-from taskedge.training.tune import SETTINGS_FILE, SUPPORT_FILE, identity_changes, is_interrupted, run_identity
 from taskedge.training.tune_config import TuneConfig
 
 
@@ -86,8 +87,8 @@ def select_to_file(
             exists (and neither ``resume`` nor ``force``).
         TrainingDiverged: the loss of a selection by gates is not a finite number.
     """
-    if config.form == "lora":
-        raise InputError("the form 'lora' selects nothing: give another --form")
+    if config.form not in FORMS_OF_ENTRIES:
+        raise InputError(f"the form {config.form!r} selects nothing: give another --form")
     if config.support_file is not None:
         raise InputError(f"{config.support_file} holds a support already: leave out --support-file")
     begin = time.monotonic()

@@ -1,11 +1,21 @@
-"""Methods of the settings about selection: arguments of ``select``, gradients that it needs, and the weight storage."""
+"""Settings of ``taskedge tune`` about the selection and the form, and what follows from them.
+
+Must not import torch or transformers: help texts and faults in flags are printed at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from pydantic import Field, ValidationInfo, field_validator
+
+from taskedge.forms import STEP_EXPONENT
+from taskedge.selection import DEFAULT_RANK
+from taskedge.training.config import Config
+from taskedge.training.form_settings import TAPS_FORMS, TAPS_PENALTY
 from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
 SELECTION_FIELDS = (
@@ -17,37 +27,149 @@ GATE_FIELDS = ("support_epochs", "support_lr", "gates", "gate_penalty", "group_p
 """Settings that only a selection with gates reads."""
 GATE_PENALTY = 42.5
 """Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
+FORMS_OF_ENTRIES = ("sparse", "sparse_lora", "sparse_taps")
+"""Forms that train a selection of entries."""
 _OF_RULES = ("per_neuron", "rule", "allocation", "columns", "max_columns", "column_score")
 
 
-class SelectionSettings:
-    """Methods of :class:`taskedge.training.tune_config.TuneConfig` about its selection settings.
+_FORMS_OF = {
+    **dict.fromkeys(
+        (
+            *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "column_score"),
+            *("step", "step_exponent", "calibration", "support_file", "support", *GATE_FIELDS),
+        ),
+        ("sparse", "sparse_lora", "sparse_taps"),
+    ),
+    "gate_penalty": ("sparse", "sparse_lora", *TAPS_FORMS),
+    **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora", "filtered")),
+    **dict.fromkeys(("dash", "directions", "dash_start"), ("lora",)),
+}
+"""Settings that only some forms have, and these forms. In other forms they are refused instead of ignored."""
 
-    Must not import torch: see there.
-    """
 
-    if TYPE_CHECKING:  # fields of the class that inherits
-        model_fields_set: set[str]
+class SelectionSettings(Config):
+    """Settings of one run about what is trained, and in which form."""
+
+    if TYPE_CHECKING:  # of the class that inherits
         allow: list[str] | None
-        support_file: Path | None
-        support: str
-        dash: bool
         memory: str | None
-        budget: str
-        per_neuron: int | None
-        rule: str
-        allocation: str
-        columns: int | None
-        max_columns: int | None
-        column_score: str | None
-        depth: int | None
-        change_epochs: float
-        change_lr: float
-        rank: int
-        form: Any
         regrow: int
         seed: int
         trainer_config: Callable[[], TrainerConfig]
+
+    form: Annotated[
+        Literal["sparse", "sparse_lora", "lora", "taps", "sparse_taps", "filtered"],
+        Field(
+            description="What is trained: selected weights (sparse), the same through low-rank factors (sparse_lora), "
+            "LoRA by PEFT (lora), whole layers behind gates (taps), selected weights behind the same gates "
+            "(sparse_taps), or LoRA with filters of hidden states (filtered)."
+        ),
+    ] = "sparse"
+    budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
+    per_neuron: Annotated[int | None, Field(description="Instead of a budget: entries per neuron.", ge=1)] = None
+    rule: Annotated[
+        str,
+        Field(
+            description="Rule that ranks the weights: taskedge, mean_activation, activation, magnitude, "
+            "magnitude_bottom, principal, principal:R (of rank R), gradient, first_batch, pursuit, pursuit_t, snip, "
+            "ratio, fisher, fisher_bottom or random; change trains all weights first and takes those that moved most; "
+            "spt selects low-rank modules, biases and norms as well."
+        ),
+    ] = "taskedge"
+    change_epochs: Annotated[float, Field(description="With --rule change: epochs of its dense run.", gt=0)] = 1.0
+    change_lr: Annotated[float, Field(description="With --rule change: peak rate of its dense run.", gt=0)] = 1e-4
+    allocation: Annotated[
+        str,
+        Field(
+            description="How the budget is divided: per_neuron, per_layer, global, global_per_neuron, or a pattern N:M "
+            "such as 2:4, which replaces the budget."
+        ),
+    ] = "per_neuron"
+    columns: Annotated[
+        int | None,
+        Field(
+            description="Instead of a budget: the best columns of every input, in which all entries are trained, or "
+            "with --per-neuron the best of each neuron.",
+            ge=1,
+        ),
+    ] = None
+    max_columns: Annotated[
+        int | None,
+        Field(description="With a budget: largest number of columns used of every input, a cap on memory.", ge=1),
+    ] = None
+    column_score: Annotated[
+        str | None,
+        Field(
+            description="What ranks the columns of --columns and --max-columns: entries (sum of the rule's scores), "
+            "activation, weight, random, gradient, pursuit, principal or greedy.  [default: entries]"
+        ),
+    ] = None
+    depth: Annotated[
+        int | None,
+        Field(description="Train only this many blocks nearest the output; the others need no memory.", ge=1),
+    ] = None
+    step: Annotated[
+        Literal["plain", "activation"], Field(description="'activation' scales steps by the inverse input norm.")
+    ] = "activation"
+    step_exponent: Annotated[
+        float,
+        Field(
+            description="'activation' also divides steps by this power of the number of entries of the neuron.",
+            ge=0,
+            le=1,
+        ),
+    ] = STEP_EXPONENT
+    rank: Annotated[int, Field(description="Rank of the products of sparse_lora, lora and rule spt.", ge=1)] = (
+        DEFAULT_RANK
+    )
+    alpha: Annotated[
+        float | None, Field(description="Low-rank products are scaled by alpha/rank.  [default: the rank]", gt=0)
+    ] = None
+    dash: Annotated[bool, Field(description="LoRA-Dash, trained by this program instead of PEFT.")] = False
+    directions: Annotated[int, Field(description="Singular directions that LoRA-Dash trains.", ge=1)] = 8
+    dash_start: Annotated[int, Field(description="Optimizer steps of plain LoRA before LoRA-Dash.", ge=1)] = 100
+    calibration: Annotated[int, Field(description="Batches on which the selection takes statistics.", ge=1)] = 8
+    support: Annotated[
+        Literal["rule", "diff-pruning"],
+        Field(description="How weights are found: by the rule, or with trained gates, in eleven times their memory."),
+    ] = "rule"
+    support_epochs: Annotated[float, Field(description="Epochs in which gates are trained.", gt=0)] = 3.0
+    support_lr: Annotated[float, Field(description="Peak learning rate of weights with gates.", gt=0)] = 1e-4
+    gates: Annotated[
+        Literal["structured", "unstructured"], Field(description="Gates of weights and matrices, or of weights only.")
+    ] = "structured"
+    gate_penalty: Annotated[
+        float | None,
+        Field(
+            description="Pressure that closes gates; for any model size.  "
+            f"[default: diff-pruning {GATE_PENALTY:g}, taps and sparse_taps {TAPS_PENALTY:g}]",
+            ge=0,
+        ),
+    ] = None
+    group_penalty: Annotated[
+        Literal["product", "sum"], Field(description="Penalty of gates of matrices: the paper's product, or a sum.")
+    ] = "product"
+    support_file: Annotated[
+        Path | None, Field(description="Instead of a selection: a support that `taskedge select` found on this base.")
+    ] = None
+
+    @field_validator(*_FORMS_OF)
+    @classmethod
+    def _check_form_has_setting(cls, value: Any, info: ValidationInfo) -> Any:
+        """Check a value that was set; pydantic does not validate defaults."""
+        form, forms = info.data.get("form"), _FORMS_OF[str(info.field_name)]
+        if info.field_name == "rank" and form == "sparse" and info.data.get("rule") == "spt":
+            return value
+        if form is not None and form not in forms:
+            raise ValueError(f"has no effect with form {form!r}, only with {' and '.join(forms)}: leave it out")
+        return value
+
+    @field_validator("form")
+    @classmethod
+    def _check_peft_is_installed(cls, value: str) -> str:
+        if value == "lora" and not find_spec("peft"):
+            raise ValueError("LoRA is trained by PEFT, which is not installed: pip install 'taskedge[peft]'")
+        return value
 
     def select_kwargs(self) -> dict[str, Any]:
         """Return keyword arguments for :func:`taskedge.select`, without defaults that another setting replaces."""
@@ -81,7 +203,7 @@ class SelectionSettings:
         """Whether all weights are trained first, to see what changes."""
         from taskedge.selection.rules import RULES
 
-        return self.form != "lora" and self.support_file is None and RULES[self.rule].needs_dense_run
+        return self.form in FORMS_OF_ENTRIES and self.support_file is None and RULES[self.rule].needs_dense_run
 
     def dense_run_settings(self) -> dict[str, Any]:
         """Return keyword arguments for :func:`taskedge.training.dense_run.measure_changes`.
@@ -144,6 +266,8 @@ class SelectionSettings:
                 return f"--support {self.support} needs memory that is not predicted: leave out --memory"
         else:
             names, reason, other = GATE_FIELDS, "without gates", ""
+            if self.form in TAPS_FORMS:
+                names = tuple(name for name in GATE_FIELDS if name != "gate_penalty")
         given = [f"--{name.replace('_', '-')}" for name in names if name in self.model_fields_set]
         if self.support_file is not None and "depth" in (self.allow or ()):
             given.append("--allow depth")
@@ -165,8 +289,8 @@ class SelectionSettings:
         from taskedge.selection.rules import RULES
 
         rule = RULES[self.rule]
-        if self.form == "lora":
-            return "--form lora"
+        if self.form in ("lora", "taps", "filtered"):
+            return f"--form {self.form}"
         if self.regrow > 0:
             return "--regrow"
         if self.support != "rule":

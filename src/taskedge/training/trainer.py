@@ -7,9 +7,7 @@ takes two forward passes, checkpoints hold only what is trained, and a loss that
 
 from __future__ import annotations
 
-import inspect
 import math
-import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,30 +20,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from taskedge.backbone.evaluation import loss_of, run_batch
 from taskedge.errors import TrainingDiverged
 from taskedge.forms.kernels import force_kernel
 from taskedge.forms.recompute import recomputing
 from taskedge.profiling.process_memory import return_freed_memory
 from taskedge.training import checkpoint as checkpoints
 from taskedge.training.callbacks import Callback, ProgressLine, StepTimer, TensorBoardLog, TrainState
+from taskedge.training.column_draws_callback import ColumnDraws, draws_columns
 from taskedge.training.data_order import epoch_order
-from taskedge.training.generation import IGNORED
 from taskedge.training.guard import guarded
-from taskedge.training.memory.mezo import Mezo, downstream_names
-from taskedge.training.memory.micro_batch import count_labels, shifts_labels
+from taskedge.training.memory.mezo import Mezo
 from taskedge.training.memory.rotate import RotationCallback
+from taskedge.training.optimizer import learning_rate_factor, make_optimizer
+from taskedge.training.passes_loss import PassesLoss
 from taskedge.training.regrow_callback import Regrow
-from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
+from taskedge.training.trainer_config import TrainerConfig
 
 Row = dict[str, Any]
 Batch = Mapping[str, Any]
 
 LOG_EVERY = 10
 """Steps between entries of the log; the last step has an entry as well."""
-
-_WITHOUT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
-"""Names, in lower case, of parameters without weight decay, besides those of ``nn.LayerNorm``."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +106,8 @@ def train(
         hooks.append(Regrow(rows, collate, config))
     if config.rotate:
         hooks.append(RotationCallback(model, config.rotate))
+    if draws_columns(model):
+        hooks.append(ColumnDraws())
     hooks += [*callbacks, timer]
     if progress:
         hooks.append(ProgressLine())
@@ -234,83 +231,6 @@ def _run(
             checkpoints.write(folder, state)
 
 
-class PassesLoss:
-    """Loss of each pass of a step, weighted so that the losses of all passes sum to the mean over the step's labels.
-
-    Losses of causal language models divide by a number of labels that they are given. Losses of other models are means
-    over their batch. Weights matter because parts differ: the last batch of an epoch has fewer rows.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._takes_count = shifts_labels(model) and _accepts_loss_kwargs(model)
-        self._num_labels = 0
-
-    def begin_step(self, batches: Sequence[Batch]) -> None:
-        """Count the labels of a step."""
-        count = _count_shifted_labels if self._takes_count else count_labels
-        self._num_labels = sum(map(count, batches))
-
-    def __call__(self, batch: Batch) -> Tensor:
-        """Return the loss of one of the step's batches."""
-        if self._takes_count:
-            num_labels = torch.tensor(float(self._num_labels))
-            return loss_of(run_batch(self._model, {**batch, "num_items_in_batch": num_labels}))
-        return loss_of(run_batch(self._model, batch)) * (count_labels(batch) / self._num_labels)
-
-
-def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str]) -> torch.optim.Optimizer:
-    """Return the optimizer of the parameters that require gradients, in groups with their peak learning rates.
-
-    Biases and parameters of norms have no weight decay.
-
-    Args:
-        model: the model to train.
-        config: settings of the run.
-        head: names of the fully trained parameters. They have groups of their own if ``config.head_lr`` is set. With
-            MeZO, those of them that lie downstream of every sparse entry always have, since gradients train them.
-    """
-    is_mezo = config.optimizer == "mezo"
-    head_lr = config.head_lr
-    if is_mezo:
-        head = downstream_names(model, head)
-        if head_lr is None:
-            head_lr = HEAD_LEARNING_RATE
-    elif head_lr is None:
-        head = ()
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    undecayed = _undecayed_names(model)
-    groups: list[dict[str, Any]] = []
-    for is_head, lr in ((False, config.lr), (True, head_lr)):
-        if lr is None:  # the head trains like the rest
-            continue
-        names = [name for name in trained if (name in head) == is_head]
-        with_decay = [trained[name] for name in names if name not in undecayed]
-        without_decay = [trained[name] for name in names if name in undecayed]
-        for parameters, weight_decay in ((with_decay, config.weight_decay), (without_decay, 0.0)):
-            groups.append({"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": weight_decay})
-            if is_mezo:
-                groups[-1]["exact"] = is_head
-    if is_mezo:
-        groups = [group for group in groups if group["params"]]
-        return Mezo(groups, config.lr, perturbation=config.perturbation, seed=config.seed)
-    return torch.optim.AdamW(groups, fused=True)
-
-
-def learning_rate_factor(step: int, max_steps: int, warmup: float) -> float:
-    """Return the learning rate of a step (from 0), relative to its peak: a linear rise from 0, then a linear fall to 0.
-
-    Args:
-        step: optimizer steps done.
-        max_steps: optimizer steps of the whole run.
-        warmup: share of them with a rising rate.
-    """
-    warmup_steps = math.ceil(max_steps * warmup)
-    if step < warmup_steps:
-        return step / warmup_steps
-    return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
-
-
 @contextmanager
 def bf16_forward(model: nn.Module) -> Iterator[None]:
     """Run the forward passes of ``model`` under autocast to bfloat16, and return their outputs in float32."""
@@ -360,27 +280,6 @@ def _set_random_state_of_epoch(checkpoint: checkpoints.Checkpoint | None, step_o
     torch.empty((), dtype=torch.int64).random_()
     if checkpoint is not None and step_of_epoch > 0:
         checkpoint.restore_random()
-
-
-def _accepts_loss_kwargs(model: nn.Module) -> bool:
-    """Return whether the model's ``forward`` takes ``num_items_in_batch`` for its loss."""
-    declared = getattr(model, "accepts_loss_kwargs", None)
-    if declared is not None:
-        return bool(declared)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def _count_shifted_labels(batch: Batch) -> int:
-    """Return the number of tokens that a causal language model predicts; its loss has no prediction of the first."""
-    return int((batch["labels"][..., 1:] != IGNORED).sum())
-
-
-def _undecayed_names(model: nn.Module) -> set[str]:
-    """Return the names of parameters without weight decay, which are also those that the Trainer leaves out."""
-    norms = [name for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
-    in_norms = {f"{norm}.{name}" for norm in norms for name, _ in model.get_submodule(norm).named_parameters()}
-    return in_norms | {name for name, _ in model.named_parameters() if _WITHOUT_DECAY.search(name.lower())}
 
 
 def _diverged(loss: Tensor, state: TrainState, folder: Path) -> TrainingDiverged:

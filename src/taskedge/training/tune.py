@@ -16,12 +16,10 @@ A run in ten steps:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,14 +27,12 @@ from typing import Any
 import torch
 
 from taskedge.backbone.coverage import log_coverage
-from taskedge.backbone.storage import current_name
 from taskedge.backbone.storage.memory_map import check_unchanged
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load, save
 from taskedge.errors import DoesNotFit, InputError, TrainingDiverged
-from taskedge.io.atomic import link_target, move_atomic, require_writable, write_atomic
-from taskedge.io.lock import hold_lock
+from taskedge.io.atomic import move_atomic, write_atomic
 from taskedge.profiling.byte_size import format_bytes
 from taskedge.profiling.process_memory import (
     TIGHT_THRESHOLD_BYTES,
@@ -48,25 +44,33 @@ from taskedge.profiling.process_memory import (
 from taskedge.selection.support import Support, load_support, save_support
 from taskedge.training import checkpoint
 from taskedge.training.callbacks import TENSORBOARD_FOLDER
-from taskedge.training.config import changes_text
-from taskedge.training.dash_callback import DashStart
 from taskedge.training.find_support import find_in_steps
+from taskedge.training.form_callbacks import form_callbacks
 from taskedge.training.guard import explained, in_file
 from taskedge.training.memory.decide import choose_within_budget
 from taskedge.training.memory.headroom import ReleaseFreedMemory
 from taskedge.training.memory.memory_report import decision_text
-from taskedge.training.run import Run, TrainableModel, prepare_run
-from taskedge.training.selection_settings import SELECTION_FIELDS
+from taskedge.training.run import Run, prepare_run
+from taskedge.training.run_folder import (
+    MEMORY_FILE,
+    SETTINGS_FILE,
+    SUPPORT_FILE,
+    check_output,
+    check_parent,
+    check_was_killed,
+    current_names,
+    hold_locks,
+    identity_changes,
+    is_interrupted,
+    run_folder,
+    run_identity,
+)
+from taskedge.training.run_provenance import training_provenance, training_text
 from taskedge.training.tasks import Log, Measures
+from taskedge.training.trainable_model import TrainableModel
 from taskedge.training.trainer import TrainResult, bf16_forward, train
 from taskedge.training.tune_config import TuneConfig
 from taskedge.training.tune_result import TuneResult
-
-SETTINGS_FILE, SUPPORT_FILE, MEMORY_FILE = "settings.json", "support.safetensors", "memory.json"
-"""Files in the folder of a run, beside checkpoints and logs. A folder with settings holds an interrupted run."""
-
-_BEFORE_THEY_EXISTED = {"step_exponent": 0.0}
-"""What runs did before they had these settings, where it is not the default."""
 
 
 def tune(
@@ -93,11 +97,11 @@ def tune(
         TrainingDiverged: the loss is not a finite number; the last good checkpoint is kept.
     """
     folder = run_folder(config)
-    _check_parent(config.out)
-    with _hold_locks(config.out, folder) as was_killed:
-        _check_output(config.out, folder, resume=resume, force=force)
+    check_parent(config.out)
+    with hold_locks(config.out, folder) as was_killed:
+        check_output(config.out, folder, resume=resume, force=force)
         if resume and not is_interrupted(folder):
-            _check_was_killed(folder, was_killed, log)
+            check_was_killed(folder, was_killed, log)
         return _tune(config, folder, resume=resume, progress=progress, log=log)
 
 
@@ -108,7 +112,7 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
     support = _resume_or_select(run, folder, predicted, resume=resume, progress=progress)
     installed = run.install(support)
     num_trained = run.num_trained_parameters(installed.model)
-    log(_training_text(run, support, num_trained))
+    log(training_text(run, support, num_trained))
     try:
         with in_file(run.data.train.path):
             trained = train(
@@ -121,7 +125,7 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
                 progress=progress,
                 callbacks=[
                     *([] if predicted is None else [ReleaseFreedMemory()]),
-                    *([DashStart(config.dash_start, log)] if config.dash else []),
+                    *form_callbacks(config, log),
                 ],
                 tensorboard=config.tensorboard,
                 head=run.full_names,
@@ -138,8 +142,8 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
         task=run.task.name,
         form=config.form,
         lr=config.lr,
-        entries=support.num_entries,
-        share=support.share,
+        entries=delta.num_entries,
+        share=support.share if delta.low_rank else delta.num_entries / max(1, support.model_parameters),
         low_rank=delta.num_low_rank_parameters,
         trained=num_trained,
         head=run.num_full_parameters,
@@ -156,70 +160,9 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
     )
 
 
-def run_folder(config: TuneConfig) -> Path:
-    """Return the folder of a run's checkpoints and logs: beside its output."""
-    return config.out.with_name(f"{config.out.name}.run")
-
-
-def is_interrupted(folder: Path) -> bool:
-    """Return whether the folder holds a run that can be resumed."""
-    return (folder / SETTINGS_FILE).exists()
-
-
 def as_json(result: TuneResult) -> dict[str, Any]:
     """Return the result as plain values."""
     return asdict(result) | {"out": str(result.out)}
-
-
-def _check_parent(out: Path) -> None:
-    """Check that a file can be made under the name of the output."""
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: there is no folder {out.parent}: make it, or name another with --out")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: name a file with --out")
-    require_writable(out)
-
-
-@contextmanager
-def _hold_locks(out: Path, folder: Path) -> Iterator[bool]:
-    """Hold the locks on the run's folder and on the output; yield whether an earlier run was killed.
-
-    Other verbs lock the output only. If it is a symbolic link, its target and the folder of that are locked as well.
-    """
-    with ExitStack() as stack:
-        was_killed = stack.enter_context(hold_lock(folder))
-        stack.enter_context(hold_lock(out))
-        if out.is_symlink():
-            target = link_target(out)
-            stack.enter_context(hold_lock(target.with_name(f"{target.name}.run")))
-            stack.enter_context(hold_lock(target))
-        yield was_killed
-
-
-def _check_was_killed(folder: Path, was_killed: bool, log: Log) -> None:
-    """Check that a run which keeps nothing yet was killed, so that resuming it means to start anew.
-
-    Raises:
-        InputError: there was no such run; the message names the interrupted runs of the same folder.
-    """
-    if was_killed or folder.is_dir():
-        log(f"{folder}: the run was killed before it kept anything: it starts anew")
-        return
-    interrupted = sorted(path.name for path in folder.parent.glob("*.run") if is_interrupted(path))
-    shown = ", ".join(interrupted[:10]) + (", ..." if len(interrupted) > 10 else "")
-    present = f"interrupted runs in {folder.parent}: {shown or 'none'}"
-    raise InputError(
-        f"there is no interrupted run {folder}, so there is nothing to resume ({present}): correct --out, or start "
-        "without --resume"
-    )
-
-
-def _check_output(out: Path, folder: Path, *, resume: bool, force: bool) -> None:
-    """Check that the run may write its files, before any work."""
-    if out.exists() and not force and not (resume and is_interrupted(folder)):
-        raise InputError(f"{out} exists: name another file with --out, or replace it with --force")
-    if is_interrupted(folder) and not (resume or force):
-        raise InputError(f"{folder} holds an interrupted run: continue it with --resume, or start anew with --force")
 
 
 def _fit_memory_budget(run: Run, folder: Path, *, resume: bool) -> tuple[Run, dict[str, Any] | None]:
@@ -240,7 +183,7 @@ def _fit_memory_budget(run: Run, folder: Path, *, resume: bool) -> tuple[Run, di
                 f"--memory {config.memory}: the interrupted run needs {needed}: resume it with as much, or start anew "
                 "with --force",
             )
-        return run.with_config(_current_names(predicted["changes"])), predicted
+        return run.with_config(current_names(predicted["changes"])), predicted
     with explained(run.check_forward):
         run, decision = choose_within_budget(run, run.log)
     assert decision.chosen is not None
@@ -285,82 +228,17 @@ def _resume_or_select(
     return support or find_in_steps(run, folder, SUPPORT_FILE, progress=progress)
 
 
-def run_identity(run: Run) -> dict[str, Any]:
-    """Return what a resumed run must have in common: the data, and settings other than output, logs and budget."""
-    excluded = {"out", "tensorboard", "eval", "checkpoint_every", "values", "memory", "allow", "strict"}
-    values: dict[str, Any] = json.loads(run.config.model_dump_json(exclude=excluded))
-    rows = json.dumps([run.data.task.name, run.data.task.identity(run.data.train)])
-    return values | {"data_digest": hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()}
-
-
-def identity_changes(folder: Path, identity: Mapping[str, Any]) -> str:
-    """Return what differs between the interrupted run in a folder and ``identity``; empty if nothing does."""
-    stored = _current_names(json.loads((folder / SETTINGS_FILE).read_text()))
-    before = {name: field.default for name, field in TuneConfig.model_fields.items()} | _BEFORE_THEY_EXISTED | stored
-    return changes_text(before, identity, {"data_digest": "other training data"})
-
-
-def _current_names(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings that an earlier version stored, with their present names and values."""
-    settings = {TuneConfig.old_names.get(name, name): value for name, value in settings.items()}
-    if "weight_storage" in settings:
-        settings["weight_storage"] = current_name(settings["weight_storage"])
-    return settings
-
-
-def _training_text(run: Run, support: Support, num_trained: int) -> str:
-    """Return a line about what is going to be trained."""
-    config = run.config
-    factors = f"{num_trained:,} parameters of rank {config.rank}"
-    if config.form == "sparse":
-        trained = str(support)
-    elif config.form == "lora":
-        trained = f"LoRA, {factors} in {len(support.low_rank)} linears"
-    else:
-        trained = f"{support}, through {factors}"
-    full = f"a head of {run.num_full_parameters:,} parameters" if run.full_names else "nothing"
-    return f"training {trained}; in full: {full}; learning rate {config.lr:g}, batches of {config.batch_size}"
-
-
 def _extract(run: Run, support: Support, installed: TrainableModel, trained: TrainResult) -> Delta:
     """Return what was learned, with its provenance."""
     check_unchanged(installed.model)
-    training = _provenance(run, support, trained.steps)
-    return installed.extract().with_provenance(
-        base=run.config.model, task=run.task.name, labels=run.task.labels, training=training
+    training = training_provenance(run, support, trained.steps)
+    delta = installed.extract()
+    return delta.with_provenance(
+        base=run.config.model,
+        task=run.task.name,
+        labels=run.task.labels,
+        training=training | delta.provenance.training,
     )
-
-
-def _provenance(run: Run, support: Support, steps: int) -> dict[str, Any]:
-    """Return how the delta was trained."""
-    config = run.config
-    names = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
-    if config.form == "lora":
-        names.remove("step")
-    if config.form != "sparse":
-        dash = ["dash", "directions", "dash_start"] if config.dash else []
-        names = ["form", "rank", "alpha", *dash, *names]
-    optional = (
-        "change_epochs",
-        "change_lr",
-        "columns",
-        "column_score",
-        "step_exponent",
-        "head_warmup",
-        "depth",
-        "rotate",
-        "optimizer",
-    )
-    recorded = SELECTION_FIELDS if config.support_file is not None else ("change_epochs", "change_lr")
-    given = {name: value for name, value in support.settings.items() if name in recorded}
-    names += [name for name in (*optional, "weight_storage") if name in config.model_fields_set or name in given]
-    training = {name: given.get(name, getattr(config, name)) for name in names}
-    training |= run.data.columns.named | run.task.to_provenance()
-    if run.max_length:
-        training["max_length"] = run.max_length
-    if run.base.head:
-        training["head"] = run.base.head
-    return training | {"steps": steps, "rows": len(run.rows)}
 
 
 def _write_and_evaluate(run: Run, installed: TrainableModel, delta: Delta, folder: Path) -> Measures | None:

@@ -1,0 +1,64 @@
+"""Settings of ``taskedge tune`` about the data and the base. The only place of their names, defaults and help texts.
+
+Must not import torch or transformers: help texts and faults in flags are printed at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from taskedge.backbone.storage import current_name
+from taskedge.training.config import Config
+
+
+class DataSettings(Config):
+    """Settings of one run about its data, its task and its base."""
+
+    # data and task
+    model: Annotated[str, Field(description="Base model: a local folder or a hub id.")]
+    train: Annotated[
+        Path, Field(description="Training data: a CSV, TSV, JSONL, Parquet or text file, or a folder of images.")
+    ]
+    eval: Annotated[Path | None, Field(description="Held-out data to measure the result on.")] = None
+    task: Annotated[
+        str | None,
+        Field(
+            description="Kind of task: text-classification, text-regression, image-classification or text-generation. "
+            "If left out, it is inferred from the data."
+        ),
+    ] = None
+    text: Annotated[
+        list[str] | None, Field(description="Column with the text; repeat it to join several.", min_length=1)
+    ] = None
+    label: Annotated[str | None, Field(description="Column with the label: a class or a number.")] = None
+    prompt: Annotated[str | None, Field(description="Column with the prompt.")] = None
+    response: Annotated[str | None, Field(description="Column with the response to it.")] = None
+    image: Annotated[str | None, Field(description="Column with the path of an image.")] = None
+
+    # base model
+    dtype: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        Field(description="Data type of the base weights; 'auto': the one in which its files store them."),
+    ] = "auto"
+    weight_storage: Annotated[
+        Literal["resident", "mmap", "int8"],
+        Field(
+            description="How base weights are stored: 'resident' in memory; 'mmap', mapped from the file and shared "
+            "with other processes; 'int8', quantized to a quarter of the memory."
+        ),
+    ] = "resident"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrap_single_text(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("text"), str):
+            return data | {"text": [data["text"]]}
+        return data
+
+    @field_validator("weight_storage", mode="before")
+    @classmethod
+    def _translate_old_weight_storage(cls, value: Any) -> Any:
+        return current_name(value) if isinstance(value, str) else value

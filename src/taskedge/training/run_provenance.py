@@ -1,0 +1,74 @@
+"""Descriptions of a training: a line before it starts, and the provenance in the file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from taskedge.forms.install_taps import whole_layers
+from taskedge.selection.support import Support
+from taskedge.training.run import Run
+from taskedge.training.form_settings import TAPS_FORMS
+from taskedge.training.selection_settings import FORMS_OF_ENTRIES, SELECTION_FIELDS
+
+
+_OF_FORM = {
+    **dict.fromkeys(("sparse_lora", "lora"), ("rank", "alpha")),
+    "filtered": ("rank", "alpha", "filter", "filter_rank"),
+    "taps": ("gate_threshold", "gate_penalty", "gate_lr", "gate_warmup", "norms"),
+    "sparse_taps": ("gate_threshold", "gate_penalty", "gate_lr", "gate_warmup"),
+}
+_OF_DASH = ("dash", "directions", "dash_start")
+
+
+def training_text(run: Run, support: Support, num_trained: int) -> str:
+    """Return a line about what is going to be trained."""
+    config = run.config
+    factors = f"{num_trained:,} parameters of rank {config.rank}"
+    if config.form == "sparse":
+        trained = str(support)
+    elif config.form == "lora":
+        trained = f"LoRA, {factors} in {len(support.low_rank)} linears"
+    elif config.form == "filtered":
+        trained = f"LoRA with filters ({config.filter}), {factors} in {len(support.low_rank)} linears"
+    elif config.form == "taps":
+        layers = len(whole_layers(support))
+        trained = f"{num_trained:,} parameters of {layers} whole layers behind gates, with {config.norms} norms"
+    elif config.form == "sparse_taps":
+        trained = f"{support}, with a gate on each linear"
+    else:
+        trained = f"{support}, through {factors}"
+    full = f"a head of {run.num_full_parameters:,} parameters" if run.full_names else "nothing"
+    return f"training {trained}; in full: {full}; learning rate {config.lr:g}, batches of {config.batch_size}"
+
+
+def training_provenance(run: Run, support: Support, steps: int) -> dict[str, Any]:
+    """Return how the delta was trained."""
+    config = run.config
+    names = ["epochs", "lr", "batch_size", "accumulate", "seed", "step", "dtype"]
+    if config.form not in FORMS_OF_ENTRIES:
+        names.remove("step")
+    if config.form != "sparse":
+        names = ["form", *_OF_FORM.get(config.form, ()), *(_OF_DASH if config.dash else ()), *names]
+    optional = (
+        "change_epochs",
+        "change_lr",
+        "columns",
+        "column_score",
+        "step_exponent",
+        "head_warmup",
+        "depth",
+        "rotate",
+        "optimizer",
+    )
+    recorded = SELECTION_FIELDS if config.support_file is not None else ("change_epochs", "change_lr")
+    given = {name: value for name, value in support.settings.items() if name in recorded}
+    names += [name for name in (*optional, "weight_storage") if name in config.model_fields_set or name in given]
+    training = {name: given.get(name, getattr(config, name)) for name in names}
+    if config.form in TAPS_FORMS:
+        training["gate_penalty"] = config.layer_gate_penalty
+    training |= run.data.columns.named | run.task.to_provenance()
+    if run.max_length:
+        training["max_length"] = run.max_length
+    if run.base.head:
+        training["head"] = run.base.head
+    return training | {"steps": steps, "rows": len(run.rows)}

@@ -1,0 +1,19 @@
+"""What a run says of its training."""
+
+from __future__ import annotations
+
+from tiny_task import tune_config
+
+from taskedge.training.run import prepare_run
+from taskedge.training.run_provenance import training_provenance, training_text
+
+
+def test_provenance_states_the_settings_and_the_data(task, tmp_path):
+    run = prepare_run(tune_config(task, tmp_path / "o", lr=0.5, head_warmup=True, step_exponent=0.0), str)
+    run.load()
+    support = run.select()
+    training = training_provenance(run, support, 12)
+    assert training | {"lr": 0.5, "head_warmup": True, "steps": 12, "rows": 96, "label": "label"} == training
+    assert training["text"] == ["text"]
+    assert "weight_storage" not in training
+    assert training_text(run, support, support.num_entries).endswith("; learning rate 0.5, batches of 8")
