@@ -43,7 +43,7 @@ def test_gradients_are_the_dense_ones_in_the_draw_and_zero_outside(bert, draw):
     loss_of(bert).backward()
     for name, layer in sparse_layers(bert).items():
         expected = dense.get_submodule(name).weight.grad[layer.entries.rows, layer.entries.columns]
-        inside = torch.isin(layer.entries.columns, torch.tensor(support.settings["column_draws"][name][draw]))
+        inside = torch.isin(layer.entries.columns, torch.tensor(support.settings["drawn_columns"][name][draw]))
         assert 0 < inside.sum() < len(inside)
         assert torch.allclose(layer.entries.offsets.grad.double(), expected * inside, atol=1e-6, rtol=1e-6)
 

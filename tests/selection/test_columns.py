@@ -211,7 +211,7 @@ def test_models_of_every_kind_take_columns(model, score, per_neuron):
 
 def test_drawn_columns_are_shared_and_their_union_is_the_support(bert):
     support = select(bert, [tiny.batch(bert)], columns=3, column_draws=4, seed=5)
-    draws = support.settings["column_draws"]
+    draws = support.settings["drawn_columns"]
     assert draws[QKV[0]] == draws[QKV[1]] == draws[QKV[2]]
     for name, linear in support.linears.items():
         assert [len(set(draw)) for draw in draws[name]] == [3] * 4
@@ -225,7 +225,7 @@ def test_drawn_columns_are_shared_and_their_union_is_the_support(bert):
 
 def test_columns_are_drawn_with_probabilities_proportional_to_their_scores(bert):
     support = select(bert, [tiny.batch(bert)], columns=1, column_draws=4000, rule="magnitude", column_score="weight")
-    drawn = torch.tensor(support.settings["column_draws"][QKV[0]]).flatten()
+    drawn = torch.tensor(support.settings["drawn_columns"][QKV[0]]).flatten()
     scores = stacked(bert, QKV).square().sum(0).sqrt()
     expected = 4000 * scores / scores.sum()
     found = torch.bincount(drawn, minlength=len(scores))

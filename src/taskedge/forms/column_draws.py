@@ -20,7 +20,7 @@ from taskedge.forms.install import require_installation
 from taskedge.forms.regrow import require_movable
 from taskedge.forms.sparse import sparse_layers
 
-_SETTING = "column_draws"
+_SETTING = "drawn_columns"
 
 
 def number_of_draws(model: nn.Module) -> int:

@@ -164,7 +164,8 @@ def select(
     if score_of_columns is not None:
         settings["column_score"] = score_of_columns.name
     if column_draws > 1:
-        settings["column_draws"] = {
+        settings["column_draws"] = column_draws
+        settings["drawn_columns"] = {
             name: [draw[name].tolist() for draw in draws] for name, flat in selected.entries.items() if len(flat)
         }
         budget_text += f", {column_draws} draws"

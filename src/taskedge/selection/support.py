@@ -180,7 +180,7 @@ class Support:
             more += f" + {self.num_low_rank_parameters:,} in {_count(len(self.low_rank), 'low-rank module')}"
         if self.full_parameters:
             more += f" + {self.num_full_parameters:,} in {len(self.full_parameters)} biases and norms"
-        draws = self.settings.get("column_draws") or {}
+        draws = self.settings.get("drawn_columns") or {}
         kept = max((len(draw) for of_linear in draws.values() for draw in of_linear), default=0)
         used = f"{used} distinct {'column' if used == '1' else 'columns'} each" + (
             f" ({kept} at a time)" if kept else ""
