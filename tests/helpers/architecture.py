@@ -57,6 +57,11 @@ FOLDERS = {
         ),
         Folder("planning", "fleet file, costs, solvers: arrays in, plan out, no torch", ("backbone", "profiling")),
         Folder(
+            "placement",
+            "which tensors live in which memory of a chip: costs, solvers, read faults",
+            (*LIBRARY, "profiling", "planning"),
+        ),
+        Folder(
             "cooperation",
             "rounds over many devices: protocol, transport, scheduling, devices, coordinator, fleet",
             (*LIBRARY, "profiling", "training", "planning"),

@@ -6,7 +6,7 @@ import pytest
 from example_results import PLAN, ROUNDS
 
 from taskedge.errors import TaskEdgeError
-from taskedge.reporting.pictures import draw_plan, draw_simulation
+from taskedge.reporting.pictures import draw_placement, draw_plan, draw_simulation
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_the_legend_of_a_plan_is_within_the_picture(tmp_path, monkeypatch, count
     from taskedge.reporting import pictures
 
     drawn = []
-    monkeypatch.setattr(pictures, "_save", lambda plt, figure, path: drawn.append((plt, figure)))
+    monkeypatch.setattr(pictures, "save_picture", lambda plt, figure, path: drawn.append((plt, figure)))
     parts = [PLAN["parts"][0] | {"device": f"device-{k}"} for k in range(count)]
     draw_plan(PLAN | {"parts": parts}, tmp_path / "a.svg")
     [(plt, figure)] = drawn
@@ -45,3 +45,23 @@ def test_the_legend_of_a_plan_is_within_the_picture(tmp_path, monkeypatch, count
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
     assert [figure.bbox.count_contains(legend.get_window_extent().corners()) for legend in legends] == [4]
     plt.close(figure)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("faults", [False, True])
+def test_a_placement_is_drawn_within_its_picture(tmp_path, faults) -> None:
+    from chips import chip, memory
+
+    from taskedge.placement.placement_plan import make_plan
+    from taskedge.placement.stored_tensors import BaseTensor, TaskSize
+
+    device = chip(memory("sram", 4000), memory("reram", 40_000))
+    plan = make_plan("toy", device, [BaseTensor("w", 10_000, True, 10_000)], None, [TaskSize("t", 100, 10)])
+    if faults:
+        measured = [{"setting": "0.1", "measures": [{"accuracy": 0.5}, {"accuracy": 0.7}]}]
+        plan["faults"] = {"measure": "accuracy", "without_storage": 0.9, "rows": measured}
+    first, second = tmp_path / "a.svg", tmp_path / "b.svg"
+    draw_placement(plan, first)
+    draw_placement(plan, second)
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_text().rstrip().endswith("</svg>")

@@ -1,7 +1,8 @@
 """``taskedge VERB``: finds the verb's module, imports it when it is called, and turns errors into exit codes.
 
 A verb is a module beside this one with a click command named ``command``. Its line in ``VERBS`` registers it, so that
-``taskedge --help`` imports no verb. A verb that is a Python keyword has a module with an underscore: ``import_``.
+``taskedge --help`` imports no verb. A module has underscores where its verb has dashes, and one more after a Python
+keyword: ``import_``.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ class OutputClosed(Exception):
 
 VERBS = {
     "tune": "Train a share of a model's own weights for a task.",
+    "tune-many": "Train several tasks at once over one base, as one file.",
     "select": "Choose the weights to train, as a file for other machines.",
     "estimate": "Predict memory and time of a run of tune, and of configurations that need less memory.",
     "eval": "Measure a delta on labeled data.",
     "predict": "Answer new data with a delta.",
     "info": "Describe a delta and the base it needs.",
+    "report": "Write a page about a delta, or compare several.",
     "import": "Convert a PEFT LoRA adapter folder to a delta.",
     "merge": "Write a plain model folder with the delta's values in it.",
     "combine": "Combine deltas of one base into one, or forget a task.",
     "serve": "Answer requests for many tasks over HTTP, with one base in memory.",
+    "place": "Place the tensors of a base and its tasks in the memories of a chip.",
     "export": "Write a delta for other programs: a PEFT adapter, a plain folder, a sparse weight patch.",
     "measure": "Measure what a training step of a model costs on this machine.",
     "bench": "Measure this machine: tokens per second, MFU, tokens per joule, granularity.",
@@ -56,7 +60,7 @@ VERBS = {
 
 def module_of(verb: str) -> str:
     """Return the name of a verb's module."""
-    return f"{verb}_" if keyword.iskeyword(verb) else verb
+    return f"{verb}_" if keyword.iskeyword(verb) else verb.replace("-", "_")
 
 
 class VerbGroup(click.Group):

@@ -1,4 +1,4 @@
-"""Pictures of a plan and of a simulation. The input is plain values; matplotlib is needed."""
+"""Pictures of a plan, a simulation and a placement. The input is plain values; matplotlib is needed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import numpy as np
 
 from taskedge.errors import TaskEdgeError
 from taskedge.io.atomic import atomic_file
-from taskedge.reporting.tables import ranges
+from taskedge.reporting.tables import count_text, ranges
 
 PHASES = {"down": "#9ecae1", "compute": "#3182bd", "up": "#fd8d3c"}
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf", "#ff7f0e")
 STYLES = ("-", "--", "-.", ":")
+CONTENT = {"base": "#3182bd", "task": "#fd8d3c", "activations": "#74c476", "buffer": "#9e9ac8"}
+ENERGY_COLORS = ("#bdbdbd", "#3182bd", "#fd8d3c", "#74c476")
 
 
 def draw_plan(plan: dict[str, Any], path: Path) -> None:
@@ -26,7 +28,7 @@ def draw_plan(plan: dict[str, Any], path: Path) -> None:
     Raises:
         TaskEdgeError: matplotlib is missing, or cannot write that format.
     """
-    plt = _pyplot()
+    plt = open_pyplot()
     parts = plan["parts"]
     figure, axes = plt.subplots(figsize=(9, 1.6 + 0.34 * len(parts)), layout="constrained")
     names = [f"{part['device']}  (block{'s' * (len(part['blocks']) > 1)} {ranges(part['blocks'])})" for part in parts]
@@ -44,7 +46,7 @@ def draw_plan(plan: dict[str, Any], path: Path) -> None:
     axes.set_title(f"{plan['model']}: one round, solver {plan['solver']}", loc="left", fontsize=11)
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(plt, figure, path)
+    save_picture(plt, figure, path)
 
 
 def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
@@ -57,7 +59,7 @@ def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
     Raises:
         TaskEdgeError: matplotlib is missing, or cannot write that format.
     """
-    plt = _pyplot()
+    plt = open_pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(3, 2))
     for index, (name, series) in enumerate(simulation["latency_seconds"].items()):
         latencies = np.array([np.nan if seconds is None else seconds for seconds in series])
@@ -88,7 +90,103 @@ def draw_simulation(simulation: dict[str, Any], path: Path) -> None:
     figure.legend(loc="outside lower center", ncols=5, frameon=False, fontsize=8.5)
     title = f"{simulation['model']}, {simulation['devices']} devices, {simulation['fading']} fading"
     left.set_title(title, loc="left", fontsize=11)
-    _save(plt, figure, path)
+    save_picture(plt, figure, path)
+
+
+def draw_placement(plan: dict[str, Any], path: Path) -> None:
+    """Draw the bytes in each memory, energy beside chips with one memory, and accuracy over faults if it was measured.
+
+    Args:
+        plan: of :func:`taskedge.placement.placement_plan.make_plan`; ``faults`` in it has the measurements.
+        path: file to write; its suffix is the format.
+
+    Raises:
+        TaskEdgeError: matplotlib is missing, or cannot write that format.
+    """
+    plt = open_pyplot()
+    faults = plan.get("faults")
+    panels = 3 if faults else 2
+    height = 1.8 + 0.42 * max(len(plan["compared"]) + 1, len(plan["memories"]) * 2)
+    figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, height), layout="constrained")
+    _draw_bytes(axes[0], plan)
+    _draw_energy(axes[1], plan)
+    if faults:
+        _draw_faults(axes[2], faults)
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(
+        f"{plan['model']}, {count_text(len(plan['tasks']), 'task')}: a model over published cells", fontsize=11
+    )
+    save_picture(plt, figure, path)
+
+
+def _draw_bytes(axes: Any, plan: dict[str, Any]) -> None:
+    labels, sizes, colors = [], [], []
+    for memory in plan["memories"]:
+        bytes_of: dict[str, int] = {}
+        for row in plan["tensors"]:
+            if row["memory"] == memory["name"]:
+                bytes_of[row["kind"]] = bytes_of.get(row["kind"], 0) + row["bytes"]
+        if plan["buffer"] is not None and plan["buffer"]["memory"] == memory["name"]:
+            bytes_of["buffer"] = plan["buffer"]["bytes"]
+        for kind, size in bytes_of.items():
+            labels.append(f"{memory['name']}: {kind}")
+            sizes.append(size)
+            colors.append(CONTENT[kind])
+    bars = axes.barh(range(len(labels)), sizes, color=colors, height=0.7)
+    axes.bar_label(bars, [f"{size:,}" for size in sizes], padding=3, fontsize=8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 4, max(sizes) * 30)
+    axes.invert_yaxis()
+    axes.set_xlabel("bytes (logarithmic)")
+    axes.set_title("what lives where", loc="left", fontsize=10)
+
+
+def _draw_energy(axes: Any, plan: dict[str, Any]) -> None:
+    use = plan["use"]
+    rows = [("this placement", plan["totals"], True)]
+    rows += [(f"all in {other['memory']}", other, other["possible"]) for other in plan["compared"]]
+    names = [name if possible else f"{name}\n(impossible)" for name, _, possible in rows]
+    left = np.zeros(len(rows))
+    parts = {
+        "leakage": [3600 * totals["leakage_watts"] for _, totals, _ in rows],
+        "passes": [use["passes_per_hour"] * totals["pass_joules"] for _, totals, _ in rows],
+        "switches": [use["switches_per_hour"] * totals["switch_joules"] for _, totals, _ in rows],
+        "updates": [use["task_updates_per_day"] / 24 * totals["update_joules"] for _, totals, _ in rows],
+    }
+    for color, (part, values) in zip(ENERGY_COLORS, parts.items(), strict=True):
+        if max(values):
+            axes.barh(range(len(rows)), values, left=left, color=color, height=0.7, label=part)
+            left += np.array(values)
+    axes.set_yticks(range(len(rows)), names)
+    axes.bar_label(
+        axes.barh(range(len(rows)), left, alpha=0), [f"{value:.3g}" for value in left], padding=3, fontsize=8
+    )
+    axes.set_xlim(0, max(left.max(), 1e-12) * 1.2)
+    axes.invert_yaxis()
+    axes.set_xlabel("joules per hour")
+    axes.set_title("energy of the memories", loc="left", fontsize=10)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _draw_faults(axes: Any, faults: dict[str, Any]) -> None:
+    measure = faults["measure"]
+    axes.axhline(
+        faults["without_storage"], color="black", linewidth=1, linestyle=":", label="weights not stored in codes"
+    )
+    rows = faults["rows"]
+    names = [row["setting"] for row in rows]
+    means = [float(np.mean([values[measure] for values in row["measures"]])) for row in rows]
+    axes.plot(range(len(rows)), means, "o-", color=COLORS[1], label="mean of the draws")
+    for place, row in enumerate(rows):
+        values = [values[measure] for values in row["measures"]]
+        axes.plot([place] * len(values), values, "o", color=COLORS[1], alpha=0.35, markersize=4)
+    axes.set_xticks(range(len(rows)), names, rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel(measure)
+    axes.set_title("read faults of the base", loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
 
 
 def check_picture(path: Path | None) -> None:
@@ -99,7 +197,7 @@ def check_picture(path: Path | None) -> None:
     """
     if path is None:
         return
-    _pyplot()
+    open_pyplot()
     from matplotlib.backend_bases import FigureCanvasBase
 
     known = FigureCanvasBase.get_supported_filetypes()
@@ -107,7 +205,8 @@ def check_picture(path: Path | None) -> None:
         raise TaskEdgeError(f"cannot draw {path}: give a name that ends in .svg, .png or .pdf")
 
 
-def _pyplot() -> Any:
+def open_pyplot() -> Any:
+    """Return ``matplotlib.pyplot`` for writing files, or raise TaskEdgeError if it is not installed."""
     try:
         import matplotlib
     except ImportError:
@@ -119,7 +218,12 @@ def _pyplot() -> Any:
     return matplotlib.pyplot
 
 
-def _save(plt: Any, figure: Any, path: Path) -> None:
+def save_picture(plt: Any, figure: Any, path: Path) -> None:
+    """Write a figure to a file, atomically, and close it.
+
+    Raises:
+        TaskEdgeError: matplotlib cannot write that format.
+    """
     try:
         with atomic_file(path) as tmp:
             figure.savefig(tmp, format=path.suffix.lstrip(".") or "svg", metadata=_metadata(path))
