@@ -15,6 +15,7 @@ from taskedge.planning import (
     InfeasiblePlan,
     MixedLink,
     ShannonLink,
+    allocate_several,
     finish_seconds,
     solve_exactly,
     solve_one_each,
@@ -226,3 +227,31 @@ def test_all_faults_are_named_at_once():
         )  # fmt: skip
     for part in ("nan", "bits", "3 devices", "bandwidth", "copy_of", "memory must have the shape of compute"):
         assert part in str(caught.value)
+
+
+def test_a_fleet_too_large_for_the_proof_is_searched_in_full():
+    """More devices than MAX_DEVICES with few blocks: K 3^L is small, yet nothing is proved, so the search must run."""
+    rng = np.random.default_rng(0)
+    devices, blocks = 300, 4
+    compute = np.cumsum(rng.uniform(0.2, 1, blocks)) / rng.lognormal(0, 0.8, devices)[:, None]
+    case = compute, np.ones((devices, blocks), bool), rng.uniform(0.2, 2, blocks) * 1e6
+    link = ShannonLink(10 ** rng.uniform(6, 9, devices))
+    plan, searched = solve_exactly(*case, link, 1e6), allocate_several(*case, link, 1e6)
+    assert plan.latency == searched.latency
+    assert plan.lower_bound == searched.lower_bound > 0
+    assert plan.gap < 0.2
+
+
+def test_fast_devices_that_cannot_send_do_not_crowd_out_slow_ones_that_can():
+    """Of 400 devices the two slowest can send: a fleet with further devices has the plan of these two."""
+    devices, blocks = 400, 3
+    compute = np.array([0.3, 0.6, 1.0]) * np.ones((devices, 1))
+    compute[-2:] *= 50
+    snr = np.zeros(devices)
+    snr[-2:] = 1e8
+    case = np.ones((devices, blocks), bool), np.full(blocks, 1e6)
+    plan = solve_exactly(compute, *case, ShannonLink(snr), 1e6)
+    few = solve_exactly(compute[-2:], case[0][-2:], case[1], ShannonLink(snr[-2:]), 1e6)
+    assert few.stopped == "optimal"
+    assert plan.latency == pytest.approx(few.latency, rel=1e-6)
+    assert set(plan.device_of_block) <= {devices - 2, devices - 1}

@@ -56,8 +56,9 @@ def solve_exactly(
 
     Returns:
         The plan. ``stopped`` is ``"optimal"`` if it was proved over all plans; ``"closed"`` if it is within 1e-6 of
-        ``lower_bound``; ``"heuristic"`` if neither, which can happen beyond 12 blocks; ``"spread"`` if it is slower for
-        more devices, and ``lower_bound`` is that of the plan before.
+        ``lower_bound``; ``"heuristic"`` if neither, which can happen where :func:`can_prove` is false, beyond
+        ``MAX_DEVICES`` devices, or if ``max_steps`` is reached; ``"spread"`` if it is slower for more devices, and
+        ``lower_bound`` is that of the plan before.
 
     Raises:
         InfeasiblePlan: no plan exists, or (where none can be proved) none was found.
@@ -65,7 +66,7 @@ def solve_exactly(
     """
     instance = check_instance(compute, fits, bits, link, bandwidth, memory, copy_of)
     provable = can_prove(instance.devices, instance.blocks) and instance.devices <= MAX_DEVICES
-    quick = instance.devices * 3.0**instance.blocks <= QUICK_PROOF
+    quick = provable and instance.devices * 3.0**instance.blocks <= QUICK_PROOF
     found = search_several(instance, RESTARTS, seed, "start" if quick else "descend" if provable else "full")
     proved = False
     if provable:

@@ -40,7 +40,7 @@ NOISY_STARTS = 16
 """Random assignments that are tried if memory is so tight that no other start fits."""
 
 MAX_DEVICES = 256
-"""Devices of a larger fleet that the search uses: for each block in turn those that need the least band."""
+"""Devices of a larger fleet that the search uses: for each block in turn those that finish it first."""
 
 
 @SOLVERS.register("several")
@@ -179,16 +179,22 @@ def _one_each(instance: Instance) -> tuple[Ints | None, Candidates]:
 
 
 def _promising(instance: Instance, near: Candidates, one_each: Ints | None) -> Ints:
-    """Return the devices that the search uses: all, or the cheapest of every block and those of a plan."""
+    """Return the devices that the search uses: all, or those that finish a block first and those of a plan.
+
+    Uploads have equal shares of the band. A device that cannot send is not used, however fast it computes.
+    """
     if instance.devices <= MAX_DEVICES:
         return np.arange(instance.devices)
     chosen = np.zeros(0, dtype=np.intp) if one_each is None else np.unique(one_each)
-    order = np.argsort(near.seconds, axis=1, kind="stable")
+    share = instance.bandwidth / min(instance.devices, instance.blocks)
+    upload = upload_seconds(instance.link, np.maximum(near.device, 0), instance.bits[:, None], share)
+    finish = near.seconds + upload
+    order = np.argsort(finish, axis=1, kind="stable")
     for rank in range(order.shape[1]):
         if chosen.size >= MAX_DEVICES:
             break
         devices = near.device[np.arange(instance.blocks), order[:, rank]]
-        seconds = near.seconds[np.arange(instance.blocks), order[:, rank]]
+        seconds = finish[np.arange(instance.blocks), order[:, rank]]
         chosen = np.union1d(chosen, devices[np.isfinite(seconds) & (devices >= 0)])
     return np.asarray(chosen, dtype=np.intp)
 
