@@ -1,0 +1,1 @@
+"""Several tasks trained at once over one base: shared entries, entries of each task, and gates that choose."""
