@@ -12,10 +12,16 @@ from tiny_task import snapshot
 def test_it_equals_what_tune_said(taskedge, tuned, task, here):
     out, said = tuned
     measured = json.loads(taskedge("eval", out, "--data", task / "eval.csv", "--json", "--batch-size", "8").out)
+    by_class = measured.pop("by_class")
     assert measured == said["quality"]
+    assert by_class["labels"] == ["neg", "pos"]
+    right = sum(by_class["confusion"][index][index] for index in (0, 1))
+    assert right / measured["rows"] == measured["accuracy"]
+    assert sum(one["f1"] for one in by_class["classes"]) / 2 == pytest.approx(measured["macro_f1"])
     shown = taskedge("eval", out, "--data", task / "eval.csv").out
     assert f"accuracy {said['quality']['accuracy']:.4f}, macro F1 {said['quality']['macro_f1']:.4f}" in shown
-    assert shown.endswith("(40 rows, 2 classes)\n")
+    assert "(40 rows, 2 classes)\n\nclass  rows  predicted  precision  recall     F1\nneg      20" in shown
+    assert "right \\ predicted  neg  pos" in shown
     assert snapshot(here) == {}
 
 
