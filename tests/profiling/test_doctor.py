@@ -46,6 +46,7 @@ def test_wrong_gradients_are_broken(monkeypatch):
 )
 def test_threads(monkeypatch, threads, cores, state, advice):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(doctor, "threads_that_pay", lambda number: number)
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     finding = doctor._threads()
     assert finding.state == state
@@ -61,3 +62,10 @@ def test_memory(monkeypatch, free, state):
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 def test_available_memory():
     assert 0 < doctor.available_memory() < 2**50
+
+
+def test_threads_on_a_busy_machine(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(doctor, "threads_that_pay", lambda _: 1)
+    finding = doctor._threads()
+    assert (finding.state, finding.advice) == (SLOW, "the machine is busy: tune takes one, as --threads 1")

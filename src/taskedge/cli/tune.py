@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,12 @@ Examples:
   taskedge tune --model ./smollm2 --train chats.jsonl --prompt question --response answer
   taskedge tune --config run.toml --lr 1e-2 --out task.safetensors
   taskedge tune --config run.toml --form lora --rank 4
+  taskedge tune --config run.toml --form taps --gate-penalty 1 --gate-threshold 0.1
   taskedge tune --config run.toml --dry-run
   taskedge tune --config run.toml --memory 700MB
   taskedge tune --config run.toml --resume
+  taskedge tune --config run.toml --validation 10% --eval-every 20 --early-stop 3 --keep best
+  taskedge tune --model ./minilm --train new.csv --from-delta task.safetensors --out task2.safetensors
 """
 
 
@@ -71,6 +75,8 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
     if result.head:
         parts.append(f"a head of {result.head:,} parameters")
     click.echo(f"{result.out}: {' and '.join(parts)}")
+    if rank := _lora_rank(Path(result.out)):
+        click.echo(f"exported as LoRA: {rank}")
     click.echo(
         f"{result.file_bytes:,} bytes, {count_text(result.steps, 'step')} in {result.seconds:.0f} s, training loss "
         f"{result.train_loss:.3f}, peak memory {result.peak_memory / 1e6:.0f} MB"
@@ -83,6 +89,14 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
         )
     if result.quality is not None:
         click.echo(f"on {settings.eval}: {measures_text(result.quality)} ({result.quality['rows']:,} rows)")
+
+
+def _lora_rank(delta: Path) -> str:
+    """Return a line about the rank that an export of the delta to LoRA has."""
+    from taskedge.delta.file import load
+    from taskedge.delta.interop.lora_rank import lora_ranks, rank_text
+
+    return rank_text(lora_ranks(load(delta)))
 
 
 def _dry_run(settings: TuneConfig, as_json: bool) -> None:
@@ -115,16 +129,38 @@ def _plan_text(plan: dict[str, Any]) -> str:
         rows += [[product["name"], shape(product), f"{product['rank']:,}"] for product in plan["low_rank"]]
         parts.append(columns(rows))
         kept.append("the full input of every low-rank linear")
+    if plan["whole_layers"]:
+        rows = [["gated layer", "shape", "parameters"]]
+        rows += [[layer["name"], shape(layer), f"{math.prod(layer['shape']):,}"] for layer in plan["whole_layers"]]
+        parts.append(columns(rows))
+        kept.append("the full input of every gated layer, and the changed weight of each open one")
+    watched = []
+    if plan["held_out_rows"]:
+        watched.append(f"{plan['held_out_rows']:,} rows are held out")
+    if plan["eval_every"]:
+        watched.append(f"held-out loss every {count_text(plan['eval_every'], 'step')}")
+    if plan["early_stop"]:
+        watched.append(f"the run ends after {count_text(plan['early_stop'], 'evaluation')} without a new best")
+    if plan["eval_every"]:
+        watched.append(f"the {plan['keep']} values are written")
+    if plan["class_weights"]:
+        weights = ", ".join(f"{label!r} {weight:.3g}" for label, weight in list(plan["class_weights"].items())[:12])
+        watched.append(f"weights of classes in the loss: {weights}")
+    if plan["from_delta"]:
+        watched.append(f"goes on from {plan['from_delta']}")
     head = f", and a head of {plan['head_parameters']:,}" if plan["head_parameters"] else ""
+    whole = sum(math.prod(layer["shape"]) for layer in plan["whole_layers"])
     classes = f"{len(plan['labels'])} classes, " if plan["labels"] else ""
     parts.append(
-        f"{plan['entries']:,} of {plan['model_parameters']:,} parameters ({percent_text(plan['share'], 4)}) by rule "
-        f"{plan['rule']!r}{head}; {plan['task']}, {classes}{plan['train_rows']:,} rows\n"
+        f"{plan['entries'] or whole:,} of {plan['model_parameters']:,} parameters ({percent_text(plan['share'], 4)}) "
+        f"by rule {plan['rule']!r}{head}; {plan['task']}, {classes}{plan['train_rows']:,} rows\n"
         f"form {plan['form']}: {plan['trained_parameters']:,} values are trained beside the head, at a learning rate "
         f"of {plan['lr']:g}\n"
         f"kept for the backward pass beyond a frozen model: {' and '.join(kept)}\n"
         f"optimizer state: {plan['optimizer_bytes']:,} bytes\n"
         f"{count_text(plan['steps'], 'step')}; `taskedge estimate` with the same options measures time and memory"
     )
+    if watched:
+        parts.append("; ".join(watched))
     parts.append("nothing was written")
     return "\n\n".join(parts)

@@ -12,6 +12,7 @@ from importlib import metadata
 import torch
 
 from taskedge.forms.kernels import EntryIndex, choose_kernel, entry_gradient, force_kernel
+from taskedge.profiling.arithmetic_speed import measure_gemm, threads_that_pay
 
 OK, SLOW, BROKEN = "ok", "slow", "broken"
 
@@ -48,6 +49,13 @@ def _threads() -> Finding:
     threads = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     found = f"torch uses {threads} of {cores or os.cpu_count()} cores"
+    if threads_that_pay(threads) < threads:
+        return Finding(
+            "threads",
+            SLOW,
+            f"{found}, and one thread is faster now",
+            "the machine is busy: tune takes one, as --threads 1",
+        )
     if cores and threads > cores:
         return Finding("threads", SLOW, found, f"more threads than cores slow each other down: --threads {cores}")
     if cores and threads < cores:
@@ -115,11 +123,9 @@ def available_memory() -> int | None:
 
 
 def _bfloat16() -> Finding:
-    a = torch.ones(512, 512)
-    low = a.bfloat16()
-    full, half = _milliseconds(lambda: a @ a), _milliseconds(lambda: low @ low)
-    found = f"a bf16 product takes {half / full:.2f} of the time of an fp32 one"
-    return Finding("bfloat16", OK, found + (": --bf16 pays" if half < 0.8 * full else ": --bf16 does not pay here"))
+    speeds = measure_gemm()
+    share = f"a bf16 product takes {speeds.fp32 / speeds.bf16:.2f} of the time of an fp32 one ({speeds})"
+    return Finding("bfloat16", OK, share + (": --bf16 pays" if speeds.bf16_pays else ": --bf16 does not pay here"))
 
 
 def _milliseconds(work: Callable[[], object], repeats: int = 9) -> float:

@@ -21,7 +21,7 @@ TENSORBOARD_FOLDER = "runs"
 
 @dataclass
 class TrainState:
-    """Position of a training run, and what it works on. Callbacks read it; only the loop changes it.
+    """Position of a training run, and what it works on. Callbacks may add to the log and stop; the loop does the rest.
 
     Attributes:
         model: the model in training.
@@ -29,7 +29,9 @@ class TrainState:
         max_steps: optimizer steps of the whole run.
         step: optimizer steps done.
         loss_sum: sum of the losses of these steps.
-        log: one entry every few steps: loss, gradient norm, learning rate, epoch, step.
+        log: one entry every few steps: loss, gradient norm, learning rate, epoch, step; and one for each evaluation.
+        stop: whether a callback asks to end after this step.
+        outside_seconds, outside_cpu_seconds: of this call, spent within steps on what is no part of them.
     """
 
     model: nn.Module
@@ -38,6 +40,9 @@ class TrainState:
     step: int = 0
     loss_sum: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
+    stop: bool = False
+    outside_seconds: float = 0.0
+    outside_cpu_seconds: float = 0.0
 
 
 class Callback:
@@ -73,17 +78,17 @@ class StepTimer(Callback):
 
     def __init__(self) -> None:
         self._num_steps = 0
-        self._begin = self._end = (0.0, 0.0)
+        self._begin = self._end = self._outside = (0.0, 0.0)
 
     @property
     def wall_seconds(self) -> float:
         """Mean seconds of a step; 0 before the first."""
-        return (self._end[0] - self._begin[0]) / max(self._num_steps, 1)
+        return (self._end[0] - self._begin[0] - self._outside[0]) / max(self._num_steps, 1)
 
     @property
     def cpu_seconds(self) -> float:
         """Mean processor seconds of a step; 0 before the first."""
-        return (self._end[1] - self._begin[1]) / max(self._num_steps, 1)
+        return (self._end[1] - self._begin[1] - self._outside[1]) / max(self._num_steps, 1)
 
     def on_step_begin(self, state: TrainState) -> None:
         """Start the clocks at the first step."""
@@ -94,6 +99,7 @@ class StepTimer(Callback):
         """Read the clocks."""
         self._num_steps += 1
         self._end = time.perf_counter(), time.process_time()
+        self._outside = state.outside_seconds, state.outside_cpu_seconds
 
 
 class ProgressLine(Callback):

@@ -1,10 +1,10 @@
 """Checkpoints of a run: the trained tensors, the optimizer and the position. Never a copy of the base, and no pickle.
 
 A checkpoint is a folder ``checkpoint-STEP`` with two files. ``state.safetensors`` holds trained parameters, optimizer
-tensors, random generators, positions of entries that have moved, and directions that LoRA-Dash chose; its header holds
-the rest, with a digest over the content of both files. ``trainer_state.json`` holds the position and the log. The
-folder is written under a temporary name and renamed when it is complete, so that every checkpoint that exists can be
-resumed from.
+tensors, random generators, positions of entries that have moved, directions that LoRA-Dash chose, and running
+statistics of the task's own norms; its header holds the rest, with a digest over the content of both files.
+``trainer_state.json`` holds the position and the log. The folder is written under a temporary name and renamed when it
+is complete, so that every checkpoint that exists can be resumed from.
 """
 
 from __future__ import annotations
@@ -54,12 +54,31 @@ def write(folder: Path, state: TrainState) -> Path:
     Raises:
         InputError: it cannot be written (for example, no space is left). Older checkpoints are unchanged.
     """
-    target = folder / f"{PREFIX}{state.step}"
+    target = write_as(folder, f"{PREFIX}{state.step}", state)
+    for older in sorted(_all(folder), key=_step)[:-2]:
+        shutil.rmtree(older, ignore_errors=True)
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps of all checkpoints, ascending."""
+    return sorted(map(_step, _all(folder)))
+
+
+def write_as(folder: Path, name: str, state: TrainState) -> Path:
+    """Write ``folder/name`` with the content of a checkpoint, in place of one that exists, and return its path.
+
+    Raises:
+        InputError: it cannot be written (for example, no space is left).
+    """
+    target = folder / name
     model = state.model
     tensors = {f"parameter/{name}": tensor.detach().cpu().contiguous() for name, tensor in _trained(model).items()}
     if installation(model) is not None:
         tensors |= {f"{_SUPPORT}{name}": flat for name, flat in moved_positions(model).items()}
-        tensors |= {f"{_BUFFER}{name}": value.detach().cpu().contiguous() for name, value in dash_state(model).items()}
+        tensors |= {
+            f"{_BUFFER}{name}": value.detach().cpu().contiguous() for name, value in _fixed_state(model).items()
+        }
     optimizer_state = state.optimizer.state_dict()
     scalars: dict[str, Any] = {}
     for index, values in optimizer_state["state"].items():
@@ -87,8 +106,6 @@ def write(folder: Path, state: TrainState) -> Path:
         raise InputError(
             f"{target}: the checkpoint cannot be written ({reason}); older ones are complete: resume from them"
         ) from None
-    for older in sorted(_all(folder), key=_step)[:-2]:
-        shutil.rmtree(older, ignore_errors=True)
     return target
 
 
@@ -194,6 +211,13 @@ def _errors_as_damage(path: Path) -> Iterator[None]:
         yield
     except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise CHECKPOINT.damaged(error, path) from None
+
+
+def _fixed_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that change in training: directions of LoRA-Dash, running statistics of the task's norms."""
+    installed = installation(model)
+    statistics = () if installed is None else installed.statistics
+    return dash_state(model) | {name: model.get_buffer(name) for name in statistics}
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,13 @@ from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, check_labels, label_indices, label_set
-from taskedge.training.data.text_data import class_probabilities, outputs, predict, quality
+from taskedge.training.data.text_data import Prediction, class_probabilities, outputs, predict, quality
 from taskedge.training.tasks import Collate, Columns, Log, Measures, OnProgress, Row, ignore_log
+
+
+def classifies_rows(task: object) -> TypeGuard[Classification]:
+    """Return whether a task has one class for each row, and not one for each token of it."""
+    return isinstance(task, Classification) and type(task).evaluate is Classification.evaluate
 
 
 @dataclass(frozen=True)
@@ -68,8 +73,14 @@ class Classification(abc.ABC):
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> Measures:
         """Measure the predicted classes."""
+        return self.examine(model, base, rows, batch_size, on_progress)[0]
+
+    def examine(
+        self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
+    ) -> tuple[Measures, Prediction]:
+        """Measure the predicted classes, and return the prediction as well."""
         prediction = predict(model, rows, self.collate(base), batch_size, on_progress)
-        return asdict(quality(prediction, [row["labels"] for row in rows]))
+        return asdict(quality(prediction, [row["labels"] for row in rows])), prediction
 
     def predict(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress

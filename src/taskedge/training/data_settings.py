@@ -23,11 +23,18 @@ class DataSettings(Config):
         Path, Field(description="Training data: a CSV, TSV, JSONL, Parquet or text file, or a folder of images.")
     ]
     eval: Annotated[Path | None, Field(description="Held-out data to measure the result on.")] = None
+    validation: Annotated[
+        str | None,
+        Field(
+            description="Data for the held-out loss while it trains: a file, or a share of the training data such as "
+            "10%, the same of every class, by the seed. Without it, --eval-every reads --eval."
+        ),
+    ] = None
     task: Annotated[
         str | None,
         Field(
-            description="Kind of task: text-classification, text-regression, image-classification or text-generation. "
-            "If left out, it is inferred from the data."
+            description="Kind of task: text-classification, text-regression, image-classification, text-generation, "
+            "text-to-text or token-classification. If left out, it is inferred from the data."
         ),
     ] = None
     text: Annotated[
@@ -36,7 +43,16 @@ class DataSettings(Config):
     label: Annotated[str | None, Field(description="Column with the label: a class or a number.")] = None
     prompt: Annotated[str | None, Field(description="Column with the prompt.")] = None
     response: Annotated[str | None, Field(description="Column with the response to it.")] = None
+    source: Annotated[str | None, Field(description="Column with the source text of an encoder-decoder.")] = None
+    target: Annotated[str | None, Field(description="Column with the target text to it.")] = None
+    tokens: Annotated[str | None, Field(description="Column with a list of tokens.")] = None
+    tags: Annotated[str | None, Field(description="Column with the list of their tags.")] = None
     image: Annotated[str | None, Field(description="Column with the path of an image.")] = None
+
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Field(description="Weights of classes in the training loss; 'balanced': inverse to their numbers of rows."),
+    ] = "none"
 
     # base model
     dtype: Annotated[

@@ -6,6 +6,7 @@ from typing import Any
 
 from taskedge.backbone.coverage import log_coverage
 from taskedge.backbone.layers import linears
+from taskedge.forms.install_taps import whole_layers
 from taskedge.training.find_support import state_gates
 from taskedge.training.guard import explained
 from taskedge.training.memory.decide import profile_all_options
@@ -32,6 +33,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
     state_gates(run)
     if config.memory is not None:
         log(f"--memory {config.memory}: the plan is that of the other settings; `taskedge estimate` measures what fits")
+    weights = run.class_weights()
     support = run.select()
     shapes = {name: linear.shape for name, linear in linears(run.base.model).items()}
     model = run.install(support).model
@@ -47,6 +49,12 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
         "labels": list(run.task.labels),
         "train_rows": len(run.rows),
         "eval_rows": len(run.data.eval) if run.data.eval else 0,
+        "held_out_rows": len(run.held_out_rows()[0]) if config.eval_every or run.data.parts else 0,
+        "eval_every": config.eval_every,
+        "early_stop": config.early_stop,
+        "keep": config.keep,
+        "class_weights": {} if weights is None else dict(zip(run.task.labels, weights.tolist(), strict=True)),
+        "from_delta": None if config.from_delta is None else str(config.from_delta),
         "rule": support.rule,
         "allocation": support.allocation,
         "entries": support.num_entries,
@@ -66,6 +74,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
         "low_rank": [
             {"name": name, "shape": list(shapes[name]), "rank": rank} for name, rank in support.low_rank.items()
         ],
+        "whole_layers": [{"name": name, "shape": list(shapes[name])} for name in whole_layers(support)],
         "trained_parameters": trained,
         "stored_columns": stored_columns,
         "stored_bytes_per_token": None if stored_columns is None else element_size * stored_columns,

@@ -7,6 +7,7 @@ numbers, the cause, and the field of the config where it can be told. Exceptions
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from taskedge.backbone.evaluation import evaluation_mode, run_batch
 from taskedge.errors import InputError, TaskEdgeError
 
 _Row = dict[str, Any]
-_PACKAGE = str(Path(__file__).parent.parent)
+_PACKAGE = f"{Path(__file__).parent.parent}{os.sep}"
 _MAX_NAMED = 5
 _POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_sequence_length")
 
@@ -68,7 +69,8 @@ def guarded(
     Args:
         model: runs on rows of the batch inside the block.
         rows: all rows.
-        indices: of the rows in the batch, or a function that returns them.
+        indices: of the rows in the batch, or a function that returns them. Without rows the exception passes
+            unchanged: it is of other code, such as a user's selection rule.
         collate: makes a batch of rows. If the batch fails, it makes one of each row, to find out which fail alone.
 
     Raises:
@@ -82,8 +84,13 @@ def guarded(
         if not is_model_error(error):
             raise
         batch = list(indices() if callable(indices) else indices)
+        if not batch:
+            raise
         failing, cause = _failing_alone(model, rows, batch, collate, error)
-        raise RowError([index + 1 for index in failing], _reason(model, cause, [rows[i] for i in failing])) from cause
+        numbers = getattr(rows, "numbers", None) or range(1, len(rows) + 1)  # a part of a table numbers its rows
+        raise RowError(
+            [numbers[index] for index in failing], _reason(model, cause, [rows[i] for i in failing])
+        ) from cause
 
 
 @contextmanager
@@ -113,8 +120,10 @@ def check_forward(
         for batch in (longest, first) if set(longest) != set(first) else (first,):
             with guarded(model, rows, batch, collate):
                 output = run_batch(model, collate([rows[index] for index in batch]))
-            logits = getattr(output, "logits", None)
-            if isinstance(logits, Tensor) and bool(logits.isnan().any()):
+            outputs = getattr(output, "logits", None)
+            if outputs is None:  # a loss from labeled positions: not a number where any output is not
+                outputs = getattr(output, "loss", None)
+            if isinstance(outputs, Tensor) and bool(outputs.isnan().any()):
                 raise RowError(
                     sorted(index + 1 for index in batch),
                     "the base's outputs are not numbers: a weight in its files is not finite, or they overflow in its "

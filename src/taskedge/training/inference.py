@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from taskedge.backbone.loading import Base
 from taskedge.backbone.storage.memory_map import check_unchanged
 from taskedge.delta.load_with_delta import load_head, load_with_delta
 from taskedge.errors import InputError
+from taskedge.training.classification import classifies_rows
 from taskedge.training.data.infer_task import default_columns, flags_text
 from taskedge.training.data.label_checks import understood_lines
+from taskedge.training.data.text_data import Prediction
 from taskedge.training.guard import RowError, in_file
 from taskedge.training.tasks import Columns, Log, Measures, OnProgress, Row, Task, task_of_delta
 from taskedge.training.trainer_config import DEFAULTS
@@ -32,6 +34,7 @@ class Inference:
         rows: the encoded rows.
         path: the file or folder of the rows, for messages.
         identity: a JSON-able value that differs if the data differs.
+        texts: the input of each row as it is in the data.
     """
 
     task: Task
@@ -39,6 +42,7 @@ class Inference:
     rows: list[Row]
     path: Path
     identity: Any = None
+    texts: Sequence[str] = ()
 
     def evaluate(self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None) -> Measures:
         """Measure the answers to the rows, which must have been read with answers."""
@@ -46,6 +50,22 @@ class Inference:
             measures = self.task.evaluate(self.base.model, self.base, self.rows, batch_size, on_progress)
         check_unchanged(self.base.model)
         return measures
+
+    def examine(
+        self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None
+    ) -> tuple[Measures, Prediction | None]:
+        """Measure the answers to the rows, and return the prediction as well, of a task with classes for whole rows."""
+        if not classifies_rows(self.task):
+            return self.evaluate(batch_size, on_progress), None
+        with in_file(self.path):
+            examined = self.task.examine(self.base.model, self.base, self.rows, batch_size, on_progress)
+        check_unchanged(self.base.model)
+        return examined
+
+    @property
+    def truth(self) -> list[int]:
+        """The index of the right class of each row, of a task with classes for whole rows."""
+        return [row["labels"] for row in self.rows]
 
     def predict(
         self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None
@@ -121,7 +141,7 @@ def prepare_inference(
     if task.max_length is not None and "max_length" not in provenance.training:
         log(f"{delta} does not state at how many tokens texts were cut in training: {trained_length} is assumed")
     max_length = min(trained_length, base.max_positions or trained_length)
-    return Inference(task, base, task.encode(base, table, max_length, log), data, task.identity(table))
+    return Inference(task, base, task.encode(base, table, max_length, log), data, task.identity(table), table.texts)
 
 
 def _columns(delta: Path, task: Task, given: Columns, trained: Columns) -> Columns:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.evaluation import loss_of, run_batch
-from taskedge.training.generation import IGNORED
+from taskedge.backbone.label_loss import IGNORED_LABEL
 from taskedge.training.memory.micro_batch import count_labels, shifts_labels
 
 Batch = Mapping[str, Any]
@@ -52,4 +52,4 @@ def _accepts_loss_kwargs(model: nn.Module) -> bool:
 
 def _count_shifted_labels(batch: Batch) -> int:
     """Return the number of tokens that a causal language model predicts; its loss has no prediction of the first."""
-    return int((batch["labels"][..., 1:] != IGNORED).sum())
+    return int((batch["labels"][..., 1:] != IGNORED_LABEL).sum())

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.coverage import experts_text, idle_text
 from taskedge.backbone.loading import Base, load_base
 from taskedge.backbone.storage.set_storage import set_weight_storage
+from taskedge.profiling.arithmetic_speed import threads_that_pay
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import read_support_file
+from taskedge.training.class_weights import balanced_weights
+from taskedge.training.continue_delta import support_of_delta
 from taskedge.training.data.table import Table
 from taskedge.training.data_order import random_order
 from taskedge.training.dense_run import measure_changes
 from taskedge.training.form_callbacks import form_support
 from taskedge.training.guard import check_forward, guarded, in_file
 from taskedge.training.head_warmup import warm_head
+from taskedge.training.held_out_rows import PartRows
 from taskedge.training.run_data import RunData, read_data
 from taskedge.training.tasks import Batch, Collate, Log, Row, Task
 from taskedge.training.token_limit import token_limit
@@ -36,6 +41,17 @@ RELOADING_SETTINGS = frozenset({"dtype", "weight_storage"})
 """Settings that need the base to be loaded again if they change."""
 
 
+def set_threads(threads: int | None, log: Log) -> None:
+    """Set the number of threads; if none is given, that of torch, or one where that is faster on a busy machine."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        return
+    before = torch.get_num_threads()
+    if threads_that_pay(before) < before:
+        torch.set_num_threads(1)
+        log(f"one thread instead of {before}: the machine is busy, and {before} are slower now (--threads decides)")
+
+
 def prepare_run(config: TuneConfig, log: Log) -> Run:
     """Return a run whose data is read and checked. Its base is not loaded.
 
@@ -44,8 +60,7 @@ def prepare_run(config: TuneConfig, log: Log) -> Run:
     Raises:
         InputError: data or settings that cannot be used.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    set_threads(config.threads, log)
     data = read_data(config, log)
     if "batch_size" not in config.model_fields_set:
         config = config.model_copy(update={"batch_size": data.task.batch_size})
@@ -70,6 +85,7 @@ class _Encoded:
     max_length: int
     rows: list[Row]
     eval_rows: list[Row] | None = None
+    held_out_rows: list[Row] | None = None
 
 
 class Run:
@@ -133,7 +149,10 @@ class Run:
         base, train = self.base, self.data.train
         max_length = token_limit(self.data.task, base, self.config.max_length, self.log)
         task = self.data.task.bind(base, train, max_length, self.config.max_new_tokens, self.log)
-        self._encoded = _Encoded(task, max_length, task.encode(base, train, max_length, self.log))
+        rows, held_out = task.encode(base, train, max_length, self.log), None
+        if self.data.parts is not None:
+            rows, held_out = (PartRows((rows[i] for i in part), [i + 1 for i in part]) for part in self.data.parts)
+        self._encoded = _Encoded(task, max_length, rows, held_out_rows=held_out)
 
     def release_base(self) -> None:
         """Drop the loaded base, so that another one can be loaded in its place."""
@@ -183,6 +202,22 @@ class Run:
             encoded.eval_rows = [] if table is None else self.encode(table)
         return encoded.eval_rows
 
+    def held_out_rows(self) -> tuple[list[Row], Path]:
+        """Return the rows of the held-out loss while the run trains, and their file."""
+        encoded, data = self._require_encoded(), self.data
+        if encoded.held_out_rows is None and data.validation is not None:
+            encoded.held_out_rows = self.encode(data.validation)
+        if encoded.held_out_rows is not None:
+            return encoded.held_out_rows, (data.train if data.validation is None else data.validation).path
+        assert data.eval is not None, "the settings require it"
+        return self.eval_rows(), data.eval.path
+
+    def class_weights(self) -> Tensor | None:
+        """Return the weights of the classes in the training loss, by the training rows; None for none."""
+        if self.config.class_weights == "none":
+            return None
+        return balanced_weights([row["labels"] for row in self.rows], self.task.labels)
+
     def encode(self, table: Table) -> list[Row]:
         """Return the rows of a table with answers, as the model takes them."""
         return self.task.encode(self.base, table, self.max_length, self.log)
@@ -216,6 +251,7 @@ class Run:
         for start in range(0, len(order), size):
             self._calibrating = order[start : start + size]
             yield self.collate([self.rows[index] for index in self._calibrating])
+        self._calibrating = []
 
     @property
     def rows_per_calibration_batch(self) -> int:
@@ -231,6 +267,18 @@ class Run:
         config = self.config
         if (support := form_support(self.base.model, config)) is not None:
             return support
+        if config.from_delta is not None:
+            batches = self.calibration_batches() if batches is None else batches
+            with in_file(self.data.train.path):
+                return support_of_delta(
+                    config.from_delta,
+                    self.base.model,
+                    self.task.name,
+                    self.task.labels,
+                    self.full_names,
+                    batches,
+                    self.log,
+                )
         if config.support_file is not None:
             return read_support_file(config.support_file, self.base.model, self.task.labels)
         if batches is None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from taskedge.errors import InputError
+from taskedge.training.class_weights import rare_class_hint
+from taskedge.training.classification import classifies_rows
 from taskedge.training.data.infer_task import IMAGES, infer_task, task_of_labels, task_sentence
 from taskedge.training.data.label_checks import data_summary, label_warnings
 from taskedge.training.data.table import Table
+from taskedge.training.held_out_rows import parse_validation, split_rows
 from taskedge.training.tasks import TASKS, Columns, Log, Task
 from taskedge.training.tune_config import TuneConfig
 
@@ -21,12 +26,16 @@ class RunData:
         columns: the columns of ``train``.
         train: the training data.
         eval: the held-out data, if there is any.
+        validation: data for the held-out loss while the run trains, if they are in a file of their own.
+        parts: indices of the rows of ``train`` to train on and to hold out; None to train on all.
     """
 
     task: Task
     columns: Columns
     train: Table
     eval: Table | None
+    validation: Table | None = None
+    parts: tuple[list[int], list[int]] | None = None
 
 
 def read_data(config: TuneConfig, log: Log) -> RunData:
@@ -42,14 +51,24 @@ def read_data(config: TuneConfig, log: Log) -> RunData:
         task_class = TASKS[task_of_labels(train)]
     log(task_sentence(inferred, config.train, task_class.name))
     task = task_class.from_table(train, inferred.columns)
-    held_out = None
-    if config.eval:
+    validation = None if config.validation is None else parse_validation(config.validation)
+
+    def read_held_out(path: Path) -> Table:
         columns = inferred.columns
-        if config.train.is_dir() or config.eval.is_dir():  # only two tables have the same columns
-            columns = infer_task(config.eval, Columns(), task_class.name).columns
-        held_out = task_class.read(config.eval, columns, answers=True, log=log)
-        task.check(held_out)
-    data = RunData(task, inferred.columns, train, held_out)
+        if config.train.is_dir() or path.is_dir():  # only two tables have the same columns
+            columns = infer_task(path, Columns(), task_class.name).columns
+        table = task_class.read(path, columns, answers=True, log=log)
+        task.check(table)
+        return table
+
+    held_out = None if config.eval is None else read_held_out(config.eval)
+    watched = read_held_out(validation) if isinstance(validation, Path) else None
+    parts = None
+    if isinstance(validation, float):
+        classes = train.labels if classifies_rows(task) else None
+        training, rest = split_rows(len(train), validation, config.seed, classes)
+        parts = (training, rest)
+    data = RunData(task, inferred.columns, train, held_out, watched, parts)
     _log_data(data, config, may_be_numbers=inferred.depends_on_labels, log=log)
     return data
 
@@ -71,3 +90,22 @@ def _log_data(data: RunData, config: TuneConfig, *, may_be_numbers: bool, log: L
         raise InputError(f"{'; '.join(warnings)}: correct the data, or leave out --strict")
     for warning in warnings:
         log(f"warning: {warning}")
+    if data.validation is not None:
+        log(f"{len(data.validation):,} rows of {data.validation.path} for the held-out loss")
+    if data.parts is not None:
+        training, held_out = data.parts
+        in_training = {data.train.texts[index] for index in training}
+        shared = sum(data.train.texts[index] in in_training for index in held_out)
+        of_every = "of every class" if classifies_rows(data.task) else "of all rows"
+        log(
+            f"--validation {config.validation}: {len(held_out):,} of {len(data.train):,} rows are held out, the same "
+            f"share {of_every} (seed {config.seed}), and {len(training):,} train; {shared:,} of those held out are "
+            "in the rest too"
+        )
+    if classifies_rows(data.task):
+        if hint := rare_class_hint(Counter(data.train.labels or []), weighted=config.class_weights != "none"):
+            log(hint)
+    elif config.class_weights != "none":
+        raise InputError(
+            f"--class-weights {config.class_weights}: the task {data.task.name} has no class for each row: leave it out"
+        )

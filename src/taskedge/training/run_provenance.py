@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
-from taskedge.forms.install_taps import whole_layers
-from taskedge.selection.support import Support
-from taskedge.training.run import Run
-from taskedge.training.form_settings import TAPS_FORMS
-from taskedge.training.selection_settings import FORMS_OF_ENTRIES, SELECTION_FIELDS
+import torch
 
+from taskedge.forms.install_taps import whole_layers
+from taskedge.profiling.arithmetic_speed import GemmSpeeds, measure_gemm
+from taskedge.selection.support import Support
+from taskedge.training.form_settings import TAPS_FORMS
+from taskedge.training.run import Run
+from taskedge.training.selection_settings import FORMS_OF_ENTRIES, SELECTION_FIELDS
+from taskedge.training.tune_config import TuneConfig
 
 _OF_FORM = {
     **dict.fromkeys(("sparse_lora", "lora"), ("rank", "alpha")),
@@ -54,11 +58,17 @@ def training_provenance(run: Run, support: Support, steps: int) -> dict[str, Any
         "change_lr",
         "columns",
         "column_score",
+        "column_draws",
         "step_exponent",
         "head_warmup",
         "depth",
         "rotate",
         "optimizer",
+        "validation",
+        "class_weights",
+        "eval_every",
+        "early_stop",
+        "keep",
     )
     recorded = SELECTION_FIELDS if config.support_file is not None else ("change_epochs", "change_lr")
     given = {name: value for name, value in support.settings.items() if name in recorded}
@@ -67,8 +77,30 @@ def training_provenance(run: Run, support: Support, steps: int) -> dict[str, Any
     if config.form in TAPS_FORMS:
         training["gate_penalty"] = config.layer_gate_penalty
     training |= run.data.columns.named | run.task.to_provenance()
+    if run.data.parts is not None:
+        training["held_out_rows"] = len(run.data.parts[1])
+    elif run.data.validation is not None:
+        training["held_out_rows"] = len(run.data.validation)
+    if "from_delta" in support.settings:
+        training["from_delta"] = support.settings["from_delta"]
     if run.max_length:
         training["max_length"] = run.max_length
     if run.base.head:
         training["head"] = run.base.head
     return training | {"steps": steps, "rows": len(run.rows)}
+
+
+@cache
+def _speeds() -> GemmSpeeds:
+    return measure_gemm()
+
+
+def bf16_hint(config: TuneConfig) -> str:
+    """Return a line about bf16 where it would pay on this processor and is not used; ``""`` if not."""
+    if config.bf16 or config.dtype == "bf16" or torch.cuda.is_available() or not _speeds().bf16_pays:
+        return ""
+    speeds = _speeds()
+    return (
+        f"hint: products in bf16 run {speeds.bf16 / speeds.fp32:.1f} times as fast as in fp32 on this processor "
+        f"({speeds}): --bf16 computes with them"
+    )

@@ -12,16 +12,22 @@ from typing import Any
 from taskedge.backbone.coverage import log_coverage
 from taskedge.errors import InputError
 from taskedge.io.atomic import write_atomic
-from taskedge.io.lock import hold_lock
 from taskedge.profiling.process_memory import lifetime_peak_bytes
 from taskedge.selection.support import Support, load_support
 from taskedge.selection.support_file import write_support_file
 from taskedge.training.find_support import find_in_steps
 from taskedge.training.run import Run, prepare_run
-from taskedge.training.run_folder import SETTINGS_FILE, SUPPORT_FILE, identity_changes, is_interrupted, run_identity
 from taskedge.training.selection_settings import FORMS_OF_ENTRIES
 from taskedge.training.tasks import Log
 from taskedge.training.tune_config import TuneConfig
+from taskedge.training.tune_folder import (
+    SETTINGS_FILE,
+    SUPPORT_FILE,
+    hold_locks,
+    identity_changes,
+    is_interrupted,
+    run_identity,
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def select_to_file(
     folder = out.with_name(f"{out.name}.run")
     if resume and not is_interrupted(folder):
         raise InputError(f"there is no interrupted selection {folder}: correct --out, or start without --resume")
-    with hold_lock(out), hold_lock(folder):
+    with hold_locks(out, folder):
         if is_interrupted(folder) and not (resume or force):
             raise InputError(
                 f"{folder} holds an interrupted selection or run: continue it with --resume, or start anew with --force"

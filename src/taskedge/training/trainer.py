@@ -165,7 +165,7 @@ def _run(
     for hook in hooks:
         hook.on_train_begin(state)
 
-    while state.step < state.max_steps:
+    while state.step < state.max_steps and not state.stop:
         epoch, step_of_epoch = divmod(state.step, _steps_per_epoch(len(rows), config))
         if not order or step_of_epoch == 0:
             order = epoch_order(len(rows), config.seed, epoch)
@@ -212,7 +212,8 @@ def _run(
         for hook in hooks:
             hook.on_step_end(state)
 
-        if logs:
+        is_last = is_last or state.stop
+        if logs or (state.stop and norm is not None):
             assert norm is not None
             passes_done = step_of_epoch * config.passes_per_step + len(batches)
             state.log.append(

@@ -5,7 +5,8 @@ Must not import torch or transformers: help texts and faults in flags are printe
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -71,6 +72,20 @@ class TrainingSettings(Config):
     checkpoint_every: int = trainer_field(
         "checkpoint_every", default=25, description="Optimizer steps between checkpoints.", ge=1
     )
+    eval_every: Annotated[
+        int | None, Field(description="Optimizer steps between evaluations of the held-out loss.", ge=1)
+    ] = None
+    early_stop: Annotated[
+        int | None, Field(description="With --eval-every: evaluations without a new best that end the run.", ge=1)
+    ] = None
+    keep: Annotated[
+        Literal["last", "best"],
+        Field(description="With --eval-every: write the values of the last step, or of the lowest held-out loss."),
+    ] = "last"
+    from_delta: Annotated[
+        Path | None,
+        Field(description="Go on from the entries, values and head of this delta file, instead of a selection."),
+    ] = None
     regrow: int = trainer_field("regrow")
     regrow_share: float = trainer_field("regrow_share")
 

@@ -44,14 +44,22 @@ from taskedge.profiling.process_memory import (
 from taskedge.selection.support import Support, load_support, save_support
 from taskedge.training import checkpoint
 from taskedge.training.callbacks import TENSORBOARD_FOLDER
+from taskedge.training.class_weights import weighted_loss
 from taskedge.training.find_support import find_in_steps
-from taskedge.training.form_callbacks import form_callbacks
+from taskedge.training.form_callbacks import form_callbacks, open_share
 from taskedge.training.guard import explained, in_file
+from taskedge.training.held_out import HELD_OUT_LOSS, HeldOut
 from taskedge.training.memory.decide import choose_within_budget
 from taskedge.training.memory.headroom import ReleaseFreedMemory
 from taskedge.training.memory.memory_report import decision_text
 from taskedge.training.run import Run, prepare_run
-from taskedge.training.run_folder import (
+from taskedge.training.run_log import measure_and_hint, write_run_log
+from taskedge.training.run_provenance import bf16_hint, training_provenance, training_text
+from taskedge.training.tasks import Log, Measures
+from taskedge.training.trainable_model import TrainableModel
+from taskedge.training.trainer import TrainResult, bf16_forward, train
+from taskedge.training.tune_config import TuneConfig
+from taskedge.training.tune_folder import (
     MEMORY_FILE,
     SETTINGS_FILE,
     SUPPORT_FILE,
@@ -65,11 +73,6 @@ from taskedge.training.run_folder import (
     run_folder,
     run_identity,
 )
-from taskedge.training.run_provenance import training_provenance, training_text
-from taskedge.training.tasks import Log, Measures
-from taskedge.training.trainable_model import TrainableModel
-from taskedge.training.trainer import TrainResult, bf16_forward, train
-from taskedge.training.tune_config import TuneConfig
 from taskedge.training.tune_result import TuneResult
 
 
@@ -113,8 +116,11 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
     installed = run.install(support)
     num_trained = run.num_trained_parameters(installed.model)
     log(training_text(run, support, num_trained))
+    if hint := bf16_hint(run.config):
+        log(hint)
+    held_out = _held_out(run, folder)
     try:
-        with in_file(run.data.train.path):
+        with in_file(run.data.train.path), weighted_loss(installed.model, run.class_weights()):
             trained = train(
                 installed.model,
                 run.rows,
@@ -126,6 +132,7 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
                 callbacks=[
                     *([] if predicted is None else [ReleaseFreedMemory()]),
                     *form_callbacks(config, log),
+                    *([] if held_out is None else [held_out]),
                 ],
                 tensorboard=config.tensorboard,
                 head=run.full_names,
@@ -134,16 +141,16 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
         if checkpoint.latest(folder) is None:  # nothing to resume from
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    delta = _extract(run, support, installed, trained)
+    delta = _extract(run, support, installed, trained, held_out)
     measures = _write_and_evaluate(run, installed, delta, folder)
     device = next(installed.model.parameters()).device
-    return TuneResult(
+    result = TuneResult(
         out=config.out,
         task=run.task.name,
         form=config.form,
         lr=config.lr,
         entries=delta.num_entries,
-        share=support.share if delta.low_rank else delta.num_entries / max(1, support.model_parameters),
+        share=open_share(delta, support),
         low_rank=delta.num_low_rank_parameters,
         trained=num_trained,
         head=run.num_full_parameters,
@@ -158,6 +165,8 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
         file_bytes=config.out.stat().st_size,
         quality=measures,
     )
+    write_run_log(run, result, trained.log)
+    return result
 
 
 def as_json(result: TuneResult) -> dict[str, Any]:
@@ -228,10 +237,42 @@ def _resume_or_select(
     return support or find_in_steps(run, folder, SUPPORT_FILE, progress=progress)
 
 
-def _extract(run: Run, support: Support, installed: TrainableModel, trained: TrainResult) -> Delta:
-    """Return what was learned, with its provenance."""
+def _held_out(run: Run, folder: Path) -> HeldOut | None:
+    """Return the callback that evaluates while the run trains, if the settings ask for one."""
+    config = run.config
+    if config.eval_every is None:
+        return None
+    rows, path = run.held_out_rows()
+    if run.data.parts is None and run.data.validation is None and (config.early_stop or config.keep == "best"):
+        run.log(
+            f"{path} decides which values are kept, so its figures at the end are too good: give --validation for "
+            "a decision by other rows"
+        )
+    return HeldOut(
+        rows,
+        run.collate,
+        path,
+        folder,
+        every=config.eval_every,
+        patience=config.early_stop,
+        keep_best=config.keep == "best",
+        batch_size=config.trainer_config().rows_per_pass,
+        log=run.log,
+    )
+
+
+def _extract(
+    run: Run, support: Support, installed: TrainableModel, trained: TrainResult, held_out: HeldOut | None
+) -> Delta:
+    """Return what was learned, with its provenance: of the last step, or of the best evaluation."""
     check_unchanged(installed.model)
     training = training_provenance(run, support, trained.steps)
+    if held_out is not None and held_out.best is not None:
+        training["held_out_loss"] = held_out.entries[-1][HELD_OUT_LOSS]
+        if run.config.keep == "best":
+            training["kept_step"] = held_out.restore_best(installed.model)
+            training["held_out_loss"] = held_out.best[HELD_OUT_LOSS]
+            run.log(f"kept the values of step {training['kept_step']}, held-out loss {training['held_out_loss']:.4f}")
     delta = installed.extract()
     return delta.with_provenance(
         base=run.config.model,
@@ -251,7 +292,7 @@ def _write_and_evaluate(run: Run, installed: TrainableModel, delta: Delta, folde
         apply(model, load(written), force=True)
         batch_size = config.trainer_config().rows_per_pass
         with bf16_forward(model) if config.bf16 else nullcontext(), in_file(run.data.eval.path):
-            measures = run.task.evaluate(model, run.base, run.eval_rows(), batch_size, lambda _: None)
+            measures = measure_and_hint(run, model, batch_size)
     move_atomic(written, config.out)
     (folder / SETTINGS_FILE).unlink()  # first: a folder without it is no run to resume, if this is cut short
     logs = folder / TENSORBOARD_FOLDER

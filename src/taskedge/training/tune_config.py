@@ -16,7 +16,8 @@ from taskedge.errors import InputError, UnknownName
 from taskedge.profiling.byte_size import parse_bytes
 from taskedge.training.data_settings import DataSettings
 from taskedge.training.form_settings import FormSettings
-from taskedge.training.selection_settings import SelectionSettings
+from taskedge.training.held_out_rows import parse_validation
+from taskedge.training.selection_settings import SELECTION_FIELDS, SelectionSettings
 from taskedge.training.training_settings import TrainingSettings
 
 
@@ -46,6 +47,10 @@ class TuneConfig(TrainingSettings, FormSettings, SelectionSettings, DataSettings
     # output
     values: Annotated[Literal["fp32", "bf16"], Field(description="Data type of the values in the delta file.")] = "fp32"
     tensorboard: Annotated[bool, Field(description="Write TensorBoard logs to the folder of the run.")] = False
+    log: Annotated[
+        Path | None,
+        Field(description="Folder for curves and figures of the run (run.json), which `taskedge report --log` shows."),
+    ] = None
     out: Annotated[Path, Field(description="The delta file to write.")] = Path("task.safetensors")
 
     @property
@@ -101,7 +106,7 @@ class TuneConfig(TrainingSettings, FormSettings, SelectionSettings, DataSettings
 
     @model_validator(mode="after")
     def _check_selection(self) -> TuneConfig:
-        if clash := self.support_clash() or self.change_clash() or self.form_clash():
+        if clash := self.support_clash() or self.draws_clash() or self.change_clash() or self.form_clash():
             raise ValueError(clash)
         if not self.model_fields_set & {"rule", "allocation", "columns", "column_score"}:
             return self
@@ -122,6 +127,36 @@ class TuneConfig(TrainingSettings, FormSettings, SelectionSettings, DataSettings
                 f"--weight-storage {self.weight_storage} does not support {flag}, which needs writable weights or "
                 "dense gradients: leave out either"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_held_out(self) -> TuneConfig:
+        if self.validation is not None:
+            try:
+                parse_validation(self.validation)
+            except InputError as error:
+                raise ValueError(f"--validation: {error}") from None
+        if self.eval_every is None:
+            given = ["--early-stop"] if self.early_stop is not None else []
+            given += ["--keep best"] if self.keep == "best" else []
+            if given:
+                raise ValueError(f"{' and '.join(given)} needs the held-out loss while it trains: give --eval-every")
+        elif self.validation is None and self.eval is None:
+            raise ValueError(
+                "--eval-every needs held-out data: give --validation 10%, --validation FILE or --eval FILE"
+            )
+        if self.from_delta is not None:
+            for name, free in (("form", "sparse"), ("support", "rule"), ("support_file", None), ("head_warmup", False)):
+                if getattr(self, name) != free:
+                    raise ValueError(
+                        f"--from-delta brings entries, values and a head: leave out --{name.replace('_', '-')}"
+                    )
+            given = [name for name in SELECTION_FIELDS if name in self.model_fields_set and name != "calibration"]
+            if given:
+                raise ValueError(
+                    f"--{given[0].replace('_', '-')} has no effect with --from-delta, whose entries are chosen: "
+                    "leave it out"
+                )
         return self
 
     @model_validator(mode="after")
