@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tiny_task
+import tokenizers
 import transformers
 
 _GEMMA_TURNS = (
@@ -65,3 +66,30 @@ def chat_tokenizer(template: str) -> transformers.PreTrainedTokenizerFast:
     made.model_input_names = ["input_ids", "attention_mask"]
     made.chat_template = template
     return made
+
+
+def byte_tokenizer(template: str = "") -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes with the same control tokens: its tokens of a text spell the text."""
+    from tokenizers import decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(letters)} | {"th": 256, "en": 257}
+    made = tokenizers.Tokenizer(models.BPE(vocabulary, [("t", "h"), ("e", "n")]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    result = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]", bos_token="[CLS]")
+    result.add_special_tokens({"additional_special_tokens": list(CONTROL)})
+    result.model_input_names = ["input_ids", "attention_mask"]
+    result.chat_template = template or None
+    return result
+
+
+def unigram_tokenizer(**special: object) -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer that makes its end token of letters too, as T5's does."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁good", -3.0), ("▁bad", -3.0)]
+    pieces += [(letter, -8.0) for letter in "abcdefghijklmnopqrstuvwxyz</>!"]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    made.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", **special
+    )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from taskedge.errors import InputError
 from taskedge.serving.served_task import ServedTask
+from taskedge.training.data.chat_template import token_ids
 from taskedge.training.data.table import Table
 from taskedge.training.data.text_data import Row
 from taskedge.training.tasks.text_generation import CHAT, TextGeneration
@@ -168,14 +169,22 @@ def chat_rows(served: ServedTask, messages: Sequence[ChatMessage]) -> tuple[list
         )
     from jinja2 import TemplateError
 
-    turns = [{"role": message.role, "content": message.content} for message in messages]
+    controls = task.template.controls if task.template is not None and task.controls_as_text else None
+    contents = [message.content if controls is None else controls.hide(message.content) for message in messages]
+    turns = [{"role": message.role, "content": text} for message, text in zip(messages, contents, strict=True)]
     try:
         text = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(f"the base's chat template refuses the conversation: {error}") from None
-    ids = base.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    failed = list[int]()
+    if controls is None:
+        ids = token_ids(base.tokenizer, [text])[0]
+    else:
+        (ids,), failed = controls.ids([text])
     limit = served.max_length
     if base.max_positions is not None:
         limit = min(limit, base.max_positions - task.new_tokens)
     notes = [f"the conversation has {len(ids)} tokens and is cut at its start to {limit}"] if len(ids) > limit else []
+    if failed:
+        notes.append("a control token in a message is read as such: the base's tokenizer makes it of plain text too")
     return [{"prompt": ids[-limit:]}], notes

@@ -23,7 +23,7 @@ def asked_and_learned(tokenizer, text, response, end_ids=()):
     template = read_chat_template(tokenizer, end_ids)
     prompts = template.prompts([text], PATH)
     answers = template.answers([text], prompts, [response], PATH)
-    (asked,), (learned,) = template.conversation_ids(prompts, answers)
+    (asked,), (learned,), _ = template.conversation_ids(prompts, answers)
     assert template.response(answers[0]) == response.strip()
     return template, asked, learned
 

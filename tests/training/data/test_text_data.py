@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import tiny_kinds
+import tiny_task
 import torch
+from chat_templates import unigram_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from taskedge.errors import InputError
 from taskedge.training.data.text_data import (
@@ -21,6 +24,8 @@ from taskedge.training.data.text_data import (
 
 class Tokenizer:
     """Every letter is a token; pads with 0."""
+
+    added_tokens_decoder, all_special_tokens, all_special_ids = {}, (), ()
 
     def __call__(self, texts, truncation, max_length=None, verbose=True):
         assert truncation == (max_length is not None)
@@ -166,3 +171,22 @@ def test_a_text_without_tokens(padding, tmp_path):
     assert said == ["1 of 3 rows have no token (first: row 2): they are read as '[SEP]'"]
     collate = collator(base.tokenizer, base.model)
     np.testing.assert_allclose(outputs(base.model, rows, collate, 3), outputs(base.model, rows, collate, 1), atol=1e-5)
+
+
+def test_control_tokens_in_a_text_are_told():
+    lines: list[str] = []
+    encode(tiny_task.tokenizer(), ["good [SEP] bad", "bad"], None, 20, lines.append)
+    assert lines == [
+        "1 of 2 rows hold a control token of the base, such as '[SEP]' in row 1: it is read as the control token, not "
+        "as text"
+    ]
+
+
+def test_an_end_token_that_text_gives_too_is_parted():
+    tokenizer = unigram_tokenizer()
+    tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    lines: list[str] = []
+    rows = encode(tokenizer, ["good </s> bad", "bad"], None, 20, lines.append, controls_as_text=True)
+    assert [row["input_ids"].count(1) for row in rows] == [1, 1]
+    assert tokenizer.decode(rows[0]["input_ids"]) == "good < /s> bad</s>"
+    assert lines[1:] == ["in 1 of these rows a blank is put into it, so that it is text (first: row 1)"]

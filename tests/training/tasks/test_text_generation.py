@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import tiny_kinds
 import tiny_task
 import torch
 import transformers
-from chat_templates import GEMMA, THOUGHTS, chat_tokenizer
+from chat_templates import GEMMA, QWEN, THOUGHTS, chat_tokenizer
 from tiny_task import WORDS
 
 from taskedge.backbone.loading import load_base
@@ -350,3 +352,67 @@ def test_all_end_tokens_of_the_base_stop_it(bases, tmp_path):
     base.model.generation_config.eos_token_id = [END, ids(words[2])[0]]
     (short,) = task.predict(base.model, base, rows, 1, lambda _: None)
     assert short["response"].split() == words[: words.index(words[2])]
+
+
+@pytest.mark.parametrize(("kind", "form"), [("plain", LINE), ("start", LINE)])
+def test_control_tokens_in_a_prompt_or_a_response_are_text(bases, kind, form):
+    base, lines = bases[kind], []
+    data = table(("the [SEP] film", "very [SEP] good"), ("a plot", "bad"))
+    task = met(base, data)
+    assert task.form == form
+    rows = task.encode(base, data, 40, lines.append)
+    start = [START] if kind == "start" else []
+    written = [UNKNOWN] * 3  # "[", "sep" and "]"
+    assert rows[0]["prompt"] == [*start, *ids("the"), *written, *ids("film")]
+    assert rows[0]["input_ids"] == [*rows[0]["prompt"], *ids("very"), *written, *ids("good"), END]
+    assert rows[1]["input_ids"] == [*start, *ids("a plot bad"), END]
+    assert lines == ["1 of 2 rows hold a control token of the base, such as '[SEP]' in row 1: it is read as plain text"]
+    plain = Table(Path("x.txt"), ["the [SEP] film"])
+    (row,) = met(base, plain, Columns(text=("text",))).encode(base, plain, 40, lines.append)
+    assert row["input_ids"] == [*start, *ids("the"), *written, *ids("film"), END]
+
+
+@pytest.mark.parametrize("template", [GEMMA, QWEN])
+def test_control_tokens_in_the_turns_of_a_chat_are_text(tmp_path, template):
+    base = replace(load_base("text-generation", tiny_task.llama(tmp_path)), tokenizer=chat_tokenizer(template))
+    lines: list[str] = []
+    data = table(("the <end_of_turn> film <|im_end|>", "good <|im_end|> bad <end_of_turn>"), ("a plot", "bad"))
+    task = met(base, data)
+    assert task.form == CHAT
+    first, second = task.encode(base, data, 60, lines.append)
+    end = task.template.end_id
+    assert (
+        first["input_ids"][len(first["prompt"]) :].count(end)
+        == second["input_ids"][len(second["prompt"]) :].count(end)
+        == 1
+    )
+    assert first["prompt"].count(end) == second["prompt"].count(end)
+    assert first["response"] == "good <|im_end|> bad <end_of_turn>"
+    assert (
+        "1 of 2 rows hold a control token of the base, such as '<end_of_turn>' in row 1: it is read as plain text"
+        in lines
+    )
+    (asked,) = task.encode(base, Table(data.path, data.texts[:1]), 60, str)
+    assert asked["prompt"] == first["prompt"]
+    stored = Provenance(task="text-generation", training=task.to_provenance())
+    assert stored.training["generation"]["controls"] == "text"
+    again = task_of_delta(stored).bind(base)
+    assert again.encode(base, data, 60, str)[0]["input_ids"] == first["input_ids"]
+    del stored.training["generation"]["controls"]  # a delta of an earlier version reads them as it learned them
+    before = task_of_delta(stored).bind(base)
+    (old, _) = before.encode(base, data, 60, lines.append)
+    turn = [{"role": "user", "content": data.texts[0]}]
+    assert old["prompt"] == base.tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+    assert "it is read as the control token, as in the training of the delta" in lines[-1]
+
+
+def test_a_control_token_that_cannot_be_text_is_told(bases):
+    base, lines = bases["plain"], []
+    copied = replace(base, tokenizer=copy.deepcopy(base.tokenizer))
+    copied.tokenizer.add_special_tokens({"pad_token": "plot"})
+    data = table(("the film", "bad"), ("a plot", "good"))
+    met(copied, data).encode(copied, data, 40, lines.append)
+    assert lines[-1] == (
+        "in 1 of these rows it is read as the control token (first: row 2), since the base's tokenizer makes it of "
+        "plain text too: remove it from the text if it is not meant"
+    )

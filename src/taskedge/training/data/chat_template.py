@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskedge.errors import InputError
+from taskedge.training.data.control_tokens import ControlTokens, control_tokens
 
 PROMPT_PROBE, RESPONSE_PROBE = "promptqzx", "responseqzx"
 """Texts that no template alters: where they stand in its output tells what it writes around a text."""
@@ -19,6 +20,8 @@ MAX_SHOWN = 160
 @dataclass(frozen=True)
 class ChatTemplate:
     """The texts that a chat template writes around a user's turn and the assistant's answer.
+
+    Texts of users may be hidden (:meth:`ControlTokens.hide` of ``controls``), so that control tokens in them are text.
 
     Attributes:
         tokenizer: the tokenizer with the template.
@@ -48,6 +51,11 @@ class ChatTemplate:
     def end_token(self) -> str:
         """The token that ends the assistant's turn."""
         return str(self.tokenizer.convert_ids_to_tokens(self.end_id))
+
+    @property
+    def controls(self) -> ControlTokens:
+        """The control tokens that users' texts are kept free of."""
+        return control_tokens(self.tokenizer, (self.end_id,))
 
     @property
     def notes(self) -> list[str]:
@@ -94,7 +102,8 @@ class ChatTemplate:
             if not text.startswith(prompt) or not text.endswith(self.tail):
                 raise InputError(
                     f"{path}, row {row}: the base's chat template does not write this response after its prompt, but "
-                    f"{_shown(text)}: remove the row, or name a base with another template with --model"
+                    f"{_shown(self.controls.reveal(text))}: remove the row, or name a base with another template with "
+                    "--model"
                 )
         return [text[len(prompt) : len(text) - num_after] for text, prompt in zip(written, prompts, strict=False)]
 
@@ -113,18 +122,23 @@ class ChatTemplate:
 
     def conversation_ids(
         self, prompts: Sequence[str], answers: Sequence[str]
-    ) -> tuple[list[list[int]], list[list[int]]]:
-        """Return the tokens of each prompt, and those that its answer adds, if any; the last one ends the turn."""
-        before = token_ids(self.tokenizer, prompts)
-        both = token_ids(self.tokenizer, [prompt + answer for prompt, answer in zip(prompts, answers, strict=False)])
+    ) -> tuple[list[list[int]], list[list[int]], list[int]]:
+        """Return the tokens of each prompt, and those that its answer adds, if any; the last one ends the turn.
+
+        The third list has the indices of the rows in which a user's control token could not be read as text.
+        """
+        before, failed = self.controls.ids(prompts)
+        both, failed_both = self.controls.ids(
+            [prompt + answer for prompt, answer in zip(prompts, answers, strict=False)]
+        )
         added = [ids[len(prompt) :] for prompt, ids in zip(before, both, strict=False)]
         # where a token spans the border, the answer is tokenized alone: a prompt without it never has that token
         merged = [row for row, ids in enumerate(both) if ids[: len(before[row])] != before[row]]
-        for row, ids in zip(merged, token_ids(self.tokenizer, [answers[row] for row in merged]), strict=True):
+        for row, ids in zip(merged, self.controls.ids([answers[row] for row in merged])[0], strict=True):
             added[row] = ids
         if not self.end:
             added = [[*ids, self.end_id] for ids in added]
-        return before, added
+        return before, added, sorted({*failed, *failed_both})
 
 
 def prompt_turns(tokenizer: Any, texts: Sequence[str], path: Path, *, is_list: bool = False) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from taskedge.backbone.evaluation import evaluation_mode
+from taskedge.training.data.control_tokens import control_names, log_control_tokens
 from taskedge.training.guard import guarded
 from taskedge.training.trainer_config import DEFAULTS
 
@@ -30,6 +32,7 @@ def encode(
     log: Callable[[str], object] = print,
     *,
     controls_as_text: bool = False,
+    pairs: Sequence[str] | None = None,
 ) -> list[Row]:
     """Return one row per text: everything that the tokenizer gives, cut at ``max_length`` tokens, and ``labels``.
 
@@ -39,14 +42,23 @@ def encode(
         labels: what is to be learned of each text, if it is known.
         max_length: largest number of tokens, with the special tokens.
         log: called with a line about the texts that are cut, if there are any.
-        controls_as_text: read control tokens inside a text, such as ``</s>``, letter by letter. The classifiers of
-            encoder-decoders need it: they read the end token and fail on rows with another number of them.
+        controls_as_text: read control tokens inside a text, such as ``</s>``, as text. The classifiers of
+            encoder-decoders need it: they read the end token and fail on rows with another number of them. Others may
+            get two texts in one, with a control token between them.
+        pairs: the second text of each row, after the tokenizer's own separator. Of a row that is too long, the end of
+            the longer text is cut.
     """
-    if controls_as_text:
-        _log_controls(tokenizer, texts, log)
+    how = "as plain text" if controls_as_text else "as the control token, not as text"
+    log_control_tokens(control_names(tokenizer), texts, how, log)
+    if pairs is not None:
+        log_control_tokens(control_names(tokenizer), pairs, how, log)
     options = {"split_special_tokens": True} if controls_as_text else {}
-    encoded = tokenizer(list(texts), truncation=True, max_length=max_length, **options)
-    _log_cut_texts(tokenizer, texts, [len(ids) for ids in encoded["input_ids"]], max_length, log, options)
+    if controls_as_text:
+        texts = _without_controls(tokenizer, texts, log)
+        pairs = None if pairs is None else _without_controls(tokenizer, pairs, log)
+    both = (list(texts),) if pairs is None else (list(texts), list(pairs))
+    encoded = tokenizer(*both, truncation=True, max_length=max_length, **options)
+    _log_cut_texts(tokenizer, both, [len(ids) for ids in encoded["input_ids"]], max_length, log, options)
     rows = [{key: encoded[key][index] for key in encoded} for index in range(len(texts))]
     _fill_empty_rows(tokenizer, rows, log)
     if labels is not None:
@@ -55,33 +67,43 @@ def encode(
     return rows
 
 
-def _log_controls(tokenizer: Any, texts: Sequence[str], log: Callable[[str], object]) -> None:
-    """Log how many texts hold control tokens."""
-    tokens = [token for token in tokenizer.all_special_tokens if token]
-    numbers = [number for number, text in enumerate(texts, start=1) if any(token in text for token in tokens)]
-    if numbers:
-        log(
-            f"{len(numbers):,} of {len(texts):,} rows hold a control token of the base, such as "
-            f"{next(token for token in tokens if token in texts[numbers[0] - 1])!r} in row {numbers[0]}: it is read as "
-            "plain text"
-        )
+def _without_controls(tokenizer: Any, texts: Sequence[str], log: Callable[[str], object]) -> list[str]:
+    """Return texts with a blank inside control tokens that the tokenizer makes of plain text too, as T5's does."""
+    control = {name: index for name, index in control_names(tokenizer).items() if index != tokenizer.unk_token_id}
+    find = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
+    frame = len(tokenizer("")["input_ids"])
+    result, parted = list(texts), list[int]()
+    for row, text in enumerate(texts):
+        if find.search(text):
+            ids = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+            if sum(index in control.values() for index in ids) > frame:
+                result[row] = find.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+                parted.append(row + 1)
+    if parted:
+        log(f"in {len(parted):,} of these rows a blank is put into it, so that it is text (first: row {parted[0]})")
+    return result
 
 
 def _log_cut_texts(
-    tokenizer: Any, texts: Sequence[str], lengths: Sequence[int], max_length: int, log: Callable[[str], object],
-    options: dict[str, Any],
+    tokenizer: Any, texts: Sequence[Sequence[str]], lengths: Sequence[int], max_length: int,
+    log: Callable[[str], object], options: dict[str, Any],
 ) -> None:  # fmt: skip
     """Log how many texts have more than ``max_length`` tokens, how many tokens that is, and where they are cut."""
-    full = [text for text, length in zip(texts, lengths, strict=True) if length >= max_length]
-    if not full:
+    rows = [index for index, length in enumerate(lengths) if length >= max_length]
+    if not rows:
         return
-    uncut = tokenizer(full, truncation=False, verbose=False, **options)[
+    full = [[part[index] for index in rows] for part in texts]
+    uncut = tokenizer(*full, truncation=False, verbose=False, **options)[
         "input_ids"
     ]  # only a row of full length can be cut
     cut = [len(ids) for ids in uncut if len(ids) > max_length]
     if cut:
         place = "start" if getattr(tokenizer, "truncation_side", "right") == "left" else "end"
-        log(cut_line(len(cut), len(texts), sum(cut) - max_length * len(cut), max(cut), max_length, f"at their {place}"))
+        log(
+            cut_line(
+                len(cut), len(lengths), sum(cut) - max_length * len(cut), max(cut), max_length, f"at their {place}"
+            )
+        )
 
 
 def cut_line(num_cut: int, num_rows: int, num_lost: int, longest: int, max_length: int, where: str) -> str:

@@ -16,6 +16,7 @@ from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.chat_template import ChatTemplate, prompt_turns, read_chat_template, token_ids
+from taskedge.training.data.control_tokens import control_names, control_tokens, log_control_tokens
 from taskedge.training.data.table import Table, read_table
 from taskedge.training.data.text_data import cut_line
 from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad, predicts_next_tokens
@@ -48,6 +49,8 @@ class TextGeneration:
         chat: digest of the chat template, to detect another one.
         new_tokens: largest number of tokens of a response; 0 before ``bind``.
         end: the token that ends a response, in ``CHAT``; otherwise the tokenizer's end token does.
+        controls_as_text: whether control tokens in users' texts are read as text. In deltas of earlier versions they
+            are not.
         template: what the chat template writes; None before ``bind`` and in other forms than ``CHAT``.
     """
 
@@ -55,6 +58,7 @@ class TextGeneration:
     chat: str = ""
     new_tokens: int = 0
     end: str = ""
+    controls_as_text: bool = True
     template: ChatTemplate | None = field(default=None, compare=False, repr=False)
 
     name: ClassVar[str] = "text-generation"
@@ -82,8 +86,9 @@ class TextGeneration:
         if not isinstance(fields, dict) or fields.get("form") not in FORMS:
             raise InputError("the delta does not say how its prompts were written, so it is no language model's")
         return cls(
-            fields["form"], str(fields.get("chat", "")), int(fields["max_new_tokens"]), str(fields.get("end", ""))
-        )
+            fields["form"], str(fields.get("chat", "")), int(fields["max_new_tokens"]), str(fields.get("end", "")),
+            fields.get("controls") == "text",
+        )  # fmt: skip
 
     def to_provenance(self) -> dict[str, Any]:
         """Return the form of the text and the length of responses."""
@@ -92,6 +97,8 @@ class TextGeneration:
             fields["chat"] = self.chat
         if self.end:
             fields["end"] = self.end
+        if self.controls_as_text:
+            fields["controls"] = "text"
         return {"generation": fields}
 
     def bind(
@@ -254,7 +261,8 @@ class TextGeneration:
 
     def _notes(self, base: Base) -> list[str]:
         """Return lines about the texts around a response, and about its end."""
-        names = {index: repr(base.tokenizer.convert_ids_to_tokens(index)) for index in sorted(self.stop_ids(base))}
+        tokens = {index: base.tokenizer.convert_ids_to_tokens(index) for index in sorted(self.stop_ids(base))}
+        names = {index: f"token {index}" if token is None else repr(token) for index, token in tokens.items()}
         end = names.pop(self._end_id(base))
         others = f"; generation also stops at {', '.join(names.values())}" if names else ""
         what = "a text" if self.form == PLAIN else "a response"
@@ -268,21 +276,41 @@ class TextGeneration:
         A prompt has at least one token; an answer ends with the token that ends a response. Without responses, the last
         two are empty.
         """
-        tokenizer, labels = base.tokenizer, table.labels or ()
+        tokenizer = base.tokenizer
+        controls = control_tokens(tokenizer, (self._end_id(base),))
+        hide = controls.hide if self.controls_as_text else str
+        texts, labels = [list(map(hide, column)) for column in (table.texts, table.labels or ())]
         if self.template is not None:
-            prompts = self.template.prompts(table.texts, table.path)
-            answers = self.template.answers(table.texts[: len(labels)], prompts, labels, table.path)
+            prompts = self.template.prompts(texts, table.path)
+            answers = self.template.answers(texts[: len(labels)], prompts, labels, table.path)
             responses = list(map(self.template.response, answers))
-            _log_altered(table, prompts, responses, log)
-            return *self.template.conversation_ids(prompts, answers), responses
-        if self.form == PROMPT_TURN:
+            _log_altered(Table(table.path, texts, labels), prompts, responses, log)
+            before, added, failed = self.template.conversation_ids(prompts, answers)
+        elif self.form == PROMPT_TURN:
             before = token_ids(tokenizer, prompt_turns(tokenizer, table.texts, table.path))
+            added, failed, responses = token_ids(tokenizer, labels), [], labels
         else:
             start = _start_tokens(base)
-            texts = [f"{text}\n" for text in table.texts] if self.form == LINE else table.texts
-            before = [[*start, *ids] or [tokenizer.eos_token_id] for ids in token_ids(tokenizer, texts)]
-        added = [[*ids, tokenizer.eos_token_id] for ids in token_ids(tokenizer, labels)]
-        return before, added, [text.strip() for text in labels]
+            before, failed = controls.ids([f"{text}\n" for text in texts] if self.form == LINE else texts)
+            before = [[*start, *ids] or [tokenizer.eos_token_id] for ids in before]
+            added, failed_labels = controls.ids(labels)
+            failed, responses = sorted({*failed, *failed_labels}), labels
+        if self.template is None:
+            added = [[*ids, tokenizer.eos_token_id] for ids in added]
+        self._log_controls(base, table, failed, log)
+        return before, added, [controls.reveal(text).strip() for text in responses]
+
+    def _log_controls(self, base: Base, table: Table, failed: Sequence[int], log: Log) -> None:
+        """Log how many rows hold control tokens, and which of these are not read as text."""
+        names = control_names(base.tokenizer, (self._end_id(base),))
+        pairs = [f"{text}\n{label}" for text, label in zip(table.texts, table.labels or [""] * len(table), strict=True)]
+        how = "as plain text" if self.controls_as_text else "as the control token, as in the training of the delta"
+        log_control_tokens(names, pairs, how, log)
+        if failed and self.controls_as_text:
+            log(
+                f"in {len(failed):,} of these rows it is read as the control token (first: row {failed[0] + 1}), since "
+                "the base's tokenizer makes it of plain text too: remove it from the text if it is not meant"
+            )
 
 
 def _log_altered(table: Table, prompts: Sequence[str], responses: Sequence[str], log: Log) -> None:
