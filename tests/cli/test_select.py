@@ -7,6 +7,8 @@ import json
 import pytest
 from tiny_task import tuning
 
+from taskedge.io.lock import hold_lock
+
 
 def selecting(task, *more):
     data = ["--model", task / "base", "--train", task / "train.csv", "--text", "text", "--label", "label"]
@@ -73,3 +75,11 @@ def test_the_training_data_is_not_replaced(taskedge, task, tmp_path):
     copy.write_bytes((task / "train.csv").read_bytes())
     ended = taskedge("select", "--model", task / "base", "--train", copy, "--out", copy, "--replace")
     assert (ended.code, "which this command reads" in ended.err) == (2, True)
+
+
+def test_the_target_of_a_link_is_locked(taskedge, task, here):
+    (here / "real").mkdir()
+    (here / "link").symlink_to(here / "real" / "support")
+    with hold_lock(here / "real" / "support"):
+        ended = taskedge(*selecting(task, "--out", "link"))
+    assert (ended.code, "real/support is in use by process" in ended.err) == (2, True)

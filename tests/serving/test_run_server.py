@@ -9,8 +9,9 @@ import shutil
 import pytest
 from starlette.testclient import TestClient
 
+from taskedge.delta.file import load, save
 from taskedge.errors import TaskEdgeError
-from taskedge.serving.run_server import JsonLog, ServerSettings, check_address, make_app
+from taskedge.serving.run_server import JsonLog, ServerSettings, _base_of, check_address, make_app
 
 TOKEN = "a-token-of-enough-letters"
 
@@ -76,3 +77,15 @@ def test_a_log_on_a_full_disk_ends_nothing():
             raise OSError("full")
 
     JsonLog(Full())("event", x=1)
+
+
+def test_the_dtype_is_the_one_of_the_weights_in_training(bert_tasks, tmp_path):
+    """A program may have loaded the base in another dtype than the setting of its delta says."""
+    deltas = bert_tasks[2]
+    delta = load(deltas["a"])
+    assert _base_of(ServerSettings(tasks=[("a", deltas["a"])]))[1] == "fp32"
+    for linear in delta.linears.values():
+        object.__setattr__(linear, "base_dtype", "bfloat16")
+    save(delta, tmp_path / "bf16.safetensors")
+    assert _base_of(ServerSettings(tasks=[("a", tmp_path / "bf16.safetensors")]))[1] == "bf16"
+    assert _base_of(ServerSettings(tasks=[("a", tmp_path / "bf16.safetensors")], dtype="fp32"))[1] == "fp32"

@@ -10,6 +10,8 @@ from torch import nn
 from taskedge.selection.hard_concrete import HardConcrete, uniform_like
 from taskedge.training.data_order import derive_seed
 from taskedge.training.gates import GateConfig, Gates
+from taskedge.training.selection_settings import GATE_PENALTY
+from taskedge.training.tune_config import TuneConfig
 
 
 def small(dtype=torch.float64):
@@ -111,3 +113,9 @@ def test_a_draw_follows_from_seed_and_step_and_restoring_gives_the_base():
     assert torch.equal(model[0].weight, made.change(0, 1))
     made.restore()
     assert all(torch.equal(p, before[name]) and p.dtype == torch.bfloat16 for name, p in model.named_parameters())
+
+
+def test_the_defaults_are_those_of_the_settings():
+    config, gates = TuneConfig(model="m", train="t"), GateConfig()
+    assert gates.structured == (config.gates == "structured")
+    assert (gates.group_penalty, gates.clip, gates.penalty) == (config.group_penalty, config.clip, GATE_PENALTY)

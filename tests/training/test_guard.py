@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,16 @@ import torch
 
 from taskedge.errors import InputError
 from taskedge.training.generation import pad
-from taskedge.training.guard import RowError, check_forward, explained, guarded, in_file, rows_text
+from taskedge.training.guard import (
+    _PACKAGE,
+    RowError,
+    check_forward,
+    explained,
+    guarded,
+    in_file,
+    is_model_error,
+    rows_text,
+)
 
 
 def rows_of(*lengths, token=5):
@@ -96,3 +106,18 @@ def test_the_file_is_named_before_the_rows():
     with pytest.raises(InputError, match=r"^data.csv, rows 1, 2: why$"), in_file(Path("data.csv")):
         raise RowError([1, 2], "why")
     assert rows_text(range(1, 9)) == "rows 1, 2, 3, 4, 5 and 3 more"
+
+
+def test_a_failure_without_rows_in_flight_passes():
+    """A user's selection rule runs inside the block, after the batches."""
+    with pytest.raises(ValueError, match="a rule of mine"), guarded(tiny.bert(), rows_of(3), list, collate):
+        exec("raise ValueError('a rule of mine')", {})
+
+
+def test_a_package_with_a_longer_name_is_not_this_one():
+    source = compile("def fail():\n    raise ValueError('x')", f"{_PACKAGE.rstrip(os.sep)}_extras{os.sep}x.py", "exec")
+    other: dict = {}
+    exec(source, other)
+    with pytest.raises(ValueError, match="x") as caught:
+        other["fail"]()
+    assert is_model_error(caught.value)

@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def check_loaded(
         if parameter not in own_head:
             raise InputError(
                 f"{name}: {parameter!r} is {list(stored)} in its files and {list(wanted)} by its config.json"
-                f"{_field_of(model.config, stored, wanted)}: correct config.json, or name the folder of these files"
+                f"{_field_of(model, parameter, stored, wanted)}: correct config.json, or name the folder of these files"
             )
     embeddings = _embedding_names(model)
     lost = [parameter for parameter in missing if _IN_LIST.search(parameter) or parameter in embeddings]
@@ -164,14 +165,33 @@ def _one_line(text: str) -> str:
     return " ".join(re.sub(r"\x1b\[[0-9;]*m", "", text).split())
 
 
-def _field_of(config: Any, stored: Any, wanted: Any) -> str:
-    """Return the field of the config that has the size in which two shapes differ, if there is one."""
+def _field_of(model: Any, parameter: str, stored: Any, wanted: Any) -> str:
+    """Return the field of the config that gives a parameter the size in its files, if there is one.
+
+    Several fields often have the same value. Each is tried: the model is made with it, without memory for its weights.
+    """
     differing = [(old, new) for old, new in zip(stored, wanted, strict=False) if old != new]
     if len(stored) != len(wanted) or len(differing) != 1:
         return ""
     old, new = differing[0]
-    fields = [field for field, value in vars(config).items() if value == new and not isinstance(value, bool)]
+    equal = [field for field, value in vars(model.config).items() if value == new and not isinstance(value, bool)]
+    fields = [field for field in equal if _shape_with(model, parameter, {field: old}) == list(stored)]
     return f" ({' or '.join(fields)} {new}, not {old})" if fields else ""
+
+
+def _shape_with(model: Any, parameter: str, changes: dict[str, Any]) -> list[int] | None:
+    """Return the shape of a parameter by a changed config; None if the model cannot be made so."""
+    import torch
+
+    config = deepcopy(model.config)
+    try:
+        for field, value in changes.items():
+            setattr(config, field, value)
+        with torch.device("meta"):
+            made = type(model)(config)
+        return list(made.get_parameter(parameter).shape)
+    except Exception:  # whatever a model's code raises on sizes that do not fit together
+        return None
 
 
 def _embedding_names(model: Any) -> set[str]:

@@ -135,7 +135,7 @@ def make_app(settings: ServerSettings, log: JsonLog) -> tuple[Any, ServedTasks]:
 
 def _base_of(settings: ServerSettings) -> tuple[str, str]:
     """Return the base's location and dtype: as given, else those of the first delta that can be read."""
-    from taskedge.delta.load_with_delta import base_location
+    from taskedge.delta.load_with_delta import base_location, recorded_dtype
 
     paths = [path for _, path in settings.tasks]
     if settings.folder is not None:
@@ -150,7 +150,8 @@ def _base_of(settings: ServerSettings) -> tuple[str, str]:
             error = error or unreadable
             continue
         if model:
-            return model, settings.dtype or str(heads[0].training.get("dtype", "auto"))
+            given = str(heads[0].training.get("dtype", "auto"))
+            return model, settings.dtype or recorded_dtype(delta) or given
     if settings.model:
         return settings.model, settings.dtype or "auto"
     raise error or InputError("no delta names the base: give it with --model")

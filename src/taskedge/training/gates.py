@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from taskedge.selection.hard_concrete import HardConcrete, uniform_like
 from taskedge.training.data_order import derive_seed
-from taskedge.training.selection_settings import GATE_PENALTY
+from taskedge.training.selection_settings import GATE_PENALTY, SelectionSettings
+from taskedge.training.trainer_config import DEFAULTS
 
 PHASE_BYTES = 32
 """Bytes for each gated weight beside three in the dtype of the model: w, alpha, gradients and moments of both, in fp32.
@@ -28,9 +29,12 @@ The three are the base's value, the present value and its gradient: eleven copie
 """
 
 
+_SETTINGS = SelectionSettings.model_fields
+
+
 @dataclass(frozen=True)
 class GateConfig:
-    """How gates are made and trained. Defaults: the paper's; the published code's where the paper has none.
+    """How gates are made and trained. Defaults: those of the settings, else the published code's.
 
     Attributes:
         structured: whether each matrix has a gate of its own beside those of its weights.
@@ -43,12 +47,12 @@ class GateConfig:
         gate: the interval of the gates.
     """
 
-    structured: bool = True
-    group_penalty: Literal["product", "sum"] = "product"
+    structured: bool = _SETTINGS["gates"].default == "structured"
+    group_penalty: Literal["product", "sum"] = _SETTINGS["group_penalty"].default
     penalty: float = GATE_PENALTY
     gate_lr: float = 0.1
     start: float = 5.0
-    clip: float = 1.0
+    clip: float = DEFAULTS.clip
     gate: HardConcrete = field(default_factory=HardConcrete)
 
 

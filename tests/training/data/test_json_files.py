@@ -71,3 +71,10 @@ def test_what_is_no_table(tmp_path, content, told):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(InputError, match=rf"x\.json.*{told}"):
         read_json(tmp_path / "x.json").column(0)
+
+
+def test_a_byte_of_another_encoding_is_named_by_its_line(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_bytes('[\n {"text": "a"},\n {"text": "é"}\n]'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"x\.json, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"):
+        read_json(path)

@@ -66,17 +66,18 @@ def row_error(path: Path, row: int, message: str) -> InputError:
     return InputError(f"{path}, row {row}: {message} ({ROW_NUMBERING})" if row else f"{path}, header: {message}")
 
 
-def read_text(path: Path, row_of_end: Callable[[str], int]) -> FileText:
+def read_text(path: Path, row_of_end: Callable[[str], int] | None = None) -> FileText:
     """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark; gzip is unpacked.
 
     UTF-16 without a byte order mark is recognized by its zero bytes.
 
     Args:
         path: the file.
-        row_of_end: returns the row in which a beginning of the text ends.
+        row_of_end: returns the row in which a beginning of the text ends; without it, messages name the line.
 
     Raises:
-        InputError: the file is empty, damaged, of another kind, or in another encoding; the message names the row.
+        InputError: the file is empty, damaged, of another kind, or in another encoding; the message names the row or
+            line.
         OSError: the file cannot be read.
     """
     raw, packed = _unpacked(path)
@@ -90,9 +91,12 @@ def read_text(path: Path, row_of_end: Callable[[str], int]) -> FileText:
     try:
         text = raw.decode(codec)
     except UnicodeDecodeError as error:
-        row = row_of_end(raw[: error.start].decode(codec, "ignore") + "x")
+        before = raw[: error.start].decode(codec, "ignore") + "x"
         advice = "save the file as UTF-8" if codec == "utf-8" else "write the file again as UTF-8"
-        raise row_error(path, row, f"byte 0x{raw[error.start]:02x} is not {name[:6].rstrip()}; {advice}") from None
+        fault = f"byte 0x{raw[error.start]:02x} is not {name[:6].rstrip()}; {advice}"
+        if row_of_end is None:
+            raise InputError(f"{path}, line {before.count(chr(10)) + 1}: {fault}") from None
+        raise row_error(path, row_of_end(before), fault) from None
     if not text:
         raise InputError(f"{path} is empty; give a file with at least one row")
     return FileText(text, f"{name}, gzip" if packed else name)

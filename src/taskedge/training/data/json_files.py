@@ -18,7 +18,7 @@ _ROW_NAMES = {"text", "label", "prompt", "response", "image", "instruction", *CH
 
 def read_json(path: Path) -> FileContent:
     """Read an array of objects, objects one after another, an object with such an array, or columns by name."""
-    file = read_text(path, lambda beginning: max(1, beginning.count("\n")))
+    file = read_text(path)
     text = file.text.strip()
     values, what = _json_values(path, text)
     return _one_object(path, values, file.encoding) or _objects(path, values, f"{what} in {file.encoding}")
