@@ -54,7 +54,7 @@ def load_with_delta(
         raise InputError(f"{path}: the delta names no labels, so it was not made by 'taskedge tune' for a classifier")
     if not (model or provenance.base):
         raise InputError(f"{path}: the delta does not name its base: give it with --model")
-    dtype = _recorded_dtype(delta) or str(provenance.training.get("dtype", "auto"))
+    dtype = recorded_dtype(delta) or str(provenance.training.get("dtype", "auto"))
     name = model or base_location(path, provenance)
     try:
         base = load_base(provenance.task, name, provenance.labels, dtype=dtype, keep_head=True, log=log)
@@ -110,7 +110,7 @@ def _named_by_delta(error: InputError, path: Path) -> InputError:
     return InputError(f"{error}; {path} names it as its base: give its location with --model")
 
 
-def _recorded_dtype(delta: Delta) -> str:
+def recorded_dtype(delta: Delta) -> str:
     """Return the dtype of the base's weights in training, as ``load_base`` names it; empty if it has no such name.
 
     The files of a base may have another dtype: a program can load it in any.
