@@ -21,6 +21,8 @@ TEMPLATES = (
     "{% for m in messages %}{{ raise_exception('no') }}{% endfor %}",
     "{% for m in messages %}{{ m['content'] ",
 )
+_TURNS = "{% for m in messages %}{{ START + m['role'] + '\\n' + m['content']TRIM + END + '\\n' }}{% endfor %}"
+_REQUEST = "{% if add_generation_prompt %}{{ START + 'assistant\\n' }}{% endif %}"
 
 
 def config_field(folder: Path, rng: random.Random) -> str:
@@ -165,20 +167,47 @@ def head(folder: Path, rng: random.Random) -> str:
     return f"head {kind}"
 
 
+def chat(folder: Path, rng: random.Random) -> str:
+    """Give the base a chat template that works, with a terminator of its own, and other ids at which it stops.
+
+    Terminators are control tokens that the tokenizer has, one that is added (the base has spare embeddings), a word of
+    the vocabulary, and none.
+    """
+    path, template = folder / "tokenizer_config.json", _TURNS + rng.choice(("", _REQUEST))
+    config, vocabulary = _read(path), _read(folder / "tokenizer.json")["model"]["vocab"]
+    end = rng.choice(("[SEP]", "[CLS]", "<end_of_turn>", "<|im_end|>", " night", ""))
+    if end.startswith("<"):
+        _add_token(folder, special=True, content=end)
+    texts = {"START": rng.choice(("'[CLS]'", "'[UNK]'", "'turn '", "bos_token")), "END": repr(end)}
+    for name, text in (texts | {"TRIM": rng.choice(("", " | trim"))}).items():
+        template = template.replace(name, text)
+    for other in folder.glob("chat_template*"):
+        other.unlink()
+    _write(path, config | {"chat_template": template})
+    ids = [vocabulary["[SEP]"], vocabulary["night"], len(vocabulary)]
+    stops = rng.choice((None, ids[0], ids[1], [ids[0], ids[2]], [ids[1], ids[0]], [ids[2]]))
+    generation = folder / "generation_config.json"
+    fields = _read(generation) if generation.exists() else {}
+    _write(generation, fields | {"eos_token_id": stops, "repetition_penalty": rng.choice((1.0, 1.3))})
+    return f"chat {template}, stops at {stops}"
+
+
+CHAT = {"chat": chat}
+"""For generation only."""
 MUTATIONS: dict[str, Mutation] = {"config": config_field, "tokenizer": tokenizer, "weights": shards, "head": head}
 
 
-def _add_token(folder: Path, *, special: bool) -> None:
-    """Add a token behind the last of the tokenizer, for which the base has no embedding."""
+def _add_token(folder: Path, *, special: bool, content: str = "plot twist") -> None:
+    """Add a token behind the last of the tokenizer."""
     path = folder / "tokenizer.json"
-    content = _read(path)
-    vocabulary = content["model"]["vocab"]
+    file = _read(path)
+    vocabulary = file["model"]["vocab"]
     token = {
-        "id": len(vocabulary), "content": "plot twist", "single_word": False, "lstrip": False, "rstrip": False,
+        "id": len(vocabulary), "content": content, "single_word": False, "lstrip": False, "rstrip": False,
         "normalized": False, "special": special,
     }  # fmt: skip
-    content["added_tokens"].append(token)
-    _write(path, content)
+    file["added_tokens"].append(token)
+    _write(path, file)
 
 
 def _split(folder: Path, tensors: dict[str, torch.Tensor], rng: random.Random, kind: str) -> None:

@@ -3,9 +3,11 @@
     python -m benchmarks.robustness.mutated_bases  # some ten minutes on one idle core
 
 Each of 300 seeds takes a tiny base, changes one or two things in its folder, and runs ``tune``, ``eval`` and
-``predict`` on it in this process. A run ends well, with a message (exit code 2 or 3), or with a traceback. If it ends
-well, the predictions are held against plain transformers: the same folder, with the delta's values written by a few
-lines here, one row at a time without padding. A chat template's prompt is what it writes before an assistant's answer.
+``predict`` on it in this process. 60 more seeds take a language model and change its chat template, its terminator and
+the ids at which it stops; some of its prompts and responses hold control tokens, which are text. A run ends well, with
+a message (exit code 2 or 3), or with a traceback. If it ends well, the predictions are held against plain transformers:
+the same folder, with the delta's values written by a few lines here, one row at a time without padding. A chat
+template's prompt is what it writes before an assistant's answer.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import transformers
 from safetensors import SafetensorError
 
 from benchmarks.record import TEST_HELPERS, figure, show, write
-from benchmarks.robustness.base_mutations import MUTATIONS
+from benchmarks.robustness.base_mutations import CHAT, MUTATIONS
 from taskedge.cli.main import main as run_command
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
@@ -47,15 +49,25 @@ MIXTRAL = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_head
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.float16: 3e-2, torch.bfloat16: 5e-2}
 """Largest difference of a probability."""
 ROWS = 24
+SEEDS, CHAT_SEEDS = 300, 60
+PLACE = "placeqzx"
+"""A text that no template alters."""
 
 
-def make_base(kind: str, task: str, folder: Path) -> None:
-    """Save a base of a kind, with its own head of two classes for a classification."""
+def make_base(kind: str, task: str, folder: Path, *, spare: int = 0) -> None:
+    """Save a base of a kind, with its own head of two classes for a classification.
+
+    Args:
+        kind, task: of the base.
+        folder: to save it in.
+        spare: embeddings for tokens that the tokenizer does not have yet.
+    """
+    tokens = tiny_kinds._TOKENS | {"vocab_size": tiny_kinds.VOCABULARY + spare}
     if kind == "mixtral":
-        config = transformers.MixtralConfig(**tiny_kinds._TOKENS, **tiny_kinds._BODY, **MIXTRAL)
+        config = transformers.MixtralConfig(**tokens, **tiny_kinds._BODY, **MIXTRAL)
     else:
         name, fields = tiny_kinds.CONFIGS[kind]
-        config = getattr(transformers, name)(**tiny_kinds._TOKENS, **fields)
+        config = getattr(transformers, name)(**tokens, **fields)
     torch.manual_seed(0)
     if task == "text-classification":
         config.id2label, config.label2id = {0: "pos", 1: "neg"}, {"pos": 0, "neg": 1}
@@ -70,6 +82,9 @@ def make_base(kind: str, task: str, folder: Path) -> None:
     words.save_pretrained(folder)
 
 
+CONTROLS = ("[SEP]", "</s>", "[PAD]", "<end_of_turn>", "<|im_end|>")
+
+
 def write_rows(path: Path, task: str, rng: random.Random) -> None:
     """Write rows of the task; in some files a row holds a control token."""
     controls = rng.random() < 0.2
@@ -78,11 +93,12 @@ def write_rows(path: Path, task: str, rng: random.Random) -> None:
             label = rng.choice(("pos", "neg"))
             words = [rng.choice(tiny_task.WORDS) for _ in range(rng.randrange(1, 9))]
             if controls and row % 5 == 1:
-                words.insert(rng.randrange(len(words) + 1), rng.choice(("[SEP]", "</s>", "[PAD]")))
+                words.insert(rng.randrange(len(words) + 1), rng.choice(CONTROLS))
             text = " ".join([*words, "good" if label == "pos" else "awful"])
             record = {"text": text, "label": label}
             if task == "text-generation":
-                record = {"prompt": text, "response": "good film" if label == "pos" else "bad"}
+                response = "good film" if label == "pos" else "bad"
+                record = {"prompt": text, "response": f"{response} [SEP]" if controls and row % 5 == 2 else response}
             file.write(json.dumps(record) + "\n")
 
 
@@ -164,12 +180,17 @@ def wrong_responses(folder: Path, delta: Delta, prompts: list[str], answers: lis
     start = start if start and start[0] == words.bos_token_id else []
     room = (getattr(model.config, "max_position_embeddings", None) or 10**9) - fields["max_new_tokens"]
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), start=1):
+        asked = words.encode(prompt, add_special_tokens=False, split_special_tokens=True)
         if "chat" in fields:
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "ANSWER"}]
-            text = words.apply_chat_template(turns, tokenize=False).partition("ANSWER")[0]
-            ids = words(text, add_special_tokens=False)["input_ids"]
+            turns = [{"role": "user", "content": PLACE}, {"role": "assistant", "content": "ANSWER"}]
+            before, _, after = words.apply_chat_template(turns, tokenize=False).partition("ANSWER")[0].partition(PLACE)
+            ids = [
+                *words.encode(before, add_special_tokens=False),
+                *asked,
+                *words.encode(after, add_special_tokens=False),
+            ]
         else:
-            ids = [*start, *words(f"{prompt}\n", add_special_tokens=False)["input_ids"]]
+            ids = [*start, *asked]
         ids = torch.tensor([ids[-min(limit, room) :]])
         greedy = transformers.GenerationConfig(
             do_sample=False, max_new_tokens=fields["max_new_tokens"], eos_token_id=ends, pad_token_id=words.pad_token_id
@@ -191,16 +212,18 @@ def _as_list(value: Any) -> list[Any]:
 def run_one(seed: int, folder: Path) -> dict[str, Any]:
     """Mutate one base and return what became of it."""
     rng = random.Random(seed)
-    task = rng.choice((*KINDS, "text-classification"))
+    is_chat = seed >= SEEDS
+    task = "text-generation" if is_chat else rng.choice((*KINDS, "text-classification"))
     kind = rng.choice(KINDS[task])
     base, data, out = folder / "base", folder / "rows.jsonl", folder / "out.safetensors"
-    make_base(kind, task, base)
+    make_base(kind, task, base, spare=2 * is_chat)
     write_rows(data, task, rng)
     changes = []
-    for _ in range(rng.choice((1, 1, 2))):
+    for _ in range(1 if is_chat else rng.choice((1, 1, 2))):
         name = rng.choice([name for name in MUTATIONS if name != "head" or task == "text-classification"])
+        change = CHAT["chat"] if is_chat else MUTATIONS[name]
         with contextlib.suppress(FileNotFoundError, ValueError, SafetensorError):  # damaged by the first change
-            changes.append(MUTATIONS[name](base, rng))
+            changes.append(change(base, rng))
     record: dict[str, Any] = {"seed": seed, "task": task, "kind": kind, "changes": changes}
     shown = ["--eval", str(data)] if seed % 2 else []
     tune = ["tune", "--model", str(base), "--train", str(data), "--out", str(out), "--task", task, *shown]
@@ -229,7 +252,7 @@ def run_one(seed: int, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--count", type=int, default=SEEDS + CHAT_SEEDS)
     parser.add_argument("--first", type=int, default=0, help="first seed")
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
@@ -253,23 +276,26 @@ def main() -> None:
             flush=True,
         )
     outcomes = Counter(_outcome(record) for record in records)
+    right_chats = sum(_outcome(record) == "right" for record in records if record["seed"] >= SEEDS)
     figures = [
         figure("runs that end in a traceback", [outcomes["traceback"]], bar=0),
         figure("runs that end well and differ from plain transformers", [outcomes["wrong"]], bar=0),
         figure("runs that end well", [outcomes["right"]]),
         figure("runs that end with a message", [outcomes["refused"]]),
+        figure("runs with another chat template that end well", [right_chats]),
     ]
     show(figures)
-    if options.count < 300 or options.first:
+    if options.count < SEEDS + CHAT_SEEDS or options.first:
         return
     by_change = {
         change: dict(
             Counter(_outcome(record) for record in records if any(c.startswith(change) for c in record["changes"]))
         )
-        for change in MUTATIONS
+        for change in MUTATIONS | CHAT
     }
     failed = [record for record in records if _outcome(record) in ("traceback", "wrong")]
     setting = f"{options.count} seeds, tiny bases of {len({*sum(KINDS.values(), ())})} kinds, one or two changes each"
+    setting += f"; the last {CHAT_SEEDS} with another chat template"
     result = {"setting": setting, "figures": figures, "by change": by_change, "failed": failed}
     print(write("robustness", "mutated_bases", result))
 
