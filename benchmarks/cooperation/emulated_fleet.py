@@ -1,7 +1,7 @@
 """Plans against seconds that really pass: fleets of six and eight, emulated by as many processes of one machine.
 
     python -m benchmarks.cooperation.emulated_fleet prediction    # predicted against observed rounds: four minutes
-    python -m benchmarks.cooperation.emulated_fleet plans         # joint against every baseline plan: an hour; goes on
+    python -m benchmarks.cooperation.emulated_fleet plans         # exact against every baseline plan: an hour; goes on
     python -m benchmarks.cooperation.emulated_fleet plans --show  # what is on file
     python -m benchmarks.cooperation.emulated_fleet planned       # a hundred other fleets, by their plans alone
 
@@ -61,7 +61,7 @@ RESULTS = (
 PATH = results("cooperation") / "emulated_plans.jsonl"
 LENGTH, BATCH, TRAIN, TEST = 24, 8, 1200, 800
 MEDIAN_BAR, P95_BAR = 0.10, 0.25
-SOLVERS = ("joint", *BASELINES)
+SOLVERS = ("exact", *BASELINES)
 EVERY = 3
 """Rounds between two looks at the accuracy."""
 
@@ -237,7 +237,7 @@ def prediction(rounds: int, discard: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         joint = asked(data(folder)[0], 0)
-        place, how = PLACES["prediction"], settings("prediction", rounds + discard, "joint", 0)
+        place, how = PLACES["prediction"], settings("prediction", rounds + discard, "exact", 0)
         with devices(folder, joint, place.names) as fleet:
             events, _ = asyncio.run(run(fleet, joint, how, place.fleet(0), folder))
     tasks = [event for event in events if event["event"] == "task"]
@@ -322,20 +322,20 @@ def accuracies(deltas: dict[int, Path], train: Path, test: Path, seed: int) -> d
 
 
 def planned(seeds: int) -> None:
-    """Planned rounds of every solver as multiples of the joint plan's, on fleets that are not emulated."""
+    """Planned rounds of every solver as multiples of the exact plan's, on fleets that are not emulated."""
     shape = skeleton(str(assets.minilm(print)))
     found: dict[str, list[float]] = {}
     for what, seed in itertools.product(PLACES, range(1000, 1000 + seeds)):
         fleet, share = PLACES[what].fleet(seed), {"prediction": 0.001, "plans": 0.01}[what]
         table = merge_layers(
             block_table(shape, dummy_inputs(shape, 1, 128), share=share, name="MiniLM-L6"),
-            settings("plans", 1, "joint", seed),
+            settings("plans", 1, "exact", seed),
         )
         costs = replace(fleet_costs(fleet, table), bits=8.0 * table.payload_values)  # answers are float8
-        plan = make_plan(fleet, table, costs, compare=BASELINES)
+        plan = make_plan(fleet, table, costs, compare=("one-each", *BASELINES))
         for solver, seconds in plan.compared_seconds.items():
             if seconds is not None:
-                found.setdefault(f"{KIND[what]}: {solver} / joint", []).append(seconds / plan.latency_seconds)
+                found.setdefault(f"{KIND[what]}: {solver} / exact", []).append(seconds / plan.latency_seconds)
     figures = [figure(name, ratios) for name, ratios in found.items()]
     figures += [
         figure(f"{name}, share of fleets above 1.03", [sum(ratio > 1.03 for ratio in ratios) / len(ratios)])

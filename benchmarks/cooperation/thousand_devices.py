@@ -1,18 +1,22 @@
 """What one coordinator spends on a round with very many devices, apart from the devices.
 
     python -m benchmarks.cooperation.thousand_devices memory --devices 1000   # links in memory: two minutes
-    python -m benchmarks.cooperation.thousand_devices nats --devices 100      # real connections with mutual TLS
+    # real connections with mutual TLS; enrolling waits for the disk, so keep the disk out
+    TMPDIR=/dev/shm python -m benchmarks.cooperation.thousand_devices nats --devices 100
     PYTHONPATH=OLD/src python -m benchmarks.cooperation.thousand_devices memory --label before   # another revision
 
 MiniLM-L6, 0.1 % of its weights, every block on every device (``fedavg``, the most that is sent). Devices are canned:
 they read the header of a message and answer with correct bytes made beforehand, float8 gradients of every block, one of
 16. In memory they answer in the coordinator's process; the processor time of making an answer is measured and taken
-off. Over NATS they are in four processes of their own with a connection each, and the server is a process too.
+off. Over NATS they are in four processes of their own with a connection each, and the server is a process too. There
+all devices connect at once, and each measures the seconds from its first attempt to a connection that it may use: TCP,
+mutual TLS 1.3, the server's greeting, two subscriptions and a round trip, retries included.
 
 Figures: processor milliseconds of the coordinator's process in a round, with all of its threads; the longest time in
 which its event loop could not react, which delays heartbeats; the largest resident memory of the process, with torch,
 transformers and the model; processor seconds from the start to the first round (hello, statistics, support, installs).
-Every run is a process of its own and appends a line.
+A device that leaves is printed as it happens, and a run goes on without it, as any run does. Every run is a process of
+its own and appends a line.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import resource
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -127,6 +132,16 @@ class CannedLink(RequestReplyLink):
         pass
 
 
+class CountingLink(NatsCoordinatorLink):
+    """The real link, which also counts why the server ended connections."""
+
+    ended: Counter[str]
+
+    async def _on_disconnect(self, client: Any, msg: Any) -> None:
+        self.ended[json.loads(msg.data).get("reason", "")] += 1
+        await super()._on_disconnect(client, msg)
+
+
 async def watch_loop(pauses: list[float]) -> None:
     """Record how late the event loop calls back, in milliseconds."""
     while True:
@@ -135,8 +150,16 @@ async def watch_loop(pauses: list[float]) -> None:
         pauses.append(1000 * (time.monotonic() - before) - 5)
 
 
-async def run(link: Any, joint: JointTask, config: CooperationConfig, folder: Path, canned: Callable[[], float]) -> Any:
+async def run(
+    link: Any,
+    joint: JointTask,
+    config: CooperationConfig,
+    folder: Path,
+    canned: Callable[[], float],
+    on_all_joined: Callable[[], None] = lambda: None,
+) -> Any:
     """Run a coordinator, and return its figures."""
+    joined: set[str] = set()
     busy: list[float] = []
     walls: list[float] = []
     since, start, pauses, slowest = [0.0], [0.0], [0.0], []
@@ -149,6 +172,10 @@ async def run(link: Any, joint: JointTask, config: CooperationConfig, folder: Pa
         name = event["event"]
         if name in ("unfit", "quarantined") or event.get("result") == "refused":
             raise RuntimeError(f"an answer that is not taken: {event}")
+        if name == "joined" and event["device"] not in joined:
+            joined.add(event["device"])
+            if len(joined) == config.devices:
+                on_all_joined()
         if name in ("left", "no statistics") or (name == "task" and event["result"] != "accepted"):
             lost.append(event)
             print(event)
@@ -203,13 +230,21 @@ async def measure(how: str, count: int) -> list[dict[str, Any]]:
             stack.callback(server.stop)
             for part in range(PROCESSES):
                 numbers = [str(number) for number in range(part, count, PROCESSES)]
-                process = subprocess.Popen(rerun("serve", "--folder", str(folder), "--numbers", *numbers), cwd=ROOT)
+                words = ["--folder", str(folder), "--part", str(part), "--numbers", *numbers]
+                process = subprocess.Popen(rerun("serve", *words), cwd=ROOT)
                 stack.callback(process.wait)
                 stack.callback(process.kill)
-            nats = await NatsCoordinatorLink.connect(fleet.coordinator_bundle)
+            CountingLink.ended = Counter()
+            nats = await CountingLink.connect(fleet.coordinator_bundle)
             assert server.pid is not None
             at_server = psutil.Process(server.pid)
-            measured = await run(nats, joint, config, folder / "run", lambda: 0.0)
+            connecting = [0.0]
+
+            def on_all_joined() -> None:
+                times = at_server.cpu_times()
+                connecting[0] = 1000 * (times.user + times.system) / count
+
+            measured = await run(nats, joint, config, folder / "run", lambda: 0.0, on_all_joined)
             times, resident = at_server.cpu_times(), at_server.memory_info().rss / MEGABYTE
             await nats.close()
         busy, walls, slowest, start, peak, lost = measured
@@ -222,17 +257,30 @@ async def measure(how: str, count: int) -> list[dict[str, Any]]:
             figure("devices that left, statistics and tasks without an answer, whole run", [lost], bar=0),
         ]
         if how == "nats":
+            seconds = [one for file in folder.glob("connected*") for one in json.loads(file.read_text())]
+            figures.append(figure("a device's connection, all connect at once", seconds, unit="s"))
+            figures.append(figure("slowest of them", [max(seconds)], unit="s"))
+            stale = sum(count for reason, count in CountingLink.ended.items() if "Stale" in reason)
+            print(dict(CountingLink.ended))
+            figures.append(figure("connections that the server ended because pings were not answered", [stale], bar=0))
+            figures.append(figure("server, processor time of a connection", connecting, unit="ms"))
             figures.append(figure("server, processor time of the run", [times.user + times.system], unit="s"))
             figures.append(figure("server, resident memory", [resident], unit="MB"))
     return figures
 
 
-async def serve(folder: Path, numbers: list[int]) -> None:
+async def serve(folder: Path, part: int, numbers: list[int]) -> None:
     """Be some devices over NATS, a connection each, until killed."""
     canned = CannedDevices(folder)
+    connected: list[float] = []
 
     async def serve_one(number: int) -> None:
         link = NatsDeviceLink(folder / "fleet" / "devices" / f"d{number}")
+        before = time.perf_counter()
+        await link._connection.client()
+        connected.append(time.perf_counter() - before)
+        if len(connected) == len(numbers):
+            (folder / f"connected{part}").write_text(json.dumps(connected))
 
         async def handler(message: Message) -> Message:
             packed = Message(message.kind, message.header).pack()
@@ -249,6 +297,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1000)
     parser.add_argument("--label", default="now", help="revision that is measured, for the record")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--numbers", type=int, nargs="*", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -257,7 +306,7 @@ def main() -> None:
         CannedDevices.make(joint_task(spec, lambda _: None), CooperationConfig(mode="fedavg"), given.folder)
     elif given.what == "serve":
         with suppress(KeyboardInterrupt):
-            asyncio.run(serve(given.folder, given.numbers))
+            asyncio.run(serve(given.folder, given.part, given.numbers))
     else:
         started = time.monotonic()
         load = round(os.getloadavg()[0], 1)

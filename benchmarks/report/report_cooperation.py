@@ -14,7 +14,8 @@ Line = dict[str, Any]
 NAMES = {
     ("tune", ""): "`tune`, all rows in one place",
     ("deft, iid", ""): "`deft`, rows parted at random",
-    ("deft, iid", "passing=0"): "the same with `traversal_slack = 0`",
+    ("deft, iid", 'solver="exact"'): 'the same with the present planner, `solver = "exact"`',
+    ("deft, iid", "passing=0"): "`deft` with `traversal_slack = 0`",
     ("deft, iid", "passing=0 turns=0"): "and with `rotation_slack = 0`",
     ("deft, iid, 1/8 active", ""): "`deft`, rows parted at random, `active_share = 1/8`",
     ("fedavg, iid", ""): "`fedavg`, rows parted at random",
@@ -98,16 +99,16 @@ def seconds_to(run: Line, accuracy: float) -> float | None:
 
 
 def planned(figures: Sequence[Line]) -> str:
-    """A row a baseline of planned_fleets.json: its round beside the joint plan's, by kind of fleet."""
+    """A row a baseline of planned_fleets.json: its round beside the exact plan's, by kind of fleet."""
     found: dict[str, dict[str, str]] = {}
     for line in figures:
         kind, _, what = line["what"].partition(": ")
-        solver, _, of = what.partition(" / joint")
+        solver, _, of = what.partition(" / exact")
         if not of:
             low, high = line["quartiles"]
             found.setdefault(solver, {})[kind] = f"{line['median']:.2f} ({low:.2f} to {high:.2f})"
     kinds = list(next(iter(found.values()))) if found else []
-    return table(["plan / `joint`", *kinds], [[f"`{name}`", *by.values()] for name, by in found.items()])
+    return table(["plan / `exact`", *kinds], [[f"`{name}`", *by.values()] for name, by in found.items()])
 
 
 def sizes(figures: Sequence[Line]) -> str:

@@ -81,12 +81,12 @@ def test_an_accuracy_is_reached_on_the_straight_line_between_two_looks() -> None
 
 def test_planned_rounds_by_kind_of_fleet() -> None:
     figures = [
-        {"what": "on radio: match / joint", "median": 1.004, "quartiles": [1.0, 1.02]},
-        {"what": "mixed: match / joint", "median": 1.176, "quartiles": [1.08, 1.21]},
-        {"what": "mixed: match / joint, share of fleets above 1.03", "median": 0.88, "quartiles": [0.88, 0.88]},
+        {"what": "on radio: match / exact", "median": 1.004, "quartiles": [1.0, 1.02]},
+        {"what": "mixed: match / exact", "median": 1.176, "quartiles": [1.08, 1.21]},
+        {"what": "mixed: match / exact, share of fleets above 1.03", "median": 0.88, "quartiles": [0.88, 0.88]},
     ]
     assert report_cooperation.planned(figures).splitlines() == [
-        "| plan / `joint` | on radio | mixed |",
+        "| plan / `exact` | on radio | mixed |",
         "| --- | ---: | ---: |",
         "| `match` | 1.00 (1.00 to 1.02) | 1.18 (1.08 to 1.21) |",
     ]
