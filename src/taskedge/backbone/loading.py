@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskedge.backbone.label_loss import use_label_loss
 from taskedge.backbone.load_report import captured_log, cause, check_loaded, load_error
 from taskedge.backbone.own_head import start_head
 from taskedge.backbone.task_config import class_names, set_task_config
@@ -23,8 +24,16 @@ TASK_AUTO_CLASSES = {
     "text-regression": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
     "text-generation": "AutoModelForCausalLM",
+    "text-to-text": "AutoModelForSeq2SeqLM",
+    "token-classification": "AutoModelForTokenClassification",
 }
 """The class of transformers that loads a base for each kind of task."""
+
+PRETRAINED_HEAD_TASKS = ("text-generation", "text-to-text")
+"""Tasks of which the base brings the head."""
+
+FP16_OVERFLOWS = frozenset({"longt5", "mt5", "pix2struct", "switch_transformers", "t5", "udop", "umt5"})
+"""Types of models whose activations exceed the range of fp16: T5 and its kind, which were trained in bf16."""
 
 DTYPES: dict[str, Any] = {
     "auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64,
@@ -78,8 +87,9 @@ def load_base(
     A classifier gets a head of ``len(labels)`` classes: the base's own if its classes have the same names, with its
     outputs in the order of ``labels`` (:func:`taskedge.backbone.own_head.class_order`), else a new one (from the
     generator of torch). A regression model gets a head of one output: the base's own if it has one output, else a new
-    one. A causal language model keeps its pretrained head. What the base's config says about the loss and the form of
-    outputs has no effect (:mod:`taskedge.backbone.task_config`).
+    one. A causal language model or an encoder-decoder keeps its pretrained head and gets the loss of
+    :mod:`taskedge.backbone.label_loss`. What the base's config says about the loss and the form of outputs has no
+    effect (:mod:`taskedge.backbone.task_config`).
 
     Args:
         task: one of ``TASK_AUTO_CLASSES``.
@@ -101,7 +111,7 @@ def load_base(
     if task not in TASK_AUTO_CLASSES:
         raise UnknownName("task", task, TASK_AUTO_CLASSES)
     auto_class = getattr(transformers, TASK_AUTO_CLASSES[task])
-    reads_images, has_task_head = task == "image-classification", task != "text-generation"
+    reads_images, has_task_head = task == "image-classification", task not in PRETRAINED_HEAD_TASKS
     with explain_load_errors(name, "an image processor" if reads_images else "a tokenizer"):
         config = transformers.AutoConfig.from_pretrained(str(name))
         if type(config) not in auto_class._model_mapping:
@@ -129,7 +139,12 @@ def load_base(
     not_loaded = mismatched | set(loading["missing_keys"])
     head = ""
     if not has_task_head:
-        _check_language_model(name, model, config, [key for key, _ in model.named_parameters() if key in not_loaded])
+        missing = [key for key, _ in model.named_parameters() if key in not_loaded]
+        if task == "text-to-text":
+            _check_encoder_decoder(name, model, config, missing)
+        else:
+            _check_language_model(name, model, config, missing)
+        use_label_loss(model, log)
     elif not keep_head:
         head, renewed, text = start_head(model, own_classes, labels, not_loaded, mismatched)
         not_loaded |= set(renewed)
@@ -184,6 +199,8 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
     from transformers import logging
 
     folder = Path(name)
+    if folder.is_file():
+        raise InputError(f"{name} is a file: name the folder of a model, or a hub id such as 'bert-base-uncased'")
     if not folder.is_dir() and _is_path(str(name)):
         raise InputError(f"{name}: no such folder: name a local model folder or a hub id such as 'bert-base-uncased'")
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -233,6 +250,25 @@ def _check_language_model(name: str | Path, model: nn.Module, config: Any, new_p
         raise InputError(
             f"{name}: its files hold no language-model head ({new_parameters[0]!r} is missing), so it cannot generate "
             "text: name a folder that does"
+        )
+
+
+def _check_encoder_decoder(name: str | Path, model: Any, config: Any, new_parameters: Sequence[str]) -> None:
+    """Check that an encoder-decoder can be trained to write texts."""
+    if model.dtype == torch.float16 and config.model_type in FP16_OVERFLOWS:
+        raise InputError(
+            f"{name}: its weights are fp16, and the activations of a model of type {config.model_type!r} exceed the "
+            "largest fp16 number (65,504), so its outputs are not finite: load it with --dtype bf16 or --dtype fp32"
+        )
+    if new_parameters:
+        raise InputError(
+            f"{name}: its files hold no language-model head ({new_parameters[0]!r} is missing), so it cannot write "
+            "texts: name a folder that does"
+        )
+    if getattr(config, "decoder_start_token_id", None) is None:
+        raise InputError(
+            f"{name}: decoder_start_token_id is not set in its config.json, so its decoder has no first token: set it "
+            "(for T5: pad_token_id)"
         )
 
 

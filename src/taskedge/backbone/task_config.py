@@ -37,7 +37,7 @@ def set_task_config(config: Any, task: str, labels: Sequence[str]) -> None:
     if task == "text-regression":
         config.num_labels = 1
         config.problem_type = "regression"
-    elif task != "text-generation":
+    elif task not in ("text-generation", "text-to-text"):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}

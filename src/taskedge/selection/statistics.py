@@ -21,6 +21,7 @@ from taskedge.backbone.evaluation import evaluation_mode, loss_of, run_batch
 from taskedge.backbone.experts import ExpertLinear, exposed
 from taskedge.backbone.layers import CHUNK_TOKENS, LayerAdapter, Linear, first_input, tensor_version
 from taskedge.errors import InputError
+from taskedge.selection.decoder_inputs import DecoderInputs
 from taskedge.selection.gradient_sums import FIRST_GRADIENTS as FIRST_GRADIENTS
 from taskedge.selection.gradient_sums import GRADIENT_STATISTICS, GradientSums
 from taskedge.selection.gradient_sums import GRADIENTS as GRADIENTS
@@ -174,7 +175,7 @@ def measure(
     """
     backward = bool(vectors) or not GRADIENT_STATISTICS.isdisjoint(needs)
     gradients = GradientSums(linears, vectors or {}, needs) if backward else None
-    watch = _Watch(linears, needs)
+    watch = _Watch(model, linears, needs)
     with ExitStack() as on_error:
         if gradients is not None:
             on_error.callback(gradients.close)
@@ -261,16 +262,18 @@ class _Input:
 class _Watch:
     """Hooks on linears that collect statistics."""
 
-    def __init__(self, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
+    def __init__(self, model: nn.Module, linears: Mapping[str, Linear], needs: Collection[str]) -> None:
         self.statistics: dict[str, LinearStatistics] = {}
         self.linears, self._needs = linears, needs
         self._inputs: dict[tuple[int, LayerAdapter], _Input] = {}  # by id
         self._mask: Tensor | None = None
+        self._decoder = DecoderInputs(model)
 
     def start(self, batch: Any) -> None:
         """Take the mask of a new batch, and forget the inputs of the last one."""
         mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
         self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        self._decoder.start(batch)
         self._inputs.clear()
 
     def is_idle(self, name: str) -> bool:
@@ -281,6 +284,7 @@ class _Watch:
     @contextmanager
     def hooks(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(self._decoder.hooks())
             for name, linear in self.linears.items():
                 handle = linear.module.register_forward_pre_hook(
                     lambda _, args, kwargs, name=name: self._add_input(name, first_input(args, kwargs)),
@@ -299,7 +303,8 @@ class _Watch:
         if isinstance(module, ExpertLinear):
             kept = self._kept_routed_tokens(module, x.device)
         else:
-            kept = self._kept_tokens(adapter.token_shape(x), x.device)
+            mask = self._decoder.mask if self._decoder.is_read_by(name, x) else self._mask
+            kept = _kept_tokens(mask, adapter.token_shape(x), x.device)
         linear.tokens += int(kept.sum()) if kept is not None else adapter.token_shape(x).numel()
         if INPUTS in self._needs:
             squares = self._sum(INPUTS, shared, adapter, x, kept)
@@ -346,18 +351,19 @@ class _Watch:
             shared = self._inputs[key] = _Input(weakref.ref(x), tensor_version(x), first_reader=name)
         return shared
 
-    def _kept_tokens(self, positions: torch.Size, device: torch.device) -> Tensor | None:
-        """Return float32 [tokens] with 1 for positions that count, or None if all count."""
-        if self._mask is None or positions != self._mask.shape:
-            return None
-        return self._mask.to(device=device, dtype=torch.float32).flatten()
-
     def _kept_routed_tokens(self, expert: ExpertLinear, device: torch.device) -> Tensor | None:
         """Return float32 [tokens] with 1 for the tokens of an expert that are no padding, or None if all count."""
         routed = expert.routed_tokens()
         if self._mask is None or routed is None or routed[1] != self._mask.numel():
             return None
         return self._mask.to(device=device, dtype=torch.float32).flatten()[routed[0]]
+
+
+def _kept_tokens(mask: Tensor | None, positions: torch.Size, device: torch.device) -> Tensor | None:
+    """Return float32 [tokens] with 1 for positions that count, or None if all count."""
+    if mask is None or positions != mask.shape:
+        return None
+    return mask.to(device=device, dtype=torch.float32).flatten()
 
 
 _OF_INPUTS = {INPUTS: torch.square, ABSOLUTE_INPUTS: torch.abs}

@@ -1,4 +1,4 @@
-"""Batched log-likelihood and greedy generation for causal language models."""
+"""Batched log-likelihood and greedy generation by language models."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from taskedge.backbone.label_loss import IGNORED_LABEL, LabelLossModel, label_count
 from taskedge.training.data.text_data import batch_indices, evaluating, is_same_answer
 from taskedge.training.guard import guarded
 
-IGNORED = -100
+IGNORED = IGNORED_LABEL
 """Label of a token that is not learned."""
 MAX_LOGITS = 2**27
 """Largest number of logits at once: 0.5 GB in fp32."""
@@ -43,17 +44,27 @@ def negative_log_likelihood(
     with evaluating(model):
         while start < len(order):
             max_rows = max(1, MAX_LOGITS // (vocabulary * len(rows[order[start]]["input_ids"])))
+            if isinstance(model, LabelLossModel):
+                max_rows = batch_size
             indices = order[start : start + min(batch_size, max_rows)]
             with guarded(model, rows, indices, collate):
                 batch = {key: value.to(device) for key, value in collate([rows[i] for i in indices]).items()}
-                labels = batch.pop("labels")[:, 1:].flatten()
-                logits = model(**batch).logits[:, :-1].flatten(0, 1)  # (rows · (tokens - 1), vocabulary)
-            learned = labels != IGNORED
-            total += float(cross_entropy(logits[learned].float(), labels[learned], reduction="sum"))
-            num_tokens += int(learned.sum())
+                num_learned = label_count(batch["labels"], getattr(model, "label_shift", 1))
+                if num_learned and isinstance(model, LabelLossModel):
+                    total += float(model(**batch, num_items_in_batch=1).loss)
+                elif num_learned:
+                    total += _sum_over_logits(model, batch)
+            num_tokens += num_learned
             start += len(indices)
             on_progress(len(indices))
     return total, num_tokens
+
+
+def _sum_over_logits(model: nn.Module, batch: dict[str, Tensor]) -> float:
+    labels = batch.pop("labels")[:, 1:].flatten()
+    logits = model(**batch).logits[:, :-1].flatten(0, 1)  # (rows · (tokens - 1), vocabulary)
+    learned = labels != IGNORED
+    return float(cross_entropy(logits[learned].float(), labels[learned], reduction="sum"))
 
 
 def generate(
@@ -102,12 +113,70 @@ def generate(
     return responses
 
 
+def generate_targets(
+    model: nn.Module,
+    sources: Sequence[Sequence[int]],
+    tokenizer: Any,
+    *,
+    new_tokens: int,
+    batch_size: int,
+    on_progress: Callable[[int], object],
+) -> list[list[int]]:
+    """Return the most probable target of each source by an encoder-decoder, one token at a time, without its end.
+
+    Sources are padded at their end. If that changes what the model writes, sources of different lengths do not share a
+    batch. Of the base's own generation settings, only the tokens that a target begins with are used.
+    """
+    from transformers import GenerationConfig
+
+    published: Any = model.generation_config
+    config: Any = model.config
+    end, padding = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+    greedy = GenerationConfig(
+        do_sample=False, num_beams=1, max_new_tokens=new_tokens, pad_token_id=padding, eos_token_id=end,
+        decoder_start_token_id=config.decoder_start_token_id,
+        forced_bos_token_id=getattr(published, "forced_bos_token_id", None),
+    )  # fmt: skip
+    device = next(model.parameters()).device
+
+    def padded(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        ids = [row["input_ids"] for row in rows]
+        mask = pad([[1] * len(row) for row in ids], 0)
+        return {"input_ids": pad(ids, padding).to(device), "attention_mask": mask.to(device)}
+
+    def first_logits(rows: Sequence[dict[str, Any]]) -> Tensor:
+        start = torch.full((len(rows), 1), config.decoder_start_token_id, device=device)
+        logits: Tensor = model(**padded(rows), decoder_input_ids=start).logits
+        return logits[:, 0]
+
+    lengths, source_rows = list(map(len, sources)), [{"input_ids": list(source)} for source in sources]
+    targets: list[list[int]] = [[] for _ in sources]
+    model.generation_config = greedy
+    try:
+        with evaluating(model):
+            pair = [source_rows[lengths.index(length)] for length in (min(lengths), max(lengths))]
+            with guarded(model, source_rows, range(len(sources)), padded):
+                mixed = batch_size == 1 or is_same_answer(first_logits(pair[:1]), first_logits(pair)[:1])
+            for indices in batch_indices(lengths, batch_size, mixed=mixed):
+                with guarded(model, source_rows, indices, padded):
+                    batch = padded([source_rows[index] for index in indices])
+                    output = model.generate(**batch, generation_config=greedy)  # type: ignore[operator]
+                for index, tokens in zip(indices, output[:, 1:].tolist(), strict=True):
+                    targets[index] = tokens[: tokens.index(end) if end in tokens else None]
+                on_progress(len(indices))
+    finally:
+        model.generation_config = published
+    return targets
+
+
 def predicts_next_tokens(model: nn.Module) -> bool:
     """Return whether the model's own loss is that of the next token, as training needs it.
 
     The decoders of BART and its kind compare a token's logits with the label at the same place: they would learn to
     copy.
     """
+    if isinstance(model, LabelLossModel):
+        return True
     ids = torch.tensor([[1, 2, 3, 1]], device=next(model.parameters()).device)
     with evaluating(model):
         output = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)

@@ -86,3 +86,8 @@ def test_the_time_of_a_step():
     parts = predict_step_time(MEASURED, lengths, rows=2, batch_size=4, accumulate=2)
     assert parts.wall == pytest.approx(12 / 2 / 2 * 2.0 + 0.25)  # 6 passes of 2 rows in 2 steps
     assert steps_of_epoch(13, 4, 1) == 4
+
+
+def test_the_loss_counts_if_it_takes_more_than_the_blocks():
+    assert memory(loss_bytes=1).peak == memory().peak
+    assert memory(loss_bytes=10_000).temporary == 10_000

@@ -111,6 +111,7 @@ def predict_memory(
     compiler_bytes: int,
     selection_bytes: int | None,
     evaluation_bytes: int | None,
+    loss_bytes: int = 0,
 ) -> PeakMemory:
     """Predict the peak of a run: that of its most expensive part.
 
@@ -123,12 +124,14 @@ def predict_memory(
         compiler_bytes: change of the runtime bytes by a JIT compiler that the run loads, or does not load.
         selection_bytes: peak of live bytes while entries are selected; None if the run selects none.
         evaluation_bytes: the same while the result is evaluated; None without held-out data.
+        loss_bytes: what the loss takes at the end of the forward pass, while all saved activations are there, if the
+            measurement left it out.
     """
     runtime = measured.resident - idle.process - idle.base - trained.state - trained.backup + measured.excess
     runtime = max(0, runtime + compiler_bytes) + LOOP_BYTES
     entries = trained.state - trained.head
     saved = round(measured.saved.at(rows))
-    temporary = max(0, round(measured.peak.at(rows)) - saved)
+    temporary = max(loss_bytes, round(measured.peak.at(rows)) - saved)
     parts = [PeakMemory(idle.process, idle.base, runtime, entries, trained.head, saved + input_bytes, temporary)]
     if selection_bytes is not None:
         parts.append(PeakMemory(idle.process, idle.base, runtime, 0, 0, 0, selection_bytes, part="selection"))

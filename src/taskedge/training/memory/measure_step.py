@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.evaluation import modes_restored
+from taskedge.backbone.linear_cross_entropy import chunk_limit
 from taskedge.forms.kernels import force_kernel
 from taskedge.forms.recompute import recomputing
 from taskedge.profiling.process_memory import peak_bytes, reset_peak, resident_bytes, trim_heap
@@ -76,8 +77,8 @@ class SampleBatches:
 
 
 def row_length(row: Row) -> int:
-    """Return the tokens of a row; 1 for an image."""
-    return len(row.get("input_ids", "1"))
+    """Return the tokens of a row, with those of its target; 1 for an image."""
+    return len(row.get("input_ids", "1")) + int(row.get("target_tokens", 0))
 
 
 class MeasurementSession:
@@ -115,15 +116,18 @@ class MeasurementSession:
     def measure_memory(self, batch: Batch, changes: Mapping[str, Any]) -> PassMemory:
         """Run a batch forward and backward, and count live bytes.
 
+        The loss of a causal language model takes its chunks one token at a time here; ``LossBytes`` counts the rest.
+
         Args:
             batch: rows of the pass.
             changes: settings of the step that differ from the run's, by name.
         """
-        self._run_step(batch, changes, deepest=True)  # what libraries allocate on first use is not part of a pass
+        with chunk_limit(1):
+            self._run_step(batch, changes, deepest=True)  # what libraries allocate on first use is not part of a pass
         reset_peak(_CPU, collect=False)
         before = resident_bytes()
         saved: list[int] = []
-        with LiveBytes() as live:
+        with LiveBytes() as live, chunk_limit(1):
             self._run_step(batch, changes, deepest=True, on_forward_end=lambda: saved.append(live.live))
         risen = peak_bytes(_CPU) - before
         return PassMemory(saved=max(saved), peak=live.peak, excess=max(0, risen - live.peak))

@@ -41,7 +41,7 @@ from taskedge.training.memory.extrapolate import (
     steps_of_epoch,
 )
 from taskedge.training.memory.headroom import MemoryHeadroom
-from taskedge.training.memory.measure_phases import measure_evaluation, measure_selection
+from taskedge.training.memory.measure_phases import LossBytes, measure_evaluation, measure_selection
 from taskedge.training.memory.measure_step import MeasurementSession, PassMemory, SampleBatches, model_restored
 from taskedge.training.memory.options import MemoryOption
 from taskedge.training.memory.search_space import (
@@ -53,6 +53,7 @@ from taskedge.training.memory.search_space import (
 )
 from taskedge.training.memory.step_cost import ConfigCost
 from taskedge.training.run import RELOADING_SETTINGS, Run
+from taskedge.training.selection_settings import FORMS_OF_ENTRIES
 
 COMPILER_BYTES = 120_000_000
 """Bytes that numba and its compiled kernels take in a process that has not loaded them (measured on Linux x86)."""
@@ -79,6 +80,7 @@ class _Measuring:
     session: MeasurementSession
     selection: CostLine | None
     evaluation: CostLine | None
+    loss: LossBytes
 
 
 class MemoryProfiler:
@@ -175,7 +177,7 @@ class MemoryProfiler:
         session = MeasurementSession(run, one_row)
         if not self.min_step_bytes:
             self.headroom.set_baseline()
-        measuring = _Measuring(load, session, selection, evaluation)
+        measuring = _Measuring(load, session, selection, evaluation, LossBytes(run))
         try:
             smallest = resident_bytes() + min(max_bytes_recomputed, max_bytes_kept) + LOOP_BYTES
             self.min_step_bytes = min(self.min_step_bytes or smallest, smallest)
@@ -234,8 +236,9 @@ class MemoryProfiler:
             rows=rows,
             input_bytes=round(row_bytes * (step_rows + rows)),
             compiler_bytes=compiler_bytes,
-            selection_bytes=_rounded(measuring.selection, run.rows_per_calibration_batch),
-            evaluation_bytes=_rounded(measuring.evaluation, rows),
+            selection_bytes=self._selection_bytes(measuring, run),
+            evaluation_bytes=_rounded(measuring.evaluation, rows, measuring.loss.at(rows)),
+            loss_bytes=measuring.loss.at(rows),
         )
         time = predict_step_time(
             measured, lengths, rows=rows, batch_size=settings.batch_size, accumulate=settings.accumulate
@@ -252,6 +255,15 @@ class MemoryProfiler:
             steps=math.ceil(epoch_steps * settings.epochs),
             threads=torch.get_num_threads(),
         )
+
+    @staticmethod
+    def _selection_bytes(measuring: _Measuring, run: Run) -> int | None:
+        rows = run.rows_per_calibration_batch
+        loss = measuring.loss.at(rows)
+        if not run.config.needs_gradients:
+            return _rounded(measuring.selection, rows, loss)
+        kept = _rounded(measuring.selection, rows)  # activations are there while the loss is computed
+        return None if kept is None else kept + loss
 
     def _measure(self, session: MeasurementSession, options: Options, *, low_memory: bool) -> StepMeasurement:
         """Measure passes of few rows, fewest first, as far as the headroom permits."""
@@ -310,11 +322,12 @@ def _recomputes_blocks(options: Options) -> bool:
     return any(option.value == "blocks" for option in options)
 
 
-def _rounded(line: CostLine | None, rows: int) -> int | None:
-    return None if line is None else round(line.at(rows))
+def _rounded(line: CostLine | None, rows: int, at_least: int = 0) -> int | None:
+    return None if line is None else max(at_least, round(line.at(rows)))
 
 
 def _uses_compiler(run: Run) -> bool:
     """Return whether the run uses numba's kernel, and so its compiler."""
     settings = run.config
-    return not settings.trainer_config().low_memory and settings.form != "lora" and find_spec("numba") is not None
+    has_entries = settings.form in FORMS_OF_ENTRIES
+    return has_entries and not settings.trainer_config().low_memory and find_spec("numba") is not None
