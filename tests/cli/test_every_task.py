@@ -44,6 +44,22 @@ KINDS = {
     "plain vit": Kind("vit0", "images", "images2", "image-classification", CLASSES, ("image", "label", "probability")),
     "responses": Kind("gpt2", "talk.jsonl", "talk2.jsonl", "text-generation", {*WORDS, "exact_match"}, ("response",)),
     "chat": Kind("chat", "talk.jsonl", "talk2.jsonl", "text-generation", {*WORDS, "exact_match"}, ("response",)),
+    "targets": Kind(
+        "t5",
+        "pairs.csv",
+        "pairs2.csv",
+        "text-to-text",
+        {*WORDS, "exact_match", "rouge1", "rouge2", "rougeL", "bleu", "chrf"},
+        ("target",),
+    ),
+    "tags": Kind(
+        "bert",
+        "tags.jsonl",
+        "tags2.jsonl",
+        "token-classification",
+        {"rows", "loss", "accuracy", "entity_precision", "entity_recall", "entity_f1"},
+        ("tags",),
+    ),
     "plain text": Kind("llama", "plain.txt", "plain.txt", "text-generation", WORDS, ("response",)),
 }
 SHORT = ["--budget", "2%", "--lr", 1e-2, "--batch-size", 8, "--epochs", 1, "--threads", 1, "--checkpoint-every", 3]
@@ -58,12 +74,19 @@ def kinds(tmp_path_factory):
     tiny_task.vit(folder / "vit0", processor=False)
     tiny_task.gpt2_lm(folder / "gpt2")
     tiny_task.llama(folder / "llama", start=True)
+    tiny_task.t5(folder / "t5")
     tiny_task.llama(folder / "chat", chat=True)
     for number, count in (("", 48), ("2", 20)):
         tiny_task.table(folder / f"ratings{number}.csv", tiny_task.ratings(2 * count, seed=count))
         tiny_task.images(folder / f"images{number}", count, seed=count)
         talk = [{"prompt": prompt, "response": response} for prompt, response in tiny_task.dialogs(count, seed=count)]
         (folder / f"talk{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
+        pairs = tiny_task.dialogs(count, seed=count)
+        tiny_task.table(folder / f"pairs{number}.csv", pairs, ("source", "target"))
+        words = [text.split() for text, _ in pairs]
+        tags = [["B-X" if word in ("good", "bad") else "O" for word in row] for row in words]
+        marked = [{"tokens": row, "tags": tag} for row, tag in zip(words, tags, strict=True)]
+        (folder / f"tags{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in marked))
     paths = [(path.relative_to(folder), path.parent.name) for path in sorted((folder / "images").rglob("*.png"))]
     tiny_task.table(folder / "paths.csv", paths, ("image", "label"))
     (folder / "plain.txt").write_text("\n".join(text for text, _ in tiny_task.rows(48)))
@@ -78,7 +101,10 @@ def tuning(folder, kind, *more):
 def batch_of(work):
     """Return the first rows as the model takes them."""
     batch = work.task.collate(work.base)(work.rows[:5])
-    return {name: value for name, value in batch.items() if name != "labels"}
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    if work.base.model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    return inputs
 
 
 @pytest.mark.slow
@@ -97,7 +123,7 @@ def test_all_verbs(taskedge, kinds, here, name, dtype):
         assert planned[key] == done[other]
     assert done["task"] == kind.task
     assert done["quality"].keys() == kind.measures
-    assert bool(done["head"]) == (kind.task != "text-generation")
+    assert bool(done["head"]) == (kind.task not in ("text-generation", "text-to-text"))
 
     data = kinds / kind.held
     ended = taskedge("eval", "task.safetensors", "--data", data, "--batch-size", 8, "--json")

@@ -126,6 +126,19 @@ def llama(folder: Path, **words: bool) -> Path:
     return _save(transformers.LlamaForCausalLM(config), folder, speaker(**words))
 
 
+def t5(folder: Path) -> Path:
+    """Save a T5 of 2 + 2 blocks of width 16 with its language-model head."""
+    config = transformers.T5Config(
+        vocab_size=len(WORDS) + 4, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    words = tokenizer()
+    words.eos_token = "[SEP]"
+    words.model_input_names = ["input_ids", "attention_mask"]
+    return _save(transformers.T5ForConditionalGeneration(config), folder, words)
+
+
 def vit(folder: Path, *, processor: bool = True) -> Path:
     """Save a ViT of 2 layers of width 16 for images of 8 x 8."""
     config = transformers.ViTConfig(

@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 _AS = "  [default: as in training]"
 
-TITLES = {"macro_f1": "macro F1", "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman r"}
+INPUT_COLUMNS = ("source", "tokens")
+"""Columns that ``eval`` and ``predict`` read beside text, prompt and image."""
+
+TITLES = {
+    "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+    "macro_f1": "macro F1", "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman r",
+}  # fmt: skip
 
 
 def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +42,8 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
         click.option("--weight-storage", type=click.Choice(WEIGHT_STORAGE), help=f"How base weights are stored.{_AS}"),
         click.option("--image", help=f"Column with the path of an image.{_AS}"),
+        click.option("--tokens", help=f"Column with a list of tokens.{_AS}"),
+        click.option("--source", help=f"Column with the source text.{_AS}"),
         click.option("--prompt", help=f"Column with the prompt.{_AS}"),
         click.option("--text", multiple=True, help=f"Column with the text.{_AS}"),
         click.option(

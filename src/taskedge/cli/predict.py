@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskedge.cli.inference_options import inference_options, prepare
+from taskedge.cli.inference_options import INPUT_COLUMNS, inference_options, prepare
 from taskedge.cli.shared_options import json_option, print_status, progress, refuse_input_as_output, replace_option
 from taskedge.errors import InputError, Interrupted
 from taskedge.reporting.tables import count_text
@@ -49,13 +49,14 @@ def command(
         raise InputError("--resume continues a prediction into a file: name the file with --out")
     if out is not None:
         _claim(out, delta, data, resume=resume, replace=replace)
-    inference = prepare(delta, data, {"text": text, "prompt": prompt, "image": image}, kwargs, answers=False)
+    columns = {"text": text, "prompt": prompt, "image": image} | {name: kwargs.pop(name) for name in INPUT_COLUMNS}
+    inference = prepare(delta, data, columns, kwargs, answers=False)
     if out is None:
         with progress(len(inference.rows), "predicting") as on_progress:
             for answers in inference.iter_answers(batch_size, on_progress):
                 click.echo(_lines(answers, as_json=as_json), nl=False)
         return
-    options = {"text": list(text), "prompt": prompt, "image": image, "batch-size": batch_size}
+    options = columns | {"text": list(text), "batch-size": batch_size}
     options |= {name.replace("_", "-"): value for name, value in kwargs.items() if name != "model"}
     options |= {"force": kwargs["force"] or None, "json": as_json or None}
     _write(inference, out, file_options=options, delta=delta, resume=resume)

@@ -30,7 +30,8 @@ Examples:
 """
 
 SHOWN = (
-    *("model", "train", "task", "text", "label", "prompt", "response", "image", "dtype", "rank"),
+    *("model", "train", "task", "text", "label", "prompt", "response", "source", "target", "tokens", "tags"),
+    *("image", "dtype", "rank"),
     *("head_warmup", "batch_size", "micro_batch", "max_length", "strict", "seed", "threads"),
     *("head_lr", "clip", "accumulate", "bf16", "recompute", "checkpoint_every"),
     *(*SELECTION_FIELDS, "support", *GATE_FIELDS),

@@ -12,11 +12,15 @@ from torch import nn
 
 from taskedge.backbone.loading import TASK_AUTO_CLASSES, Base, load_base
 from taskedge.backbone.storage.set_storage import set_weight_storage
+from taskedge.errors import InputError
 from taskedge.serving.mixed_model import MixedModel
 from taskedge.training.data.text_data import evaluating, is_same_answer
 from taskedge.training.generation import is_padding_ignored
 
 Log = Callable[[str], None]
+
+SERVED_TASKS = ("text-classification", "text-regression", "image-classification", "text-generation")
+"""Kinds of task that requests can be answered for."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class ServedBase:
         Raises:
             InputError: the base cannot do such tasks; see :func:`taskedge.backbone.loading.load_base`.
         """
+        if task not in SERVED_TASKS:
+            raise InputError(f"{self.name}: tasks of kind {task} cannot be served: answer them with 'taskedge predict'")
         kind = TASK_AUTO_CLASSES[task]
         if kind not in self._views:
             base = load_base(task, self.name, labels, dtype=self.dtype, keep_head=True, log=self._log)

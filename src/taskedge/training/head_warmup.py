@@ -161,6 +161,8 @@ def _features(
         for start in range(0, len(rows), batch_size):
             indices = range(start, min(start + batch_size, len(rows)))
             batch = collate([rows[index] for index in indices])
+            if batch["labels"].dim() > 1:
+                raise InputError("the head of a model with several labels a row is not warmed up: leave it out")
             with guarded(model, rows, indices, collate), _first_input_of(head) as inputs:
                 logits = run_batch(model, batch).logits
             features.append(_one_vector_a_row(name, head, inputs, logits))

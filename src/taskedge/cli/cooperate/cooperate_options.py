@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from taskedge.planning.fleet_spec import FleetSpec
     from taskedge.planning.plan import Plan
 
-COLUMNS = ("text", "label", "prompt", "response", "image")
+COLUMNS = ("text", "label", "prompt", "response", "source", "target", "tokens", "tags", "image")
 
 folder_option = click.option(
     "--folder",
@@ -62,6 +62,10 @@ def task_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--task", help="Kind of task.  [default: inferred from the data]"),
         click.option("--image", help="Column with the path of an image."),
+        click.option("--tags", help="Column with the list of tags."),
+        click.option("--tokens", help="Column with a list of tokens."),
+        click.option("--target", help="Column with the target text."),
+        click.option("--source", help="Column with the source text of an encoder-decoder."),
         click.option("--response", help="Column with the response to the prompt."),
         click.option("--prompt", help="Column with the prompt."),
         click.option("--label", help="Column with the label."),

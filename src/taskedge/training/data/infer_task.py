@@ -34,8 +34,8 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
     """Return the task that the data at ``path`` is for, and its columns.
 
     A folder holds images of classes. In a table, a column that the user does not name has its default name (``text``,
-    ``label``, ``prompt``, ``response``, ``image``). The first complete set of columns decides: image and label, prompt
-    and response, text and label, text alone.
+    ``label``, ``prompt``, ``response``, ``image``, ...). The first complete set of columns decides: image and label,
+    prompt and response, text and label, source and target, tokens and tags, text alone.
 
     Args:
         path: a folder or a table.
@@ -54,7 +54,8 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
             raise InputError(f"{path} is a folder, which has no columns: leave out {flags_text(named)}")
         return InferredTask(IMAGES, Columns())
     candidates = [(name, columns) for name in ([task] if task else TASKS) for columns in TASKS[name].column_sets]
-    candidates.sort(key=lambda candidate: (-len(candidate[1]), candidate[1]))  # stable: equal sets stay by task name
+    # classes before the kinds that came later; stable: equal sets stay by task name
+    candidates.sort(key=lambda found: (-len(found[1]), found[1][0] in ("source", "tokens"), found[1]))
     fitting = [(name, columns) for name, columns in candidates if set(named) <= set(columns)]
     if not fitting:
         raise InputError(
@@ -62,7 +63,7 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
             + ", or ".join(dict.fromkeys(flags_text(columns) for _, columns in candidates))
         )
     available = [] if set(named) == set(fitting[0][1]) else column_names(path)
-    free = set(available) - {*given.text, given.label, given.prompt, given.response, given.image}
+    free = set(available) - {*given.text, *(value for name, value in named.items() if name != "text")}
     for name, columns in fitting:
         if all(column in named or column in free for column in columns):
             return InferredTask(

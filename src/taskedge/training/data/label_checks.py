@@ -31,7 +31,7 @@ def data_summary(train: Table, eval_table: Table | None, num_classes: int, *, im
     """
     line = f"{len(train):,} rows"
     if num_classes:
-        line += f", {num_classes:,} classes: {_class_counts(train.labels or [])}"
+        line += f", {num_classes:,} classes: {_class_counts(train.answers or [])}"
     lines = [line]
     for table in (train, eval_table):
         if table is not None and table.num_stripped_labels:
@@ -60,7 +60,7 @@ def label_warnings(table: Table, *, may_be_numbers: bool) -> list[str]:
         table: the training data.
         may_be_numbers: whether the labels decided that they are classes, instead of the user.
     """
-    labels = table.labels or []
+    labels = table.answers or []
     counts = Counter(labels)
     warnings = [*_near_doubles(counts)]
     if may_be_numbers:

@@ -16,7 +16,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from taskedge.errors import InputError, did_you_mean
@@ -34,6 +34,8 @@ class Table:
             were not read.
         num_stripped_labels: number of labels that had surrounding blanks in the file.
         understood: a line about how the file was read; empty for a folder.
+        separator: what separates the answers of a row; empty if a row has one.
+        firsts, pairs: of two text columns, the first and the second; ``texts`` has both, joined.
     """
 
     path: Path
@@ -41,9 +43,19 @@ class Table:
     labels: list[str] | None = None
     num_stripped_labels: int = 0
     understood: str = field(default="", compare=False)
+    separator: str = ""
+    firsts: list[str] | None = field(default=None, compare=False)
+    pairs: list[str] | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def answers(self) -> list[str] | None:
+        """All answers: those of the rows, or the parts of those."""
+        if self.labels is None or not self.separator:
+            return self.labels
+        return [part for label in self.labels for part in label.split(self.separator)]
 
 
 def read_table(
@@ -73,14 +85,16 @@ def read_table(
     text_columns = [_texts(path, name, column) for name, column in zip(text_names, columns, strict=False)]
     texts = ["\n".join(part for part in row if part.strip()) for row in zip(*text_columns, strict=True)]
     _check_not_empty(path, " and ".join(map(repr, text_names)), texts)
+    firsts, pairs = text_columns if len(text_columns) == 2 else (None, None)
+    table = Table(path, texts, understood=understood, firsts=firsts, pairs=pairs)
     if label is None:
-        return Table(path, texts, understood=understood)
+        return table
     labels = _texts(path, label, columns[-1])
     _check_not_empty(path, repr(label), labels)
     if not strip_labels:
-        return Table(path, texts, labels, understood=understood)
+        return replace(table, labels=labels)
     stripped = [label.strip() for label in labels]
-    return Table(path, texts, stripped, sum(map(str.__ne__, labels, stripped)), understood)
+    return replace(table, labels=stripped, num_stripped_labels=sum(map(str.__ne__, labels, stripped)))
 
 
 def label_set(table: Table) -> list[str]:
@@ -89,7 +103,8 @@ def label_set(table: Table) -> list[str]:
     Raises:
         InputError: there is only one, so there is nothing to learn.
     """
-    labels = set(_require_labels(table))
+    _require_labels(table)
+    labels = set(table.answers or ())
     if len(labels) < 2:
         raise InputError(f"{table.path}: every row has the label {labels.pop()!r}; training needs at least two classes")
     if all(re.fullmatch("-?[0-9]{1,18}", label) for label in labels):
@@ -133,7 +148,8 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
         InputError: one is not.
     """
     index_of = class_index(labels)
-    unknown = [(row, label) for row, label in enumerate(_require_labels(table), start=1) if index_of(label) is None]
+    answers = [label.split(table.separator) if table.separator else [label] for label in _require_labels(table)]
+    unknown = [(row, label) for row, parts in enumerate(answers, start=1) for label in parts if index_of(label) is None]
     if unknown:
         row, label = unknown[0]
         shown = ", ".join(map(repr, labels[:20])) + (", ..." if len(labels) > 20 else "")

@@ -18,6 +18,7 @@ from typing import Any
 
 from taskedge.errors import InputError, did_you_mean
 from taskedge.reporting.tables import count_text
+from taskedge.training.data.conll_files import read_conll
 from taskedge.training.data.conversations import convert, converted_names
 from taskedge.training.data.csv_files import read_csv, read_tsv
 from taskedge.training.data.file_text import ROW_NUMBERING as ROW_NUMBERING
@@ -198,6 +199,9 @@ READERS: dict[str, Callable[[Path], FileContent]] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".parquet": _read_parquet,
+    ".conll": read_conll,
+    ".iob": read_conll,
+    ".iob2": read_conll,
     ".txt": _read_txt,
 }
 """Readers by the suffix of the file."""

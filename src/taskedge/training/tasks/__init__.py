@@ -39,6 +39,10 @@ class Columns:
     prompt: str | None = None
     response: str | None = None
     label: str | None = None
+    source: str | None = None
+    target: str | None = None
+    tokens: str | None = None
+    tags: str | None = None
 
     @property
     def named(self) -> dict[str, Any]:
@@ -50,6 +54,9 @@ class Columns:
     def of(cls, named: Mapping[str, Any]) -> Columns:
         """Return the inverse of ``named``; other keys are ignored."""
         values = {field.name: named.get(field.name) for field in fields(cls)}
+        values = {  # a regression's provenance has the scale of its numbers as "target"
+            name: value for name, value in values.items() if name == "text" or value is None or isinstance(value, str)
+        }
         return cls(**values | {"text": tuple(values["text"] or ())})
 
 

@@ -19,6 +19,7 @@ from taskedge.errors import InputError
 from taskedge.training.data.table import Table, as_number, read_table
 from taskedge.training.data.table_readers import ROW_NUMBERING
 from taskedge.training.data.text_data import DEFAULT_MAX_LENGTH, collator, encode, log_padding, outputs, reads_end_token
+from taskedge.training.data.text_pairs import bound_pair, pair_of
 from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
 from taskedge.training.trainer_config import DEFAULTS
 
@@ -35,10 +36,13 @@ class TextRegression:
     Attributes:
         mean: mean of the training targets.
         deviation: their standard deviation (of the population).
+        pair: whether the two texts of a row go in as a pair (:mod:`taskedge.training.data.text_pairs`). Before
+            ``bind``, whether there are two text columns.
     """
 
     mean: float
     deviation: float
+    pair: bool = False
 
     name: ClassVar[str] = "text-regression"
     column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("text", "label"),)
@@ -58,7 +62,7 @@ class TextRegression:
         deviation = float(targets.std())
         if not deviation:
             raise InputError(f"{table.path}: every row has the number {float(targets[0])!r}: there is nothing to learn")
-        return cls(float(targets.mean()), deviation)
+        return cls(float(targets.mean()), deviation, pair=table.pairs is not None)
 
     @classmethod
     def from_provenance(cls, provenance: Provenance) -> Self:
@@ -66,11 +70,13 @@ class TextRegression:
         target = provenance.training.get("target")
         if not isinstance(target, dict) or {"mean", "deviation"} - target.keys():
             raise InputError("the delta does not say how its targets were standardized, so it is no regression's")
-        return cls(float(target["mean"]), float(target["deviation"]))
+        pair = bool(provenance.training.get("pair", False))
+        return cls(float(target["mean"]), float(target["deviation"]), pair)
 
     def to_provenance(self) -> dict[str, Any]:
-        """Return the scale of the targets."""
-        return {"target": {"mean": self.mean, "deviation": self.deviation}}
+        """Return the scale of the targets, and whether two texts go in as a pair."""
+        scale = {"target": {"mean": self.mean, "deviation": self.deviation}}
+        return scale | ({"pair": True} if self.pair else {})
 
     def bind(
         self,
@@ -80,8 +86,8 @@ class TextRegression:
         new_tokens: int | None = None,
         log: Log = ignore_log,
     ) -> Self:
-        """Return the task itself: nothing depends on the base."""
-        return self
+        """Join the two texts of a row if the base's tokenizer does not separate them."""
+        return bound_pair(self, base, log)
 
     def check(self, table: Table) -> None:
         """Refuse labels that are not numbers."""
@@ -89,12 +95,13 @@ class TextRegression:
 
     def identity(self, table: Table) -> Any:
         """Return the texts and labels."""
-        return [table.texts, table.labels]
+        return [[table.firsts, table.pairs] if self.pair else table.texts, table.labels]
 
     def encode(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
         """Return tokenized texts with standardized numbers under ``labels``, and the numbers under ``target``."""
         as_text = reads_end_token(base.model)
-        rows = encode(base.tokenizer, table.texts, None, max_length, log, controls_as_text=as_text)
+        texts, pairs = pair_of(table) if self.pair else (table.texts, None)
+        rows = encode(base.tokenizer, texts, None, max_length, log, controls_as_text=as_text, pairs=pairs)
         check_token_ids((row["input_ids"] for row in rows), base.tokens_without_embedding, table.path)
         if table.labels is not None:
             log_padding(base.model, log)
