@@ -46,8 +46,8 @@ def chips(base_bytes: int) -> dict[str, Chip]:
     """A chip with room for the base in each memory but SRAM, and one where three memories must share the base."""
     roomy = chip(memory("sram", 4 * MB), memory("fefet", 2 * base_bytes), memory("reram", 2 * base_bytes),
                  memory("dram", 1000 * MB))  # fmt: skip
-    tight = chip(memory("sram", 4 * MB), memory("fefet", base_bytes * 2 // 5), memory("stt", base_bytes * 2 // 5),
-                 memory("reram", base_bytes * 2 // 5))  # fmt: skip
+    tight = chip(memory("sram", 4 * MB), memory("fefet", base_bytes * 11 // 20), memory("stt", base_bytes * 3 // 10),
+                 memory("reram", base_bytes * 3 // 10))  # fmt: skip
     return {"roomy": roomy, "tight": tight}
 
 

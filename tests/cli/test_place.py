@@ -48,7 +48,8 @@ def test_a_task_is_placed_beside_its_base_and_measured_over_faults(taskedge, tas
     assert (len(many["measures"]), len(levels["measures"])) == (2, 2)
     assert abs(many["wrong_value_cells"] / many["value_cells"] - 0.2) < 0.02
     losses = {values["loss"] for row in plan["faults"]["rows"] for values in row["measures"]}
-    assert len(losses) == 5  # each draw changes what the model computes
+    assert levels["wrong_value_cells"] == 0  # the cells of so small a base are few
+    assert len(losses) == 3  # each draw with wrong cells changes what the model computes
     again = taskedge(*arguments, "--out", "plan.json")
     assert again.code == 2
     assert "plan.json exists; give --replace" in again.err

@@ -54,7 +54,11 @@ def random_case(rng: np.random.Generator) -> tuple[list[StoredTensor], Chip]:
             tensors.append(StoredTensor(f"w{index}", "base", bits, int(bits * rng.integers(0, 4))))
     total = sum(tensor.bits for tensor in tensors) / 8
     sizes = [max(1, int(total * rng.uniform(0.2, 1.2))) for _ in cells]
-    memories = [memory(str(cell), size, ports=int(rng.integers(1, 3))) for cell, size in zip(cells, sizes, strict=True)]
+    buffers_only = rng.random() < 0.4  # tasks live elsewhere, so a buffer in the first memory may pay
+    memories = []
+    for index, (cell, size) in enumerate(zip(cells, sizes, strict=True)):
+        holds = {"holds": ["base", "activations", "buffer"]} if buffers_only and index == 0 else {}
+        memories.append(memory(str(cell), size, ports=int(rng.integers(1, 3)), **holds))
     limits = {}
     if rng.random() < 0.3:
         limits["pass_seconds"] = float(10 ** rng.uniform(-7, -4))

@@ -18,6 +18,8 @@ def least(tensors, device, objective):
     """Compare all placements by definition, with none of the solvers' code but the costs of an option."""
     best = math.inf
     for problem in problems(tensors, device, objective):
+        if not all(problem.options):
+            continue
         measures = problem.fixed[None]  # [placements, measures], one tensor after the other
         used = np.zeros((1, len(device.memories)))
         for tensor, options in zip(tensors, problem.options, strict=True):

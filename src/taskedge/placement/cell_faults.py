@@ -18,6 +18,12 @@ from torch import Tensor
 from taskedge.errors import InputError
 from taskedge.placement.memory_cells import CellLevels
 
+CHUNK_CODES = 1 << 18
+"""Codes that draw their faults together: their arrays stay in the cache."""
+
+MAX_SPARSE_RATE = 0.1
+"""Rate up to which the number of faults is drawn first, and then their places."""
+
 FaultRates = list[tuple[float, float]]
 """Probability that a cell that stores level k is read one level lower, and one level higher."""
 
@@ -62,26 +68,45 @@ class CellFaults:
             bits: of a code. Cells are cut from its highest bits down.
             generator: draws the faults.
         """
+        parts = [self._inject(part, bits, generator) for part in torch.split(codes, CHUNK_CODES)]
+        return torch.cat([read for read, _ in parts]), sum(wrong for _, wrong in parts)
+
+    def _inject(self, codes: Tensor, bits: int, generator: torch.Generator) -> tuple[Tensor, int]:
         read, wrong, left = torch.zeros_like(codes), 0, bits
         while left:
             width = min(self.bits_per_cell, left)
             left -= width
             level = (codes >> left) & (2**width - 1)
             rates = torch.tensor(self.rates[width], dtype=torch.float64)  # [levels, 2]
-            if not bool(rates.any()):
-                read |= level << left
-                continue
-            draw = torch.rand(len(codes), generator=generator, dtype=torch.float64)
-            down, up = rates[level, 0], rates[level, 1]
-            step = (draw >= 1 - up).long() - (draw < down).long()
-            wrong += int(step.count_nonzero())
-            read |= (level + step) << left
+            largest = float(rates.sum(1).max())
+            if largest > 0 and len(codes):
+                # only cells that err at the largest rate draw whether they err at the rate of their level
+                place = _draw_places(len(codes), largest, generator)
+                down, up = rates[level[place]].unbind(1)
+                draw = largest * torch.rand(len(place), generator=generator, dtype=torch.float64)
+                step = ((draw >= down) & (draw < down + up)).long() - (draw < down).long()
+                wrong += int(step.count_nonzero())
+                level[place] += step
+            read |= level << left
         return read, wrong
 
     def mean_rate(self) -> float:
         """Return the share of wrong reads of cells of ``bits_per_cell`` bits, over levels that are equally frequent."""
         rates = self.rates[self.bits_per_cell]
         return sum(down + up for down, up in rates) / len(rates)
+
+
+def _draw_places(count: int, rate: float, generator: torch.Generator) -> Tensor:
+    """Return the indices of ``count`` cells that each are drawn with probability ``rate``."""
+    if rate > MAX_SPARSE_RATE:
+        return (torch.rand(count, generator=generator, dtype=torch.float64) < rate).nonzero().flatten()
+    size = torch.tensor([float(count)], dtype=torch.float64)
+    number = int(torch.binomial(size, torch.tensor([rate], dtype=torch.float64), generator=generator))
+    places = torch.zeros(0, dtype=torch.long)
+    while len(places) < number:  # never more than are missing, so every set of this size is equally likely
+        more = torch.randint(0, count, (number - len(places),), generator=generator)
+        places = torch.unique(torch.cat([places, more]))
+    return places
 
 
 def rates_of_levels(levels: CellLevels) -> FaultRates:

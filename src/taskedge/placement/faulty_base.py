@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from taskedge.delta.apply import applied_to, apply, revert
 from taskedge.errors import InputError
 from taskedge.placement.cell_faults import CellFaults, read_mask
-from taskedge.placement.number_formats import NumberFormat, format_for
+from taskedge.placement.number_formats import format_for
 
 Measures = dict[str, Any]
 
@@ -79,16 +79,22 @@ class StoredBase:
         if record is not None:
             apply(model, record.delta, force=bool(record.forced))
         self._tuned = {name: values for name, values in tuned.items() if not torch.equal(values, self._original[name])}
+        self._codes: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}  # of every code
+        self._bits: dict[str, int] = {}
+        for name, values in self._original.items():
+            number = format_for(settings.number_format, values)
+            self._codes[name] = number.encode(values.flatten().float()).to(torch.int32)
+            self._values[name] = number.decode(torch.arange(2**number.bits))
+            self._bits[name] = number.bits
         self._added = {f"{name}.weight" for name in record.delta.low_rank} if record is not None else set()
 
     def clipped_values(self) -> int:
         """Return the number of weights beyond the range of the format, which are stored as its end."""
-        count = 0
-        for values in self._original.values():
-            number = self._format(values)
-            every = number.decode(torch.arange(2**number.bits))
-            count += int(((values < every.min()) | (values > every.max())).sum())
-        return count
+        return sum(
+            int(((values < self._values[name].min()) | (values > self._values[name].max())).sum())
+            for name, values in self._original.items()
+        )
 
     @torch.no_grad()
     def read(self, faults: CellFaults, generator: torch.Generator) -> ReadCounts:
@@ -101,10 +107,8 @@ class StoredBase:
         total = ReadCounts()
         for name, parameter in self._parameters.items():
             original = self._original[name]
-            number = self._format(original)
-            codes = number.encode(original.flatten().float())
-            stored = number.decode(codes)
-            read, counts = self._read(codes, stored, number, faults, generator, parameter.dim() > 1)
+            stored = self._values[name][self._codes[name]]
+            read, counts = self._read(name, stored, faults, generator)
             total += counts + ReadCounts(changed_values=int((read != stored).sum()))
             read = read.view_as(original)
             if name in self._tuned:
@@ -123,26 +127,23 @@ class StoredBase:
         for name, parameter in self._parameters.items():
             parameter.copy_(self._tuned.get(name, self._original[name]))
 
-    def _format(self, values: Tensor) -> NumberFormat:
-        return format_for(self._settings.number_format, values)
-
     def _read(
-        self, codes: Tensor, stored: Tensor, number: NumberFormat, faults: CellFaults, generator: torch.Generator,
-        is_matrix: bool,
-    ) -> tuple[Tensor, ReadCounts]:  # fmt: skip
-        """Return the values [n] as they are read, and the counts of cells."""
-        cells = -(-number.bits // faults.bits_per_cell)
-        if not (self._settings.bit_mask and is_matrix):
-            read, wrong = faults.inject(codes, number.bits, generator)
-            return number.decode(read), ReadCounts(len(codes) * cells, wrong)
+        self, name: str, stored: Tensor, faults: CellFaults, generator: torch.Generator
+    ) -> tuple[Tensor, ReadCounts]:
+        """Return the values [n] of a parameter as they are read, and the counts of cells."""
+        codes, every, bits = self._codes[name].long(), self._values[name], self._bits[name]
+        cells = -(-bits // faults.bits_per_cell)
+        if not self._settings.bit_mask or self._original[name].dim() < 2:
+            read, wrong = faults.inject(codes, bits, generator)
+            return every[read], ReadCounts(len(codes) * cells, wrong)
         mask = stored != 0
-        kept, wrong = faults.inject(codes[mask], number.bits, generator)
+        kept, wrong = faults.inject(codes[mask], bits, generator)
         counts = ReadCounts(len(kept) * cells, wrong, len(mask))
         if not self._settings.protect_mask:
             single = CellFaults(1, {1: faults.rates[1]})
-            bits, wrong = single.inject(mask.long(), 1, generator)
-            mask, counts = bits.bool(), counts + ReadCounts(wrong_mask_cells=wrong)
-        return read_mask(mask, number.decode(kept)), counts
+            read_bits, wrong = single.inject(mask.long(), 1, generator)
+            mask, counts = read_bits.bool(), counts + ReadCounts(wrong_mask_cells=wrong)
+        return read_mask(mask, every[kept]), counts
 
 
 def measure_faults(

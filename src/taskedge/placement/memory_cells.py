@@ -200,6 +200,6 @@ def _fields_at(record: type[StrictRecord], at: Location) -> list[str]:
     fields = record.model_fields
     for name in names:
         kind = fields[name].annotation
-        inner = getattr(kind, "__args__", (kind,))[0]
+        inner: Any = getattr(kind, "__args__", (kind,))[0]
         fields = inner.model_fields
     return list(fields)

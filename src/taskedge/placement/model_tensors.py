@@ -14,7 +14,7 @@ from taskedge.backbone.cost_model import dummy_inputs, first_float, skeleton
 from taskedge.backbone.layers import linears
 from taskedge.backbone.loading import TASK_AUTO_CLASSES
 from taskedge.backbone.shapes import load_config
-from taskedge.delta.delta import Delta
+from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.errors import DeltaError, InputError, did_you_mean
 from taskedge.placement.stored_tensors import ActivationTraffic, BaseTensor, TaskSize
 
@@ -102,7 +102,8 @@ def task_size(name: str, delta: Delta, model: nn.Module) -> TaskSize:
         DeltaError: the model lacks a layer of the delta, or has it in another shape.
     """
     layers = linears(model)
-    for layer, change in {**delta.linears, **delta.low_rank}.items():
+    changes: dict[str, LinearDelta | LowRankDelta] = {**delta.linears, **delta.low_rank}
+    for layer, change in changes.items():
         if layer not in layers:
             near = did_you_mean(layer, layers)
             raise DeltaError(f"task {name!r} changes linear {layer!r}, which the model does not have{near}")

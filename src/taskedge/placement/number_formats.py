@@ -48,13 +48,15 @@ class FixedPoint:
         """Return codes int64 [n]."""
         half = 2 ** (self.bits - 1)
         steps = (values.double() * 2**self.fraction_bits).round().clamp(-half, half - 1)
-        return steps.long() & (2**self.bits - 1)
+        codes: Tensor = steps.long() & (2**self.bits - 1)
+        return codes
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return values float32 [n]."""
         half = 2 ** (self.bits - 1)
         signed = torch.where(codes >= half, codes - 2 * half, codes)
-        return (signed.double() / 2**self.fraction_bits).float()
+        values: Tensor = signed.double() / 2**self.fraction_bits
+        return values.float()
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class AdaptiveFloat:
         lowest = 2.0**self.bias * (1 + 1 / steps)
         code = torch.where(scaled <= steps, torch.where(exponent == self.bias, 0, code), code)
         code = torch.where((magnitude >= lowest / 2) & (code < 1), 1, code).clamp(0, 2 ** (self.bits - 1) - 1)
-        return code + (values < 0) * (code > 0) * 2 ** (self.bits - 1)
+        signed: Tensor = code + (values < 0) * (code > 0) * 2 ** (self.bits - 1)
+        return signed
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return values float32 [n]."""
