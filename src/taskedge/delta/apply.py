@@ -20,8 +20,10 @@ from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.delta.entry_access import read_entries, write_values
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
+from taskedge.forms.filtered import attach_filtered, remove_filtered
 from taskedge.forms.install import installation
 from taskedge.forms.low_rank import with_product
+from taskedge.forms.norms import statistics_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,11 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
             low_rank={name: weight.clone() for name, weight in products.items()},
         )
     for name, product in delta.low_rank.items():
-        layers[name].overwrite(_sum(before.low_rank[name], product))
+        if name not in delta.filters:
+            layers[name].overwrite(_sum(before.low_rank[name], product))
+    if delta.filters:
+        products = {name: (product.a, product.b, product.scale) for name, product in delta.low_rank.items()}
+        attach_filtered(model, products, {name: (one.kind, one.tensors) for name, one in delta.filters.items()})
     for name, linear in delta.linears.items():
         write_values(layers[name], linear, linear.values)
     with torch.no_grad():
@@ -171,6 +177,8 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
     layers = _layers(model, modules_named(model, names), before.delta)
     for name, linear in before.delta.linears.items():
         write_values(layers[name], linear, before.entries[name])
+    if before.delta.filters:
+        remove_filtered(model)
     for name, weight in before.low_rank.items():
         layers[name].overwrite(weight)
     with torch.no_grad():
@@ -224,6 +232,7 @@ def _layers_and_parameters(model: nn.Module, delta: Delta) -> tuple[dict[str, Li
     """Return the layers that the delta changes and the model's parameters, by name, after checking that all fit."""
     modules, parameters = modules_and_parameters(model)
     layers = _layers(model, modules, delta)
+    parameters |= cast(dict[str, nn.Parameter], statistics_of(model, delta.full_parameters))
     _check_parameters(model, parameters, delta)
     return layers, parameters
 
@@ -254,9 +263,10 @@ def _layers(model: nn.Module, modules: dict[str, nn.Module], delta: Delta) -> di
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return a parameter of the model that is known to exist."""
+    """Return a parameter, or a running statistic, of the model that is known to exist."""
     path, _, leaf = name.rpartition(".")
-    return cast(Tensor, modules_named(model, [path])[path]._parameters[leaf])
+    module = modules_named(model, [path])[path]
+    return cast(Tensor, module._parameters.get(leaf, module._buffers.get(leaf)))
 
 
 def _check_parameters(model: nn.Module, parameters: dict[str, nn.Parameter], delta: Delta) -> None:
@@ -371,6 +381,7 @@ def _same(first: Delta, second: Delta) -> bool:
         first.linears.keys() != second.linears.keys()
         or first.low_rank.keys() != second.low_rank.keys()
         or first.full_parameters.keys() != second.full_parameters.keys()
+        or first.filters.keys() != second.filters.keys()
     ):
         return False
     for name, a in first.linears.items():
@@ -381,4 +392,7 @@ def _same(first: Delta, second: Delta) -> bool:
         other = second.low_rank[name]
         if product.scale != other.scale or not (torch.equal(product.a, other.a) and torch.equal(product.b, other.b)):
             return False
-    return all(torch.equal(tensor, second.full_parameters[name]) for name, tensor in first.full_parameters.items())
+    named = {f"{name}/{part}": tensor for name, one in first.filters.items() for part, tensor in one.tensors.items()}
+    others = {f"{name}/{part}": tensor for name, one in second.filters.items() for part, tensor in one.tensors.items()}
+    named, others = named | first.full_parameters, others | second.full_parameters
+    return named.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in named.items())

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskedge.delta.filter_delta import FilterDelta
+from taskedge.delta.gated_rows import GatedRows
 from taskedge.errors import DeltaError, InputError, did_you_mean
 
 FULL_PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Dtypes of parameters that are trained in full."""
+CLOSED_LAYERS = "closed_layers"
+"""Item of the training settings of a delta from gates on layers: names of the layers whose gates are closed."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -144,10 +148,12 @@ class Head:
     Attributes:
         full_parameters: parameters of the task's head, by name.
         provenance: the task, its labels, and how it was trained.
+        gated: rows in which the task has entries of its own instead of the shared ones, by linear.
     """
 
     full_parameters: dict[str, Tensor]
     provenance: Provenance
+    gated: dict[str, GatedRows] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class Delta:
         provenance: how the delta was made.
         low_rank: low-rank products, by linear; no linear has both entries and a product.
         heads: of a delta for several tasks, by the task's name; :meth:`with_head` returns the delta for one of them.
+        filters: of low-rank products that have one, by linear. Such a product is not added to the weight.
     """
 
     linears: dict[str, LinearDelta]
@@ -167,6 +174,7 @@ class Delta:
     provenance: Provenance = field(default_factory=Provenance)
     low_rank: dict[str, LowRankDelta] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
+    filters: dict[str, FilterDelta] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, linear in self.linears.items():
@@ -175,6 +183,10 @@ class Delta:
             product.check(name)
             if name in self.linears or f"{name}.weight".removeprefix(".") in self.full_parameters:
                 raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product and by other values")
+        for name, one in self.filters.items():
+            if name not in self.low_rank or self.heads:
+                raise DeltaError(f"linear {name!r} has a filter, but no low-rank product, or the delta has heads")
+            one.check(name, self.low_rank[name].shape[0])
         _check_full_parameters(self.full_parameters)
         for name, head in self.heads.items():
             check_name("head", name)
@@ -182,6 +194,11 @@ class Delta:
             both = head.full_parameters.keys() & self.full_parameters.keys()
             if both:
                 raise DeltaError(f"parameter {min(both)!r} belongs to all tasks and to head {name!r}")
+            for key, gated in head.gated.items():
+                if key in self.low_rank or f"{key}.weight" in self.full_parameters | head.full_parameters:
+                    raise DeltaError(f"linear {key!r} is changed in two ways: by entries of head {name!r}, and in full")
+                gated.check(key, self.linears.get(key))
+                self._own_linear(key, gated).check(key)
 
     @cached_property
     def num_entries(self) -> int:
@@ -190,8 +207,8 @@ class Delta:
 
     @property
     def num_low_rank_parameters(self) -> int:
-        """Numbers in the low-rank products."""
-        return sum(product.num_parameters for product in self.low_rank.values())
+        """Numbers in the low-rank products, those of filters included."""
+        return sum(one.num_parameters for one in (*self.low_rank.values(), *self.filters.values()))
 
     @property
     def num_full_parameters(self) -> int:
@@ -219,9 +236,20 @@ class Delta:
             known = f"its heads are {', '.join(self.heads)}" if self.heads else "it has no named heads"
             raise InputError(f"the delta has no head {name!r}: {known}{did_you_mean(name, self.heads)}")
         head = self.heads[name if name is not None else next(iter(self.heads))]
+        own = {key: self._own_linear(key, gated) for key, gated in head.gated.items()}
+        linears = {key: part for key, part in (self.linears | own).items() if len(part) or key not in own}
         return replace(
-            self, full_parameters=self.full_parameters | head.full_parameters, provenance=head.provenance, heads={}
+            self,
+            linears=linears,
+            full_parameters=self.full_parameters | head.full_parameters,
+            provenance=head.provenance,
+            heads={},
         )
+
+    def _own_linear(self, name: str, gated: GatedRows) -> LinearDelta:
+        """Return all entries that a task has in a linear: the shared ones of its closed rows, and its own."""
+        rows, columns, values = gated.entries(self.linears.get(name))
+        return LinearDelta(gated.shape, rows, columns, values, gated.base_dtype, gated.base_digest)
 
 
 def check_name(what: str, name: str) -> None:

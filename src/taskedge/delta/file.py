@@ -8,8 +8,11 @@ Tensors:
                                    of these columns in every row, and takes no part in ``columns`` and ``counts``
     low_rank_a/X  fp32 or bf16 [rank, in]    factors of the product that is added to the weight of linear X
     low_rank_b/X  fp32 or bf16 [out, rank]
-    whole/X   [...]                a parameter that was trained in full
+    filter/X/P  fp32 or bf16 [...]  tensor P of the filter of the low-rank product of linear X (:mod:`.filter_delta`)
+    whole/X   [...]                a parameter that was trained in full, or a running statistic of a norm
     head/H/X  [...]                the same, of head H of a delta for several tasks
+    gates/H, own_counts/H, own_columns/H, own_values/H
+                                   rows in which head H has entries of its own (:mod:`.gated_tensors`)
 Metadata:
     taskedge  the manifest, JSON: format, linears (name, shape, entries, dtype and digest of the base), low-rank linears
               (name, shape, rank, scale, dtype and digest), provenance; with column lists, their lengths and the list of
@@ -22,27 +25,37 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 from torch import Tensor
 
 from taskedge.delta.delta import Delta, Head, LinearDelta, LowRankDelta, Provenance
+from taskedge.delta.filter_delta import filter_names, filter_tensors, filters_from_tensors
+from taskedge.delta.gated_tensors import PREFIXES, gated_from_tensors, gated_tensors
+from taskedge.delta.manifest import (
+    FORMAT,
+    FORMAT_WITH_GATES,
+    FORMAT_WITH_LISTS,
+    HeadEntry,
+    LinearEntry,
+    LowRankEntry,
+    Manifest,
+    form_of,
+)
 from taskedge.errors import DeltaError, InputError
 from taskedge.io.atomic import write_atomic
 from taskedge.io.container import ContainerKind
 from taskedge.selection.support import columns_of_every_row
 
-FORMAT, FORMAT_WITH_LISTS = "taskedge-delta/1", "taskedge-delta/2"
-"""A file with column lists is of format 2; all others are of format 1, which older versions read."""
 DELTA = ContainerKind(
     name="delta",
     key="taskedge",
     error=DeltaError,
     max_bytes=2**32,
-    format=FORMAT_WITH_LISTS,
-    older_formats=(FORMAT,),
+    format=FORMAT_WITH_GATES,
+    older_formats=(FORMAT, FORMAT_WITH_LISTS),
     remedy="fetch the file again",
 )
 
@@ -50,86 +63,6 @@ _INDEX_DTYPES = {torch.uint8: 2**8, torch.uint16: 2**16, torch.uint32: 2**32}
 """Dtypes of indices and counts, and the first number that each cannot hold."""
 _VALUE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _FULL, _A, _B, _HEAD = "whole/", "low_rank_a/", "low_rank_b/", "head/"
-
-_Size = Annotated[int, Field(ge=1, lt=2**31)]  # so that row * inputs + column fits 64 bits
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class LinearEntry(NamedTuple):
-    """One linear in the manifest; a bare row, because keys would take more bytes than the values."""
-
-    name: str
-    out: _Size
-    inputs: _Size
-    entries: Annotated[int, Field(ge=0)]
-    dtype: str
-    digest: str
-
-
-class LowRankEntry(NamedTuple):
-    """One low-rank linear in the manifest."""
-
-    name: str
-    out: _Size
-    inputs: _Size
-    rank: _Size
-    scale: Annotated[float, Field(allow_inf_nan=False)]
-    dtype: str
-    digest: str
-
-
-class _Provenance(_Strict):
-    rule: str
-    allocation: str
-    budget: str
-    base: str
-    base_parameters: int
-    task: str
-    labels: tuple[str, ...] = Field(strict=False)
-    training: dict[str, Any]
-
-
-class HeadEntry(NamedTuple):
-    """One head of a delta for several tasks in the manifest."""
-
-    name: str
-    provenance: _Provenance
-
-
-class Manifest(_Strict):
-    """The header of a delta file."""
-
-    format: Literal["taskedge-delta/1", "taskedge-delta/2"]
-    form: Literal["sparse", "sparse+low_rank", "sparse+heads", "sparse+low_rank+heads"]
-    linears: list[LinearEntry] = Field(strict=False)
-    column_lists: list[_Size] = Field(default=[], min_length=1)
-    """Length of each list of columns."""
-    list_of: list[int] = Field(default=[], min_length=1)
-    """Index of the list of each linear, -1 for a linear whose entries have columns of their own."""
-    low_rank: list[LowRankEntry] = Field(default=[], strict=False, min_length=1)
-    heads: list[HeadEntry] = Field(default=[], strict=False, min_length=1)
-    provenance: _Provenance
-
-    @model_validator(mode="after")
-    def _lists_fit_linears(self) -> Self:
-        """Check that format 2, and it alone, has column lists, and that they are those of its linears."""
-        if bool(self.column_lists) != (self.format == FORMAT_WITH_LISTS):
-            raise ValueError(f"format {self.format!r} does not fit its {len(self.column_lists)} column lists")
-        if len(self.list_of) != (len(self.linears) if self.column_lists else 0):
-            raise ValueError(f"column lists of {len(self.list_of)} linears, of {len(self.linears)}")
-        if {*self.list_of} - {-1} != {*range(len(self.column_lists))}:
-            raise ValueError("a linear has a column list that is not there, or a list belongs to no linear")
-        return self
-
-    @model_validator(mode="after")
-    def _form_fits_content(self) -> Self:
-        """Check ``form``: readers without support for low-rank products or heads refuse a file by its form."""
-        if self.form != _form_of(self.low_rank, self.heads):
-            raise ValueError(f"form {self.form!r} does not fit its low-rank linears and heads")
-        return self
 
 
 def save(delta: Delta, path: str | Path, *, values: Literal["fp32", "bf16"] = "fp32", head: bool = True) -> Path:
@@ -187,6 +120,13 @@ def load(path: str | Path) -> Delta:
             provenance=Provenance(**manifest.provenance.model_dump()),
             low_rank=_low_rank(manifest.low_rank, tensors),
             heads=_heads(manifest.heads, tensors),
+            filters=filters_from_tensors(
+                manifest.filters,
+                {entry.name: entry.out for entry in manifest.low_rank},
+                tensors,
+                _tensor,
+                _VALUE_DTYPES.values(),
+            ),
         )
     except DeltaError as error:
         raise DeltaError(f"{path}: {error}") from None
@@ -224,9 +164,10 @@ class _ColumnLists:
 
 def _header_of(delta: Delta, lists: _ColumnLists) -> dict[str, Any]:
     """Return the manifest of a delta."""
+    has_gates = any(head.gated for head in delta.heads.values())
     header: dict[str, Any] = {
-        "format": FORMAT_WITH_LISTS if lists.lists else FORMAT,
-        "form": _form_of(delta.low_rank, delta.heads),
+        "format": FORMAT_WITH_GATES if has_gates else FORMAT_WITH_LISTS if lists.lists else FORMAT,
+        "form": form_of(delta.low_rank, delta.heads, has_gates, delta.filters),
         "linears": [
             LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
             for name, linear in delta.linears.items()
@@ -240,12 +181,18 @@ def _header_of(delta: Delta, lists: _ColumnLists) -> dict[str, Any]:
             for name, product in delta.low_rank.items()
         ]
     if delta.heads:
-        header["heads"] = [HeadEntry(name, asdict(head.provenance)) for name, head in delta.heads.items()]  # type: ignore[arg-type]
+        header["heads"] = [_head_line(name, head) for name, head in delta.heads.items()]
+    if delta.filters:
+        header["filters"] = [(name, one.kind, one.rank) for name, one in delta.filters.items()]
     return header | {"provenance": asdict(delta.provenance)}
 
 
-def _form_of(low_rank: Collection[Any], heads: Collection[Any]) -> str:
-    return "sparse" + ("+low_rank" if low_rank else "") + ("+heads" if heads else "")
+def _head_line(name: str, head: Head) -> list[Any]:
+    gated = [
+        LinearEntry(linear, *rows.shape, len(rows), rows.base_dtype, rows.base_digest)
+        for linear, rows in head.gated.items()
+    ]
+    return [name, asdict(head.provenance), *([gated] if gated else [])]
 
 
 def _tensors_of(delta: Delta, lists: _ColumnLists, value_dtype: torch.dtype, head: bool) -> dict[str, Tensor]:
@@ -264,15 +211,23 @@ def _tensors_of(delta: Delta, lists: _ColumnLists, value_dtype: torch.dtype, hea
     for name, product in delta.low_rank.items():
         tensors[_A + name] = product.a.to(value_dtype)
         tensors[_B + name] = product.b.to(value_dtype)
+    tensors |= filter_tensors(delta.filters, value_dtype)
     if head:
         tensors |= {_FULL + name: tensor for name, tensor in delta.full_parameters.items()}
         for owner, own in delta.heads.items():
             tensors |= {f"{_HEAD}{owner}/{name}": tensor for name, tensor in own.full_parameters.items()}
+    for owner, own in delta.heads.items():
+        if own.gated:
+            tensors |= gated_tensors(owner, own.gated, _narrowed, value_dtype)
     return tensors
 
 
 def _narrowest_dtype(largest: int) -> torch.dtype:
     return next(dtype for dtype, end in _INDEX_DTYPES.items() if largest < end)
+
+
+def _narrowed(indices: Tensor) -> Tensor:
+    return indices.to(_narrowest_dtype(int(indices.max()) if len(indices) else 0))
 
 
 def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
@@ -283,6 +238,8 @@ def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
             raise DeltaError(f"a {what} is named twice")
     expected = {"columns", "values", "counts", *(["column_lists"] if manifest.column_lists else ())}
     expected |= {*(factor + name for name in products for factor in (_A, _B))}
+    expected |= filter_names(manifest.filters)
+    expected |= {prefix + entry.name for entry in manifest.heads if entry.gated for prefix in PREFIXES}
     for name in tensors:
         of_head = name.startswith(_HEAD) and name.split("/")[1] in heads and name.count("/") >= 2
         if name not in expected and not name.startswith(_FULL) and not of_head:
@@ -294,7 +251,12 @@ def _heads(entries: Iterable[HeadEntry], tensors: Mapping[str, Tensor]) -> dict[
     for entry in entries:
         prefix = f"{_HEAD}{entry.name}/"
         own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        heads[entry.name] = Head(own, Provenance(**entry.provenance.model_dump()))
+        gated = (
+            gated_from_tensors(entry.name, entry.gated, tensors, _tensor, _INDEX_DTYPES, _VALUE_DTYPES.values())
+            if entry.gated
+            else {}
+        )
+        heads[entry.name] = Head(own, Provenance(**entry.provenance.model_dump()), gated)
     return heads
 
 

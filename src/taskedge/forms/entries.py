@@ -119,7 +119,7 @@ class Entries(FixedDtypeModule, abc.ABC):
 
     @property
     def is_open(self) -> bool:
-        """Whether the entries have their changes; some forms close a linear, whose entries are then those of the base."""
+        """Whether the entries have their changes; a form may close a linear, which is then the base's."""
         return True
 
     @property

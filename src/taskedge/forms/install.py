@@ -28,8 +28,10 @@ from taskedge.forms.low_rank import (
     make_low_rank,
 )
 from taskedge.forms.master_weights import add_master_weights, remove_master_weights
+from taskedge.forms.norms import fix_statistics, release_statistics
 from taskedge.forms.sparse import SparseLayer, check_entries, fuse_sparse, make_sparse, sparse_layers
 from taskedge.forms.start import check_start, set_start
+from taskedge.forms.taps import fuse_taps, taps_layers
 from taskedge.selection import DEFAULT_RANK
 from taskedge.selection.support import LayerSupport, Support
 
@@ -52,6 +54,7 @@ class Installation:
         required_grad: ``requires_grad`` of every parameter before.
         step, form, step_exponent: as given to ``install``.
         regrown: whether entries were moved since (:mod:`taskedge.forms.regrow`).
+        statistics: names of the buffers that the task has of its own: running statistics of norms.
     """
 
     support: Support
@@ -61,6 +64,7 @@ class Installation:
     form: str
     regrown: bool = False
     step_exponent: float = STEP_EXPONENT
+    statistics: tuple[str, ...] = ()
 
 
 def install(
@@ -77,6 +81,7 @@ def install(
 ) -> Model:
     """Make the model train the support's entries in place, and freeze everything else that ``trainable`` does not name.
 
+    Norms use their running statistics unchanged, in training as in inference, because a delta holds none of them.
     Linears in ``support.low_rank`` train a low-rank product instead, and the parameters in ``support.full_parameters``
     train in full, besides those that ``trainable`` names. Training starts from ``support.start``, if there is one.
 
@@ -116,7 +121,7 @@ def install(
         raise InputError(f"{step_exponent} is no exponent of the steps: give a number from 0 to 1")
     rank = _checked_rank(FORMS[form], support, rank, alpha)
     layers = _checked_layers(model, support)
-    full_parameters = _full_parameters(model, support, layers, trainable)
+    full_parameters = full_parameter_names(model, support, layers, trainable)
     check_start(support, dict(model.named_parameters()), form)
     steps: dict[str, Tensor | None] = dict.fromkeys(support.linears)
     if step == "activation":
@@ -124,6 +129,7 @@ def install(
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     model.requires_grad_(False)
+    fix_statistics(model)
     shared_inputs = _shared_inputs(support, layers)
     factors = Factors(torch.Generator().manual_seed(seed), alpha)
     make_entries = FORMS[form].make(rank, factors)
@@ -145,13 +151,22 @@ def install(
 
 
 def fuse(model: Model) -> Model:
-    """Make every layer plain again, with the trained values; parameters require gradients as before ``install``."""
+    """Make every layer plain again, with the trained values; parameters require gradients as before ``install``.
+
+    Raises:
+        InputError: nothing is installed, or the form cannot be fused. The model is unchanged.
+    """
     installed = require_installation(model)
+    for low_rank_layer in low_rank_layers(model).values():
+        low_rank_layer.product.factors()  # some changes cannot be fused: before anything is
     for sparse_layer in sparse_layers(model).values():
         fuse_sparse(sparse_layer)
     for low_rank_layer in low_rank_layers(model).values():
         fuse_low_rank(low_rank_layer)
+    for taps_layer in taps_layers(model).values():
+        fuse_taps(taps_layer)
     unexpose(exposed_experts(model))
+    release_statistics(model)
     remove_master_weights(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(installed.required_grad.get(name, parameter.requires_grad))
@@ -232,10 +247,20 @@ def _checked_layers(model: nn.Module, support: Support) -> dict[str, Linear]:
     return layers
 
 
-def _full_parameters(
+def full_parameter_names(
     model: nn.Module, support: Support, layers: dict[str, Linear], trainable: Sequence[str] | None
 ) -> list[str]:
-    """Return the names of the parameters that train in full, in the order in which they were named."""
+    """Return the names of the parameters that train in full, in the order in which they were named.
+
+    Args:
+        model: the model.
+        support: names some in ``full_parameters``; weights of its linears cannot be among them.
+        layers: all linears of the model.
+        trainable: names or patterns; None: the model's head.
+
+    Raises:
+        InputError: a name is unknown, or belongs to a parameter that cannot train in full.
+    """
     parameters = dict(model.named_parameters())
     names = dict.fromkeys(head_parameters(model)) if trainable is None else {}
     for pattern in trainable or ():

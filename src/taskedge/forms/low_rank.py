@@ -78,6 +78,11 @@ class Product(FixedDtypeModule):
         inner = F.linear(x.to(self.a.dtype), self.a) * self.scale  # [..., rank]
         return F.linear(inner, self.b)
 
+    def added(self, x: Tensor, output: Tensor) -> Tensor:
+        """Return what is added to the output [..., out] of the base's layer for the input x; some forms read both."""
+        added: Tensor = self(x)
+        return added
+
     def factors(self) -> tuple[Tensor, Tensor]:
         """Return A and B, whose scaled product is the change of the weight."""
         return self.a, self.b
@@ -92,7 +97,7 @@ class LowRankLayer(nn.Module):
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Add the product to the output of the class below, in the dtype of that output."""
         output: Tensor = super().forward(*args, **kwargs)
-        added: Tensor = self.product(first_input(args, kwargs))
+        added = self.product.added(first_input(args, kwargs), output)
         return (output + added).to(output.dtype)
 
 

@@ -63,6 +63,7 @@ class ServedTask:
             return self.table.nbytes
         tensors = [t for linear in delta.linears.values() for t in (linear.rows, linear.columns, linear.values)]
         tensors += [t for product in delta.low_rank.values() for t in (product.a, product.b)]
+        tensors += [t for one in delta.filters.values() for t in one.tensors.values()]
         tensors += delta.full_parameters.values()
         return self.table.nbytes + sum(t.numel() * t.element_size() for t in tensors)
 
@@ -158,7 +159,7 @@ def _checked_head(model: Any, task: Task, head: dict[str, Tensor]) -> int:
 def _reason_alone(model: nn.Module, body: Delta) -> str:
     """Return why the delta cannot be computed beside the product; empty if it can."""
     if body.low_rank:
-        return "it has low-rank products"
+        return "it has low-rank products" + (" with filters" if body.filters else "")
     layers = linears(model)
     unusable = unusable_linears(model, {name: layers[name] for name in body.linears if name in layers})
     for name in body.linears:

@@ -12,6 +12,7 @@ from taskedge.training.diff_pruning import find_by_gates, gated_weights
 from taskedge.training.gates import GateConfig
 from taskedge.training.guard import in_file
 from taskedge.training.run import Run
+from taskedge.training.selection_settings import GATE_PENALTY
 from taskedge.training.trainer_config import HEAD_LEARNING_RATE
 
 GATES_FOLDER = "gates"
@@ -24,7 +25,7 @@ def gate_config(run: Run) -> GateConfig:
     return GateConfig(
         structured=config.gates == "structured",
         group_penalty=config.group_penalty,
-        penalty=config.gate_penalty,
+        penalty=GATE_PENALTY if config.gate_penalty is None else config.gate_penalty,
         clip=config.clip,
     )
 

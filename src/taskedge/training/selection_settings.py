@@ -20,6 +20,7 @@ from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
 SELECTION_FIELDS = (
     *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "column_score", "depth", "calibration"),
+    "column_draws",
     *("change_epochs", "change_lr"),
 )
 """Settings that only a selection reads."""
@@ -29,7 +30,7 @@ GATE_PENALTY = 42.5
 """Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
 FORMS_OF_ENTRIES = ("sparse", "sparse_lora", "sparse_taps")
 """Forms that train a selection of entries."""
-_OF_RULES = ("per_neuron", "rule", "allocation", "columns", "max_columns", "column_score")
+_OF_RULES = ("per_neuron", "rule", "allocation", "columns", "max_columns", "column_score", "column_draws")
 
 
 _FORMS_OF = {
@@ -40,6 +41,7 @@ _FORMS_OF = {
         ),
         ("sparse", "sparse_lora", "sparse_taps"),
     ),
+    "column_draws": ("sparse",),
     "gate_penalty": ("sparse", "sparse_lora", *TAPS_FORMS),
     **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora", "filtered")),
     **dict.fromkeys(("dash", "directions", "dash_start"), ("lora",)),
@@ -104,6 +106,14 @@ class SelectionSettings(Config):
             "activation, weight, random, gradient, pursuit, principal or greedy.  [default: entries]"
         ),
     ] = None
+    column_draws: Annotated[
+        int,
+        Field(
+            description="Draw the columns of --columns this often during training, weighted by their scores, instead "
+            "of taking the best; memory is that of one draw.",
+            ge=1,
+        ),
+    ] = 1
     depth: Annotated[
         int | None,
         Field(description="Train only this many blocks nearest the output; the others need no memory.", ge=1),
@@ -194,6 +204,8 @@ class SelectionSettings(Config):
         for name in ("columns", "column_score", "depth"):
             if getattr(self, name) is not None:
                 kwargs[name] = getattr(self, name)
+        if self.column_draws > 1:
+            kwargs["column_draws"] = self.column_draws
         if chooses_alone:
             kwargs["rank"] = self.rank
         return kwargs
@@ -214,6 +226,18 @@ class SelectionSettings(Config):
         head_lr = HEAD_LEARNING_RATE if config.head_lr is None else config.head_lr
         changes = {"lr": self.change_lr, "epochs": self.change_epochs, "head_lr": head_lr}
         return {"config": config.model_copy(update=changes), "depth": self.depth, "needs": self.needs_of_columns}
+
+    def draws_clash(self) -> str:
+        """Return why columns cannot be drawn anew during the run; ``""`` if they can, or are not to be."""
+        if self.column_draws == 1:
+            return ""
+        if self.columns is None:
+            return "--column-draws needs the number of columns of a draw: give --columns as well"
+        if self.memory is not None:
+            return "--memory does not predict columns that change: leave out --column-draws"
+        if self.regrow:
+            return "--column-draws and --regrow both change which entries train: give one"
+        return ""
 
     def change_clash(self) -> str:
         """Return why settings of a dense run cannot be used; ``""`` if they can."""

@@ -12,12 +12,14 @@ from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
 from taskedge.forms.dash import add_directions
+from taskedge.forms.filtered import add_filters, remove_filtered
 from taskedge.forms.gated_entries import set_gates
 from taskedge.forms.install import fuse, install
 from taskedge.forms.install_taps import install_taps
 from taskedge.selection.support import Support
 from taskedge.training.lora import PeftLora
 from taskedge.training.memory.mezo import MEZO_WARNING
+from taskedge.training.selection_settings import FORMS_OF_ENTRIES
 from taskedge.training.tasks import Log
 from taskedge.training.tune_config import TuneConfig
 
@@ -51,6 +53,7 @@ class InstalledModel:
 
     def fuse(self) -> nn.Module:
         """Restore plain layers."""
+        remove_filtered(self.model)  # cannot be fused, and a delta follows
         return fuse(self.model)
 
 
@@ -82,19 +85,22 @@ def install_support(
             norms=config.norms,
         )
         return InstalledModel(model)
+    product = config.dash or config.form == "filtered"
     install(
         model,
         support,
         trainable=full_names,
-        step=config.step,
+        step=config.step if config.form in FORMS_OF_ENTRIES else "plain",
         step_exponent=config.step_exponent,
-        form="sparse" if config.dash else config.form,
+        form="sparse" if product else config.form,
         rank=config.rank if config.form == "sparse_lora" else None,
         alpha=config.alpha,
         seed=config.seed,
     )
     if config.dash:
         add_directions(model, config.directions)
+    if config.form == "filtered":
+        add_filters(model, config.filter, config.filter_rank, config.seed)
     if config.form == "sparse_taps":
         set_gates(model, config.gate_threshold, config.gate_lr)
     return InstalledModel(model)

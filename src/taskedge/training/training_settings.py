@@ -84,7 +84,7 @@ class TrainingSettings(Config):
     ] = "last"
     from_delta: Annotated[
         Path | None,
-        Field(description="Go on from the entries, values and head of this delta file, instead of a selection."),
+        Field(description="Continue from the entries, values and head of this delta file, instead of a selection."),
     ] = None
     regrow: int = trainer_field("regrow")
     regrow_share: float = trainer_field("regrow_share")

@@ -17,9 +17,11 @@ from taskedge.backbone.layers import Linear, linears
 from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
 from taskedge.delta.apply import applied_to, check_base
 from taskedge.delta.delta import Delta
+from taskedge.delta.filter_delta import refuse_filters
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
 from taskedge.forms.low_rank import with_product
+from taskedge.forms.norms import statistics_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def task_vector(model: nn.Module, delta: Delta, name: str, *, densify: bool = Fa
         InputError: the model is not a plain base; the delta has a low-rank product, and ``densify`` is not set.
     """
     check_plain(model)
+    refuse_filters(delta, f"combining {name}")
     if delta.low_rank and not densify:
         raise InputError(
             f"{name}: {len(delta.low_rank)} linears carry a low-rank product ({min(delta.low_rank)!r}), which has no "
@@ -143,9 +146,15 @@ def shared_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
 
     Raises:
         BaseMismatch: the model has no such parameter.
+        InputError: the delta has running statistics of its own.
     """
     known = dict(model.named_parameters())
     shared = {name: tensor for name, tensor in delta.full_parameters.items() if not _is_head(model, name)}
+    if own := statistics_of(model, shared):
+        raise InputError(
+            f"the delta has {len(own)} running statistics of norms ({min(own)!r} first), which cannot be added to those "
+            "of another task: serve or merge the delta alone, or train it with --norms shared"
+        )
     for name in shared:
         if name not in known:
             raise BaseMismatch(f"wrong base: it has no parameter {name!r}{did_you_mean(name, known)}")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from taskedge.training.form_settings import TAPS_FORMS
 from taskedge.training.memory.options import LOAD_OPTIONS, MEZO_OPTION, RECOMPUTE_OPTIONS, MemoryOption
 from taskedge.training.tune_config import TuneConfig
 
@@ -82,7 +83,7 @@ def iter_load_configs(config: TuneConfig, num_blocks: int) -> Iterator[LoadConfi
     yield LoadConfig()
     for depth in depths:
         yield LoadConfig((depth,))
-    if MEZO_OPTION.setting not in given:
+    if MEZO_OPTION.setting not in given and config.form not in TAPS_FORMS:  # gates have no gradient there
         yield LoadConfig((MEZO_OPTION,))
     for storage in storages:
         yield LoadConfig((storage,))
