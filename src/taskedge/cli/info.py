@@ -10,13 +10,16 @@ from typing import Any
 
 import click
 
-from taskedge.cli.shared_options import json_option, print_json
+from taskedge.cli.located_supports import drawn_layers, located, overlap_text
+from taskedge.cli.shared_options import json_option, print_json, print_status
 from taskedge.reporting.tables import percent_text
 
 EPILOG = """\b
 Examples:
   taskedge info task.safetensors
   taskedge info task.safetensors --json
+  taskedge info task.safetensors --plot entries.png
+  taskedge info spam.safetensors topics.safetensors --plot overlap.png
 """
 
 BAR_WIDTH = 30
@@ -24,26 +27,46 @@ SHOWN_LABELS = 12
 
 
 @click.command(epilog=EPILOG)
-@click.argument("delta", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw where the entries lie, and overlaps, to .svg, .png or .pdf."
+)
 @json_option
-def command(delta: Path, as_json: bool) -> None:
-    """Describe a delta: positions of its entries, bytes per section, provenance, and the base it needs."""
-    description = describe(delta)
+def command(files: tuple[Path, ...], plot: Path | None, as_json: bool) -> None:
+    """Describe a delta: positions of its entries, bytes per section, provenance, and the base it needs.
+
+    For several deltas, or supports of `taskedge select`, it prints how much they overlap, beside random supports.
+    """
+    if plot is not None:
+        from taskedge.reporting.pictures import check_picture
+
+        check_picture(plot)
+    values = located(files) if len(files) > 1 or plot is not None else {}
+    description = describe(files[0]) if len(files) == 1 else {}
     if as_json:
-        print_json(description)
+        print_json(description | values)
     else:
-        click.echo(f"{delta}: {description_text(description)}")
+        click.echo(f"{files[0]}: {description_text(description)}" if description else overlap_text(values))
+    if plot is not None:
+        from taskedge.reporting.support_pictures import draw_supports
+
+        draw_supports(values, plot)
+        print_status(f"wrote {plot}")
 
 
 def describe(path: Path) -> dict[str, Any]:
     """Return everything that a delta file tells without its base, as plain values."""
+    from taskedge.delta.delta import CLOSED_LAYERS
     from taskedge.delta.file import load, section_bytes
+    from taskedge.delta.interop.lora_rank import lora_ranks, rank_text
+    from taskedge.selection.support_location import block_and_kind
 
     delta = load(path)
+    ranks = {} if delta.filters else lora_ranks(delta)  # filters cannot become LoRA
     by_layer: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     for name, linear in delta.linears.items():
-        layer, kind = _split(name)
+        layer, kind = block_and_kind(name)
         by_layer[layer] += len(linear)
         by_kind[kind] += len(linear)
     dtypes = [linear.base_dtype for linear in delta.linears.values()]
@@ -57,7 +80,10 @@ def describe(path: Path) -> dict[str, Any]:
             name: {"shape": list(product.shape), "rank": product.rank, "scale": product.scale}
             for name, product in delta.low_rank.items()
         },
+        "lora_rank": max(ranks.values(), default=0),
+        "lora_export": rank_text(ranks),
         "low_rank_parameters": delta.num_low_rank_parameters,
+        "filters": {name: {"kind": one.kind, "rank": one.rank} for name, one in delta.filters.items()},
         "whole": {name: list(tensor.shape) for name, tensor in delta.full_parameters.items()},
         "whole_parameters": delta.num_full_parameters,
         "heads": {
@@ -65,6 +91,8 @@ def describe(path: Path) -> dict[str, Any]:
                 "task": head.provenance.task,
                 "labels": list(head.provenance.labels),
                 "whole": {parameter: list(tensor.shape) for parameter, tensor in head.full_parameters.items()},
+                "own_entries": sum(map(len, head.gated.values())),
+                "own_rows": sum(int(rows.gates.sum()) for rows in head.gated.values()),
             }
             for name, head in delta.heads.items()
         },
@@ -72,6 +100,8 @@ def describe(path: Path) -> dict[str, Any]:
         "pattern": _pattern(delta.linears),
         "by_layer": dict(by_layer),
         "by_kind": dict(by_kind),
+        "open_layers": list(delta.linears) if CLOSED_LAYERS in delta.provenance.training else None,
+        "closed_layers": delta.provenance.training.get(CLOSED_LAYERS),
         "sections": section_bytes(path),
         "provenance": asdict(delta.provenance),
     }
@@ -96,13 +126,22 @@ def description_text(description: dict[str, Any]) -> str:
             f"low rank  {description['low_rank_parameters']:,} parameters: products of rank "
             f"{', '.join(map(str, ranks))} in {len(description['low_rank'])} linears"
         )
+    if description["filters"]:
+        kinds = sorted({f"{one['kind']} of rank {one['rank']}" for one in description["filters"].values()})
+        lines.append(f"filters   {', '.join(kinds)} in {len(description['filters'])} linears: cannot be fused")
+    if description["lora_export"]:
+        lines.append(f"as LoRA   {description['lora_export']}")
     names = ", ".join(sorted(description["whole"])) or "none"
     lines.append(f"in full   {description['whole_parameters']:,} parameters: {names}")
     for name, head in description["heads"].items():
-        lines.append(f"head      {name}: {head['task']}, {_labels_text(head['labels'])}")
+        own = f"; {head['own_entries']:,} own entries in {head['own_rows']:,} rows" if head["own_rows"] else ""
+        lines.append(f"head      {name}: {head['task']}, {_labels_text(head['labels'])}{own}")
     if provenance["training"]:
-        lines.append("training  " + ", ".join(f"{key}={value}" for key, value in provenance["training"].items()))
+        shown = {key: value for key, value in provenance["training"].items() if key != "closed_layers"}
+        lines.append("training  " + ", ".join(f"{key}={value}" for key, value in shown.items()))
     lines.append("sections  " + ", ".join(f"{name} {size:,}" for name, size in description["sections"].items()))
+    if description["open_layers"] is not None:
+        lines += ["", drawn_layers(description["open_layers"], description["closed_layers"])]
     for title in ("layer", "kind"):
         counts = description[f"by_{title}"]
         if not counts:  # low-rank products only
@@ -139,10 +178,3 @@ def _pattern_text(pattern: dict[str, Any]) -> str:
     last_groups = [f"{kept} of a last group of {width}" for width, kept in pattern["rest_groups"].items()]
     text = f"{pattern['name']} holds in all {pattern['linears']} linears"
     return f"{text} ({', '.join(last_groups)})" if last_groups else text
-
-
-def _split(name: str) -> tuple[str, str]:
-    """Cut a linear's name at its layer number: ``a.layer.3.output.dense`` -> (``a.layer.3``, ``output.dense``)."""
-    parts = name.split(".")
-    cut = next((index for index, part in enumerate(parts) if part.isdigit()), len(parts) - 2)
-    return ".".join(parts[: cut + 1]) or name, ".".join(parts[cut + 1 :]) or name

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from taskedge.cli.export import result_json, write
+from taskedge.cli.export import check_text, result_json, write
 from taskedge.cli.shared_options import head_option, json_option, other_base_option, print_json, replace_option
 
 EPILOG = """\b
@@ -30,6 +30,7 @@ def command(
     """Write a plain model folder with the delta's values in it. `from_pretrained` loads it, without taskedge."""
     result = write(delta, out, to="merged", model=model, head=head, replace=replace, force=force)
     if as_json:
-        print_json(result_json(result))
+        print_json(result_json(result) | result.details)
     else:
         click.echo(f"{result.out}: {result.bytes:,} bytes; load it with {result.loads}")
+        click.echo(check_text(result.details))

@@ -2,13 +2,15 @@
 
 An export is a function ``(source, path, **options) -> details`` that writes ``path``, registered with its output kind::
 
-    @exports("merged", makes=MODEL, loads="{auto}.from_pretrained({path!r})")
+    @exports("merged", makes=MODEL, loads="{auto}.from_pretrained({path!r})", reads=merged_reader)
     def merged(source, path):
         "A plain model folder."
         source.model.save_pretrained(path)
         return {}
 
-``path`` is an empty temporary file or folder. It is renamed to the caller's path once the function has returned.
+``path`` is an empty temporary file or folder. It is renamed to the caller's path once the function has returned and
+the self-check has passed: ``reads`` makes a function from a batch to logits of what was written, and these are compared
+with the model's (:mod:`taskedge.delta.interop.self_check`).
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from typing import Any
 
 from torch import nn
 
+from taskedge.backbone.layers import linears
 from taskedge.backbone.loading import TASK_AUTO_CLASSES
 from taskedge.delta.apply import applied, applied_to
 from taskedge.delta.delta import Delta
+from taskedge.delta.filter_delta import refuse_filters
+from taskedge.delta.interop.self_check import Batch, check_rows, self_check
 from taskedge.errors import InputError
 from taskedge.io.atomic import atomic_file, atomic_folder, require_parent
 from taskedge.registry import Registry
@@ -49,6 +54,7 @@ class Source:
 
 
 Write = Callable[..., dict[str, Any]]
+Read = Callable[[Source, Path], Callable[[Batch], Any]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class OutputKind:
     files: tuple[str, ...] = ()
 
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm", "bpe.codes", "emoji.json"),
     *("vocab-src.json", "vocab-tgt.json", "chat_template.jinja", "additional_chat_templates/*.jinja"),
@@ -79,7 +85,14 @@ MODEL = OutputKind(
     "a model folder",
     "config.json",
     "model_type",
-    ("config.json", "generation_config.json", "preprocessor_config.json", *_WEIGHT_FILES, *_TOKENIZER_FILES),
+    (
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+        *_WEIGHT_FILES,
+        *TOKENIZER_FILES,
+    ),
 )
 ADAPTER = OutputKind(
     "an adapter folder", "adapter_config.json", "peft_type", ("adapter_config.json", "adapter_model.safetensors")
@@ -96,21 +109,27 @@ class Export:
         makes: kind of its output.
         loads: how to load the output, as a line of Python in which ``{path!r}`` is its path and ``{auto}`` the class of
             transformers for the model.
+        reads: makes a function from a batch to the logits of what was written.
+        tolerance: largest difference of these logits from the model's, for an fp32 base; relative above 1.
     """
 
     write: Write
     makes: OutputKind
     loads: str
+    reads: Read | None = None
+    tolerance: float = 1e-5
 
 
 EXPORTS: Registry[Export] = Registry("export", "taskedge.delta.interop")
 
 
-def exports(name: str, *, makes: OutputKind, loads: str) -> Callable[[Write], Write]:
+def exports(
+    name: str, *, makes: OutputKind, loads: str, reads: Read | None = None, tolerance: float = 1e-5
+) -> Callable[[Write], Write]:
     """Register a function that writes a delta in another format; see :class:`Export`."""
 
     def register(write: Write) -> Write:
-        EXPORTS.add(name, Export(write, makes, loads))
+        EXPORTS.add(name, Export(write, makes, loads, reads, tolerance))
         return write
 
     return register
@@ -145,19 +164,23 @@ def export(
     processor: Any = None,
     replace: bool = False,
     force: bool = False,
+    check: bool = True,
+    rows: Sequence[str] = (),
     **options: Any,
 ) -> ExportResult:
-    """Write a delta in the format of another program, atomically.
+    """Write a delta in the format of another program, atomically, and compare it with the model on some rows.
 
     Args:
         model: the delta's base, with or without the delta applied; it is restored afterwards.
         delta: from :func:`taskedge.load` or :func:`taskedge.extract`.
         out: folder or file to write.
-        to: ``"merged"``, ``"peft"`` or ``"patch"`` (docs/interoperability.md).
+        to: ``"merged"``, ``"lora"``, ``"onnx"`` or another form of docs/interoperability.md.
         base: folder or hub id of the base; by default the base that the delta names.
         processor: tokenizer or image processor to save in a model folder.
         replace: replace existing output of the same kind.
         force: apply even to a base with other values.
+        check: run the self-check.
+        rows: texts for the self-check; by default sentences of its own.
         options: options of the export, such as ``peft_type="shira"``.
 
     Raises:
@@ -165,9 +188,11 @@ def export(
         InputError: ``out`` exists or cannot be written (:func:`check_output`), or the format cannot represent this
             delta; nothing is written.
         BaseMismatch: the model is not the delta's base.
+        ExportDiffers: what was written computes something else than the model; nothing is written.
     """
     out, chosen = Path(out), EXPORTS[to]
     base = base or delta.provenance.base
+    refuse_filters(delta, f"an export to {to!r}")
     check_output(out, to=to, base=base, replace=replace, force=force)
     with applied(model, delta, force=force):
         record = applied_to(model)
@@ -176,10 +201,29 @@ def export(
         atomic = atomic_file if chosen.makes.marker is None else atomic_folder
         with atomic(out) as tmp:
             details = chosen.write(source, tmp, **options)
+            tolerance = details.pop("tolerance", None)
+            details |= _checked(chosen, source, tmp, to, rows, tolerance) if check else {"checked_rows": 0}
     files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
     loads = chosen.loads.format(path=str(out), auto=_auto_class(model, delta))
     return ExportResult(out, size, loads, details, record.forced)
+
+
+def _checked(
+    chosen: Export, source: Source, path: Path, to: str, rows: Sequence[str], tolerance: float | None
+) -> dict[str, Any]:
+    """Return what the self-check found; ``checked_rows`` is 0 if no rows can be made or weights are read-only."""
+    from transformers import PreTrainedModel
+
+    layers = linears(source.model)
+    read_only = any(layers[name].is_read_only for name in (*source.delta.linears, *source.delta.low_rank))
+    if chosen.reads is None or read_only or not isinstance(source.model, PreTrainedModel):
+        return {"checked_rows": 0}
+    batches = check_rows(source.model, source.processor, rows)
+    if not batches:
+        return {"checked_rows": 0}
+    what = f"the self-check of --to {to}"
+    return self_check(source.model, batches, chosen.reads(source, path), tolerance or chosen.tolerance, what)
 
 
 def check_output(out: Path, *, to: str, base: str = "", replace: bool = False, force: bool = False) -> None:

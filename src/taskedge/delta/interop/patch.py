@@ -7,6 +7,7 @@ values) in one safetensors file. Source of its layout: this project (docs/intero
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from taskedge.backbone.experts import ExpertLinear
 from taskedge.backbone.layers import Linear, linears
 from taskedge.delta.interop.export import FILE, Source, exports
+from taskedge.delta.interop.read_back import base_parameters, changed_weights, replaced
+from taskedge.delta.interop.self_check import Batch, logits_of
 from taskedge.errors import InputError
 from taskedge.io.container import ContainerKind
 
@@ -24,7 +27,34 @@ FORMAT = "taskedge-patch/1"
 PATCH = ContainerKind(name="patch", key="taskedge", error=InputError, format=FORMAT, without_digest=(FORMAT,))
 
 
-@exports("patch", makes=FILE, loads="safetensors.safe_open({path!r}, framework='pt')")
+def patch_reader(source: Source, path: Path) -> Callable[[Batch], Tensor]:
+    """Return the logits of the base's own weights after the lines of docs/interoperability.md that put a patch in."""
+    tensors = PATCH.read(path).tensors
+    base, before = changed_weights(source, {}), base_parameters(source)
+
+    def run(batch: Batch) -> Tensor:
+        with replaced(source.model, base, before):
+            state = source.model.state_dict()
+            names = checkpoint_names(source.model, state)
+            kept = {}
+            for name, stored in names.items():
+                values = tensors.get(f"{stored}.values")
+                if values is None:
+                    continue
+                kept[name] = state[name].clone()
+                where = tensors.get(f"{stored}.indices", torch.arange(state[name].numel()))
+                new = state[name].reshape(-1).index_put((where.long().to(values.device),), values)
+                state[name].copy_(new.view_as(state[name]))
+            try:
+                return logits_of(source.model, batch)
+            finally:
+                for name, tensor in kept.items():
+                    state[name].copy_(tensor)
+
+    return run
+
+
+@exports("patch", makes=FILE, loads="safetensors.safe_open({path!r}, framework='pt')", reads=patch_reader)
 def patch(source: Source, path: Path) -> dict[str, Any]:
     """A sparse weight patch: per tensor of the checkpoint, flat indices and absolute values.
 

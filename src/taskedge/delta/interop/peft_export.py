@@ -16,6 +16,7 @@ from taskedge.backbone.layers import linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.interop.export import ADAPTER, Source, exports
 from taskedge.delta.interop.peft_layouts import LAYOUTS, Change, Layout, lora, shira, supertuning
+from taskedge.delta.interop.read_back import adapter_reader
 from taskedge.errors import InputError, UnknownName
 from taskedge.selection.support import columns_of_every_row
 
@@ -23,7 +24,7 @@ HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"
 """Modules that peft always saves completely for a task type, by the end of their names."""
 
 
-@exports("peft", makes=ADAPTER, loads="peft.PeftModel.from_pretrained(base_model, {path!r})")
+@exports("peft", makes=ADAPTER, loads="peft.PeftModel.from_pretrained(base_model, {path!r})", reads=adapter_reader)
 def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[str, Any]:
     """A PEFT adapter folder; `--peft-type` is `lora` for whole columns, else the sparse type that needs less padding.
 
@@ -31,8 +32,19 @@ def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[st
         InputError: the delta has no entries, or the type cannot represent them or a parameter that was trained in full.
         UnknownName: the type is not in :data:`LAYOUTS`.
     """
-    changes = _changes(source)
+    changes = changes_of(source)
     chosen, layout = _choose(changes, peft_type)
+    return write_adapter(source, path, changes, chosen, layout)
+
+
+def write_adapter(
+    source: Source, path: Path, changes: dict[str, Change], peft_type: str, layout: Layout
+) -> dict[str, Any]:
+    """Write the adapter folder of a layout, with the modules that were trained in full.
+
+    Raises:
+        InputError: PEFT cannot save one of these modules.
+    """
     task_type = _task_type(source.model)
     saved_modules = _modules_to_save(source, changes, task_type)
     state = source.model.state_dict()
@@ -40,7 +52,7 @@ def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[st
     for module in saved_modules:
         tensors |= {name: tensor for name, tensor in state.items() if name.startswith(f"{module}.")}
     config = {
-        "peft_type": chosen.upper(),
+        "peft_type": peft_type.upper(),
         "task_type": task_type,
         "auto_mapping": None if task_type else _auto_mapping(source.model),
         "base_model_name_or_path": source.base or None,
@@ -56,7 +68,7 @@ def peft(source: Source, path: Path, *, peft_type: str | None = None) -> dict[st
     (path / ADAPTER.marker).write_text(json.dumps(config, indent=2) + "\n")  # type: ignore[operator]
     products = len(source.delta.low_rank)
     return {
-        "peft_type": chosen,
+        "peft_type": peft_type,
         "entries": source.delta.num_entries,
         **({"low_rank": products} if products else {}),
         "padded": layout.padded,
@@ -87,7 +99,12 @@ def _choose(changes: dict[str, Change], peft_type: str | None) -> tuple[str, Lay
     return name, layouts[name]
 
 
-def _changes(source: Source) -> dict[str, Change]:
+def changes_of(source: Source) -> dict[str, Change]:
+    """Return the change of every linear relative to the base, in fp32, by name.
+
+    Raises:
+        InputError: the delta changes no linear, or one expert of several that are one parameter.
+    """
     before = applied_to(source.model)
     assert before is not None  # export() has applied it
     layers, changes = linears(source.model), {}

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from taskedge.backbone.candidates import unusable_linears
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import Linear, linears
-from taskedge.backbone.loading import explain_load_errors, load_classifier, locate_base
+from taskedge.backbone.loading import Base, explain_load_errors, load_base, load_classifier, locate_base
 from taskedge.delta.delta import Delta, LowRankDelta, Provenance
 from taskedge.errors import InputError, did_you_mean
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+PLAIN_NEW_TOKENS = 64
+"""Tokens that an imported language model generates at most, unless told otherwise."""
 _PREFIX = "base_model.model."
 _PLACEHOLDER = re.compile(r"LABEL_\d+")
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.weight")
@@ -81,8 +83,9 @@ def import_peft(
     labels: Sequence[str] = (),
     *,
     log: Callable[[str], None] = lambda _: None,
+    generation: Callable[[Base], dict[str, Any]] | None = None,
 ) -> Delta:
-    """Return a LoRA adapter of a sequence classifier as a delta.
+    """Return a LoRA adapter of a sequence classifier or a causal language model as a delta.
 
     Args:
         folder: folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
@@ -90,6 +93,8 @@ def import_peft(
             current folder or from the adapter's.
         labels: names of the classes in the adapter's order; by default the ones in the base's config.
         log: receives a line about the names of the classes, if the base's config gives them.
+        generation: gives the training settings that say how a language model's prompts are written; by default, plain
+            text.
 
     Raises:
         InputError: the folder is not a LoRA adapter, a delta cannot represent it, or it does not fit the base; a label
@@ -100,13 +105,22 @@ def import_peft(
             raise InputError(f"the label {label!r} {'occurs twice' if label else 'is empty'}: name every class once")
     adapter = read_adapter(folder)
     config = adapter.config
-    if config.task_type not in (None, "SEQ_CLS"):
+    if config.task_type not in (None, "SEQ_CLS", "CAUSAL_LM"):
         raise InputError(
-            f"{folder}: an adapter for {config.task_type}: only adapters of classifiers (SEQ_CLS) are imported"
+            f"{folder}: an adapter for {config.task_type}: only adapters of classifiers (SEQ_CLS) and of causal "
+            "language models (CAUSAL_LM) are imported"
         )
+    if config.task_type == "CAUSAL_LM" and labels:
+        raise InputError(f"{folder}: an adapter of a language model has no classes: leave out --labels")
     if config.revision and not model:
         raise InputError(f"{folder}: trained on revision {config.revision!r} of its base: give that base with --model")
     name = model or _base_location(folder, config.base_model_name_or_path)
+    if config.task_type == "CAUSAL_LM":
+        base = load_base("text-generation", name, keep_head=True, log=log)
+        delta = to_delta(adapter, base.model)
+        settings = (generation or _plain_text)(base)
+        training = delta.provenance.training | settings
+        return delta.with_provenance(base=name, task="text-generation", training=training)
     names_classes = not labels
     labels = tuple(labels) or _labels(name)
     base = load_classifier(name, labels, keep_head=True)
@@ -117,6 +131,11 @@ def import_peft(
     if names_classes:
         log(_labels_text(labels))
     return delta.with_provenance(base=name, task="text-classification", labels=labels)
+
+
+def _plain_text(base: Base) -> dict[str, Any]:
+    """Return the settings of a language model whose prompts are plain text."""
+    return {"generation": {"form": "plain text", "max_new_tokens": PLAIN_NEW_TOKENS}}
 
 
 def read_adapter(folder: Path) -> Adapter:

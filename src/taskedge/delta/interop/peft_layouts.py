@@ -98,7 +98,7 @@ def shira(changes: dict[str, Change]) -> Layout:
     return _padded(changes, lambda change: r * sum(change.shape), config, "shira_weight", "shira_indices", _pairs)
 
 
-def lora(changes: dict[str, Change]) -> Layout:
+def lora(changes: dict[str, Change], *, keep_scale: bool = True) -> Layout:
     """Store low-rank products, and entries as exact products of rank min(distinct columns, distinct rows).
 
     All linears get the same rank, the highest that one of them needs: the factors of the others are padded with zeros,
@@ -106,16 +106,17 @@ def lora(changes: dict[str, Change]) -> Layout:
     for each linear (``rank_pattern``, ``alpha_pattern``) the change would be right in peft only: vLLM scales every
     linear by one alpha/r, and llama.cpp scales each by the one alpha over the linear's own rank.
 
-    If products differ in scale, or stand beside entries, the scale is multiplied into B.
+    If products differ in scale, or stand beside entries, the scale is multiplied into B. Without ``keep_scale`` it
+    always is, so that alpha equals the rank and readers that ignore alpha are right, too.
     """
     scales = {change.product.scale if change.product else 1.0 for change in changes.values()}
-    scale = scales.pop() if len(scales) == 1 else 1.0
-    factors = {name: _factors(change) for name, change in changes.items()}
-    rank = max(a.shape[0] for _, a in factors.values())
+    scale = scales.pop() if len(scales) == 1 and keep_scale else 1.0
+    pairs = {name: factors(change) for name, change in changes.items()}
+    rank = max(a.shape[0] for _, a in pairs.values())
     tensors: dict[str, Tensor] = {}
     padded = 0
     for name, change in changes.items():
-        b, a = factors[name]
+        b, a = pairs[name]
         stored = len(change.rows) if change.product is None else a.numel() + b.numel()
         if change.product is not None and change.product.scale != scale:
             b = b * (change.product.scale / scale)
@@ -182,7 +183,7 @@ def _pairs(change: Change, flat: Tensor) -> Tensor:
     return torch.stack([flat // change.shape[1], flat % change.shape[1]]).int()
 
 
-def _factors(change: Change) -> tuple[Tensor, Tensor]:
+def factors(change: Change) -> tuple[Tensor, Tensor]:
     """Return B [out, rank] and A [rank, in], fp32, whose product is the change without a product's scale.
 
     Every entry is a number times 1, so nothing is rounded.
