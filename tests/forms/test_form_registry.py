@@ -10,8 +10,11 @@ from taskedge.forms.sparse import FreeEntries
 
 
 def test_the_forms_of_this_package():
-    assert list(FORMS) == ["sparse", "sparse_lora"]
-    assert [FORMS[name].factored for name in FORMS] == [False, True]
+    assert {name: FORMS[name].factored for name in FORMS} == {
+        "sparse": False,
+        "sparse_lora": True,
+        "sparse_taps": False,
+    }
     assert FORMS["sparse"].make(8, Factors(torch.Generator())) is FreeEntries
 
 

@@ -12,6 +12,8 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -70,6 +72,20 @@ def vit() -> nn.Module:
     return _counted(_seeded(ViTForImageClassification, config), 5411)
 
 
+def resnet() -> nn.Module:
+    """Return an image classifier of convolutions, with running statistics that differ from their initial values."""
+    config = ResNetConfig(
+        num_channels=3, embedding_size=4, hidden_sizes=[4, 6], depths=[2, 1], layer_type="basic", num_labels=LABELS
+    )
+    model = _seeded(ResNetForImageClassification, config)
+    generator = torch.Generator().manual_seed(5)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(0.1 * torch.randn(module.num_features, generator=generator))
+            module.running_var.copy_(1 + 0.5 * torch.rand(module.num_features, generator=generator))
+    return model.eval()
+
+
 def t5(tie: bool = True) -> nn.Module:
     """Return an encoder-decoder with shared embeddings and a language-model head, tied to them if ``tie``."""
     config = T5Config(
@@ -118,7 +134,7 @@ def batch(model: nn.Module, rows: int = 4, tokens: int = 6, seed: int = 0) -> An
     if isinstance(model, Mlp):
         return torch.randn(rows, tokens, 12, generator=generator)
     labels = torch.randint(0, LABELS, (rows,), generator=generator)
-    if isinstance(model, ViTForImageClassification):
+    if isinstance(model, ViTForImageClassification | ResNetForImageClassification):
         return {"pixel_values": torch.randn(rows, 3, 8, 8, generator=generator), "labels": labels}
     ids = torch.randint(1, VOCABULARY, (rows, tokens), generator=generator)
     mask = torch.ones_like(ids)

@@ -11,8 +11,10 @@ from tiny_task import forked, snapshot, tune_config, tuning
 from taskedge.delta.file import load
 from taskedge.errors import DoesNotFit
 from taskedge.training import checkpoint
+from taskedge.training.config import load_config
 from taskedge.training.dry_run import dry_run, estimate
 from taskedge.training.tune import tune
+from taskedge.training.tune_config import TuneConfig
 
 
 @pytest.fixture(autouse=True)
@@ -82,4 +84,17 @@ def test_an_estimate_lists_every_configuration(task, tmp_path):
     }
     with pytest.raises(DoesNotFit, match="--memory 1MB: nothing fits"):
         estimate(config.model_copy(update={"memory": "1MB"}), log=str)
+    assert snapshot(tmp_path) == {}
+
+
+def test_the_plan_of_gates_on_layers_counts_every_layer(task, tmp_path):
+    """All gates start open: 4,096 weights and 12 scores train, and AdamW keeps two numbers for each."""
+    flags = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
+    config = load_config(TuneConfig, {**flags, "form": "taps", "threads": 1, "out": tmp_path / "o"})
+    plan = dry_run(config, log=str)
+    assert plan["trained_parameters"] == 4096 + 12
+    assert plan["optimizer_bytes"] == 8 * (4096 + 12 + plan["head_parameters"])
+    assert sum(out * inputs for out, inputs in (layer["shape"] for layer in plan["whole_layers"])) == 4096
+    assert plan["share"] == 4096 / plan["model_parameters"]
+    assert (plan["entries"], plan["linears"], plan["low_rank"]) == (0, [], [])
     assert snapshot(tmp_path) == {}
