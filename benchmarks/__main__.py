@@ -13,6 +13,7 @@ from benchmarks.record import BENCHMARKS, ROOT
 SUPPORT = {
     "record",
     "workload",
+    "llama_runtime",
     "storage_workload",
     "methods",
     "comparison",

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from taskedge.cli.info import _split
 from taskedge.delta.delta import Delta, LinearDelta, Provenance
 from taskedge.delta.file import save
+from taskedge.selection.support_location import block_and_kind
 
 
 def test_the_numbers_add_up(taskedge, tuned):
@@ -34,6 +34,7 @@ def test_what_a_person_reads(taskedge, tuned, task):
         "task      text-classification: 'neg', 'pos'",
         "entries   124 (2.0019%) by rule 'taskedge', per_neuron",
         "in full   34 parameters: classifier.bias, classifier.weight",
+        "as LoRA   rank ",
         "bert.encoder.layer.0",
         "attention.self.query",
     ):
@@ -95,7 +96,7 @@ def test_a_claimed_width_costs_nothing(taskedge, here):
     ],
 )
 def test_names_are_cut_at_the_layer(name, layer, kind):
-    assert _split(name) == (layer, kind)
+    assert block_and_kind(name) == (layer, kind)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 100, -1])

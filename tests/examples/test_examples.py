@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 def test_every_example_is_run_here_and_short():
     found = {path.name for path in EXAMPLES.glob("*.py")}
-    assert found == {"plain_loop.py", "trainer.py", "images.py"}
+    assert found == {"plain_loop.py", "trainer.py", "images.py", "onnx_without_torch.py"}
     for name in found:
         assert len((EXAMPLES / name).read_text().splitlines()) < 60
 
@@ -78,3 +80,44 @@ def test_images(run, tmp_path):
         tmp_path / "base", num_labels=10, ignore_mismatched_sizes=True
     )
     te.apply(base, te.load(tmp_path / "digits.safetensors"))
+
+
+@pytest.mark.slow
+def test_an_exported_task_runs_without_torch(tmp_path):
+    """In a process that can import neither torch nor transformers nor taskedge, the answers are those of predict."""
+    pytest.importorskip("onnxruntime")
+    task = tiny_task.folder_of_a_task(tmp_path)
+    delta, folder = tmp_path / "task.safetensors", tmp_path / "onnx"
+    assert main(tiny_task.tuning(task, "--out", delta)) == 0
+    assert main(["export", str(delta), "--to", "onnx", "--out", str(folder)]) == 0
+    texts = ["the film was good", "bad", "never so long a night", "an unknown word " * 40]
+    answers = tmp_path / "answers.jsonl"
+    tiny_task.table(tmp_path / "new.csv", [(text, "") for text in texts])
+    asked = [
+        "predict",
+        str(delta),
+        "--data",
+        str(tmp_path / "new.csv"),
+        "--text",
+        "text",
+        "--out",
+        str(answers),
+        "--json",
+    ]
+    assert main(asked) == 0
+    blocked = ("torch", "transformers", "taskedge", "onnx")
+    code = (
+        "import runpy, sys\n"
+        f"for name in {blocked}: sys.modules[name] = None\n"
+        f"sys.argv = ['x', {str(folder)!r}, *{texts!r}]\n"
+        f"runpy.run_path({str(EXAMPLES / 'onnx_without_torch.py')!r}, run_name='__main__')\n"
+        "loaded = {name.partition('.')[0] for name, module in sys.modules.items() if module is not None}\n"
+        "assert not loaded & {'torch', 'transformers', 'taskedge', 'onnx', 'safetensors', 'datasets'}, loaded\n"
+    )
+    ended = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    expected = [json.loads(line) for line in answers.read_text().splitlines()]
+    found = [line.split("\t") for line in ended.stdout.splitlines()]
+    assert [label for label, _, _ in found] == [row["label"] for row in expected]
+    for (_, chance, _), row in zip(found, expected, strict=True):
+        assert abs(float(chance) - row["probability"]) <= 1e-3

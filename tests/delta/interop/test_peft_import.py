@@ -131,6 +131,43 @@ def test_it_binds_to_the_base_it_was_imported_with(task, tmp_path):
         load_with_delta(tmp_path / "d", str(task / "other"))
 
 
+# -- language models ---------------------------------------------------------------------------------------------------
+
+
+def language_model(folder, base, **options):
+    """Save a LoRA of a causal language model with random factors, and return peft's logits."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    chosen = {"r": 4, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"} | options
+    model = peft.get_peft_model(model, peft.LoraConfig(**chosen))
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = torch.randn_like(parameter) * 0.3
+    model.save_pretrained(folder)
+    return logits(model, transformers.AutoTokenizer.from_pretrained(base))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2_lm"])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_rslora": True, "rank_pattern": {"0.mlp.up_proj": 2}}], ids=["plain", "more"]
+)
+def test_language_models(tmp_path, kind, options):
+    base = getattr(tiny_task, kind)(tmp_path / "base")
+    expected = language_model(tmp_path / "a", base, **options)
+    te.save(import_peft(tmp_path / "a"), tmp_path / "d")
+    loaded, delta = load_with_delta(tmp_path / "d")
+    assert (logits(loaded.model, loaded.tokenizer) - expected).abs().max() <= 1e-5
+    assert delta.provenance.task == "text-generation"
+    assert delta.provenance.training["generation"] == {"form": "plain text", "max_new_tokens": 64}
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base)
+    assert (logits(plain, loaded.tokenizer) - expected).abs().max() > 0.1
+
+
+def test_a_language_model_has_no_labels(tmp_path):
+    language_model(tmp_path / "a", tiny_task.llama(tmp_path / "base"))
+    refused(tmp_path / "a", "a language model has no classes: leave out --labels", labels=["a", "b"])
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -169,7 +206,7 @@ def test_peft_adapters_that_a_delta_cannot_represent(task, tmp_path, options, me
     ("changes", "message"),
     [
         ({"peft_type": "LOHA"}, "of type LOHA: only LoRA"),
-        ({"task_type": "CAUSAL_LM"}, "an adapter for CAUSAL_LM"),
+        ({"task_type": "SEQ_2_SEQ_LM"}, "an adapter for SEQ_2_SEQ_LM: only adapters of classifiers .* and of causal"),
         ({"revision": "v2"}, "revision 'v2' of its base: give that base"),
         ({"base_model_name_or_path": None}, "does not name its base"),
         ({"alora_invocation_tokens": [1, 2]}, r"uses alora_invocation_tokens=\[1, 2\]"),
