@@ -33,8 +33,8 @@ def model_card(source: Source) -> str:
     lines += [f"# {base or 'A model'}, tuned for {provenance.task or 'a task'}", ""]
     lines += [
         f"The values of a taskedge delta are merged into the weights of the base ({base or 'not named'}). The license "
-        "and the limits of the base apply. This card is generated from the delta, and says nothing about accuracy: measure "
-        "it on your own data.",
+        "and the limits of the base apply. This card is generated from the delta, and says nothing about accuracy: "
+        "measure it on your own data.",
         "",
     ]
     rows = [("task", provenance.task or "not named")]
