@@ -53,7 +53,7 @@ FORMS = {
     "--to",
     required=True,
     metavar="FORM",
-    help="lora: an adapter folder of one rank, for peft, vLLM and others. peft: one of peft's own sparse types. merged: "
+    help="lora: an adapter folder of one rank, for peft, vLLM and others. peft: one of peft's sparse types. merged: "
     "a plain model folder, as from `taskedge merge`. patch: flat indices and absolute values per tensor, for servers "
     "that update weights in place. onnx: a graph for onnxruntime. onnx-adapter: a base graph and a file per task. "
     "gguf-lora: an adapter for llama.cpp. gguf: the base's GGUF file with the delta in it.",
