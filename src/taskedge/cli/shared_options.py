@@ -21,7 +21,7 @@ Command = Callable[..., Any]
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on standard output.")
 other_base_option = click.option("--force", is_flag=True, help="Apply the delta even to a base with other values.")
-head_option = click.option("--head", help="Name of the head, of a delta for several tasks.")
+head_option = click.option("--head", "--task", "head", help="Name of the task, of a delta for several tasks.")
 replace_option = click.option("--replace", is_flag=True, help="Replace --out if it exists.")
 force_option = click.option("--replace", "--force", "force", is_flag=True, help="Replace files that exist.")
 """For verbs that apply no delta, so that there is no check of a base for ``--force`` to skip."""

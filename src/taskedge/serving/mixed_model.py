@@ -50,6 +50,14 @@ class MixedModel:
         Args:
             tables: one for each row; rows with the same object are computed together.
         """
+        self.regroup(tables)
+        try:
+            yield
+        finally:
+            self._num_rows, self._groups = 0, []
+
+    def regroup(self, tables: Sequence[TaskTable | None]) -> None:
+        """Inside a block of :meth:`rows`: give the rows of all further layers other tasks, or change their number."""
         groups: dict[int, tuple[TaskTable, list[int]]] = {}
         for row, table in enumerate(tables):
             if table is not None:
@@ -58,10 +66,6 @@ class MixedModel:
         for table, _ in self._groups:
             self._hook(table)
         self._num_rows = len(tables)
-        try:
-            yield
-        finally:
-            self._num_rows, self._groups = 0, []
 
     def _hook(self, table: TaskTable) -> None:
         for name in (*table.entries, *table.modules):

@@ -90,6 +90,12 @@ def combine(
         raise InputError(f"method {method!r} {need} the importance of entries of each delta")
     if importance is not None and len(importance) != len(every):
         raise InputError(f"{len(importance)} importances for {len(every)} deltas: give one for each")
+    for delta, name in zip(every, names, strict=True):
+        if any(head.gated for head in delta.heads.values()):
+            raise InputError(
+                f"{name}: its tasks {', '.join(delta.heads)} have entries of their own beside the shared ones: combine "
+                "the deltas of single tasks"
+            )
     vectors = [task_vector(model, delta, name, densify=densify) for delta, name in zip(every, names, strict=True)]
     _check_compatible(names, vectors)
     for line in overlaps(names, vectors):

@@ -150,9 +150,14 @@ class GatedModel(nn.Module):
         return {key.replace("/", "."): cast(GatedLinear, layer) for key, layer in self.layers.items()}
 
     @property
+    def row_logits(self) -> list[nn.Parameter]:
+        """The logits of the row gates, [tasks, out] for each linear."""
+        return [layer.alpha for layer in self.by_name().values()]
+
+    @property
     def gate_parameters(self) -> list[nn.Parameter]:
         """The logits of all gates."""
-        return [self.block_logits, *(layer.alpha for layer in self.by_name().values())]
+        return [self.block_logits, *self.row_logits]
 
     @property
     def value_parameters(self) -> list[nn.Parameter]:
