@@ -63,6 +63,33 @@ def test_merged_is_merge(taskedge, tuned, here):
     assert both[0] == both[1]
 
 
+@pytest.mark.slow
+def test_the_self_check_is_told(taskedge, tuned, here):
+    (here / "rows.txt").write_text("the film was good\n\nbad\n")
+    ended = taskedge("export", tuned[0], "--to", "lora", "--out", "a", "--check-rows", "rows.txt")
+    assert "rank " in ended.out
+    assert "checked on 3 rows: logits differ by at most " in ended.out  # both together, and one alone
+    ended = taskedge("export", tuned[0], "--to", "lora", "--out", "b", "--no-check")
+    assert "not checked: no rows went through what was written" in ended.out
+    told = json.loads(taskedge("export", tuned[0], "--to", "patch", "--out", "c", "--json").out)
+    assert told["checked_rows"] == 7
+    assert told["largest_difference"] <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--quantize", "int8"]])
+def test_onnx(taskedge, tuned, here, more):
+    pytest.importorskip("onnxruntime")
+    ended = taskedge("export", tuned[0], "--to", "onnx", "--out", "o", "--json", *more)
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
+    assert told["largest_difference"] <= (1.0 if more else 1e-4)
+    assert told["same_answers"] == 1 or more
+    assert {"model.onnx", "task.json", "tokenizer.json"} <= {path.name for path in (here / "o").iterdir()}
+    task = json.loads((here / "o" / "task.json").read_text())
+    assert (task["labels"], task["weights"]) == (["neg", "pos"], "int8" if more else "fp32")
+
+
 def test_patch(taskedge, tuned, here):
     ended = taskedge("export", tuned[0], "--to", "patch", "--out", "a.safetensors", "--json")
     told = json.loads(ended.out)
@@ -86,7 +113,14 @@ def test_what_is_refused(taskedge, tuned, task, here):
         ([tuned[0], "--to", "patch", "--out", "no/folder/x"], "(there is no folder no/folder): make it"),
         ([tuned[0], "--to", "peft", "--out", "no/folder/x"], "(there is no folder no/folder): make it"),
         ([tuned[0], "--to", "peft", "--out", "x", "--model", task / "other"], "wrong base"),
-        ([tuned[0], "--to", "onnx", "--out", "x"], "unknown export 'onnx' (known: merged, patch, peft)"),
+        (
+            [tuned[0], "--to", "onyx", "--out", "x"],
+            "unknown export 'onyx'; did you mean 'onnx'?",
+        ),
+        ([tuned[0], "--to", "gguf-lora", "--out", "x"], "2 parameters were trained in full ('classifier.bias' first)"),
+        ([tuned[0], "--to", "lora", "--max-rank", "1", "--out", "x"], "linears need a rank over 1"),
+        ([tuned[0], "--to", "merged", "--max-rank", "1", "--out", "x"], "--max-rank is for --to lora and --to onnx-a"),
+        ([tuned[0], "--to", "lora", "--check-rows", "none.txt", "--out", "x"], "none.txt: cannot be read"),
         (
             [tuned[0], "--to", "peft", "--out", "x", "--peft-type", "lore"],
             "unknown PEFT type 'lore'; did you mean 'lora'?",
@@ -120,5 +154,5 @@ def test_a_link_to_a_file_stays_one(taskedge, tuned, here):
 
 def test_help_has_an_example_of_each(taskedge):
     told = taskedge("export", "--help").out
-    for form in ("peft", "merged", "patch"):
+    for form in ("peft", "merged", "patch", "lora", "onnx", "onnx-adapter", "gguf-lora", "gguf"):
         assert f"--to {form} " in told
