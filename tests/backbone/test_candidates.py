@@ -2,12 +2,14 @@
 
 import pytest
 import tiny
+import tiny_experts
 import torch
 from torch import nn
 from transformers import BertModel, GPT2LMHeadModel
 from transformers.models.bart.modeling_bart import BartLearnedPositionalEmbedding
 
-from taskedge.backbone.candidates import candidates, candidates_within, head_parameters
+from taskedge.backbone.candidates import candidates, candidates_within, head_parameters, unusable_linears
+from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
 
 
@@ -130,3 +132,23 @@ def test_only_the_blocks_nearest_the_output():
     assert names == [name for name in candidates(tiny.bert()) if name.startswith("bert.encoder.layer.1.")]
     with pytest.raises(InputError, match="no linear at depth 1 or nearer the output can carry entries"):
         candidates_within(tiny.bert(), 1, ["*.0.output.dense"])
+
+
+def test_a_linear_that_returns_more_than_its_product_is_left_out():
+    model = tiny_experts.model_of("llama4")
+    unusable = unusable_linears(model, linears(model))
+    assert {name: reason for name, reason in unusable.items() if "router" in name} == {
+        f"model.layers.{layer}.feed_forward.router": "Llama4Router returns more than its product" for layer in range(2)
+    }
+
+
+class Doubled(nn.Linear):
+    """A linear with a forward pass of its own that returns a tensor, as Falcon's does."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_forward_pass_of_its_own_that_returns_a_tensor_is_no_reason():
+    model = nn.Sequential(Doubled(4, 4), nn.Linear(4, 2))
+    assert unusable_linears(model, linears(model)) == {}

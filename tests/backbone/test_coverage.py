@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 import transformers
 from torch import nn
+from transformers.models.dbrx.modeling_dbrx import DbrxExperts
 
 from taskedge.backbone.candidates import candidates
 from taskedge.backbone.coverage import LeftOut, coverage, experts_text, idle_text, log_coverage
@@ -137,3 +139,19 @@ def test_lines_about_experts_and_idle_linears():
         "left out: 2 linears that never ran on the calibration batches (1 of experts that no token was routed to, "
         f"1 whose weight the model reads without calling them, if at all): {names[3]}, {names[4]}"
     )
+
+
+def test_experts_in_other_forms_are_named():
+    """JetMoE's do not know which token they read; DBRX's are 2-D, one below the other."""
+    sizes = {"vocab_size": 30, "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    sizes |= {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 1, "kv_channels": 8}
+    jetmoe = transformers.AutoModelForCausalLM.from_config(transformers.JetMoeConfig(**sizes))
+    fields = {"hidden_size": 16, "ffn_hidden_size": 24, "moe_num_experts": 4, "ffn_act_fn": {"name": "silu"}}
+    dbrx = nn.ModuleList([DbrxExperts(SimpleNamespace(**fields)) for _ in range(2)])
+    for model, pattern, reason in (
+        (jetmoe, "model.layers.*.mlp.input_linear.weight", "3-D parameters of JetMoeParallelExperts"),
+        (dbrx, "*.mlp.w1", "2-D parameters of DbrxExpertGLU"),
+    ):
+        found = next(part for part in coverage(model).left_out if part.pattern == pattern)
+        assert (found.reason, found.tensors) == (reason, 2)

@@ -9,7 +9,7 @@ import tiny_experts
 import torch
 
 import taskedge as te
-from taskedge.backbone.experts import ExpertLinear, exposed
+from taskedge.backbone.experts import ExpertLinear, _Stack, exposed
 from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
 from taskedge.forms.sparse import sparse_layers
@@ -220,3 +220,9 @@ def test_code_that_uses_a_weight_otherwise_is_refused():
     with exposed(experts), torch.no_grad(), pytest.raises(InputError, match=r"than as a product \(relu\)"):
         module(torch.randn(3, 4))
     assert module(torch.randn(3, 4)).shape == (3, 4)
+
+
+def test_a_whole_stack_is_no_other_operand_either():
+    found = [linear.module for linear in experts_of(tiny_experts.model_of("llama4")).values()]
+    with pytest.raises(InputError, match=r"than as a product \(matmul\)"):
+        torch.matmul(torch.ones(4, 2, 16), _Stack(found[: tiny_experts.EXPERTS]))

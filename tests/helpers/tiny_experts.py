@@ -19,8 +19,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "GptOssConfig",
         {"num_local_experts": EXPERTS, "head_dim": 8, "layer_types": ["full_attention", "full_attention"]},
     ),
+    "granitemoe": ("GraniteMoeConfig", {"num_local_experts": EXPERTS}),
+    "llama4": (
+        "Llama4TextConfig",
+        {"num_local_experts": EXPERTS, "head_dim": 8, "intermediate_size_mlp": 24, "interleave_moe_layer_step": 1},
+    ),
 }
-"""Weights [experts, out, in] in the first two, [experts, in, out] with biases in the last."""
+"""Weights [experts, in, out] with biases in GPT-OSS and without in Llama 4, [experts, out, in] in the others."""
 
 
 def model_of(kind: str) -> Any:
@@ -50,9 +55,21 @@ def seen_tokens(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.
     found: dict[str, torch.Tensor] = {}
     kept = inputs["attention_mask"].flatten().bool()
 
+    def see_copies(name: str, module: Any, copies: torch.Tensor) -> None:
+        """Llama 4: each expert has a copy of all tokens, with zeros in place of those that are not routed to it."""
+        for expert, hidden in enumerate(copies):
+            x = hidden[hidden.any(1) & kept].double()
+            gate, up = (x @ module.gate_up_proj[expert].double()).chunk(2, -1)
+            found[f"{name}.{expert}.gate_up_proj"] = x
+            found[f"{name}.{expert}.down_proj"] = up * module.act_fn(gate)
+
     def watch(name: str) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden, routing = [value for value in (*args, *kwargs.values()) if value.dim() == 2][:2]
+            hidden, *others = [value for value in (*args, *kwargs.values()) if value.dim() == 2]
+            if not others:
+                see_copies(name, module, hidden.view(EXPERTS, -1, hidden.shape[-1]))
+                return
+            routing = others[0]
             for expert in range(EXPERTS):
                 x = hidden[(routing == expert).any(1) & kept].double()
                 weight = module.gate_up_proj[expert].double()

@@ -6,6 +6,7 @@ import fnmatch
 from collections import Counter
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from taskedge.backbone.blocks import blocks, blocks_within
@@ -77,7 +78,26 @@ def unusable_linears(model: nn.Module, every: dict[str, Linear]) -> dict[str, st
             unusable[name] = "nn.MultiheadAttention reads its weight without calling it"
         elif (reason := linear.adapter.unsupported_reason(linear.module)) is not None:
             unusable[name] = reason
+        elif not linear.is_read_only and _returns_more(module):
+            unusable[name] = f"{type(module).__name__} returns more than its product"
     return unusable
+
+
+def _returns_more(module: nn.Module) -> bool:
+    """Return whether a linear of a class with a forward pass of its own returns no tensor, such as Llama 4's router.
+
+    It is run on one token without memory for weights.
+    """
+    own = vars(type(module))
+    if not isinstance(module, nn.Linear) or "forward" not in own or own.get("keeps_forward"):
+        return False
+    weights = {name: parameter.detach().to("meta") for name, parameter in module.named_parameters()}
+    token = torch.empty(1, module.in_features, device="meta", dtype=module.weight.dtype)
+    try:
+        with torch.no_grad():
+            return not isinstance(torch.func.functional_call(module, weights, (token,)), torch.Tensor)
+    except Exception:  # it needs other arguments, or real weights: whether it fits shows when it runs
+        return False
 
 
 def head_parameters(model: nn.Module) -> list[str]:

@@ -7,6 +7,9 @@ on any other linear. The model itself runs these modules only inside :func:`expo
 ``eager`` implementation of its class, which is one product for each expert on the tokens routed there. The fused
 implementations (``grouped_mm``, ``batched_mm``) are never used there, since no single expert runs in them.
 
+Llama 4 multiplies all experts at once (``torch.bmm``), each by a copy of all tokens in which tokens that are not routed
+to it are zeros. Here the zeros are left out. JetMoE and DBRX store experts in other forms, and have no linears here.
+
 Source: this project, on ``transformers.integrations.moe``.
 """
 
@@ -25,6 +28,9 @@ from taskedge.errors import InputError
 
 PROJECTIONS = ("gate_up_proj", "up_proj", "down_proj")
 """Names of the 3-D parameters of transformers' experts."""
+
+BATCHED = frozenset({"Llama4TextExperts"})
+"""Classes whose forward pass reads [experts · tokens, in] and multiplies by the whole parameter, [experts, in, out]."""
 
 _LINEARS, _ROUTING, _RUNNING = "_taskedge_linears", "_taskedge_routing", "_taskedge_running"
 
@@ -47,7 +53,8 @@ class ExpertLinear(nn.Module):
     @property
     def transposed(self) -> bool:
         """Whether the slice is [in, out]."""
-        return bool(self.__dict__["experts"].is_transposed)
+        experts = self.__dict__["experts"]
+        return _is_batched(experts) or bool(experts.is_transposed)
 
     @property
     def stack(self) -> nn.Parameter:
@@ -92,6 +99,21 @@ class ExpertLinear(nn.Module):
         return torch.where(routing.t() == self.expert)[1], len(routing)  # the order of the eager implementation
 
 
+def _other_use(func: Any) -> InputError:
+    return InputError(
+        f"the experts' code uses a weight in another way than as a product ({getattr(func, '__name__', func)}): "
+        "name the other linears to choose from"
+    )
+
+
+def _routed_product(linear: ExpertLinear, x: Tensor) -> Tensor:
+    """Return the product [tokens, out] of one expert; tokens [tokens, in] that are not routed to it are zeros."""
+    routed = linear.routed_tokens()
+    assert routed is not None
+    out = x.new_zeros(len(x), linear.stack.shape[2])
+    return out.index_copy(0, routed[0], linear(x[routed[0]])) if len(routed[0]) else out
+
+
 class _Product:
     """The slice of one expert as the model's code meets it: a product with it runs the expert's linear."""
 
@@ -109,20 +131,25 @@ class _Product:
             matmul = func in (torch.matmul, Tensor.matmul, Tensor.__matmul__)
             if matmul if right.linear.transposed else plain:
                 return cast(Tensor, right.linear(left))
-        raise InputError(
-            f"the experts' code uses a weight in another way than as a product ({getattr(func, '__name__', func)}): "
-            "name the other linears to choose from"
-        )
+        raise _other_use(func)
 
 
 class _Stack:
-    """A 3-D parameter as the model's code meets it: its slices are products."""
+    """A 3-D parameter as the model's code meets it: its slices are products, and so is the whole in ``torch.bmm``."""
 
     def __init__(self, linears: list[ExpertLinear]) -> None:
         self._linears = linears
+        self.shape = linears[0].stack.shape
 
     def __getitem__(self, expert: Any) -> _Product:
         return _Product(self._linears[int(expert)])
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Tensor:
+        left, right = (*args, None, None)[:2]
+        if func is torch.bmm and isinstance(left, Tensor) and isinstance(right, cls) and len(args) == 2 and not kwargs:
+            return torch.stack([_routed_product(*pair) for pair in zip(right._linears, left, strict=True)])
+        raise _other_use(func)
 
 
 class PerExpert(nn.Module):
@@ -144,8 +171,10 @@ class PerExpert(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the eager implementation of the class below, with the linears of this module."""
-        eager = type(self).__mro__[2].forward.__wrapped__  # type: ignore[attr-defined]
-        self.__dict__[_ROUTING] = _routing((*args, *kwargs.values()))
+        plain = cast(Any, type(self).__mro__[2]).forward
+        eager = getattr(plain, "__wrapped__", plain)
+        values = (*args, *kwargs.values())
+        self.__dict__[_ROUTING] = _routing_of_zeros(self, values[0]) if _is_batched(self) else _routing(values)
         self.__dict__[_RUNNING] = True
         try:
             return eager(self, *args, **kwargs)
@@ -161,10 +190,11 @@ class PerExpert(nn.Module):
 def expert_linears(module: nn.Module) -> dict[str, list[ExpertLinear]]:
     """Return the linears of fused experts by projection, in the order of the experts; empty for any other module.
 
-    Recognized by the attributes that ``use_experts_implementation`` of transformers gives a class. The same objects are
-    returned at each call.
+    Recognized by the attributes that ``use_experts_implementation`` of transformers gives a class, or as one of
+    ``BATCHED``. The same objects are returned at each call.
     """
-    if not (hasattr(module, "is_transposed") and hasattr(module, "has_gate") and _has_eager_forward(module)):
+    has_eager = hasattr(module, "is_transposed") and hasattr(module, "has_gate") and _has_eager_forward(module)
+    if not (has_eager or _is_batched(module)):
         return {}
     stacks = {
         name: parameter
@@ -236,6 +266,17 @@ def exposed_experts(model: nn.Module) -> list[nn.Module]:
 
 def _has_eager_forward(module: nn.Module) -> bool:
     return hasattr(type(module).forward, "__wrapped__") or isinstance(module, PerExpert)
+
+
+def _is_batched(module: nn.Module) -> bool:
+    return any(base.__name__ in BATCHED for base in type(module).__mro__)
+
+
+def _routing_of_zeros(experts: nn.Module, x: Tensor) -> Tensor:
+    """Return the experts of each token, int64 [tokens, experts], -1 for those whose copy of the token is zeros."""
+    count = len(cast(nn.Parameter, experts._parameters[PROJECTIONS[0]]))
+    is_routed = x.detach().view(count, -1, x.shape[-1]).ne(0).any(-1)
+    return torch.where(is_routed, torch.arange(count, device=x.device)[:, None], -1).t()
 
 
 def _routing(values: Iterable[Any]) -> Tensor | None:
