@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import stat
 
+import pytest
+
+from taskedge.cooperation.fleet import certificates
 from taskedge.cooperation.fleet.device_registry import DeviceRegistry
 
 
@@ -46,3 +50,18 @@ def test_renew_says_until_when(taskedge, here):
     assert ended.code == 0, ended.err
     assert re.fullmatch(r"plant: new keys for server and coordinator, valid until \d{4}-\d\d-\d\d\n", ended.out)
     assert (here / "plant" / "server.key").read_bytes() != key
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_keys_are_made(taskedge, here, monkeypatch):
+    (here / "file").write_text("x")
+    with monkeypatch.context() as patch:
+        patch.setattr(certificates, "create_authority", lambda *_: pytest.fail("keys were made"))
+        ended = taskedge("cooperate", "init", "--name", "plant", "--folder", "file")
+        assert (ended.code, "file is a file: name a new folder" in ended.err) == (2, True)
+        ended = taskedge("cooperate", "init", "--name", "plant", "--folder", "missing/plant")
+        assert (ended.code, "there is no folder missing" in ended.err) == (2, True)
+    taskedge("cooperate", "init", "--name", "plant")
+    shutil.rmtree(here / "plant" / "devices")
+    monkeypatch.setattr(certificates, "create_client_identity", lambda *_: pytest.fail("keys were made"))
+    ended = taskedge("cooperate", "enrol", "jetson-1", "--folder", "plant")
+    assert (ended.code, "there is no folder plant/devices" in ended.err) == (2, True)

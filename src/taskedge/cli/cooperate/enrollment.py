@@ -35,10 +35,15 @@ Examples:
 def init(name: str, folder: Path | None, hosts: tuple[str, ...], **address: Any) -> None:
     """Create a fleet: its authority, the server's keys and configuration, and the coordinator's keys."""
     from taskedge.cooperation.fleet.device_registry import DeviceRegistry
+    from taskedge.io.atomic import require_writable
 
+    target = folder or Path(name)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: name a new folder for the fleet's keys with --folder")
+    require_writable(target / "fleet.json" if target.is_dir() else target)  # before keys are made
     if address["listen"] in ALL_ADDRESSES and not hosts:
         raise InputError(f"--listen {address['listen']}: give with --host how devices reach this machine")
-    registry = DeviceRegistry.create(folder or Path(name), name=name, hosts=hosts, **given_flags(address))
+    registry = DeviceRegistry.create(target, name=name, hosts=hosts, **given_flags(address))
     click.echo(
         f"{registry.folder}: made fleet {registry.name}, whose server will listen on {registry.listen}:{registry.port}"
     )
@@ -61,8 +66,12 @@ Examples:
 def enrol(device: str, folder: Path | None) -> None:
     """Add a device: create a folder with its keys. A running server accepts it at once."""
     from taskedge.cooperation.fleet.device_registry import DeviceRegistry
+    from taskedge.io.atomic import require_writable
 
-    bundle = DeviceRegistry.open(fleet_folder(folder)).enroll(device)
+    registry = DeviceRegistry.open(fleet_folder(folder))
+    for part in (registry.folder, registry.folder / "devices"):
+        require_writable(part / "keys")  # before keys are made
+    bundle = registry.enroll(device)
     click.echo(f"{bundle}: the keys of {device}")
     click.echo("  copy the folder to the device over a channel that you trust, then delete it here")
     click.echo(f"next, there: taskedge cooperate join --bundle {device} --model M --data FILE")
