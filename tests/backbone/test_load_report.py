@@ -113,3 +113,18 @@ def test_a_language_model_that_computes_no_numbers_or_fails_is_refused(tmp_path)
     rewrite(base, lambda tensors: tensors["transformer.h.0.mlp.c_fc.bias"].fill_(torch.nan))
     with pytest.raises(InputError, match="its logits are not numbers: a weight in its files is not finite"):
         load_base("text-generation", base)
+
+
+def test_of_several_fields_with_the_value_the_one_that_gives_the_size_is_named(tmp_path):
+    base = tiny_task.bert(tmp_path / "base", max_position_embeddings=22)  # as many as tokens
+    config = json.loads((base / "config.json").read_text())
+    changes = {"max_position_embeddings": 32, "intermediate_size": 32, "hidden_size": 16}
+    (base / "config.json").write_text(json.dumps(config | changes))
+    message = refusal(base)
+    assert "position_embeddings.weight' is [22, 16] in its files and [32, 16]" in message
+    assert "(max_position_embeddings 32, not 22)" in message
+
+
+def test_a_file_in_place_of_a_folder_is_not_looked_up_at_the_hub(base):
+    with pytest.raises(InputError, match=r"config.json is a file: name the folder of a model"):
+        load_base("text-classification", base / "config.json", ["a", "b"])

@@ -80,7 +80,7 @@ def test_what_is_there_is_left_alone(taskedge, adapter, here):
     before = snapshot(here)
     ended = taskedge("import", adapter, "--out", "x")
     assert ended.code == 2
-    assert "x exists: name another file with --out, or replace it with --replace" in ended.err
+    assert "x exists; give --replace to overwrite, or another name" in ended.err
     assert snapshot(here) == before
     for flag in ("--replace", "--force"):  # the name of this flag up to 0.1
         assert taskedge("import", adapter, "--out", "x", flag).code == 0
@@ -120,4 +120,5 @@ def test_no_adapter(taskedge, here):
     ended = taskedge("import", here, "--out", "x")
     assert ended.code == 2
     assert "not a PEFT adapter: it has no adapter_config.json" in ended.err
+    assert "missing: there is no such folder" in taskedge("import", "missing", "--out", "x").err
     assert snapshot(here) == {}
