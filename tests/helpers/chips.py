@@ -54,7 +54,9 @@ def random_case(rng: np.random.Generator) -> tuple[list[StoredTensor], Chip]:
             tensors.append(StoredTensor(f"w{index}", "base", bits, int(bits * rng.integers(0, 4))))
     total = sum(tensor.bits for tensor in tensors) / 8
     sizes = [max(1, int(total * rng.uniform(0.2, 1.2))) for _ in cells]
-    buffers_only = rng.random() < 0.4  # tasks live elsewhere, so a buffer in the first memory may pay
+    buffers_only = rng.random() < 0.4  # many passes, and tasks live elsewhere than in SRAM: a buffer there may pay
+    cells = ["sram", *(cell for cell in cells if cell != "sram")] if buffers_only else list(cells)
+    sizes = [*sizes, *sizes][: len(cells)]
     memories = []
     for index, (cell, size) in enumerate(zip(cells, sizes, strict=True)):
         holds = {"holds": ["base", "activations", "buffer"]} if buffers_only and index == 0 else {}
@@ -67,7 +69,7 @@ def random_case(rng: np.random.Generator) -> tuple[list[StoredTensor], Chip]:
     if rng.random() < 0.2:
         limits["switch_seconds"] = float(10 ** rng.uniform(-8, -4))
     use = {
-        "passes_per_hour": float(10 ** rng.uniform(-1, 10)),
+        "passes_per_hour": float(10 ** (rng.uniform(8, 11) if buffers_only else rng.uniform(-1, 10))),
         "switches_per_hour": float(10 ** rng.uniform(-2, 4)),
         "task_updates_per_day": float(rng.choice([0.0, 1.0])),
     }
