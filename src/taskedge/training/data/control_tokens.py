@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, cast
 
 CODE, STAND_IN = "\ufdd0", "\ufdd1"
 """Characters that no text has, by the Unicode standard. If one has, it is hidden too."""
@@ -119,9 +119,9 @@ class ControlTokens:
             content = f"{STAND_IN}{self._index[name]}{STAND_IN}"
             sides = {side: bool(getattr(added.get(index), side, False)) for side in ("lstrip", "rstrip", "single_word")}
             twin.add_tokens([AddedToken(content, special=False, normalized=False, **sides)])
-            stand_ins[twin.token_to_id(content)] = index
+            stand_ins[cast(int, twin.token_to_id(content))] = index
         twin.add_tokens([AddedToken(_BREAK, special=False, normalized=False)])
-        stand_ins[twin.token_to_id(_BREAK)] = None
+        stand_ins[cast(int, twin.token_to_id(_BREAK))] = None
         return twin, stand_ins
 
 
