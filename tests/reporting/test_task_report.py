@@ -59,7 +59,7 @@ def test_long_examples_are_cut_and_undefined_ratios_are_dashes():
 def test_lineage_is_followed():
     origin = {"file": "b", "digest": "22", "from_delta": {"file": "a", "digest": "11"}}
     delta = DELTA | {"provenance": PROVENANCE | {"training": {"from_delta": origin}}}
-    assert "b (22), which goes on from a (11)" in report_page([{"name": "n", "delta": delta}])
+    assert "b (22), which continues from a (11)" in report_page([{"name": "n", "delta": delta}])
 
 
 def test_a_comparison_shows_what_differs_only():

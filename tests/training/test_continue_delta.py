@@ -1,4 +1,4 @@
-"""Training goes on from a delta: the same entries and values, and a lineage in the file."""
+"""Training continues from a delta: the same entries and values, and a lineage in the file."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_it_resumes_to_the_same_bytes(task, old, tmp_path):
 
 def test_what_cannot_go_on(task, old, tmp_path):
     other = tiny_task.table(tmp_path / "t.csv", tiny_task.rows(24, names=("bad", "good", "long")))
-    with pytest.raises(InputError, match=r"the delta has the classes .*: its head cannot go on"):
+    with pytest.raises(InputError, match=r"the delta has the classes .*: its head cannot continue"):
         tune(going_on(task, old, tmp_path / "o", train=other), progress=False, log=str)
     with pytest.raises(InputError, match=r"the delta was trained on another base: .*hold other values"):
         tune(going_on(task, old, tmp_path / "o", model=str(task / "other")), progress=False, log=str)

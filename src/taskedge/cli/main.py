@@ -36,6 +36,7 @@ class OutputClosed(Exception):
 VERBS = {
     "tune": "Train a share of a model's own weights for a task.",
     "tune-many": "Train several tasks at once over one base, as one file.",
+    "search": "Find learning rates by held-out loss.",
     "select": "Choose the weights to train, as a file for other machines.",
     "estimate": "Predict memory and time of a run of tune, and of configurations that need less memory.",
     "eval": "Measure a delta on labeled data.",

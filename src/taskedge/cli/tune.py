@@ -147,7 +147,7 @@ def _plan_text(plan: dict[str, Any]) -> str:
         weights = ", ".join(f"{label!r} {weight:.3g}" for label, weight in list(plan["class_weights"].items())[:12])
         watched.append(f"weights of classes in the loss: {weights}")
     if plan["from_delta"]:
-        watched.append(f"goes on from {plan['from_delta']}")
+        watched.append(f"continues from {plan['from_delta']}")
     head = f", and a head of {plan['head_parameters']:,}" if plan["head_parameters"] else ""
     whole = sum(math.prod(layer["shape"]) for layer in plan["whole_layers"])
     classes = f"{len(plan['labels'])} classes, " if plan["labels"] else ""

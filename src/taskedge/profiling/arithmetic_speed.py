@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 PAYS = 0.8
-"""Share of the fp32 time from which on bf16 is said to pay."""
+"""Share of the fp32 time below which the time in bf16 pays."""
 _SIZE = 512
 
 

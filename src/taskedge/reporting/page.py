@@ -20,10 +20,11 @@ body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max
 margin:0 auto;padding:1.5rem}
 h1{font-size:1.5rem;margin:0 0 .3rem;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2rem 0 .6rem;
 border-bottom:1px solid var(--line)}
-.note,.legend{color:var(--soft);margin:.3rem 0}.scroll{overflow-x:auto}
+.note,.legend{color:var(--soft);margin:.3rem 0}.scroll{overflow-x:auto;
+margin:.4rem 0 1rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:.2rem .7rem .2rem 0;text-align:right;
 border-bottom:1px solid var(--line);vertical-align:top}th{color:var(--soft);font-weight:600}
-th.l,td.l{text-align:left;overflow-wrap:anywhere;white-space:pre-wrap}
+th.l,td.l{text-align:left}td.l{overflow-wrap:break-word;white-space:pre-wrap}
 svg{max-width:100%;height:auto;display:block}svg text{fill:var(--fg);font:11px system-ui,sans-serif}
 polyline{fill:none;stroke-width:1.8}.grid{stroke:var(--line)}.mark{stroke:var(--fg);stroke-width:1}
 .cell{stroke:var(--line)}.legend span{margin-right:1.1rem}.legend i{display:inline-block;width:.8em;height:.8em;

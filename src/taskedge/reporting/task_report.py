@@ -65,13 +65,13 @@ def _trained(delta: Values) -> str:
         pairs.insert(
             3, ("low rank", f"{delta['low_rank_parameters']:,} parameters in {len(delta['low_rank'])} linears")
         )
-    for name, text in (("rows", "{:,} rows"), ("steps", "{:,} steps"), ("held_out_rows", "{:,} rows held out")):
+    for name, title in (("rows", "training rows"), ("held_out_rows", "held-out rows"), ("steps", "steps")):
         if isinstance(training.get(name), int):
-            pairs.append((name.replace("_", " "), text.format(training[name])))
+            pairs.append((title, f"{training[name]:,}"))
     if "kept_step" in training:
         pairs.append(("kept", f"values of step {training['kept_step']}, held-out loss {training['held_out_loss']:.4f}"))
     if isinstance(training.get("from_delta"), dict):
-        pairs.append(("goes on from", _lineage(training["from_delta"])))
+        pairs.append(("continues from", _lineage(training["from_delta"])))
     return facts(pairs)
 
 
@@ -80,7 +80,7 @@ def _lineage(origin: Values) -> str:
     while isinstance(origin, Mapping):
         names.append(f"{origin.get('file')} ({str(origin.get('digest'))[:12]})")
         origin = origin.get("from_delta")  # type: ignore[assignment]
-    return ", which goes on from ".join(names)
+    return ", which continues from ".join(names)
 
 
 def _curves(runs: Mapping[str, Values]) -> str:

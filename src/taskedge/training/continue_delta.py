@@ -1,4 +1,4 @@
-"""Training that goes on from a delta file: its entries, its values and its head are where the run begins."""
+"""Training that continues from a delta file: its entries, its values and its head are where the run begins."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def support_of_delta(
         **{name: provenance.training[name] for name in _KEPT if name in provenance.training},
     }
     log(
-        f"{path}: training goes on from its {delta.num_entries:,} entries"
+        f"{path}: training continues from its {delta.num_entries:,} entries"
         + (f", after {lineage['steps']:,} steps on {lineage.get('rows', 0):,} rows" if "steps" in lineage else "")
     )
     return Support(
@@ -86,13 +86,13 @@ def _check(delta: Delta, path: Path, task: str, labels: Sequence[str], head: Seq
     if delta.heads:
         raise InputError(f"{path}: a delta for several tasks: take one of them out with `taskedge split` first")
     if delta.low_rank or not delta.linears:
-        raise InputError(f"{path}: training goes on from entries, and this delta has low-rank products or no entries")
+        raise InputError(f"{path}: training continues from entries, and this delta has low-rank products or no entries")
     if provenance.task != task:
         raise InputError(f"{path}: the delta is for {provenance.task or 'an unnamed task'}, and the data for {task}")
     if list(provenance.labels) != list(labels):
         raise InputError(
             f"{path}: the delta has the classes {list(provenance.labels)}, and the data {list(labels)}: its head "
-            "cannot go on: train on data of the same classes, or start without --from-delta"
+            "cannot continue: train on data of the same classes, or start without --from-delta"
         )
     if set(head) != set(delta.full_parameters):
         other = sorted(set(head) ^ set(delta.full_parameters))[0]

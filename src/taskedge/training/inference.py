@@ -34,7 +34,7 @@ class Inference:
         rows: the encoded rows.
         path: the file or folder of the rows, for messages.
         identity: a JSON-able value that differs if the data differs.
-        texts: the input of each row as it is in the data.
+        texts: the unchanged input of each row.
     """
 
     task: Task

@@ -24,7 +24,7 @@ SETTINGS_FILE, SUPPORT_FILE, MEMORY_FILE = "settings.json", "support.safetensors
 _DIGESTS = {
     "data_digest": "other training data",
     "held_out_digest": "other held-out data",
-    "from_digest": "another delta to go on from",
+    "from_digest": "another delta to continue from",
 }
 _BEFORE_THEY_EXISTED = {"step_exponent": 0.0}
 """What runs did before they had these settings, where it is not the default."""
