@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused(bert):
     with pytest.raises(InputError, match="trains no low-rank product"):
         add_filters(bert, "cosine", 2)
     low_rank(bert)
-    with pytest.raises(InputError, match="unknown filter 'cosin', did you mean"):
+    with pytest.raises(InputError, match="unknown filter 'cosin'; did you mean"):
         add_filters(bert, "cosin", 2)
     with pytest.raises(InputError, match="rank"):
         add_filters(bert, "gate", 0)
