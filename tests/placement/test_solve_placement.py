@@ -93,6 +93,14 @@ def test_a_result_that_exceeds_a_capacity_within_the_tolerance_is_refused(monkey
     assert is_feasible(problem, chosen)
 
 
+def test_more_placements_than_a_float_can_count():
+    tensors = [StoredTensor(f"w{index}", "base", 640 + index, 640) for index in range(700)]
+    device = chip(*(memory(cell, 10**6) for cell in ("fefet", "sram", "reram")))
+    found = solve_placement(tensors, device)
+    assert found.placements == math.inf
+    assert found.proved
+
+
 def test_break_even_of_switches_in_closed_form():
     """A task's table in SRAM leaks; in ReRAM beside a buffer in SRAM a switch costs. The choice changes at s*."""
     tables = [StoredTensor(f"t{i}: entries", "task", 64_000, 64_000, share=0.25, task=f"t{i}") for i in range(4)]

@@ -58,7 +58,7 @@ class Placement:
         objective: its value.
         solver: ``"exhaustive"`` or ``"milp"``.
         proved: whether it is known to be the best; False if the time ended.
-        placements: the number of placements that the exhaustive search would compare.
+        placements: the number of placements that the exhaustive search would compare; infinite from 1e300 on.
     """
 
     problem: PlacementProblem
@@ -115,7 +115,8 @@ def solve_placement(
         if not all_proved:
             raise TaskEdgeError(f"no placement was found in {seconds:g} seconds: give more with --seconds")
         raise _no_placement(tensors, chip)
-    return Placement(variant_of_best, best, lowest, solver, all_proved, float(count))
+    placements = float(count) if count < 10**300 else math.inf
+    return Placement(variant_of_best, best, lowest, solver, all_proved, placements)
 
 
 def cheapest_options(problem: PlacementProblem) -> list[int] | None:
