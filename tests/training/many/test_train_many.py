@@ -54,5 +54,5 @@ def test_the_hinge_leaves_less_to_close() -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run() -> None:
-    with pytest.raises(TrainingDiverged, match="t0: the loss is nan in step"):
-        parts(lr=float("nan"))
+    with pytest.raises(TrainingDiverged, match=r"t\d: the loss is (nan|inf) in step"):
+        parts(lr=1e30)
