@@ -8,6 +8,7 @@ import torch
 from taskedge.delta.delta import Delta, LowRankDelta
 from taskedge.delta.file import load, save, section_bytes
 from taskedge.delta.filter_delta import FilterDelta, refuse_filters
+from taskedge.delta.interop.lora_rank import lora_ranks
 from taskedge.errors import DeltaError, InputError
 
 
@@ -28,6 +29,7 @@ def gate(out=4, rank=3):
 def test_a_file_gives_the_same_tensors_back(make, tmp_path):
     one = make()
     delta = Delta({}, low_rank={"first": product()}, filters={"first": one})
+    assert lora_ranks(delta) == {}
     assert delta.num_low_rank_parameters == 2 * (4 + 6) + one.num_parameters
     path = save(delta, tmp_path / "task.safetensors")
     read = load(path).filters["first"]

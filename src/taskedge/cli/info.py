@@ -62,7 +62,7 @@ def describe(path: Path) -> dict[str, Any]:
     from taskedge.selection.support_location import block_and_kind
 
     delta = load(path)
-    ranks = {} if delta.filters else lora_ranks(delta)  # filters cannot become LoRA
+    ranks = lora_ranks(delta)
     by_layer: Counter[str] = Counter()
     by_kind: Counter[str] = Counter()
     for name, linear in delta.linears.items():

@@ -16,7 +16,9 @@ VLLM_DEFAULT_RANK = 16
 
 
 def lora_ranks(delta: Delta) -> dict[str, int]:
-    """Return the lowest rank of an exact LoRA of each changed linear, by name."""
+    """Return the lowest rank of an exact LoRA of each changed linear, by name; none if the delta has filters."""
+    if delta.filters:
+        return {}
     ranks = {
         name: min(len(torch.unique(linear.columns)), len(torch.unique(linear.rows)))
         for name, linear in delta.linears.items()
