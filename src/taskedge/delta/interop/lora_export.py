@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from taskedge.delta.interop.export import ADAPTER, Source, exports
-from taskedge.delta.interop.lora_rank import lora_ranks, rank_text
+from taskedge.delta.interop.lora_rank import lora_ranks, vllm_text
 from taskedge.delta.interop.peft_export import changes_of, write_adapter
 from taskedge.delta.interop.peft_layouts import Layout, lora
 from taskedge.delta.interop.read_back import adapter_reader
@@ -26,11 +26,11 @@ def lora_folder(source: Source, path: Path, *, max_rank: int | None = None) -> d
         InputError: the delta changes no linear; a linear needs more than ``max_rank``; PEFT cannot save a module that
             was trained in full.
     """
-    ranks = checked_ranks(source, max_rank)
+    checked_ranks(source, max_rank)
     changes = changes_of(source)
     layout: Layout = lora(changes, keep_scale=False)
     details = write_adapter(source, path, changes, "lora", layout)
-    details |= {"rank": layout.config["r"], "served": rank_text(ranks)}
+    details |= {"rank": layout.config["r"], "served": vllm_text(layout.config["r"])}
     if details["modules_to_save"]:
         details["note"] = VLLM_HEAD
     return details

@@ -38,11 +38,14 @@ def rank_text(ranks: dict[str, int]) -> str:
         return ""
     rank, lowest = max(ranks.values()), min(ranks.values())
     own = f"rank {rank}" if lowest == rank else f"rank {rank} (the linears need {lowest} to {rank})"
+    return f"{own}; {vllm_text(rank)}"
+
+
+def vllm_text(rank: int) -> str:
+    """Return what vLLM needs to serve a rank."""
     limit = vllm_limit(rank)
     if limit is None:
-        served = f"more than the {VLLM_RANKS[-1]} that vLLM serves"
-    elif limit <= VLLM_DEFAULT_RANK:
-        served = f"within vLLM's default limit of {VLLM_DEFAULT_RANK}"
-    else:
-        served = f"vLLM needs --max-lora-rank {limit}"
-    return f"{own}; {served}"
+        return f"more than the {VLLM_RANKS[-1]} that vLLM serves"
+    if limit <= VLLM_DEFAULT_RANK:
+        return f"within vLLM's default limit of {VLLM_DEFAULT_RANK}"
+    return f"vLLM needs --max-lora-rank {limit}"

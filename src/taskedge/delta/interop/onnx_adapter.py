@@ -21,7 +21,6 @@ from taskedge.backbone.candidates import candidates
 from taskedge.backbone.layers import linears
 from taskedge.delta.interop.export import TOKENIZER_FILES, OutputKind, Source, exports
 from taskedge.delta.interop.lora_export import checked_ranks
-from taskedge.delta.interop.lora_rank import rank_text
 from taskedge.delta.interop.onnx_graph import onnx_package, run_graph, session, trace, write_task
 from taskedge.delta.interop.peft_export import changes_of
 from taskedge.delta.interop.peft_layouts import factors
@@ -87,7 +86,6 @@ def onnx_adapter(source: Source, path: Path, *, max_rank: int | None = None) -> 
     return {
         "linears": len(changes),
         "rank": max(ranks.values()),
-        "served": rank_text(ranks),
         "adapter_bytes": (path / ADAPTER).stat().st_size,
         "graph_bytes": (path / GRAPH).stat().st_size,
     }
