@@ -34,7 +34,7 @@ from benchmarks.record import figure, machine, show, write
 from taskedge.cooperation.fleet.device_registry import DeviceRegistry
 from taskedge.cooperation.protocol.chunking import ChunkAssembler, split_message
 from taskedge.cooperation.transport.nats.connection import HERE_SECONDS
-from taskedge.cooperation.transport.nats.coordinator_link import GONE_SECONDS, NatsCoordinatorLink
+from taskedge.cooperation.transport.nats.coordinator_link import NatsCoordinatorLink
 from taskedge.cooperation.transport.nats.device_link import NatsDeviceLink
 from taskedge.cooperation.transport.nats.server import find_server, free_port
 
@@ -49,6 +49,8 @@ DEVICES, ROUNDS, DOWN, UP = 8, 60, 10**5, 3 * 10**4
 REPORTS = 3000
 MISSED = 5
 KILLS = 5
+KEY_SECONDS = 6.0
+"""Time of a key: as long as the server's pings take to notice a cut line."""
 
 Figures = list[dict[str, Any]]
 
@@ -236,7 +238,7 @@ async def reports(server: Server) -> Figures:
     """What reports that a device is there cost the server."""
     device = await server.client()
     body = json.dumps({"process": "0" * 16, "connection": 7}).encode()
-    held = await device.jetstream().create_key_value(bucket="there", ttl=GONE_SECONDS, storage=api.StorageType.MEMORY)
+    held = await device.jetstream().create_key_value(bucket="there", ttl=KEY_SECONDS, storage=api.StorageType.MEMORY)
     figures = []
     before, begun = server.busy(), time.process_time()
     for _ in range(REPORTS):
@@ -257,7 +259,7 @@ async def reports(server: Server) -> Figures:
 async def expired_keys(server: Server) -> Figures:
     """Seconds until a watcher hears of a key that was not renewed."""
     client = await server.client()
-    config = api.KeyValueConfig("gone", ttl=GONE_SECONDS, limit_marker_ttl=60, storage=api.StorageType.MEMORY)
+    config = api.KeyValueConfig("gone", ttl=KEY_SECONDS, limit_marker_ttl=60, storage=api.StorageType.MEMORY)
     held = await client.jetstream().create_key_value(config)
     watch = await held.watchall()
     put: dict[str, float] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,23 +47,32 @@ class _PresenceQueue(AsyncIterator[Presence]):
 
     def __init__(self) -> None:
         self._waiting: deque[Presence] = deque()
+        self._num_unread: Counter[str] = Counter()
         self._woken = asyncio.Event()
 
     def put(self, presence: Presence) -> None:
-        unread = [waiting for waiting in self._waiting if waiting.device == presence.device]
+        device, unread = presence.device, list[Presence]()
+        if (
+            self._num_unread[device] >= _MAX_UNREAD or presence.event == "flooded"
+        ):  # else thousands need not be searched
+            unread = [waiting for waiting in self._waiting if waiting.device == device]
         if len(unread) >= _MAX_UNREAD and {unread[-1].event, presence.event} == {"joined", "left"}:
             dropped = unread[-1]  # it came and went, or went and came
             self._waiting = deque(waiting for waiting in self._waiting if waiting is not dropped)
+            self._num_unread[device] -= 1
             return
         if presence.event != "flooded" or all(waiting.event != "flooded" for waiting in unread):
             self._waiting.append(presence)
+            self._num_unread[device] += 1
             self._woken.set()
 
     async def __anext__(self) -> Presence:
         while not self._waiting:
             self._woken.clear()
             await self._woken.wait()
-        return self._waiting.popleft()
+        presence = self._waiting.popleft()
+        self._num_unread[presence.device] -= 1
+        return presence
 
 
 @dataclass(eq=False)

@@ -236,6 +236,24 @@ def test_a_device_that_falls_silent_is_gone(fleet, monkeypatch):
     asyncio.run(run())
 
 
+def test_few_of_many_messages_are_handed_to_the_server_at_once(fleet):
+    async def run():
+        link, under_way, most = NatsCoordinatorLink(fleet.coordinator_bundle), 0, 0
+
+        async def send(*_, **__):
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0)
+            under_way -= 1
+
+        link._connection.send = send
+        await asyncio.gather(*(link._send(f"edge{number}", "token", b"") for number in range(200)))
+        assert most == 16
+
+    asyncio.run(run())
+
+
 @pytest.mark.slow
 def test_a_coordinator_that_is_behind_takes_no_device_for_gone(fleet, monkeypatch):
     """With a thousand devices, reports wait behind answers. They are read before silence counts."""
@@ -257,9 +275,9 @@ def test_a_coordinator_that_is_behind_takes_no_device_for_gone(fleet, monkeypatc
                 await process(sid, subject, *rest)
 
             client._process_msg = slow
-            for _ in range(30):
+            for _ in range(20):
                 await busy.report()
-            await around.hears_nothing(2.0)
+            await around.hears_nothing(1.2)
 
     asyncio.run(run())
 

@@ -1,7 +1,8 @@
 """The coordinator's link over NATS with mutual TLS. Subjects and permissions are in ``server_config``.
 
 Presence: devices report themselves every two seconds and when they connect. The server reports at once when a
-connection ends. A cut line reports nothing, so a device that was silent for six seconds counts as gone, too.
+connection ends. A cut line ends no connection: the server notices it within about six seconds by its pings. A device
+that is silent for twenty seconds counts as gone in any case, as the server's report may be lost.
 
 Each enrolled device has a subscription and a budget (``flood_guard``) of its own. A device that exceeds its budget is
 not listened to for a while: its subscription ends, so the server sends nothing of it here, and it counts as gone.
@@ -33,13 +34,17 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
-GONE_SECONDS = 6.0
-"""Silence after which a device counts as gone."""
+GONE_SECONDS = 20.0
+"""Silence after which a device counts as gone. A busy device reports late, but still answers the server's pings."""
+_READ_SECONDS = 5.0
+"""Longest wait for unread reports at a time."""
 _MAX_RESENT = 3
 """Times that an undelivered request is sent again."""
 _MAX_REPORT_BYTES = 1024
 _EXPECTED_TIMES = 2
 """An answer may come twice: the second time over a new connection."""
+_SENDS_AT_ONCE = 16
+"""Messages that are handed to the server at once. More would wait in memory, and be encrypted in one go meanwhile."""
 _WARNINGS_BURST, _WARNINGS_PER_SECOND = 20, 0.1
 """Lines about unusable frames on this process' own log, over all devices."""
 
@@ -70,6 +75,7 @@ class NatsCoordinatorLink(RequestReplyLink):
         """By enrolled device; each has a subscription, unless it has a penalty."""
         self._warnings = TokenBucket(_WARNINGS_BURST, _WARNINGS_PER_SECOND)
         self._send_locks: dict[str, asyncio.Lock] = {}
+        self._sending = asyncio.Semaphore(_SENDS_AT_ONCE)
         self._undelivered: set[str] = set()
         """Tokens of requests that reached the server while the device was away."""
         self._background: set[asyncio.Task[None]] = set()
@@ -122,7 +128,8 @@ class NatsCoordinatorLink(RequestReplyLink):
         await self._connection.close()
 
     async def _send(self, device: str, token: str, packed: bytes) -> None:
-        async with self._send_locks.setdefault(device, asyncio.Lock()):  # the chunks of two messages must not mix
+        lock = self._send_locks.setdefault(device, asyncio.Lock())  # the chunks of two messages must not mix
+        async with lock, self._sending:
             await self._connection.send(task_subject(device), packed, reply=up_subject(device, "answer", token))
 
     async def _forget(self, device: str, token: str) -> None:
@@ -280,6 +287,7 @@ class NatsCoordinatorLink(RequestReplyLink):
             if self._silent(hearing_since) and await self._has_read_everything():
                 for device in self._silent(max(hearing_since, self._connected_at)):
                     self._drop(device)
+            last_awake = time.monotonic()  # the waiting above was no suspension
 
     def _silent(self, hearing_since: float) -> list[str]:
         now = time.monotonic()
@@ -289,4 +297,8 @@ class NatsCoordinatorLink(RequestReplyLink):
 
     async def _has_read_everything(self) -> bool:
         """Return whether every report that the server has is read: answers of many devices may be before it."""
-        return await self._connection.caught_up(await self._connection.client())
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                return await self._connection.caught_up(await self._connection.client())
+        except TimeoutError:
+            return False
