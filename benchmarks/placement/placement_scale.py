@@ -156,6 +156,7 @@ def methods() -> list[dict[str, Any]]:
 
 def in_one(name: str, count: int, tensors: list[StoredTensor], device: Chip, index: int) -> dict[str, Any]:
     total = np.sum([home_option(tensor, index, device).measures for tensor in tensors], axis=0)
+    total[1] += device.memories[index].standby_watts
     return {"tasks": count, "method": name, "home": device.memories[index].name, **named(total, device)}
 
 
