@@ -91,7 +91,7 @@ def loss_bytes(model: nn.Module, num_tokens: int) -> int:
 
 
 def label_count(labels: Tensor, shift: int = 1) -> int:
-    """Return the positions of labels [rows, tokens] that the loss counts; ``shift`` is ``LabelLossModel.label_shift``."""
+    """Return the positions of labels [rows, tokens] that the loss counts; ``shift``: the model's ``label_shift``."""
     return int((labels[:, shift:] != IGNORED_LABEL).sum())
 
 

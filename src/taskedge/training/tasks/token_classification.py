@@ -186,7 +186,7 @@ class TokenClassification(Classification):
     def _word_logits(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
     ) -> list[Logits]:
-        """Return float32 [tokens, tags] for each row, read at first sub-words; texts of similar length share a batch."""
+        """Return float32 [tokens, tags] for each row, at first sub-words; texts of similar length share a batch."""
         device, make = next(model.parameters()).device, self.collate(base)
         unlabeled = [{key: value for key, value in row.items() if key not in ("labels", "tags")} for row in rows]
         lengths = [len(row["input_ids"]) for row in rows]
