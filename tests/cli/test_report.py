@@ -109,12 +109,16 @@ def test_rounds_and_a_plan(taskedge, tuned, here):
     (here / "fleet").mkdir()
     figures = {"devices": 3, "accepted": 2, "upload_bytes": 1000, "seconds": 2.5, "predicted_seconds": 2.0}
     rounds = [{"event": "round", "round": number, "loss": 1.0 / number, **figures} for number in (1, 2, 2)]
-    lines = [json.dumps(one) for one in [{"event": "joined", "device": "a"}, *rounds]]
+    done = {"bytes_down": 3_000_000, "bytes_up": 1_000_000, "predicted_seconds": 1.0, "observed_seconds": 2.0}
+    tasks = [{"event": "task", "device": HOSTILE, "result": result, **done} for result in ("accepted", "late")]
+    lines = [json.dumps(one) for one in [{"event": "joined", "device": "a"}, *rounds, *tasks]]
     (here / "fleet" / "log.jsonl").write_text("\n".join(lines) + '\n{"event": "ro')
     reported(taskedge, tuned[0], "--log", here / "fleet", "--out", here / "f.html")
     text = Tags((here / "f.html").read_text()).text
     assert "2 rounds, uploads of " in text
     assert "2.50 s" in text
+    assert f"{HOSTILE}216,000,0002,000,0002.0 s4.0 s" in text, "two tasks, one accepted, and sums"
+    assert "no --log" not in text
 
 
 @pytest.mark.parametrize(

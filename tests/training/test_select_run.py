@@ -60,6 +60,7 @@ def test_the_file_names_base_task_and_labels(task, tmp_path):
     [
         ({"form": "lora", "budget": None}, "the form 'lora' selects nothing"),
         ({"support_file": "s.safetensors", "budget": None}, "holds a support already: leave out --support-file"),
+        ({"from_delta": "d.safetensors", "budget": None}, "has its entries already: leave out --from-delta"),
     ],
 )
 def test_a_run_without_a_selection_is_refused(task, tmp_path, changes, message):

@@ -23,6 +23,8 @@ Examples:
 
 PLAN_FILE, EVENTS_FILE, RUN_LOG, LOG_FORMAT = "plan.json", "log.jsonl", "run.json", "taskedge-run-log/1"
 
+_SUMS = ("bytes_down", "bytes_up", "predicted_seconds", "observed_seconds")
+
 
 @click.command(epilog=EPILOG)
 @click.argument("deltas", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -71,7 +73,7 @@ def command(
 
 
 def read_log(folder: Path) -> dict[str, Any]:
-    """Return what a folder tells about a run: ``run``, ``rounds`` and ``plan``, whichever it has.
+    """Return what a folder tells about a run: ``run``, ``rounds``, ``devices`` and ``plan``, whichever it has.
 
     Raises:
         InputError: it has none of the files, or one cannot be read.
@@ -83,7 +85,7 @@ def read_log(folder: Path) -> dict[str, Any]:
         if run.get("format") == LOG_FORMAT:
             found["run"] = run
     if (folder / EVENTS_FILE).is_file():
-        found["rounds"] = _read_rounds(folder / EVENTS_FILE)
+        found["rounds"], found["devices"] = _read_events(folder / EVENTS_FILE)
     if (folder / PLAN_FILE).is_file():
         found["plan"] = _read_plan(folder / PLAN_FILE)
     if not found:
@@ -104,17 +106,26 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read_rounds(path: Path) -> list[dict[str, Any]]:
-    """Return the last ``round`` event of every round; a round that was interrupted appears twice in the log."""
+def _read_events(path: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]]]:
+    """Return the last ``round`` event of every round, since an interrupted one appears twice, and sums by device."""
     rounds: dict[int, dict[str, Any]] = {}
+    devices: dict[str, dict[str, float]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             event = json.loads(line)
         except ValueError:
             continue  # the last line, if it is being written
-        if isinstance(event, dict) and event.get("event") == "round" and isinstance(event.get("round"), int):
+        if not isinstance(event, dict):
+            continue
+        if event.get("event") == "round" and isinstance(event.get("round"), int):
             rounds[event["round"]] = event
-    return [rounds[number] for number in sorted(rounds)]
+        elif event.get("event") == "task":
+            sums = devices.setdefault(str(event.get("device")), dict.fromkeys(("tasks", "accepted", *_SUMS), 0))
+            sums["tasks"] += 1
+            sums["accepted"] += event.get("result") == "accepted"
+            for name in _SUMS:
+                sums[name] += event.get(name) or 0
+    return [rounds[number] for number in sorted(rounds)], dict(sorted(devices.items()))
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

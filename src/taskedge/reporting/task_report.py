@@ -9,7 +9,7 @@ from typing import Any
 from taskedge.profiling.byte_size import format_bytes
 from taskedge.reporting.charts import bar_chart, confusion_chart, line_chart, plan_chart
 from taskedge.reporting.page import facts, markup_table, note, page, section
-from taskedge.reporting.tables import percent_text
+from taskedge.reporting.tables import count_text, percent_text
 
 MAX_TEXT = 600
 """Characters of an example that are shown."""
@@ -22,8 +22,8 @@ def report_page(reports: Sequence[Values]) -> str:
 
     Args:
         reports: each with ``name``, ``delta`` (of ``taskedge info --json``), and where they are known ``run`` (of
-            ``tune --log``), ``rounds`` (events of a cooperative run), ``plan`` (``Plan.model_dump()``) and ``eval``:
-            ``path``, ``measures``, ``figures`` (``class_figures``) and ``mistakes`` (``worst_mistakes``).
+            ``tune --log``), ``rounds`` and ``devices`` (of a cooperative run), ``plan`` (``Plan.model_dump()``) and
+            ``eval``: ``path``, ``measures``, ``figures`` (``class_figures``) and ``mistakes`` (``worst_mistakes``).
     """
     if len(reports) == 1:
         report = reports[0]
@@ -38,14 +38,21 @@ def _sections(report: Values) -> list[str]:
     delta, run = report["delta"], report.get("run")
     return [
         section("What was trained", _trained(delta)),
-        section("Loss", _curves({"": run}) if run else note("no --log of the run was given, so there are no curves")),
+        section("Loss", _loss(report)),
         section("Predicted and observed", _costs(run) if run else ""),
         _quality(report.get("eval")),
         section("Where the entries are", _entries(delta)),
         section("Rounds", _rounds(report.get("rounds") or [])),
+        section("Devices", _devices(report.get("devices") or {})),
         section("Plan", *([plan_chart(report["plan"]), _plan_note(report["plan"])] if report.get("plan") else [])),
         section("Provenance", _provenance(delta)),
     ]
+
+
+def _loss(report: Values) -> str:
+    if report.get("run"):
+        return _curves({"": report["run"]})
+    return "" if report.get("rounds") else note("no --log of the run was given, so there are no curves")
 
 
 def _trained(delta: Values) -> str:
@@ -172,10 +179,21 @@ def _rounds(rounds: Sequence[Values]) -> str:
     )
 
 
+def _devices(devices: Mapping[str, Values]) -> str:
+    if not devices:
+        return ""
+    rows: list[list[str]] = [["device", "tasks", "accepted", "bytes down", "bytes up", "predicted", "observed"]]
+    for name, one in devices.items():
+        counts = [f"{one[key]:,.0f}" for key in ("tasks", "accepted", "bytes_down", "bytes_up")]
+        seconds = [f"{one[key]:.1f} s" for key in ("predicted_seconds", "observed_seconds")]
+        rows.append([name, *counts, *seconds])
+    return note("sums over all tasks that were answered or given up") + markup_table(rows)
+
+
 def _plan_note(plan: Values) -> str:
     return note(
         f"{plan['model']}, solver {plan['solver']}: a round of {plan['latency_seconds']:.3f} s, lower bound "
-        f"{plan['lower_bound_seconds']:.3f} s; {len(plan['idle'])} devices are idle"
+        f"{plan['lower_bound_seconds']:.3f} s; {count_text(len(plan['idle']), 'device')} without work"
     )
 
 

@@ -97,6 +97,8 @@ def select_to_file(
         raise InputError(f"the form {config.form!r} selects nothing: give another --form")
     if config.support_file is not None:
         raise InputError(f"{config.support_file} holds a support already: leave out --support-file")
+    if config.from_delta is not None:
+        raise InputError(f"{config.from_delta} has its entries already: leave out --from-delta")
     begin = time.monotonic()
     folder = out.with_name(f"{out.name}.run")
     if resume and not is_interrupted(folder):
