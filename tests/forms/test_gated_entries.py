@@ -91,7 +91,9 @@ def test_a_closed_linear_is_the_base_and_costs_no_gradient_columns_or_bytes(tmp_
 
 
 def test_readers_of_one_input_keep_the_columns_of_the_open_ones():
-    model = gated(tiny.bert())
+    model = tiny.bert()
+    support = te.select(model, [tiny.batch(model)], per_neuron=2)  # batches tell which linears share an input
+    te.install(model, support, form="sparse_taps")
     names = list(sparse_layers(model))
     entries = [sparse_layers(model)[name].entries for name in names[:3]]
     assert entries[0].shared_input is entries[1].shared_input is entries[2].shared_input

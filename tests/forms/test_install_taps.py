@@ -99,7 +99,7 @@ def test_a_support_without_layers_or_with_foreign_ones_is_refused():
     model = tiny.bert()
     with pytest.raises(InputError, match="no layer of the support gets a gate"):
         install_taps(model, Support({}, 1))
-    with pytest.raises(InputError, match="the model has no linear 'bert.encoder.layer.0.attention.self.query'"):
+    with pytest.raises(InputError, match=r"the model has no linear 'bert\.encoder\.layer\.0\.attention\.self\.query'"):
         install_taps(tiny.gpt2(), taps_support(model))
     install_taps(model, taps_support(model))
     with pytest.raises(InputError, match="already trains a support"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskedge.errors import InputError
-from taskedge.training.form_settings import TAPS_PENALTY
-from taskedge.training.selection_settings import GATE_PENALTY
+from taskedge.training.selection_settings import GATE_PENALTY, TAPS_PENALTY
 from taskedge.training.training_settings import LEARNING_RATES
 from taskedge.training.tune_config import TuneConfig
 

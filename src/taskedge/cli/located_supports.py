@@ -1,4 +1,4 @@
-"""What ``taskedge info`` tells of several deltas and support files, and the drawing of layers with gates."""
+"""Texts of ``taskedge info`` for several deltas and support files, and for layers with gates."""
 
 from __future__ import annotations
 
@@ -55,8 +55,10 @@ def drawn_layers(is_open: Sequence[str], closed: Sequence[str]) -> str:
     split = {name: block_and_kind(name) for name in (*is_open, *closed)}
     blocks = ordered_blocks([block for block, _ in split.values()])
     kinds_of = {block: [kind for other, kind in split.values() if other == block] for block in blocks}
-    fullest = max(kinds_of.values(), key=len, default=[])
-    kinds = list(dict.fromkeys([*fullest, *(kind for _, kind in split.values())]))
+    # within a block of one state the kinds have the order of the model
+    mixed = {split[name][0] for name in is_open} & {split[name][0] for name in closed}
+    fullest = max(kinds_of, key=lambda block: (len(kinds_of[block]), block not in mixed), default="")
+    kinds = list(dict.fromkeys([*kinds_of.get(fullest, ()), *(kind for _, kind in split.values())]))
     return open_layers_text({split[name] for name in is_open}, {split[name] for name in closed}, blocks, kinds)
 
 

@@ -85,8 +85,8 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
         if name not in delta.filters:
             layers[name].overwrite(_sum(before.low_rank[name], product))
     if delta.filters:
-        products = {name: (product.a, product.b, product.scale) for name, product in delta.low_rank.items()}
-        attach_filtered(model, products, {name: (one.kind, one.tensors) for name, one in delta.filters.items()})
+        factors = {name: (product.a, product.b, product.scale) for name, product in delta.low_rank.items()}
+        attach_filtered(model, factors, {name: (one.kind, one.tensors) for name, one in delta.filters.items()})
     for name, linear in delta.linears.items():
         write_values(layers[name], linear, linear.values)
     with torch.no_grad():

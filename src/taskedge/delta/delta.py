@@ -208,7 +208,8 @@ class Delta:
     @property
     def num_low_rank_parameters(self) -> int:
         """Numbers in the low-rank products, those of filters included."""
-        return sum(one.num_parameters for one in (*self.low_rank.values(), *self.filters.values()))
+        of_filters = sum(one.num_parameters for one in self.filters.values())
+        return of_filters + sum(product.num_parameters for product in self.low_rank.values())
 
     @property
     def num_full_parameters(self) -> int:

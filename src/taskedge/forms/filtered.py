@@ -1,8 +1,9 @@
 """LoRATRF: low-rank products, and a second one on those parts of the hidden state that a trained filter lets through.
 
 With h the output of the base's layer, it computes ``h + scale·BA·x + D·C(φ(h)·h)``. The filter φ is a cosine with a
-trained vector, ``clip(cos(h, v), 0, 1)``, or a gate for each number, ``σ(W₂·relu(W₁·h))``. D starts at 0, so training
-starts from the base. φ depends on the input of the layer: no weight computes the same, so the change cannot be fused.
+trained vector, ``clip(cos(h, v), 0, 1)``, or a gate for each number, ``sigmoid(W₂·relu(W₁·h))``. D starts at 0, so
+training starts from the base. φ depends on the input of the layer: no weight computes the same, so the change cannot be
+fused.
 
 Source: LoRATRF (arXiv 2412.09827), of which only the abstract could be read: low-rank adaptation with a filter of
 hidden representations for the task. The filters, their place, their start and their defaults are this project's.
@@ -67,7 +68,8 @@ class HiddenFilter(FixedDtypeModule):
         """
         if self.kind == "cosine":
             v = cast(Tensor, self.v)
-            return F.cosine_similarity(hidden, v, dim=-1, eps=1e-8).clamp(0, 1).unsqueeze(-1)
+            cosine: Tensor = F.cosine_similarity(hidden, v, dim=-1, eps=1e-8).clamp(0, 1)
+            return cosine.unsqueeze(-1)
         inner = F.relu(F.linear(hidden, cast(Tensor, self.w1)))
         return torch.sigmoid(F.linear(inner, cast(Tensor, self.w2)))
 
@@ -89,7 +91,8 @@ class FilteredProduct(Product):
 
     def added(self, x: Tensor, output: Tensor) -> Tensor:
         """Return what is added to the output [..., out] of the base's layer for the input x."""
-        return self(x) + self.filter(output)
+        added: Tensor = self(x) + self.filter(output)
+        return added
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Raise InputError: there are no factors of the whole change."""

@@ -33,7 +33,7 @@ class SupportLocation:
 
 @dataclass(frozen=True)
 class SupportOverlap:
-    """What two supports share.
+    """The entries that two supports share.
 
     Attributes:
         first, second: their names.

@@ -1,4 +1,4 @@
-"""What the form of a run decides beside its layers: the support of forms that select nothing, and callbacks."""
+"""Supports of forms that select nothing, and callbacks of forms."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from taskedge.forms.install_taps import taps_support
 from taskedge.selection.support import Support
 from taskedge.training.callbacks import Callback
 from taskedge.training.dash_callback import DashStart
-from taskedge.training.form_settings import TAPS_FORMS
 from taskedge.training.layer_gates import LayerGatePenalty
 from taskedge.training.lora import lora_support
+from taskedge.training.selection_settings import TAPS_FORMS
 from taskedge.training.tune_config import TuneConfig
 
 

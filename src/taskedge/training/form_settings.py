@@ -9,12 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from taskedge.training.config import Config
+from taskedge.training.selection_settings import TAPS_FORMS, TAPS_PENALTY, SelectionSettings, listed
+from taskedge.training.trainer_config import OptimizerName
 
-TAPS_FORMS = ("taps", "sparse_taps")
-"""Forms with a gate on each layer."""
-TAPS_PENALTY = 1.0
-"""Penalty of the mean score of the gates on layers, where none is given."""
 _FORMS_OF = {
     **dict.fromkeys(("gate_threshold", "gate_lr", "gate_warmup"), TAPS_FORMS),
     "norms": ("taps",),
@@ -22,14 +19,11 @@ _FORMS_OF = {
 }
 
 
-class FormSettings(Config):
-    """Settings of one run about its form, beside those of the selection."""
+class FormSettings(SelectionSettings):
+    """Settings of one run about the selection and the form."""
 
     if TYPE_CHECKING:  # of the class that inherits
-        form: str
-        gate_penalty: float | None
-        optimizer: str
-        regrow: int
+        optimizer: OptimizerName
         rotate: int
 
     gate_threshold: Annotated[
@@ -57,7 +51,7 @@ class FormSettings(Config):
         """Check a value that was set; pydantic does not validate defaults."""
         form, forms = info.data.get("form"), _FORMS_OF[str(info.field_name)]
         if form is not None and form not in forms:
-            raise ValueError(f"has no effect with form {form!r}, only with {' and '.join(forms)}: leave it out")
+            raise ValueError(f"has no effect with form {form!r}, only with {listed(forms)}: leave it out")
         return value
 
     @property

@@ -10,9 +10,8 @@ import torch
 from taskedge.forms.install_taps import whole_layers
 from taskedge.profiling.arithmetic_speed import GemmSpeeds, measure_gemm
 from taskedge.selection.support import Support
-from taskedge.training.form_settings import TAPS_FORMS
 from taskedge.training.run import Run
-from taskedge.training.selection_settings import FORMS_OF_ENTRIES, SELECTION_FIELDS
+from taskedge.training.selection_settings import FORMS_OF_ENTRIES, SELECTION_FIELDS, TAPS_FORMS
 from taskedge.training.tune_config import TuneConfig
 
 _OF_FORM = {

@@ -5,7 +5,7 @@ Must not import torch or transformers: help texts and faults in flags are printe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,6 @@ from pydantic import Field, ValidationInfo, field_validator
 from taskedge.forms import STEP_EXPONENT
 from taskedge.selection import DEFAULT_RANK
 from taskedge.training.config import Config
-from taskedge.training.form_settings import TAPS_FORMS, TAPS_PENALTY
 from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
 SELECTION_FIELDS = (
@@ -30,6 +29,10 @@ GATE_PENALTY = 42.5
 """Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
 FORMS_OF_ENTRIES = ("sparse", "sparse_lora", "sparse_taps")
 """Forms that train a selection of entries."""
+TAPS_FORMS = ("taps", "sparse_taps")
+"""Forms with a gate on each layer."""
+TAPS_PENALTY = 1.0
+"""Penalty of the mean score of the gates on layers, where none is given."""
 _OF_RULES = ("per_neuron", "rule", "allocation", "columns", "max_columns", "column_score", "column_draws")
 
 
@@ -47,6 +50,11 @@ _FORMS_OF = {
     **dict.fromkeys(("dash", "directions", "dash_start"), ("lora",)),
 }
 """Settings that only some forms have, and these forms. In other forms they are refused instead of ignored."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence: ``a, b and c``."""
+    return " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), *names[-1:]])
 
 
 class SelectionSettings(Config):
@@ -171,7 +179,7 @@ class SelectionSettings(Config):
         if info.field_name == "rank" and form == "sparse" and info.data.get("rule") == "spt":
             return value
         if form is not None and form not in forms:
-            raise ValueError(f"has no effect with form {form!r}, only with {' and '.join(forms)}: leave it out")
+            raise ValueError(f"has no effect with form {form!r}, only with {listed(forms)}: leave it out")
         return value
 
     @field_validator("form")

@@ -17,11 +17,11 @@ from taskedge.profiling.byte_size import parse_bytes
 from taskedge.training.data_settings import DataSettings
 from taskedge.training.form_settings import FormSettings
 from taskedge.training.held_out_rows import parse_validation
-from taskedge.training.selection_settings import SELECTION_FIELDS, SelectionSettings
+from taskedge.training.selection_settings import SELECTION_FIELDS
 from taskedge.training.training_settings import TrainingSettings
 
 
-class TuneConfig(TrainingSettings, FormSettings, SelectionSettings, DataSettings):
+class TuneConfig(TrainingSettings, FormSettings, DataSettings):
     """Settings of one run. Flags and the keys of a settings file have the names of these fields."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)

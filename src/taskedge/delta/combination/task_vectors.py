@@ -152,8 +152,8 @@ def shared_parameters(model: nn.Module, delta: Delta) -> dict[str, Tensor]:
     shared = {name: tensor for name, tensor in delta.full_parameters.items() if not _is_head(model, name)}
     if own := statistics_of(model, shared):
         raise InputError(
-            f"the delta has {len(own)} running statistics of norms ({min(own)!r} first), which cannot be added to those "
-            "of another task: serve or merge the delta alone, or train it with --norms shared"
+            f"the delta has {len(own)} running statistics of norms ({min(own)!r} first), which cannot be added to "
+            "those of another task: serve or merge the delta alone, or train it with --norms shared"
         )
     for name in shared:
         if name not in known:

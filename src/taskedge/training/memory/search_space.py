@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from taskedge.training.form_settings import TAPS_FORMS
 from taskedge.training.memory.options import LOAD_OPTIONS, MEZO_OPTION, RECOMPUTE_OPTIONS, MemoryOption
+from taskedge.training.selection_settings import TAPS_FORMS
 from taskedge.training.tune_config import TuneConfig
 
 UNCHANGED = "as configured"
