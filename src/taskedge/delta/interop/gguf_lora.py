@@ -76,7 +76,7 @@ def check_only_linears(source: Source) -> None:
         InputError: one was.
     """
     if source.delta.full_parameters:
-        first = next(iter(source.delta.full_parameters))
+        first = min(source.delta.full_parameters)
         raise InputError(
             f"{len(source.delta.full_parameters)} parameters were trained in full ({first!r} first), and a GGUF export "
             "holds the weights of linears only: export with --to merged and convert that folder"
