@@ -23,7 +23,9 @@ from benchmarks.report import (
     report_compare,
     report_cooperation,
     report_kinds,
+    report_merging,
     report_planning,
+    report_scale,
     report_shares,
     report_trust,
 )
@@ -32,7 +34,9 @@ from benchmarks.report.report_accuracy import table
 DOCUMENTS = (
     "README.md",
     "docs/benchmarks.md",
+    "docs/combine.md",
     "docs/cooperation.md",
+    "docs/cooperation-scale.md",
     "docs/forms.md",
     "docs/interoperability.md",
     "docs/memory.md",
@@ -51,6 +55,8 @@ SEPARATE = {
     "exports": "interop",
     "cooperation_bytes": "cooperation",
     "planned_fleets": "cooperation",
+    "jetstream": "cooperation",
+    "hierarchy": "planning",
 }
 """Results that have a table of their own, and the question that each belongs to."""
 MARKED = re.compile(r"(<!-- table:(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -81,6 +87,9 @@ class Results:
         self.cooperation = report_cooperation.read(folder / "cooperation" / "results" / "cooperation_accuracy.jsonl")
         self.plans = report_cooperation.read(folder / "cooperation" / "results" / "emulated_plans.jsonl")
         self.attacks = report_cooperation.read(folder / "cooperation" / "results" / "attacks.jsonl")
+        self.scale = report_cooperation.read(folder / "cooperation" / "results" / "thousand_devices.jsonl")
+        self.merged = report_cooperation.read(folder / "combination" / "results" / "merged_tasks.jsonl")
+        self.forgotten = [line for line in self.merged if line["part"] == "forgotten"]
         self.privacy = report_cooperation.read(folder / "cooperation" / "results" / "differential_privacy.jsonl")
         self.planning = report_planning.read(folder / "planning" / "results")
         self.kinds = report_kinds.read(folder / "tasks" / "results" / "kinds.jsonl")
@@ -277,6 +286,8 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
     "attacks": (lambda results: report_trust.attacks(results.attacks), "attacks"),
     "privacy": (lambda results: report_trust.privacy(results.privacy), "privacy"),
+    "merged": (lambda results: report_merging.merged(results.merged), "merged"),
+    "forgotten": (lambda results: report_merging.forgotten(results.forgotten), "forgotten"),
     "planning-solvers": (lambda results: report_planning.solvers(results.planning), "planning"),
     "planning-savings": (lambda results: report_planning.savings(results.planning), "planning"),
     "emulated-plans": (lambda results: report_cooperation.plans(results.plans), "plans"),
@@ -287,6 +298,16 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cooperation-bytes": (
         lambda results: report_cooperation.sizes(results.separate["cooperation_bytes"]["figures"]),
         "cooperation_bytes",
+    ),
+    "scale-coordinators": (lambda results: report_scale.coordinators(results.scale), "scale"),
+    "scale-connections": (lambda results: report_scale.connections(results.scale), "scale"),
+    "scale-jetstream": (
+        lambda results: report_scale.jetstream(results.separate["jetstream"]["figures"]),
+        "jetstream",
+    ),
+    "scale-hierarchy": (
+        lambda results: report_scale.hierarchy(results.separate["hierarchy"]["details"]["rounds"]),
+        "hierarchy",
     ),
     "forms": (lambda results: forms(results.separate["forms_cost"]), "forms_cost"),
     "exports": (lambda results: exports(results.separate["exports"]), "exports"),
