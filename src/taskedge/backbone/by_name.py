@@ -7,7 +7,6 @@ delta.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
 
 from torch import nn
 
@@ -28,7 +27,7 @@ def modules_and_parameters(model: nn.Module) -> tuple[dict[str, nn.Module], dict
         for leaf, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
-                parameters[prefix + leaf] = cast(nn.Parameter, parameter)
+                parameters[prefix + leaf] = parameter
         parts = [(prefix + leaf, part) for leaf, part in module._modules.items() if part is not None]
         waiting.extend(reversed(parts))  # the first part is the next one
     return modules, parameters

@@ -46,7 +46,7 @@ class SharedEntries(Protocol):
 
 @dataclass(frozen=True)
 class GatedRows:
-    """What one task has in one linear.
+    """The gates and own entries of one task in one linear.
 
     Attributes:
         shape: (out, in) of the weight.

@@ -123,5 +123,5 @@ class OnePass:
 
 def _chosen(value: Tensor, streams: Sequence[int], num_rows: int) -> Tensor:
     """Return the rows of these streams, one stream after the other."""
-    parts = value.split(num_rows)
+    parts = torch.split(value, num_rows)
     return torch.cat([parts[stream] for stream in streams])

@@ -20,7 +20,7 @@ from taskedge.training.many.gated_model import GatedLinear, GatedModel, TrainedE
 
 @dataclass(frozen=True)
 class Cut:
-    """What was kept and what was cut.
+    """Numbers of what was kept and of what there was.
 
     Attributes:
         shared_entries: (kept, trained) shared entries.

@@ -65,7 +65,7 @@ class TrainedEntries(nn.Module):
 
 @dataclass
 class Present:
-    """What runs now: the task and which entries count."""
+    """The task that runs now, and which entries count."""
 
     task: int = 0
     mode: Mode = "base"

@@ -27,7 +27,8 @@ class _Gate(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (logits,) = ctx.saved_tensors
         soft = logits.sigmoid()
-        return gradients[0] * soft * (1 - soft)
+        slope: Tensor = gradients[0] * soft * (1 - soft)
+        return slope
 
 
 class _ValueOf(torch.autograd.Function):

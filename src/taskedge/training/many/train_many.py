@@ -32,7 +32,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TaskData:
-    """What the loop needs of one task.
+    """The part of one task that the loop needs.
 
     Attributes:
         name: for messages.
@@ -51,7 +51,7 @@ class TaskData:
 
 @dataclass(frozen=True)
 class ManyTrained:
-    """What the loop did.
+    """The outcome of the loop.
 
     Attributes:
         steps: optimizer steps.
@@ -150,12 +150,12 @@ def _move_block_gates(model: GatedModel, weight: float, target: float, step: flo
     hinge = model.cost.hinge(model.block_logits, target)
     if float(hinge.detach()) == 0:
         return
-    (weight * hinge).backward()
+    (weight * hinge).backward()  # type: ignore[no-untyped-call]
     gradient = model.block_logits.grad
     largest = 0.0 if gradient is None else float(gradient.abs().max())
     if gradient is not None and largest > 0:
         with torch.no_grad():
-            model.block_logits -= step / largest * gradient
+            model.block_logits.sub_(step / largest * gradient)
 
 
 def _freeze(model: GatedModel, target: float | None) -> int:

@@ -1,4 +1,4 @@
-"""What it costs to answer all tasks in one pass: a shared trunk of blocks, and a stream for each task that left it.
+"""The cost of answering all tasks in one pass: a shared trunk of blocks, and a stream for each task that left it.
 
 A task leaves the trunk at the first block in which it has rows of its own: from there on its activations differ. A
 block is computed once for all tasks that have not left, and once for each that has. The unit is one pass of one task,
