@@ -38,7 +38,7 @@ def test_the_tasks_are_learned_and_the_target_is_met(made) -> None:
     folder, data, result, lines, _ = made
     assert result.cost == 1.5, "the target is met, and used"
     assert result.departures == (1, 1)
-    assert all(0 < kept for kept in result.own_entries)
+    assert all(kept > 0 for kept in result.own_entries)
     assert result.file_bytes == (folder / "both.safetensors").stat().st_size
     for name, path in data.items():
         inference = prepare_inference(result.out, path, answers=True, head=name, log=lambda _: None)
