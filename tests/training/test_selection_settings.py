@@ -41,6 +41,10 @@ def test_columns_replace_the_budget_and_the_allocation(settings, budget, per_neu
         ({"columns": 8, "column_score": "weigth"}, "did you mean 'weight'"),
         ({"columns": 0}, "greater than or equal to 1"),
         ({"columns": 8, "form": "lora"}, "has no effect with form 'lora'"),
+        ({"column_draws": 2}, "needs the number of columns of a draw"),
+        ({"columns": 8, "column_draws": 2, "memory": "1GB"}, "does not predict columns that change"),
+        ({"columns": 8, "column_draws": 2, "regrow": 5}, "both change which entries train"),
+        ({"columns": 8, "column_draws": 2, "form": "sparse_lora"}, "has no effect with form 'sparse_lora'"),
         ({"head_warmup": True, "memory": "1GB"}, "whose memory is not predicted"),
     ],
 )

@@ -57,11 +57,12 @@ def command(config: Path | None, resume: bool, dry_run: bool, force: bool, as_js
         _dry_run(settings, as_json)
         return
     from taskedge.training import tune as training
+    from taskedge.training.tune_folder import is_interrupted, run_folder
 
     try:
         result = training.tune(settings, resume=resume, force=force, log=print_status)
     except KeyboardInterrupt:
-        if training.is_interrupted(training.run_folder(settings)):
+        if is_interrupted(run_folder(settings)):
             raise Interrupted("interrupted: continue with --resume") from None
         raise
     if as_json:

@@ -5,7 +5,7 @@ Must not import torch or transformers: help texts and faults in flags are printe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -65,7 +65,9 @@ class SelectionSettings(Config):
         memory: str | None
         regrow: int
         seed: int
-        trainer_config: Callable[[], TrainerConfig]
+
+        def trainer_config(self) -> TrainerConfig:
+            """Return the settings of the loop."""
 
     form: Annotated[
         Literal["sparse", "sparse_lora", "lora", "taps", "sparse_taps", "filtered"],
