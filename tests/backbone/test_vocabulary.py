@@ -38,8 +38,7 @@ def add(folder, tokens=(), **special):
 @pytest.mark.parametrize("task", ["text-classification", "text-regression", "text-generation"])
 def test_a_word_without_an_embedding(tmp_path, task, tokens, named):
     assert ROWS == 22
-    make = tiny_task.gpt2_lm if task == "text-generation" else tiny_task.bert
-    folder = add(make(tmp_path / "base"), tokens)
+    folder = add(tiny_task.bert(tmp_path / "base"), tokens)
     with pytest.raises(InputError, match=named):
         load_base(task, folder, ["a", "b"])
 
@@ -83,11 +82,10 @@ def test_a_control_token_of_the_chat_template_is_refused(tmp_path):
         load_base("text-generation", folder)
 
 
-@pytest.mark.parametrize("task", ["text-classification", "text-regression", "text-generation"])
+@pytest.mark.parametrize("task", ["text-classification", "text-regression"])
 def test_another_control_token_is_refused_in_a_row(tmp_path, task):
     lines = []
-    make = tiny_task.gpt2_lm if task == "text-generation" else tiny_task.bert
-    folder = add(make(tmp_path / "base"), [AddedToken("<image>", special=True)])
+    folder = add(tiny_task.bert(tmp_path / "base"), [AddedToken("<image>", special=True)])
     base = load_base(task, folder, ["neg", "pos"], log=lines.append)
     assert lines == ["the base has embeddings for 22 tokens only: rows with the control token '<image>' cannot be used"]
     train = Table(Path("x.csv"), ["good film", "bad film", "a film"], ["1", "2", "1"])
@@ -97,6 +95,15 @@ def test_another_control_token_is_refused_in_a_row(tmp_path, task):
     assert len(bound.encode(base, train, 32, str)) == 3
     with pytest.raises(InputError, match=r"new\.csv, row 2: the base has no embedding for the token '<image>'"):
         bound.encode(base, Table(Path("new.csv"), ["good film", "a <image> film"]), 32, str)
+
+
+def test_a_control_token_in_a_prompt_is_text(tmp_path):
+    folder = add(tiny_task.gpt2_lm(tmp_path / "base"), [AddedToken("<image>", special=True)])
+    base = load_base("text-generation", folder, log=lambda line: None)
+    train = Table(Path("x.csv"), ["good film", "bad film"], ["1", "2"])
+    bound = TASKS["text-generation"].from_table(train, Columns(prompt="text", response="label")).bind(base, train, 32)
+    rows = bound.encode(base, Table(Path("new.csv"), ["good film", "a <image> film"]), 32, str)
+    assert all(index not in base.tokens_without_embedding for row in rows for index in row["prompt"])
 
 
 def test_more_embeddings_than_tokens_are_fine(tmp_path):

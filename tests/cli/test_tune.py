@@ -47,8 +47,14 @@ FAULTS = {
     "an output that is there": (["--out", "train.csv"], "train.csv exists: name another file with --out, or replace"),
     "an output that is a folder": (["--out", "empty"], "empty is a folder"),
     "an output nowhere": (["--out", "no/where"], "no/where: there is no folder no: make it, or name another"),
-    "a budget for LoRA": (["--form", "lora"], "--budget: has no effect with form 'lora', only with sparse and spars"),
-    "a rank for entries": (["--rank", "4"], "--rank: has no effect with form 'sparse', only with sparse_lora and lora"),
+    "a budget for LoRA": (
+        ["--form", "lora"],
+        "--budget: has no effect with form 'lora', only with sparse, sparse_lora and spars",
+    ),
+    "a rank for entries": (
+        ["--rank", "4"],
+        "--rank: has no effect with form 'sparse', only with sparse_lora, lora and filtered",
+    ),
     "a length without a text": (["--max-length", "2"], "--max-length 2 leaves no token of a text"),
     "labels in doubt": (["--train", "doubt.csv", "--strict"], "doubt.csv: 1 class has one row only: 'odd'"),
     "nothing to resume": (["--resume"], "there is no interrupted run task.safetensors.run, so there is nothing to"),

@@ -210,6 +210,6 @@ def test_two_seeds_differ(task, tmp_path, whole):
 
 def test_peft_is_asked_for_by_name_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "prepare_run", None)
-    monkeypatch.setattr("taskedge.training.tune_config.find_spec", lambda name: None)
+    monkeypatch.setattr("taskedge.training.selection_settings.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--form: LoRA is trained by PEFT, .*: pip install 'taskedge\[peft\]'"):
         load_config(TuneConfig, {"model": "m", "train": tmp_path, "text": ["t"], "label": "l", "form": "lora"})

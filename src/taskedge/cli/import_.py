@@ -53,11 +53,11 @@ def command(
     """
     from taskedge.io.lock import hold_lock
 
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder: name the folder of a PEFT adapter")
     refuse_input_as_output(out, folder / "adapter_config.json", folder / "adapter_model.safetensors")
     refuse_existing([out], force)
     click.get_current_context().with_resource(hold_lock(out))
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder: name the folder of a PEFT adapter")
     from taskedge.delta.file import save
     from taskedge.delta.interop.peft_import import import_peft
 

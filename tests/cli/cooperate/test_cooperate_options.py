@@ -35,6 +35,7 @@ def test_sigterm_is_an_interrupt_even_if_ctrl_c_is_ignored(before):
 
 def test_a_task_is_taken_out_of_the_flags(tmp_path):
     flags = {"text": ("a", "b"), "label": "c", "prompt": None, "response": None, "image": None, "rounds": 3}
+    flags |= dict.fromkeys(("source", "target", "tokens", "tags"))
     flags |= {"model": "m", "task": None, "classes": ("x", "y"), "max_length": 7}
     spec = task_spec_from_flags(flags, tmp_path)
     assert flags == {"rounds": 3}
