@@ -224,10 +224,10 @@ def test_drawn_columns_are_shared_and_their_union_is_the_support(bert):
 
 
 def test_columns_are_drawn_with_probabilities_proportional_to_their_scores(bert):
-    support = select(bert, [tiny.batch(bert)], columns=1, column_draws=4000, rule="magnitude", column_score="weight")
+    support = select(bert, [tiny.batch(bert)], columns=1, column_draws=800, rule="magnitude", column_score="weight")
     drawn = torch.tensor(support.settings["drawn_columns"][QKV[0]]).flatten()
     scores = stacked(bert, QKV).square().sum(0).sqrt()
-    expected = 4000 * scores / scores.sum()
+    expected = 800 * scores / scores.sum()
     found = torch.bincount(drawn, minlength=len(scores))
     assert ((found - expected).square() / expected).sum() < 2 * len(scores)  # chi-square with len - 1 degrees
 

@@ -157,7 +157,9 @@ def test_the_file_does_what_was_measured(task, tmp_path, whole, capsys, model):
     said = json.loads(capsys.readouterr().out)
     data = ["--data", str(task / "eval.csv"), "--batch-size", "8", "--json"]
     assert main(["eval", str(tmp_path / "o"), *data]) == 0
-    assert json.loads(capsys.readouterr().out) == pytest.approx(said["quality"], abs=1e-6)
+    measured = json.loads(capsys.readouterr().out)
+    del measured["by_class"]
+    assert measured == pytest.approx(said["quality"], abs=1e-6)
     assert main(["merge", str(tmp_path / "o"), "--out", str(tmp_path / "merged")]) == 0
 
 
