@@ -1,14 +1,13 @@
 # taskedge with the HTTP server, on a processor:
-#   docker build -t taskedge .
+#   docker build -t taskedge .    # --build-arg PIP_EXTRA_INDEX_URL=... names an index with smaller CPU builds of torch
 #   docker run -p 8080:8080 -e TASKEDGE_TOKEN=secret -v ./tasks:/tasks -v ./base:/base:ro taskedge
 #   docker run -v .:/work -w /work taskedge tune --model base --train train.csv --text text --label label
 FROM python:3.12-slim AS build
 WORKDIR /source
+ARG PIP_EXTRA_INDEX_URL
 COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY src src
 RUN python -m venv /opt/taskedge \
-    && /opt/taskedge/bin/pip install --no-cache-dir --extra-index-url https://download.pytorch.org/whl/cpu \
-       -c constraints.txt 'torch==2.13.0+cpu' \
     && /opt/taskedge/bin/pip install --no-cache-dir -c constraints.txt '.[fast,serve,device,onnx]'
 
 FROM python:3.12-slim
