@@ -133,6 +133,26 @@ def _row(
     ]
 
 
+PAIRS = (("8 columns, one entry", "random 8 columns, one entry"), ("8 columns", "random 8 columns"))
+"""Methods that differ only in how their weights are chosen."""
+
+
+def pairs(runs: Mapping[str, Sequence[Run]]) -> str:
+    """A row a pair of methods: how far the first is ahead, by task and on the mean of the tasks that have both."""
+    tasks = {task: compared(lines) for task, lines in runs.items()}
+    rows = []
+    for one, other in PAIRS:
+        both = {task: found for task, found in tasks.items() if one in found and other in found}
+        if both:
+            chosen = [(found[one].chosen("short"), found[other].chosen("short")) for found in both.values()]
+            by_task = [str(difference([first], [second])) for first, second in chosen]
+            gap = difference([first for first, _ in chosen], [second for _, second in chosen])
+            names = [TASK_NAMES[task].partition(" (")[0] for task in both]
+            apart = ", ".join(f"{name} {points}" for name, points in zip(names, by_task, strict=True))
+            rows.append([f"{one} - {other}", apart, f"**{gap}**" if gap.is_clear else str(gap)])
+    return table(["points, short budget", "by task", "mean"], rows)
+
+
 COSTS = ("step", "bytes per token", "file")
 
 
@@ -189,9 +209,14 @@ def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     return names
 
 
-def has_points(runs: Mapping[str, Sequence[Run]], costs: Costs) -> bool:
-    """Return whether the reference has results and costs, so that the figure has a point."""
-    return REFERENCE in costs and any(REFERENCE in compared(lines) for lines in runs.values())
+FEWEST_POINTS = 4
+"""Methods that are worth a figure."""
+
+
+def has_figure(runs: Mapping[str, Sequence[Run]], costs: Costs) -> bool:
+    """Return whether the reference and enough other methods have results and costs."""
+    methods = {method for lines in runs.values() for method in compared(lines)} & costs.keys()
+    return REFERENCE in methods and len(methods) >= FEWEST_POINTS
 
 
 def figure(runs: Mapping[str, Sequence[Run]], costs: Costs, budget: str = "short") -> Any:

@@ -274,6 +274,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cost-more": (cost_more, "costs"),
     "headline": (headline, "costs"),
     "compare": (lambda results: report_compare.overview(results.compare, results.compare_costs), "compare"),
+    "compare-pairs": (lambda results: report_compare.pairs(results.compare), "compare"),
     "compare-details": (lambda results: report_compare.details(results.compare), "compare"),
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
@@ -358,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         drawn = report_accuracy.figures(results.accuracy, results.methods)
         if results.shares:
             drawn["shares"] = report_shares.figure(results.shares)
-        if report_compare.has_points(results.compare, results.compare_costs):
+        if report_compare.has_figure(results.compare, results.compare_costs):
             drawn["compare"] = report_compare.figure(results.compare, results.compare_costs)
         report_accuracy.save(drawn, options.root / "docs" / "images")
     print(f"rewrote {', '.join(stale) or 'nothing'}")

@@ -60,6 +60,20 @@ def test_a_method_without_all_its_trials_has_no_row() -> None:
     assert "full" not in report_compare.details(RUNS)
 
 
+def test_a_pair_is_compared_on_the_tasks_that_have_both() -> None:
+    one, other = report_compare.PAIRS[0]
+    runs = {
+        "tweets": runs_of(one, 0.90) + runs_of(other, 0.85),
+        "question-types": runs_of(one, 0.80) + runs_of(other, 0.79),
+        "sms-spam": runs_of(one, 0.95),
+    }
+    (row,) = report_compare.pairs(runs).splitlines()[2:]
+    assert row.startswith(f"| {one} - {other} | Tweets +5.0")
+    assert "TREC questions +1.0" in row
+    assert "| **+3.0" in row
+    assert "SMS" not in row
+
+
 def test_the_front_has_what_no_other_method_beats() -> None:
     points = {"cheap": (1.0, 80.0), "dear": (3.0, 90.0), "beaten": (2.0, 79.0), "equal": (4.0, 90.0)}
     assert report_compare.front(points) == ["cheap", "dear"]
@@ -79,7 +93,8 @@ def test_the_front_equals_its_definition(points: dict[str, tuple[int, int]]) -> 
 def test_the_figure_shows_methods_with_costs_on_all_tasks() -> None:
     pytest.importorskip("matplotlib")
     costs = {"taskedge": cost(1.03, 8172, 132_000), "LoRA r=8": cost(1.34, 56_789, 1_340_000), "full": cost(2, 9, 9)}
-    assert report_compare.has_points(RUNS, costs)
-    assert not report_compare.has_points(RUNS, {})
+    assert not report_compare.has_figure(RUNS, costs)  # two methods
+    more = {"tweets": RUNS["tweets"] + runs_of("full", 0.9) + runs_of("BitFit", 0.9)}
+    assert report_compare.has_figure(more, costs | {"BitFit": cost(1, 1, 1)})
     made = report_compare.figure(RUNS, costs)
     assert [{text.get_text() for text in axes.texts} for axes in made.axes] == [{"taskedge", "LoRA r=8"}] * 3
