@@ -216,6 +216,7 @@ def test_drawn_columns_are_shared_and_their_union_is_the_support(bert):
     for name, linear in support.linears.items():
         assert [len(set(draw)) for draw in draws[name]] == [3] * 4
         assert linear.columns_of_every_row.tolist() == sorted({column for draw in draws[name] for column in draw})
+    assert support.stored_columns == 3 * len({linear.shared_input for linear in support.linears.values()})
     assert support.budget == "3 per neuron, 4 draws"
     assert "(3 at a time)" in str(support)
     again = select(bert, [tiny.batch(bert)], columns=3, column_draws=4, seed=5)

@@ -156,11 +156,20 @@ class Support:
 
     @property
     def stored_columns(self) -> int:
-        """Number of input columns that training stores; a column of a shared input counts once."""
-        stored: dict[str, set[int]] = {}
-        for linear in self.linears.values():
-            stored.setdefault(linear.shared_input, set()).update(linear.columns.tolist())
-        return sum(map(len, stored.values()))
+        """Number of input columns that training stores at once; a column of a shared input counts once.
+
+        Of columns that are drawn several times, one draw is stored at a time, and the largest counts.
+        """
+        draws = self.settings.get("drawn_columns") or {}
+        counts = []
+        for draw in range(max(map(len, draws.values()), default=1)):
+            stored: dict[str, set[int]] = {}
+            for name, linear in self.linears.items():
+                used = set(linear.columns.tolist())
+                at_once = used.intersection(draws[name][draw]) if draws else used
+                stored.setdefault(linear.shared_input, set()).update(at_once)
+            counts.append(sum(map(len, stored.values())))
+        return max(counts)
 
     @property
     def parameters(self) -> int:

@@ -29,6 +29,36 @@ def pad(rows: Sequence[Sequence[int]], value: int, *, left: bool = False) -> Ten
     return torch.tensor(padded)
 
 
+def label_collator(padding: int) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+    """Return a function that pads rows with ``input_ids`` and ``labels`` at their end to a batch.
+
+    Args:
+        padding: id of the padding token. Labels are padded with :data:`IGNORED`.
+    """
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        ids = [row["input_ids"] for row in rows]
+        return {
+            "input_ids": pad(ids, padding),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
+            "labels": pad([row["labels"] for row in rows], IGNORED),
+        }
+
+    return collate
+
+
+def log_unmatched(
+    answers: Sequence[Sequence[int]], num_rows: int, new_tokens: int, noun: str, log: Callable[[str], object]
+) -> None:
+    """Log how many answers are longer than what is generated, if any is; ``noun`` names them."""
+    num_long = sum(len(ids) > new_tokens for ids in answers)
+    if num_long:
+        log(
+            f"{num_long:,} of {num_rows:,} {noun} have more than {new_tokens} tokens, which is the most "
+            "that is generated: they cannot be matched exactly (see --max-new-tokens)"
+        )
+
+
 def negative_log_likelihood(
     model: nn.Module,
     rows: Sequence[dict[str, Any]],

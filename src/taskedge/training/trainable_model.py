@@ -11,6 +11,7 @@ from torch import nn
 from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.delta import Delta
 from taskedge.delta.extract import extract
+from taskedge.forms.column_draws import number_of_draws, use_draw
 from taskedge.forms.dash import add_directions
 from taskedge.forms.filtered import add_filters, remove_filtered
 from taskedge.forms.gated_entries import set_gates
@@ -101,6 +102,8 @@ def install_support(
         add_directions(model, config.directions)
     if config.form == "filtered":
         add_filters(model, config.filter, config.filter_rank, config.seed)
+    if number_of_draws(model) > 1:
+        use_draw(model, 0)  # what is measured before training has the memory of one draw
     if config.form == "sparse_taps":
         set_gates(model, config.gate_threshold, config.gate_lr)
     return InstalledModel(model)

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from taskedge.training.config import Config
+from taskedge.training.trainer_config import DEFAULTS
 
 
 class TuneManyConfig(Config):
@@ -34,11 +35,11 @@ class TuneManyConfig(Config):
         "taskedge"
     )
     calibration: Annotated[int, Field(description="Batches of each task for the selection.", ge=1)] = 4
-    epochs: Annotated[float, Field(description="Passes over the largest training data.", gt=0)] = 3.0
-    lr: Annotated[float, Field(description="Peak learning rate of entries and heads.", gt=0)] = 3e-2
+    epochs: Annotated[float, Field(description="Passes over the largest training data.", gt=0)] = DEFAULTS.epochs
+    lr: Annotated[float, Field(description="Peak learning rate of entries and heads.", gt=0)] = DEFAULTS.lr
     gate_lr: Annotated[float, Field(description="Learning rate of the gates.", gt=0)] = 0.1
     flops_weight: Annotated[float, Field(description="Weight of the cost above the target in the loss.", ge=0)] = 1.0
-    batch_size: Annotated[int, Field(description="Rows of each task in a step.", ge=1)] = 16
+    batch_size: Annotated[int, Field(description="Rows of each task in a step.", ge=1)] = DEFAULTS.batch_size
     max_length: Annotated[int | None, Field(description="Tokens at which texts are cut.", ge=4)] = None
     text: Annotated[list[str] | None, Field(description="Column with the text, in all data.", min_length=1)] = None
     label: Annotated[str | None, Field(description="Column with the label, in all data.")] = None

@@ -19,8 +19,15 @@ from taskedge.training.data.chat_template import ChatTemplate, prompt_turns, rea
 from taskedge.training.data.control_tokens import control_names, control_tokens, log_control_tokens
 from taskedge.training.data.table import Table, read_table
 from taskedge.training.data.text_data import cut_line
-from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad, predicts_next_tokens
-from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
+from taskedge.training.generation import (
+    IGNORED,
+    generate,
+    label_collator,
+    log_unmatched,
+    negative_log_likelihood,
+    predicts_next_tokens,
+)
+from taskedge.training.tasks import Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
 
 PLAIN, LINE, CHAT = "plain text", "prompt, line break, response", "chat template, both turns"
 """How a row becomes one text."""
@@ -188,27 +195,12 @@ class TextGeneration:
         if not lengths or max_prompt < max_length:
             where = "at the start of the prompt when a response is generated"
             _log_cut(list(map(len, prompts)), len(rows), max_prompt, where, log)
-        num_long = sum(len(ids) > self.new_tokens for ids in answers)
-        if num_long:
-            log(
-                f"{num_long:,} of {len(rows):,} responses have more than {self.new_tokens} tokens, which is the most "
-                "that is generated: they cannot be matched exactly (see --max-new-tokens)"
-            )
+        log_unmatched(answers, len(rows), self.new_tokens, "responses", log)
         return rows
 
     def collate(self, base: Base) -> Collate:
         """Return a function that pads rows to a batch."""
-        padding = base.tokenizer.pad_token_id
-
-        def collate(rows: list[Row]) -> Batch:
-            ids = [row["input_ids"] for row in rows]
-            return {
-                "input_ids": pad(ids, padding),
-                "attention_mask": pad([[1] * len(row) for row in ids], 0),
-                "labels": pad([row["labels"] for row in rows], IGNORED),
-            }
-
-        return collate
+        return label_collator(int(base.tokenizer.pad_token_id))
 
     def evaluate(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress

@@ -10,15 +10,14 @@ from typing import Any, ClassVar, Self
 
 from torch import nn
 
-from taskedge.backbone.label_loss import IGNORED_LABEL as IGNORED
 from taskedge.backbone.loading import Base
 from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table, read_table
 from taskedge.training.data.text_data import cut_line, encode
-from taskedge.training.generation import generate_targets, negative_log_likelihood, pad
-from taskedge.training.tasks import Batch, Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
+from taskedge.training.generation import generate_targets, label_collator, log_unmatched, negative_log_likelihood
+from taskedge.training.tasks import Collate, Columns, Log, Measures, OnProgress, Row, ignore_log, task
 from taskedge.training.text_metrics import missing_text_metrics, text_metrics
 
 
@@ -119,27 +118,12 @@ class TextToText:
         for row, ids, label in zip(rows, targets, table.labels, strict=True):
             kept = ids if len(ids) <= max_length else [*ids[: max_length - 1], end]
             row |= {"labels": kept, "target_tokens": len(kept), "response": label.strip()}
-        num_long = sum(len(ids) > self.new_tokens for ids in targets)
-        if num_long:
-            log(
-                f"{num_long:,} of {len(rows):,} targets have more than {self.new_tokens} tokens, which is the most "
-                "that is generated: they cannot be matched exactly (see --max-new-tokens)"
-            )
+        log_unmatched(targets, len(rows), self.new_tokens, "targets", log)
         return rows
 
     def collate(self, base: Base) -> Collate:
         """Return a function that pads sources, and targets with the label that is ignored."""
-        padding = int(base.tokenizer.pad_token_id)
-
-        def collate(rows: list[Row]) -> Batch:
-            ids = [row["input_ids"] for row in rows]
-            return {
-                "input_ids": pad(ids, padding),
-                "attention_mask": pad([[1] * len(row) for row in ids], 0),
-                "labels": pad([row["labels"] for row in rows], IGNORED),
-            }
-
-        return collate
+        return label_collator(int(base.tokenizer.pad_token_id))
 
     def evaluate(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress
