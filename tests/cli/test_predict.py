@@ -12,6 +12,7 @@ import tiny_task
 from killed_runs import killed_at
 from tiny_task import forked, snapshot, tuning
 
+from taskedge.cli import predict
 from taskedge.training import prediction_run
 
 
@@ -167,6 +168,13 @@ def test_labels_with_commas_and_of_all_scripts(taskedge, task, here):
     assert [row["label"] for row in rows] == [json.loads(line)["label"] for line in lines]
     assert {row["label"] for row in rows} <= set(names)
     assert "零" in taskedge("info", "task.safetensors").out
+
+
+@pytest.mark.parametrize("text", ["a\rb", "a\nb", "\r", 'say "no",\r\n then', "plain"])
+def test_line_ends_within_a_response_end_no_row(text):
+    answers = [{"row": 1, "response": text}, {"row": 2, "response": "next"}]
+    rows = list(csv.DictReader(io.StringIO(predict._lines(answers, as_json=False), newline="")))
+    assert rows == [{"row": "1", "response": text}, {"row": "2", "response": "next"}]
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 from pathlib import Path
 
 import pytest
+import tiny_gguf_base
 import tiny_task
 import torch
 import transformers
 
+from taskedge.backbone.loading import load_base
 from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer
 from taskedge.cli.main import main
 from taskedge.delta.apply import applied_to
@@ -221,3 +224,66 @@ def test_a_base_is_loaded_in_the_dtype_of_the_training(made, tmp_path, dtype):
     base, delta = load_with_delta(tmp_path / "o")
     assert (delta.provenance.task, delta.provenance.labels) == ("text-classification", ("neg", "pos"))
     assert next(base.model.parameters()).dtype == dtype
+
+
+@pytest.fixture(scope="module")
+def from_gguf(tmp_path_factory):
+    """Return a folder with a GGUF file, the folder it was written from, and a delta made on the file."""
+    pytest.importorskip("gguf")
+    folder = tmp_path_factory.mktemp("gguf")
+    tiny_gguf_base.write_folder(folder / "model")
+    tiny_gguf_base.write_gguf(folder / "model", folder / "base.gguf", quantized="Q8_0")
+    tiny_task.table(folder / "train.csv", tiny_task.dialogs(16), ("prompt", "response"))
+    flags = {"model": str(folder / "base.gguf"), "train": folder / "train.csv", "eval": folder / "train.csv"}
+    short = {"budget": "2%", "epochs": 1, "batch_size": 8, "threads": 1}
+    lines: list[str] = []
+    tune(load_config(TuneConfig, {**flags, **short, "out": folder / "t.safetensors"}), progress=False, log=lines.append)
+    assert sum("a GGUF file of" in line for line in lines) == 1
+    return folder
+
+
+def test_a_delta_on_a_gguf_file_is_bound_to_it(from_gguf, tmp_path):
+    """Another file is refused even if it holds the same weights."""
+    path, file = from_gguf / "t.safetensors", from_gguf / "base.gguf"
+    base, delta = load_with_delta(path)
+    stated = delta.provenance.training["gguf"]
+    assert stated == {"file": "base.gguf", "bytes": file.stat().st_size, "digest": base.gguf.digest}
+    name, linear = next(iter(delta.linears.items()))
+    assert torch.equal(base.model.get_submodule(name).weight[linear.rows, linear.columns], linear.values)
+    renamed = tiny_gguf_base.write_gguf(
+        from_gguf / "model", tmp_path / "named.gguf", quantized="Q8_0", more=lambda writer: writer.add_name("another")
+    )
+    told = (
+        r"wrong base: the base is the GGUF file 'named.gguf' \([\d,]+ bytes, digest .*made on 'base.gguf'.*: name that"
+    )
+    with pytest.raises(BaseMismatch, match=told):
+        load_with_delta(path, str(renamed))
+    other = tiny_gguf_base.write_gguf(from_gguf / "model", tmp_path / "f16.gguf", quantized="F16")
+    lines: list[str] = []
+    forced, _ = load_with_delta(path, str(other), force=True, log=lines.append)
+    text = applied_to(forced.model).forced
+    assert "the base is the GGUF file 'f16.gguf'" in text
+    assert "linears hold other values" in text
+    assert f"forced: {text}" in lines
+    with pytest.raises(BaseMismatch, match="linears hold other values"):
+        load_with_delta(path, str(from_gguf / "model"))
+
+
+def test_a_delta_on_a_gguf_file_serves_eval_predict_and_exports(from_gguf, tmp_path, capsys):
+    path, data = str(from_gguf / "t.safetensors"), str(from_gguf / "train.csv")
+    assert main(["eval", path, "--data", data, "--max-new-tokens", "3"]) == 0
+    assert "perplexity" in capsys.readouterr().out
+    assert main(["predict", path, "--data", data, "--out", str(tmp_path / "p.csv"), "--max-new-tokens", "3"]) == 0
+    with (tmp_path / "p.csv").open(newline="") as file:
+        assert [row["row"] for row in csv.DictReader(file)] == [str(number) for number in range(1, 17)]
+    assert main(["export", path, "--to", "gguf", "--out", str(tmp_path / "m.gguf")]) == 0
+    assert main(["merge", path, "--out", str(tmp_path / "merged")]) == 0
+    capsys.readouterr()
+    tuned = load_with_delta(Path(path))[0].model
+    ids = torch.tensor([[5, 9, 33, 70, 100, 12]])
+    with torch.no_grad():
+        expected = tuned(ids).logits
+        merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")(ids).logits
+        again = load_base("text-generation", tmp_path / "m.gguf").model(ids).logits
+    assert torch.equal(merged, expected)
+    assert float((again - expected).abs().max()) < 0.02 * float(expected.abs().max())  # q8_0 rounds the entries

@@ -56,6 +56,9 @@ def load_error(name: str | Path, reader: str, error: BaseException, report: Sequ
         report: what it logged before.
     """
     folder = Path(name)
+    if folder.is_file():
+        reason = _unread_gguf(error) or cause(error)
+        return InputError(f"{name}: the GGUF file cannot be loaded as a model with {reader}: {reason}")
     where = "the folder" if folder.is_dir() else "the hub id (or a folder of that name)"
     reason = _pickles(folder, error) or _sentencepiece(folder, error) or _damaged(folder) or cause(error)
     if "above report" in reason and report:
@@ -159,6 +162,16 @@ def _damaged(folder: Path) -> str:
         except (SafetensorError, OSError) as error:
             return f"{path.name} is damaged ({_one_line(str(error))}): download it again"
     return ""
+
+
+def _unread_gguf(error: BaseException) -> str:
+    """Return which architectures transformers reads, if it does not read that of the file; else empty."""
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    if "not supported" not in str(error) and not isinstance(error, NotImplementedError):
+        return ""
+    known = sorted(set(GGUF_SUPPORTED_ARCHITECTURES) - {"general", "tokenizer"})
+    return f"{cause(error)} Name the model's own folder, or a file of another architecture ({', '.join(known)})"
 
 
 def _one_line(text: str) -> str:

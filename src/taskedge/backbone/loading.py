@@ -12,6 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskedge.backbone.gguf_file import (
+    SUFFIX,
+    GgufFile,
+    is_gguf,
+    is_local_base,
+    pretrained_arguments,
+    read_gguf,
+    settle_config,
+    settle_model,
+    weight_arguments,
+)
 from taskedge.backbone.label_loss import use_label_loss
 from taskedge.backbone.load_report import captured_log, cause, check_loaded, load_error
 from taskedge.backbone.own_head import start_head
@@ -21,15 +32,17 @@ from taskedge.errors import InputError, TaskEdgeError, UnknownName
 
 TASK_AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
+    "multi-label-classification": "AutoModelForSequenceClassification",
     "text-regression": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
     "text-generation": "AutoModelForCausalLM",
+    "dialogue-state": "AutoModelForCausalLM",
     "text-to-text": "AutoModelForSeq2SeqLM",
     "token-classification": "AutoModelForTokenClassification",
 }
 """The class of transformers that loads a base for each kind of task."""
 
-PRETRAINED_HEAD_TASKS = ("text-generation", "text-to-text")
+PRETRAINED_HEAD_TASKS = ("text-generation", "text-to-text", "dialogue-state")
 """Tasks of which the base brings the head."""
 
 FP16_OVERFLOWS = frozenset({"longt5", "mt5", "pix2struct", "switch_transformers", "t5", "udop", "umt5"})
@@ -38,7 +51,7 @@ FP16_OVERFLOWS = frozenset({"longt5", "mt5", "pix2struct", "switch_transformers"
 DTYPES: dict[str, Any] = {
     "auto": "auto", "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64,
 }  # fmt: skip
-"""Dtypes that a base can be loaded in; ``auto`` is the dtype of its files."""
+"""Dtypes that a base can be loaded in; ``auto`` is the dtype of its files, and fp32 for a GGUF file."""
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """The form of a hub id: a name, or an organization and a name."""
@@ -57,6 +70,7 @@ class Base:
         image_processor: of a model of images, else None.
         head: if the base's files hold a head, ``"base"`` if it is kept and ``"new"`` if it is replaced; else empty.
         tokens_without_embedding: ids and names of the tokenizer's tokens that the base has no embedding for.
+        gguf: the file that the base was read from; None for a folder or a hub id.
     """
 
     model: nn.Module
@@ -66,6 +80,7 @@ class Base:
     image_processor: Any = None
     head: str = ""
     tokens_without_embedding: Mapping[int, str] = field(default_factory=dict)
+    gguf: GgufFile | None = None
 
 
 def load_classifier(name: str | Path, labels: Sequence[str], *, keep_head: bool = False) -> Base:
@@ -93,7 +108,7 @@ def load_base(
 
     Args:
         task: one of ``TASK_AUTO_CLASSES``.
-        name: a folder or a hub id.
+        name: a folder, a hub id or a GGUF file, whose weights are dequantized.
         labels: the classes of a classifier.
         dtype: one of ``DTYPES``.
         keep_head: keep the base's own head whatever its classes are called, if it has as many outputs: its first output
@@ -112,22 +127,29 @@ def load_base(
         raise UnknownName("task", task, TASK_AUTO_CLASSES)
     auto_class = getattr(transformers, TASK_AUTO_CLASSES[task])
     reads_images, has_task_head = task == "image-classification", task not in PRETRAINED_HEAD_TASKS
-    with explain_load_errors(name, "an image processor" if reads_images else "a tokenizer"):
-        config = transformers.AutoConfig.from_pretrained(str(name))
+    reader = "an image processor" if reads_images else "a tokenizer"
+    with explain_load_errors(name, reader), pretrained_arguments(name) as (location, arguments):
+        gguf = read_gguf(name) if arguments else None
+        config = transformers.AutoConfig.from_pretrained(location, **arguments)
         if type(config) not in auto_class._model_mapping:
             raise InputError(f"{name}: {_type_of(config)} and cannot be used for {task}: {_remedy(config)}")
         image_processor = _load_image_processor(name, config, log) if reads_images else None
-        tokenizer = None if reads_images else transformers.AutoTokenizer.from_pretrained(str(name))
+        tokenizer = None if reads_images else transformers.AutoTokenizer.from_pretrained(location, **arguments)
+        if gguf is not None:
+            settle_config(config, gguf)
         own_classes = class_names(config)
         set_task_config(config, task, labels)
         model, loading = auto_class.from_pretrained(
-            str(name),
+            location,
             config=config,
             ignore_mismatched_sizes=True,  # a head of another size than the base's own is made anew, others are refused
-            dtype=DTYPES[dtype],
+            dtype=torch.float32 if gguf is not None and dtype == "auto" else DTYPES[dtype],
             output_loading_info=True,
             use_safetensors=True,  # the other kind of weight file is a pickle
+            **weight_arguments(arguments),
         )
+    if gguf is not None:
+        settle_model(model, tokenizer, gguf, log)
     check_loaded(name, model, loading["missing_keys"], loading["mismatched_keys"], loading["unexpected_keys"], log)
     tokens_without_embedding: dict[int, str] = {}
     if tokenizer is not None:
@@ -158,6 +180,7 @@ def load_base(
         image_processor=image_processor,
         head=head,
         tokens_without_embedding=tokens_without_embedding,
+        gguf=gguf,
     )
 
 
@@ -170,13 +193,13 @@ def locate_base(name: str, folder: Path) -> str:
     Raises:
         InputError: the name has the form of a path, and no such folder exists.
     """
-    if not name or Path(name).is_dir():
+    if not name or is_local_base(Path(name)):
         return name
     beside = folder / name
-    if beside.is_dir():
+    if is_local_base(beside):
         return str(beside)
     if Path(name).is_absolute():
-        raise InputError(f"{name}: no such folder")
+        raise InputError(f"{name}: no such folder or GGUF file")
     if _is_path(name) or _is_path(name, folder):
         raise InputError(f"{name}: no such folder, neither from {Path.cwd()} nor from {folder.resolve()}")
     return name
@@ -184,7 +207,7 @@ def locate_base(name: str, folder: Path) -> str:
 
 def _is_path(name: str, folder: Path = Path()) -> bool:
     """Return whether a name can only be a path: a hub id has another form, or ``folder`` has the name's first part."""
-    if name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+    if name.startswith((".", "~")) or name.lower().endswith(SUFFIX) or not _HUB_ID.fullmatch(name):
         return True
     first, slash, _ = name.partition("/")
     return bool(slash) and (folder / first).is_dir()
@@ -199,9 +222,11 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
     from transformers import logging
 
     folder = Path(name)
-    if folder.is_file():
-        raise InputError(f"{name} is a file: name the folder of a model, or a hub id such as 'bert-base-uncased'")
-    if not folder.is_dir() and _is_path(str(name)):
+    if folder.is_file() and not is_gguf(folder):
+        raise InputError(
+            f"{name} is a file: name the folder of a model, a GGUF file, or a hub id such as 'bert-base-uncased'"
+        )
+    if not folder.exists() and _is_path(str(name)):
         raise InputError(f"{name}: no such folder: name a local model folder or a hub id such as 'bert-base-uncased'")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise InputError(f"{name}: the folder holds no model: it has no config.json")
@@ -297,7 +322,8 @@ def _remedy(config: Any) -> str:
     tasks = [
         task
         for task, name in TASK_AUTO_CLASSES.items()
-        if type(config) in getattr(transformers, name)._model_mapping and not (encoder and task == "text-generation")
+        if type(config) in getattr(transformers, name)._model_mapping
+        and not (encoder and task in ("text-generation", "dialogue-state"))
     ]
     if not tasks:
         return "taskedge tunes no model of this type; name another with --model"
@@ -329,7 +355,7 @@ def _check_hub(name: str | Path) -> None:
     """Query the hub once for a base that is neither a folder nor in the cache: the loaders would retry for a minute."""
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    if Path(name).is_dir() or isinstance(try_to_load_from_cache(str(name), "config.json"), str):
+    if is_local_base(Path(name)) or isinstance(try_to_load_from_cache(str(name), "config.json"), str):
         return
     try:
         HfApi().model_info(str(name), timeout=10)

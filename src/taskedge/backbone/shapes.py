@@ -94,10 +94,14 @@ class Shape:
         """
         import transformers
 
+        from taskedge.backbone.gguf_file import pretrained_arguments, weight_arguments
+
         if self.folder is not None:
             auto_class = getattr(transformers, KIND_AUTO_CLASSES[self.kind])
             try:
-                return auto_class.from_pretrained(self.folder, use_safetensors=True), True
+                with pretrained_arguments(self.folder) as (location, arguments):
+                    more = weight_arguments(arguments)
+                    return auto_class.from_pretrained(location, use_safetensors=True, **more), True
             except OSError as error:
                 log(f"{self.name}: no weights can be loaded, so they are random: {_first_line(error)}")
         return self._from_config(), False
@@ -127,7 +131,7 @@ def known_shape(name: str) -> Shape:
 
 
 def shape_of(model: str) -> Shape:
-    """Return the shape of the model in a folder or hub id with a config; weights are not needed.
+    """Return the shape of the model in a folder, a hub id with a config or a GGUF file; weights are not needed.
 
     Raises:
         InputError: see :func:`load_config`.
@@ -136,18 +140,21 @@ def shape_of(model: str) -> Shape:
 
 
 def load_config(model: str) -> Any:
-    """Return the transformers config of the model in a folder or hub id.
+    """Return the transformers config of the model in a folder, a hub id or a GGUF file.
 
     Raises:
         InputError: there is no config of that name, or transformers does not know its architecture.
     """
     import transformers
 
+    from taskedge.backbone.gguf_file import pretrained_arguments, read_gguf
     from taskedge.backbone.loading import explain_load_errors
 
-    with explain_load_errors(model):
+    with explain_load_errors(model), pretrained_arguments(model) as (location, arguments):
+        if arguments:
+            read_gguf(model)
         try:
-            return transformers.AutoConfig.from_pretrained(model)
+            return transformers.AutoConfig.from_pretrained(location, **arguments)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"model {model!r} has no config that can be used: {_first_line(error)}") from None
 

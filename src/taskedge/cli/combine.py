@@ -72,7 +72,9 @@ IMPORTANCE_BATCH = 32
 @click.option("--batches", default=8, show_default=True, type=click.IntRange(1), help="Batches of 32 rows of --data.")
 @click.option("--densify", is_flag=True, help="Make entries of low-rank products.")
 @click.option("--seed", default=0, show_default=True, type=int, help="Draws the entries that dare keeps.")
-@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the first delta names]")
+@click.option(
+    "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the first delta names]"
+)
 @force_option
 @json_option
 def command(

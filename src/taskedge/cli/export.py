@@ -61,7 +61,9 @@ FORMS = {
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The folder (for a patch: the file) to make."
 )
-@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
+@click.option(
+    "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the delta names]"
+)
 @click.option(
     "--peft-type",
     metavar="TYPE",
@@ -75,7 +77,9 @@ FORMS = {
     help="Refuse a delta that needs a higher rank as LoRA.  [default: any rank]",
 )
 @click.option("--quantize", metavar="TYPE", help="Of an ONNX graph: int8 for the weights of matrix products.")
-@click.option("--gguf-base", type=click.Path(path_type=Path), help="The GGUF file of the base.")
+@click.option(
+    "--gguf-base", type=click.Path(path_type=Path), help="The GGUF file of the base.  [default: the base, if it is one]"
+)
 @click.option("--gguf-type", metavar="TYPE", help="Of changed weights: same, f32, f16 or q8_0.  [default: same]")
 @click.option(
     "--check-rows",

@@ -33,7 +33,9 @@ Examples:
     "--out", type=click.Path(path_type=Path), default=Path("task.safetensors"), show_default=True,
     help="The delta file to write.",
 )  # fmt: skip
-@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the adapter names]")
+@click.option(
+    "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the adapter names]"
+)
 @click.option(
     "--labels", help="The classes in the adapter's order, with commas.  [default: the classes in the base's config]"
 )

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _AS = "  [default: as in training]"
 
-INPUT_COLUMNS = ("source", "tokens")
+INPUT_COLUMNS = ("source", "tokens", "turns")
 """Columns that ``eval`` and ``predict`` read beside text, prompt and image."""
 
 TITLES = {
     "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
-    "macro_f1": "macro F1", "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman r",
+    "macro_f1": "macro F1", "micro_f1": "micro F1", "mse": "MSE", "pearson": "Pearson r", "spearman": "Spearman r",
 }  # fmt: skip
 
 
@@ -39,9 +39,12 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--max-new-tokens", type=click.IntRange(1), help=f"Longest generated response in tokens.{_AS}"),
         head_option,
-        click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]"),
+        click.option(
+            "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the delta names]"
+        ),
         click.option("--weight-storage", type=click.Choice(WEIGHT_STORAGE), help=f"How base weights are stored.{_AS}"),
         click.option("--image", help=f"Column with the path of an image.{_AS}"),
+        click.option("--turns", help=f"Column with the turns of a dialogue.{_AS}"),
         click.option("--tokens", help=f"Column with a list of tokens.{_AS}"),
         click.option("--source", help=f"Column with the source text.{_AS}"),
         click.option("--prompt", help=f"Column with the prompt.{_AS}"),

@@ -92,13 +92,16 @@ def prepare(
 
     import taskedge as te
     from taskedge.backbone.cost_model import block_table, dummy_inputs, skeleton
+    from taskedge.backbone.gguf_file import pretrained_arguments, weight_arguments
     from taskedge.profiling.training_steps import DepthTraining
 
     shape = skeleton(model)
     table = block_table(shape, dummy_inputs(shape, 1, length), share=0.001, name=Path(model).name or model)
     transformers.utils.logging.disable_progress_bar()
     try:
-        loaded = transformers.AutoModel.from_pretrained(model, use_safetensors=True).to(device)
+        with pretrained_arguments(model) as (location, arguments):
+            more = weight_arguments(arguments)
+            loaded = transformers.AutoModel.from_pretrained(location, use_safetensors=True, **more).to(device)
         torch.manual_seed(0)
         inputs = dummy_inputs(loaded, batch_size, length)
         te.install(loaded, te.select(loaded, [inputs], per_neuron=per_neuron), trainable=[])

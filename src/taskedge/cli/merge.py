@@ -19,7 +19,9 @@ Examples:
 @click.command(epilog=EPILOG)
 @click.argument("delta", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to make.")
-@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
+@click.option(
+    "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the delta names]"
+)
 @head_option
 @replace_option
 @other_base_option

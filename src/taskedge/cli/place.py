@@ -27,7 +27,9 @@ Examples:
 
 
 @click.command(epilog=EPILOG)
-@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the first delta names]")
+@click.option(
+    "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the first delta names]"
+)
 @click.option("--task", "tasks", multiple=True, type=NamedDelta(), help="A delta that the chip holds; repeatable.")
 @click.option("--head", "heads", multiple=True, help="Head of each --task, in order, of deltas for several tasks.")
 @click.option(

@@ -42,7 +42,8 @@ def command(
 ) -> None:  # fmt: skip
     """Answer new data with a delta: one line for each row (CSV, or JSON lines).
 
-    A line has the label and its probability, the number, or the response. Lines are written as the work proceeds. A
+    A line has the label and its probability, the labels of a set and the probability of each, the number, or the
+    response. Lines are written as the work proceeds. A
     file gets its name when it is complete; an interrupted prediction continues with --resume.
     """
     if out is None and resume:
@@ -108,5 +109,9 @@ def _lines(answers: Sequence[dict[str, Any]], *, as_json: bool) -> str:
     writer = csv.writer(lines, lineterminator="\n")
     if answers[0]["row"] == 1:
         writer.writerow(answers[0])
-    writer.writerows(answer.values() for answer in answers)
+    quoting = csv.writer(lines, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for answer in answers:
+        values = [",".join(value) if isinstance(value, list) else value for value in answer.values()]
+        ends_line = any("\r" in value for value in values if isinstance(value, str))  # Python < 3.13 leaves it unquoted
+        (quoting if ends_line else writer).writerow(values)
     return lines.getvalue()

@@ -34,7 +34,9 @@ _SUMS = ("bytes_down", "bytes_up", "predicted_seconds", "observed_seconds")
     help="Folder of a run: of `tune --log`, or of a cooperative run. One for each delta, in their order.",
 )  # fmt: skip
 @click.option("--plan", type=click.Path(path_type=Path), help="Plan of a fleet, from `taskedge plan --out`.")
-@click.option("--model", help="Base model: a local folder or a hub id.  [default: the one the delta names]")
+@click.option(
+    "--model", help="Base model: a local folder, a hub id or a GGUF file.  [default: the one the delta names]"
+)
 @click.option("--no-examples", is_flag=True, help="Show no text of the data.")
 @click.option(
     "--batch-size", default=DEFAULTS.batch_size, show_default=True, type=click.IntRange(1), help="Rows in a batch."
@@ -136,7 +138,6 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 def _examine(delta: Path, data: Path, model: str | None, batch_size: int, *, examples: bool) -> dict[str, Any]:
     """Return measures of a delta on data, and for classes their figures and the worst mistakes."""
-    from taskedge.training.class_figures import class_figures, worst_mistakes
     from taskedge.training.inference import prepare_inference
 
     inference = prepare_inference(delta, data, answers=True, model=model, log=print_status)
@@ -144,8 +145,7 @@ def _examine(delta: Path, data: Path, model: str | None, batch_size: int, *, exa
         measures, prediction = inference.examine(batch_size, on_progress)
     examined: dict[str, Any] = {"path": data.name, "measures": measures}
     if prediction is not None:
-        labels, truth = inference.task.labels, inference.truth
-        examined["figures"] = class_figures(labels, truth, prediction.classes.tolist())
+        examined["figures"] = inference.figures(prediction)
         if examples:
-            examined["mistakes"] = worst_mistakes(labels, truth, prediction.probabilities, inference.texts)
+            examined["mistakes"] = inference.mistakes(prediction)
     return examined

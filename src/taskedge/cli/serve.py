@@ -29,7 +29,11 @@ TOKEN_VARIABLE = "TASKEDGE_TOKEN"
     type=click.Path(path_type=Path),
     help="Folder of tasks: files NAME.safetensors may come, change and go. Uploaded tasks are stored here.",
 )
-@click.option("--model", default="", help="Base model: a folder or a hub id.  [default: the one the first delta names]")
+@click.option(
+    "--model",
+    default="",
+    help="Base model: a folder, a hub id or a GGUF file.  [default: the one the first delta names]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="Port; 0 for a free one.")
 @click.option(

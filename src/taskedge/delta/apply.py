@@ -15,15 +15,19 @@ from torch import Tensor, nn
 
 from taskedge.backbone.by_name import modules_and_parameters, modules_named
 from taskedge.backbone.fingerprint import digest
+from taskedge.backbone.gguf_file import check_gguf, gguf_differences
 from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, linears
 from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.delta.entry_access import read_entries, write_values
+from taskedge.delta.prompt_delta import apply_prompt, prompt_difference
+from taskedge.delta.same_delta import same_delta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.filtered import attach_filtered, remove_filtered
 from taskedge.forms.install import installation
 from taskedge.forms.low_rank import with_product
 from taskedge.forms.norms import statistics_of
+from taskedge.forms.prompt import remove_prompt
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
         raise InputError("the model trains a support: fuse it before a delta is applied")
     delta = delta.with_head(None)
     before = applied_to(model)
-    if before is not None and before.delta is not delta and not _same(before.delta, delta):
+    if before is not None and before.delta is not delta and not same_delta(before.delta, delta):
         raise InputError("another delta is applied to the model: revert that one first")
     layers, parameters = _layers_and_parameters(model, delta)
     products = _originals(layers, delta) if before is None else before.low_rank
@@ -74,6 +78,8 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     if before is None:
         originals = _values_at_entries(layers, delta)
         if not force:
+            check_gguf(model, delta.provenance.training)
+            _check_prompt(model, delta)
             _check_base(layers, parameters, delta, originals | products)
         before = Applied(
             delta,
@@ -87,6 +93,7 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
     if delta.filters:
         factors = {name: (product.a, product.b, product.scale) for name, product in delta.low_rank.items()}
         attach_filtered(model, factors, {name: (one.kind, one.tensors) for name, one in delta.filters.items()})
+    apply_prompt(model, delta.prompt)
     for name, linear in delta.linears.items():
         write_values(layers[name], linear, linear.values)
     with torch.no_grad():
@@ -120,6 +127,8 @@ def force_apply(model: nn.Module, delta: Delta, difference: str | None = None) -
 def check_base(model: nn.Module, delta: Delta) -> None:
     """Raise BaseMismatch if a model without an applied delta is not the delta's base. The model is not changed."""
     layers, parameters = _layers_and_parameters(model, delta)
+    check_gguf(model, delta.provenance.training)
+    _check_prompt(model, delta)
     _check_base(layers, parameters, delta, _values_at_entries(layers, delta) | _originals(layers, delta))
 
 
@@ -136,7 +145,8 @@ def base_difference(model: nn.Module, delta: Delta) -> str:
     comparable = [name for name in changed if name not in other_dtype]
     other_values = _with_other_values(layers, delta, originals, comparable)
     other_parameters = _with_other_dtype(parameters, delta)
-    texts = []
+    texts = gguf_differences(model, delta.provenance.training)
+    texts += [text] if (text := prompt_difference(model, delta.prompt)) else []
     if other_values:
         texts.append(f"{len(other_values)} of {len(changed)} linears hold other values than the delta's base")
     if other_dtype:
@@ -171,14 +181,15 @@ def revert(model: nn.Module, delta: Delta | None = None) -> nn.Module:
     delta = None if delta is None else delta.with_head(None)
     if before is None:
         raise InputError("no delta is applied to the model, so there is nothing to revert")
-    if delta is not None and before.delta is not delta and not _same(before.delta, delta):
+    if delta is not None and before.delta is not delta and not same_delta(before.delta, delta):
         raise InputError("another delta than this one is applied to the model")
-    names = [*before.delta.linears, *before.delta.low_rank]
-    layers = _layers(model, modules_named(model, names), before.delta)
+    layers = _layers(model, modules_named(model, [*before.delta.linears, *before.delta.low_rank]), before.delta)
     for name, linear in before.delta.linears.items():
         write_values(layers[name], linear, before.entries[name])
     if before.delta.filters:
         remove_filtered(model)
+    if before.delta.prompt is not None:
+        remove_prompt(model)
     for name, weight in before.low_rank.items():
         layers[name].overwrite(weight)
     with torch.no_grad():
@@ -303,6 +314,12 @@ def _check_values(
             )
 
 
+def _check_prompt(model: nn.Module, delta: Delta) -> None:
+    """Raise BaseMismatch if the word vectors are not those that the delta's soft prompt was trained on."""
+    if difference := prompt_difference(model, delta.prompt):
+        raise BaseMismatch(f"wrong base: {difference}: load that base, or force it")
+
+
 def _check_base(
     layers: dict[str, Linear], parameters: dict[str, nn.Parameter], delta: Delta, originals: dict[str, Tensor]
 ) -> None:
@@ -373,26 +390,3 @@ def _as_trained_on(layer: Linear, delta: Delta, original: Tensor) -> Tensor:
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _same(first: Delta, second: Delta) -> bool:
-    """Return whether two deltas write the same values to the same positions."""
-    if (
-        first.linears.keys() != second.linears.keys()
-        or first.low_rank.keys() != second.low_rank.keys()
-        or first.full_parameters.keys() != second.full_parameters.keys()
-        or first.filters.keys() != second.filters.keys()
-    ):
-        return False
-    for name, a in first.linears.items():
-        b = second.linears[name]
-        if not (torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns) and torch.equal(a.values, b.values)):
-            return False
-    for name, product in first.low_rank.items():
-        other = second.low_rank[name]
-        if product.scale != other.scale or not (torch.equal(product.a, other.a) and torch.equal(product.b, other.b)):
-            return False
-    named = {f"{name}/{part}": tensor for name, one in first.filters.items() for part, tensor in one.tensors.items()}
-    others = {f"{name}/{part}": tensor for name, one in second.filters.items() for part, tensor in one.tensors.items()}
-    named, others = named | first.full_parameters, others | second.full_parameters
-    return named.keys() == others.keys() and all(torch.equal(tensor, others[name]) for name, tensor in named.items())

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from taskedge.backbone.fingerprint import digest
+from taskedge.backbone.gguf_file import gguf_provenance
 from taskedge.backbone.layers import Linear, as_linear, stored_weight
 from taskedge.backbone.task_config import task_of_classifier
 from taskedge.delta.delta import CLOSED_LAYERS, Delta, LinearDelta, LowRankDelta, Provenance
 from taskedge.delta.filter_delta import FilterDelta
+from taskedge.delta.prompt_delta import extracted_prompt
 from taskedge.forms.filtered import FilteredProduct, filter_state, filtered_layers
 from taskedge.forms.install import require_installation
 from taskedge.forms.low_rank import LowRankLayer, low_rank_layers
@@ -60,14 +62,15 @@ def extract(model: nn.Module) -> Delta:
             base_parameters=support.model_parameters,
             task=task,
             labels=labels,
-            training=_gates(model),
+            training=_gates(model) | gguf_provenance(model),
         ),
         low_rank={name: _product(layer) for name, layer in low_rank_layers(model).items()},
         filters={name: FilterDelta(*filter_state(layer)) for name, layer in filtered_layers(model).items()},
+        prompt=extracted_prompt(model),
     )
 
 
-def _gates(model: nn.Module) -> dict[str, list[str]]:
+def _gates(model: nn.Module) -> dict[str, Any]:
     """Return the names of the layers whose gates are closed, if layers have gates: nothing else in a file has them."""
     gates = layer_gates(model)
     return {CLOSED_LAYERS: [name for name, gate in gates.items() if not gate.is_open]} if gates else {}

@@ -18,7 +18,7 @@ class DataSettings(Config):
     """Settings of one run about its data, its task and its base."""
 
     # data and task
-    model: Annotated[str, Field(description="Base model: a local folder or a hub id.")]
+    model: Annotated[str, Field(description="Base model: a local folder, a hub id or a GGUF file.")]
     train: Annotated[
         Path, Field(description="Training data: a CSV, TSV, JSONL, Parquet or text file, or a folder of images.")
     ]
@@ -33,20 +33,36 @@ class DataSettings(Config):
     task: Annotated[
         str | None,
         Field(
-            description="Kind of task: text-classification, text-regression, image-classification, text-generation, "
-            "text-to-text or token-classification. If left out, it is inferred from the data."
+            description="Kind of task: text-classification, multi-label-classification, text-regression, "
+            "image-classification, text-generation, text-to-text, token-classification or dialogue-state. If left out, "
+            "it is inferred from the data."
         ),
     ] = None
     text: Annotated[
         list[str] | None, Field(description="Column with the text; repeat it to join several.", min_length=1)
     ] = None
-    label: Annotated[str | None, Field(description="Column with the label: a class or a number.")] = None
+    label: Annotated[
+        list[str] | str | None,
+        Field(
+            description="Column with the label: a class or a number. Repeat it, or write --label a,b, for columns of 0 "
+            "and 1, of which several may be set in a row."
+        ),
+    ] = None
+    label_separator: Annotated[
+        str | None,
+        Field(
+            description="What separates the labels in a column that lists those of each row; a comma with --task "
+            "multi-label-classification.",
+            min_length=1,
+        ),
+    ] = None
     prompt: Annotated[str | None, Field(description="Column with the prompt.")] = None
     response: Annotated[str | None, Field(description="Column with the response to it.")] = None
     source: Annotated[str | None, Field(description="Column with the source text of an encoder-decoder.")] = None
     target: Annotated[str | None, Field(description="Column with the target text to it.")] = None
     tokens: Annotated[str | None, Field(description="Column with a list of tokens.")] = None
     tags: Annotated[str | None, Field(description="Column with the list of their tags.")] = None
+    turns: Annotated[str | None, Field(description="Column with the turns of a dialogue and their states.")] = None
     image: Annotated[str | None, Field(description="Column with the path of an image.")] = None
 
     class_weights: Annotated[
@@ -56,8 +72,11 @@ class DataSettings(Config):
 
     # base model
     dtype: Annotated[
-        Literal["auto", "fp32", "bf16"],
-        Field(description="Data type of the base weights; 'auto': the one in which its files store them."),
+        Literal["auto", "fp32", "bf16", "fastest"],
+        Field(
+            description="Data type of the base weights; 'auto': the one in which its files store them; 'fastest': bf16 "
+            "where its products are faster on this processor and the kind of task was measured with it."
+        ),
     ] = "auto"
     weight_storage: Annotated[
         Literal["resident", "mmap", "int8"],
@@ -73,6 +92,13 @@ class DataSettings(Config):
         if isinstance(data, dict) and isinstance(data.get("text"), str):
             return data | {"text": [data["text"]]}
         return data
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _unwrap_single_label(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return value[0] if len(value) == 1 else list(value) or None
+        return value
 
     @field_validator("weight_storage", mode="before")
     @classmethod

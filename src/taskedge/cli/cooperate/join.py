@@ -134,7 +134,7 @@ def _unit(bundle: Path, data: Path, profile: Path | None, flags: dict[str, Any])
     from taskedge.cooperation.transport.nats.bundle import Bundle
 
     model = Path(flags["model"])
-    flags = flags | {"model": model.resolve() if model.is_dir() else flags["model"]}
+    flags = flags | {"model": model.resolve() if model.exists() else flags["model"]}
     paths = {"bundle": bundle.resolve(), "data": data.resolve(), "profile": profile and profile.resolve()}
     command_line = join_command(paths | flags)
     return device_unit(Bundle.open(bundle).name, [*command_line, "--stay"], getpass.getuser())

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from taskedge.backbone.gguf_file import gguf_package
 from taskedge.delta.interop.export import FILE, Source, exports
-from taskedge.delta.interop.gguf_names import gguf_names, gguf_package, read_tensor
+from taskedge.delta.interop.gguf_names import gguf_names, read_tensor
 from taskedge.delta.interop.lora_export import checked_ranks
 from taskedge.delta.interop.peft_export import changes_of
 from taskedge.delta.interop.peft_layouts import lora

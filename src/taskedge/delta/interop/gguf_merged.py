@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from taskedge.backbone.gguf_file import gguf_package, is_gguf
 from taskedge.backbone.layers import linears
 from taskedge.delta.interop.export import FILE, Source, exports
 from taskedge.delta.interop.gguf_lora import check_only_linears, write_gguf
-from taskedge.delta.interop.gguf_names import gguf_names, gguf_package, read_tensor
+from taskedge.delta.interop.gguf_names import gguf_names, read_tensor
 from taskedge.delta.interop.read_back import changed_weights, replaced
 from taskedge.delta.interop.self_check import Batch, logits_of
 from taskedge.errors import InputError, UnknownName
@@ -46,6 +47,8 @@ def gguf_model(
 ) -> dict[str, Any]:
     """The base's GGUF file with the delta's values; changed weights are f32, f16, q8_0 or of the base's type.
 
+    Without ``gguf_base``, the base must have been read from a GGUF file, which is the one taken.
+
     A base of another quantization (the K types) gets the changed weights as q8_0, which the package can write.
 
     Raises:
@@ -54,6 +57,8 @@ def gguf_model(
         UnknownName: ``gguf_type`` is not in :data:`TYPES`.
     """
     gguf = gguf_package()
+    if gguf_base is None and is_gguf(source.base):
+        gguf_base = source.base
     if gguf_base is None:
         raise InputError("--to gguf needs the GGUF file of the base: name it with --gguf-base")
     if gguf_type not in TYPES:

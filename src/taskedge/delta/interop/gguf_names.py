@@ -7,7 +7,6 @@ projections, because llama.cpp rotates neighboring pairs of numbers where transf
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.gguf_file import gguf_package
 from taskedge.errors import InputError
 
 ARCHITECTURES = {"llama": "LLAMA", "mistral": "LLAMA", "qwen2": "QWEN2", "gemma3_text": "GEMMA3"}
@@ -49,18 +49,6 @@ class GgufNames:
         if heads is None:
             return rows
         return rows.reshape(heads, -1, 2, rows.shape[1]).transpose(1, 2).reshape(rows.shape)
-
-
-def gguf_package() -> Any:
-    """Import ``gguf``.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module("gguf")
-    except ImportError:
-        raise InputError("a GGUF export needs the package gguf: pip install 'taskedge[gguf]'") from None
 
 
 def gguf_names(model: nn.Module, linears: Iterable[str]) -> GgufNames:
