@@ -33,6 +33,9 @@ def classify(task, tokenizer, session, texts):
         for name in task["inputs"]:
             given[name][place, : len(row.ids)] = parts[name]
     logits = session.run(["logits"], given)[0].astype(np.float64)
+    if task["task"] == "multi-label-classification":  # labels do not exclude each other
+        chances, names = 1 / (1 + np.exp(-logits)), np.array(task["labels"])
+        return [(",".join(names[row >= task["threshold"]]), float(row.max())) for row in chances]
     chances = np.exp(logits - logits.max(-1, keepdims=True))
     chances /= chances.sum(-1, keepdims=True)
     return [(task["labels"][row.argmax()], float(row.max())) for row in chances]

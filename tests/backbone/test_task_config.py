@@ -113,7 +113,10 @@ def test_a_single_class_has_no_problem_type():
 def test_classifiers_are_recognized():
     for changes, found in [
         ({"num_labels": 2, "id2label": {0: "no", 1: "yes"}}, ("text-classification", ("no", "yes"))),
-        ({"num_labels": 3, "problem_type": "multi_label_classification"}, ("", ())),
+        (
+            {"num_labels": 2, "problem_type": "multi_label_classification"},
+            ("multi-label-classification", ("LABEL_0", "LABEL_1")),
+        ),
         ({"num_labels": 1}, ("", ())),
     ]:
         config = transformers.BertConfig(

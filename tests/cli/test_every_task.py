@@ -31,6 +31,7 @@ class Kind:
     task: str
     measures: set[str]
     answer: tuple[str, ...]
+    more: tuple[str, ...] = ()
 
 
 CLASSES = {"rows", "accuracy", "macro_f1", "loss"}
@@ -60,6 +61,15 @@ KINDS = {
         {"rows", "loss", "accuracy", "entity_precision", "entity_recall", "entity_f1"},
         ("tags",),
     ),
+    "label columns": Kind(
+        "bert",
+        "marks.csv",
+        "marks2.csv",
+        "multi-label-classification",
+        {"rows", "micro_f1", "macro_f1", "exact_match", "loss"},
+        ("labels", "probability_nice", "probability_plot"),
+        ("--label", "nice", "--label", "plot"),
+    ),
     "plain text": Kind("llama", "plain.txt", "plain.txt", "text-generation", WORDS, ("response",)),
 }
 SHORT = ["--budget", "2%", "--lr", 1e-2, "--batch-size", 8, "--epochs", 1, "--threads", 1, "--checkpoint-every", 3]
@@ -78,6 +88,8 @@ def kinds(tmp_path_factory):
     tiny_task.llama(folder / "chat", chat=True)
     for number, count in (("", 48), ("2", 20)):
         tiny_task.table(folder / f"ratings{number}.csv", tiny_task.ratings(2 * count, seed=count))
+        marks = [(text, int(label == "pos"), int("plot" in text)) for text, label in tiny_task.rows(count, seed=count)]
+        tiny_task.table(folder / f"marks{number}.csv", marks, ("text", "nice", "plot"))
         tiny_task.images(folder / f"images{number}", count, seed=count)
         talk = [{"prompt": prompt, "response": response} for prompt, response in tiny_task.dialogs(count, seed=count)]
         (folder / f"talk{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
@@ -95,7 +107,11 @@ def kinds(tmp_path_factory):
 
 def tuning(folder, kind, *more):
     fixed = ["tune", "--model", folder / kind.model, "--train", folder / kind.train, "--eval", folder / kind.held]
-    return list(map(str, [*fixed, *SHORT, *more]))
+    return list(map(str, [*fixed, *SHORT, *kind.more, *more]))
+
+
+def as_cell(value):
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def batch_of(work):
@@ -134,7 +150,7 @@ def test_all_verbs(taskedge, kinds, here, name, dtype):
 
     as_csv = list(csv.DictReader(io.StringIO(taskedge("predict", "task.safetensors", "--data", data).out)))
     lines = taskedge("predict", "task.safetensors", "--data", data, "--json").out.splitlines()
-    assert [{key: str(value) for key, value in json.loads(line).items()} for line in lines] == as_csv
+    assert [{key: as_cell(value) for key, value in json.loads(line).items()} for line in lines] == as_csv
     assert tuple(as_csv[0]) == ("row", *kind.answer)
     assert [int(row["row"]) for row in as_csv] == list(range(1, done["quality"]["rows"] + 1))
 

@@ -7,7 +7,13 @@ import tiny
 import torch
 
 from taskedge.errors import InputError
-from taskedge.training.class_weights import balanced_weights, never_predicted_hint, rare_class_hint, weighted_loss
+from taskedge.training.class_weights import (
+    balanced_weights,
+    never_predicted_hint,
+    rare_class_hint,
+    weighted_loss,
+    weights_by_label,
+)
 from taskedge.training.passes_loss import PassesLoss
 
 
@@ -40,6 +46,30 @@ def test_the_loss_and_its_gradient_are_those_of_the_weighted_rows():
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(model.classifier.weight.grad, gradient)
     assert "forward" not in model.__dict__
+
+
+def test_sets_of_labels_balance_rows_with_and_without_each_label():
+    """The oracle: torch's loss with the weight of every cell."""
+    labels = torch.tensor([[1.0, 0, 0], [0, 0, 0], [1, 1, 0], [0, 1, 1], [0, 1, 0]])
+    weights = balanced_weights(labels.tolist(), ["a", "b", "c"])
+    torch.testing.assert_close(weights, torch.tensor([[5 / 6, 5 / 4, 5 / 8], [5 / 4, 5 / 6, 5 / 2]]))
+    assert weights_by_label(weights, ["a", "b", "c"]) == pytest.approx({"a": 5 / 4, "b": 5 / 6, "c": 5 / 2})
+    model = tiny.bert().eval()
+    model.config.problem_type = "multi_label_classification"
+    ids = torch.randint(1, tiny.VOCABULARY, (5, 6), generator=torch.Generator().manual_seed(0))
+    logits = model(input_ids=ids).logits
+    cells = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    of_cells = torch.where(labels > 0, weights[1], weights[0])
+    with weighted_loss(model, weights):
+        losses = PassesLoss(model)
+        batches = [{"input_ids": ids[part], "labels": labels[part]} for part in (slice(0, 4), slice(4, 5))]
+        losses.begin_step(batches)
+        torch.testing.assert_close(sum(losses(batch) for batch in batches), (cells * of_cells).mean())
+    with pytest.raises(InputError, match="no training row has the label 'b'"):
+        balanced_weights([[1.0, 0.0], [0.0, 0.0]], ["a", "b"])
+    hint = rare_class_hint({"a": 50, "b": 5}, weighted=False, rows_with_sets=100)
+    assert hint.startswith("hint: 1 class is rare among 100 rows ('b' 5)")
+    assert rare_class_hint({"a": 50, "b": 15}, weighted=False, rows_with_sets=100) == ""
 
 
 def test_hints():

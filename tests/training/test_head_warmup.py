@@ -92,6 +92,16 @@ def test_a_head_that_reads_every_token_is_fitted_to_the_one_that_counts():
     assert model.eval()(**collate(rows)).loss.item() == pytest.approx(warmed.loss_after, rel=1e-4)
 
 
+def test_sets_of_labels_are_fitted_to_the_loss_of_the_model():
+    model = made("bert")
+    model.config.problem_type = "multi_label_classification"
+    rows = [row | {"labels": [float(token % 2) for token in row["input_ids"][:3].tolist()]} for row in rows_of()]
+    warmed = warm_head(model, rows, collate, batch_size=5)
+    assert warmed.converged
+    assert warmed.loss_after < warmed.loss_before
+    assert model.eval()(**collate(rows)).loss.item() == pytest.approx(warmed.loss_after, rel=1e-4)
+
+
 def test_numbers_are_fitted_as_by_ridge_regression():
     config = copy.deepcopy(made("bert").config)
     config.num_labels = 1

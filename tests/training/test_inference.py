@@ -77,3 +77,54 @@ def test_another_weight_storage_gives_nearly_the_same(trained):
     ]
     assert measured[0] == measured[1]
     assert measured[2] == pytest.approx(measured[0], rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def of_sets(task, tmp_path_factory):
+    """The result of a short run on columns of 0 and 1."""
+    folder = tmp_path_factory.mktemp("sets")
+    rows = [(text, int(label == "pos"), int("plot" in text)) for text, label in tiny_task.rows(32)]
+    tiny_task.table(folder / "train.csv", rows, ("text", "nice", "plot"))
+    lists = [(text, ";".join(name for name, mark in (("nice", a), ("plot", b)) if mark)) for text, a, b in rows]
+    tiny_task.table(folder / "lists.csv", lists, ("text", "tags"))
+    flags = {"model": str(task / "base"), "train": folder / "train.csv", "eval": folder / "train.csv"}
+    flags |= {"label": ["nice", "plot"], "budget": "2%", "batch_size": 8, "epochs": 1, "threads": 1}
+    flags |= {"validation": "25%", "eval_every": 2, "class_weights": "balanced"}
+    return tune(load_config(TuneConfig, {**flags, "out": folder / "o"}), progress=False, log=str)
+
+
+def test_sets_are_measured_from_columns_and_from_a_list(of_sets):
+    folder = of_sets.out.parent
+    inference = prepare_inference(of_sets.out, folder / "train.csv", answers=True, log=str)
+    measured, prediction = inference.examine(8)
+    assert measured == of_sets.quality
+    assert [one["label"] for one in inference.figures(prediction)["classes"]] == ["nice", "plot"]
+    listed = Columns(label="tags", label_separator=";")
+    assert prepare_inference(of_sets.out, folder / "lists.csv", listed, answers=True, log=str).evaluate(8) == measured
+    with pytest.raises(InputError, match="the columns 'nice', 'text' are not the labels of the delta"):
+        prepare_inference(of_sets.out, folder / "train.csv", Columns(label="nice,text"), answers=True, log=str)
+
+
+def test_an_export_of_sets_runs_in_onnxruntime(of_sets, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    import runpy
+    from pathlib import Path
+
+    from taskedge.cli.main import main
+
+    assert main(["export", str(of_sets.out), "--to", "onnx", "--out", str(tmp_path / "onnx")]) == 0
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "onnx_without_torch.py"))
+    texts = [text for text, _ in tiny_task.rows(6, seed=5)]
+    data = tiny_task.table(tmp_path / "new.csv", [(text, "") for text in texts])
+    expected = prepare_inference(of_sets.out, data, answers=False, log=str).predict()
+    found = example["classify"](*example["load"](tmp_path / "onnx"), texts)
+    assert [names for names, _ in found] == [",".join(row["labels"]) for row in expected]
+    for (_, chance), row in zip(found, expected, strict=True):
+        assert chance == pytest.approx(max(row["probability_nice"], row["probability_plot"]), abs=1e-4)
+
+
+def test_an_export_of_sets_to_llama_cpp_is_refused(of_sets, tmp_path, capsys):
+    from taskedge.cli.main import main
+
+    assert main(["export", str(of_sets.out), "--to", "gguf-lora", "--out", str(tmp_path / "x.gguf")]) == 2
+    assert "export with --to merged" in capsys.readouterr().err

@@ -37,12 +37,13 @@ def set_task_config(config: Any, task: str, labels: Sequence[str]) -> None:
     if task == "text-regression":
         config.num_labels = 1
         config.problem_type = "regression"
-    elif task not in ("text-generation", "text-to-text"):
+    elif task not in ("text-generation", "text-to-text", "dialogue-state"):
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
+        kind = "multi_label" if task == "multi-label-classification" else "single_label"
         # transformers refuses the problem type with one class, which only an imported adapter has
-        config.problem_type = "single_label_classification" if len(labels) > 1 else None
+        config.problem_type = f"{kind}_classification" if len(labels) > 1 else None
 
 
 def class_names(config: Any) -> tuple[str, ...]:
@@ -54,12 +55,15 @@ def class_names(config: Any) -> tuple[str, ...]:
 def task_of_classifier(model: Any) -> tuple[str, tuple[str, ...]]:
     """Return the task and the classes of a classifier of transformers; both empty for any other model.
 
-    A model with one output, or with several labels for a row, is no classifier of one class.
+    A model with one output is no classifier.
     """
     kinds = {"ForSequenceClassification": "text-classification", "ForImageClassification": "image-classification"}
     config = getattr(model, "config", None)
     task = next((task for suffix, task in kinds.items() if type(model).__name__.endswith(suffix)), "")
-    if not task or getattr(config, "problem_type", None) not in (None, "single_label_classification"):
+    problem = getattr(config, "problem_type", None)
+    if task == "text-classification" and problem == "multi_label_classification":
+        task, problem = "multi-label-classification", None
+    if not task or problem not in (None, "single_label_classification"):
         return "", ()
     labels = class_names(config)
     return (task, labels) if len(labels) > 1 else ("", ())

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _AS = "  [default: as in training]"
 
-INPUT_COLUMNS = ("source", "tokens", "turns")
+INPUT_COLUMNS = ("source", "tokens", "turns", "messages")
 """Columns that ``eval`` and ``predict`` read beside text, prompt and image."""
 
 TITLES = {
@@ -44,6 +44,7 @@ def inference_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--weight-storage", type=click.Choice(WEIGHT_STORAGE), help=f"How base weights are stored.{_AS}"),
         click.option("--image", help=f"Column with the path of an image.{_AS}"),
+        click.option("--messages", help=f"Column with whole conversations.{_AS}"),
         click.option("--turns", help=f"Column with the turns of a dialogue.{_AS}"),
         click.option("--tokens", help=f"Column with a list of tokens.{_AS}"),
         click.option("--source", help=f"Column with the source text.{_AS}"),

@@ -31,7 +31,8 @@ Examples:
 
 SHOWN = (
     *("model", "train", "task", "text", "label", "prompt", "response", "source", "target", "tokens", "tags"),
-    *("image", "dtype", "rank"),
+    *("turns", "messages"),
+    *("label_separator", "image", "dtype", "rank"),
     *("head_warmup", "batch_size", "micro_batch", "max_length", "strict", "seed", "threads"),
     *("head_lr", "clip", "accumulate", "bf16", "recompute", "checkpoint_every"),
     *(*SELECTION_FIELDS, "support", *GATE_FIELDS),

@@ -22,7 +22,7 @@ from taskedge.delta.delta import Delta, Provenance
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.forms.install import fuse
-from taskedge.training.data.infer_task import CLASSES, NUMBERS, infer_task, task_of_labels
+from taskedge.training.data.infer_task import CLASSES, NUMBERS, SETS, infer_task, task_of_labels
 from taskedge.training.data.label_checks import understood_lines
 from taskedge.training.data.table import Table
 from taskedge.training.tasks import TASKS, Columns, Log, Measures, Row, Task
@@ -174,6 +174,11 @@ def _make_task(spec: TaskSpec, log: Log) -> tuple[Task, Columns, Table | None]:
 def _check_supported(kind: type[Task]) -> type[Task]:
     if kind.name == NUMBERS:  # each device would scale its numbers differently
         raise InputError(f"{kind.name} cannot be trained by several devices: each would scale its numbers its own way")
+    if kind.name == SETS:  # devices agree on classes by the labels that each has
+        raise InputError(
+            f"{kind.name} cannot be trained by several devices: they agree on one class a row. Train it with 'taskedge "
+            "tune', or one label a run with --task text-classification"
+        )
     return kind
 
 

@@ -131,8 +131,10 @@ def _quality(examined: Values | None) -> str:
         for one in figures["classes"]:
             ratios = ["-" if one[key] is None else f"{one[key]:.3f}" for key in ("precision", "recall", "f1")]
             rows.append([one["label"], f"{one['rows']:,}", f"{one['predicted']:,}", *ratios])
-        picture = confusion_chart(figures["labels"], figures["confusion"])
-        parts += [markup_table(rows), picture or note(f"{len(figures['labels']):,} classes are too many for a matrix")]
+        parts.append(markup_table(rows))
+        if "confusion" in figures:
+            picture = confusion_chart(figures["labels"], figures["confusion"])
+            parts.append(picture or note(f"{len(figures['labels']):,} classes are too many for a matrix"))
     mistakes = ""
     if examined.get("mistakes"):
         rows = [["row", "text", "label", "predicted", "probability"]]

@@ -15,11 +15,19 @@ from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.errors import InputError
 from taskedge.serving.mixed_model import MixedModel
 from taskedge.training.data.text_data import evaluating, is_same_answer
-from taskedge.training.generation import is_padding_ignored
+from taskedge.training.generation import is_padding_ignored, target_batch
 
 Log = Callable[[str], None]
 
-SERVED_TASKS = ("text-classification", "text-regression", "image-classification", "text-generation")
+SERVED_TASKS = (
+    "text-classification",
+    "multi-label-classification",
+    "text-regression",
+    "image-classification",
+    "text-generation",
+    "text-to-text",
+    "token-classification",
+)
 """Kinds of task that requests can be answered for."""
 
 
@@ -84,7 +92,12 @@ class ServedBase:
         prefix = model.base_model_prefix
         for view in self._views.values():
             first: Any = view.base.model
-            if first.base_model_prefix == prefix and type(getattr(first, prefix)) is type(getattr(model, prefix)):
+            shared = getattr(first, prefix, None)  # T5 with a language-model head has its parts beside each other
+            if (
+                shared is not None
+                and first.base_model_prefix == prefix
+                and type(shared) is type(getattr(model, prefix, None))
+            ):
                 setattr(model, prefix, getattr(first, prefix))
                 self._log(f"{self.name}: {type(model).__name__} shares the weights of {type(first).__name__}")
                 return
@@ -99,7 +112,11 @@ def _mixes_lengths(task: str, base: Base) -> bool:
     if task == "text-generation":
         with evaluating(base.model):
             return is_padding_ignored(base.model, [short, long], base.tokenizer.pad_token_id)
-    from taskedge.training.data.text_data import collator
+    if task == "text-to-text":
+        with evaluating(base.model):
+            alone, beside = (first_target_logits(base, batch) for batch in ([short], [short, long]))
+        return is_same_answer(alone, beside[:1])
+    from taskedge.training.data.text_data import PADDED_LEFT, collator
 
     collate = collator(base.tokenizer, base.model)
     end = getattr(base.model.config, "eos_token_id", None)
@@ -107,7 +124,18 @@ def _mixes_lengths(task: str, base: Base) -> bool:
     rows = [{"input_ids": [*part, *ends], "attention_mask": [1] * len([*part, *ends])} for part in (short, long)]
     with evaluating(base.model):
         alone, beside = (base.model(**collate(batch)).logits for batch in (rows[:1], rows))
+    if task == "token-classification":  # outputs of a short text end before those of a long one, or begin behind them
+        left = getattr(base.model.config, "model_type", "") in PADDED_LEFT
+        beside = beside[:, -alone.shape[1] :] if left else beside[:, : alone.shape[1]]
     return is_same_answer(alone, beside[:1])
+
+
+def first_target_logits(base: Base, sources: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the logits [rows, words] of the first token of each target, by an encoder-decoder."""
+    batch = target_batch(base.model, sources, int(base.tokenizer.pad_token_id))
+    start = int(base.model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
+    logits: torch.Tensor = base.model(**batch, decoder_input_ids=torch.full((len(sources), 1), start)).logits
+    return logits[:, 0]
 
 
 def head_names(model: nn.Module, names: Sequence[str]) -> set[str]:
@@ -130,4 +158,8 @@ def probe_batch(task: str, base: Base, rows: int) -> dict[str, torch.Tensor]:
     if getattr(base.model.config, "is_encoder_decoder", False) and isinstance(end, int):
         ids = [*ids, end]
     tokens = torch.tensor([ids]).expand(rows, -1)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if task == "text-to-text":
+        start = int(base.model.config.decoder_start_token_id)  # type: ignore[union-attr, arg-type]
+        batch["decoder_input_ids"] = torch.tensor([[start, *ids[:3]]]).expand(rows, -1)
+    return batch

@@ -1,4 +1,4 @@
-"""Figures of every class: precision, recall, F1, the confusion matrix, and the worst mistakes. Plain values."""
+"""Figures of every class or label: precision, recall, F1, the confusion matrix, worst mistakes. Plain values."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ def class_figures(labels: Sequence[str], truth: Sequence[int], predicted: Sequen
     return {
         "labels": list(labels),
         "confusion": confusion.tolist(),
-        "classes": [
-            {
-                "label": label,
-                "rows": int(rows[index]),
-                "predicted": int(given[index]),
-                "precision": _ratio(hits[index], given[index]),
-                "recall": _ratio(hits[index], rows[index]),
-                "f1": _ratio(2 * hits[index], rows[index] + given[index]),
-            }
-            for index, label in enumerate(labels)
-        ],
+        "classes": _by_label(labels, hits, rows, given),
     }
+
+
+def label_figures(
+    labels: Sequence[str], truth: npt.NDArray[np.bool_], predicted: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Return the figures of every label of rows with sets of labels, as :func:`class_figures` without ``confusion``.
+
+    Args:
+        labels: their names.
+        truth, predicted: whether a row has the label, bool [rows, labels].
+    """
+    hits, rows, given = ((truth & predicted).sum(axis=0), truth.sum(axis=0), predicted.sum(axis=0))
+    return {"labels": list(labels), "classes": _by_label(labels, hits, rows, given)}
 
 
 def worst_mistakes(
@@ -72,6 +75,64 @@ def worst_mistakes(
             "probability_of_label": float(of_right[index]),
         }
         for index in order
+    ]
+
+
+def worst_sets(
+    labels: Sequence[str],
+    truth: npt.NDArray[np.bool_],
+    predicted: npt.NDArray[np.bool_],
+    probabilities: npt.NDArray[np.float32],
+    texts: Sequence[str],
+    count: int = 20,
+) -> list[dict[str, Any]]:
+    """Return the rows with a wrong set of labels whose right set is the least probable, as :func:`worst_mistakes`.
+
+    The probability of a set is the product of those of its labels being set or not.
+
+    Args:
+        labels: names of the labels.
+        truth, predicted: whether a row has the label, bool [rows, labels].
+        probabilities: of each label, float32 [rows, labels].
+        texts: the input of each row.
+        count: largest number of rows to return.
+    """
+
+    def of_sets(sets: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        chances: npt.NDArray[np.float64] = np.where(sets, probabilities, 1 - probabilities).astype(np.float64)
+        product: npt.NDArray[np.float64] = chances.prod(axis=1)
+        return product
+
+    def names(row: npt.NDArray[np.bool_]) -> str:
+        return ", ".join(label for label, mark in zip(labels, row, strict=True) if mark) or "none"
+
+    of_right, of_given = of_sets(truth), of_sets(predicted)
+    wrong = np.flatnonzero((truth != predicted).any(axis=1))
+    order = wrong[np.argsort(of_right[wrong], kind="stable")][:count]
+    return [
+        {
+            "row": int(index) + 1,
+            "text": texts[index],
+            "label": names(truth[index]),
+            "predicted": names(predicted[index]),
+            "probability": float(of_given[index]),
+            "probability_of_label": float(of_right[index]),
+        }
+        for index in order
+    ]
+
+
+def _by_label(labels: Sequence[str], hits: Any, rows: Any, given: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": label,
+            "rows": int(rows[index]),
+            "predicted": int(given[index]),
+            "precision": _ratio(hits[index], given[index]),
+            "recall": _ratio(hits[index], rows[index]),
+            "f1": _ratio(2 * hits[index], rows[index] + given[index]),
+        }
+        for index, label in enumerate(labels)
     ]
 
 

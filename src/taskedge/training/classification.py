@@ -14,9 +14,18 @@ from torch import nn
 from taskedge.backbone.loading import Base
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
+from taskedge.training.class_figures import class_figures, worst_mistakes
+from taskedge.training.class_weights import never_predicted_hint
 from taskedge.training.data.table import Table, check_labels, label_indices, label_set
 from taskedge.training.data.text_data import Prediction, class_probabilities, outputs, predict, quality
 from taskedge.training.tasks import Collate, Columns, Log, Measures, OnProgress, Row, ignore_log
+
+
+def examines_rows(task: object) -> TypeGuard[Classification]:
+    """Return whether a task has figures of each class or label over rows: one class a row, or a set of labels."""
+    return classifies_rows(task) or (
+        isinstance(task, Classification) and type(task).examine is not Classification.examine
+    )
 
 
 def classifies_rows(task: object) -> TypeGuard[Classification]:
@@ -61,7 +70,7 @@ class Classification(abc.ABC):
         """Refuse labels that are not among the classes."""
         check_labels(table, self.labels)
 
-    def label_indices(self, table: Table) -> list[int] | None:
+    def label_indices(self, table: Table) -> list[Any] | None:
         """Return the index of each row's class among ``labels``; None for a table without answers."""
         return None if table.labels is None else label_indices(table.labels, self.labels)
 
@@ -81,6 +90,18 @@ class Classification(abc.ABC):
         """Measure the predicted classes, and return the prediction as well."""
         prediction = predict(model, rows, self.collate(base), batch_size, on_progress)
         return asdict(quality(prediction, [row["labels"] for row in rows])), prediction
+
+    def figures(self, rows: Sequence[Row], prediction: Prediction) -> dict[str, Any]:
+        """Return the figures of every class and the confusion matrix, as JSON-able values."""
+        return class_figures(self.labels, [row["labels"] for row in rows], prediction.classes.tolist())
+
+    def mistakes(self, rows: Sequence[Row], prediction: Prediction, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the wrong rows whose right class is the least probable, the worst first."""
+        return worst_mistakes(self.labels, [row["labels"] for row in rows], prediction.probabilities, texts)
+
+    def never_predicted(self, rows: Sequence[Row], prediction: Prediction) -> str:
+        """Return a line about classes that occur but are never predicted; ``""`` if there are none."""
+        return never_predicted_hint(self.labels, [row["labels"] for row in rows], prediction.classes.tolist())
 
     def predict(
         self, model: nn.Module, base: Base, rows: Sequence[Row], batch_size: int, on_progress: OnProgress

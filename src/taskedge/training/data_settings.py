@@ -58,6 +58,10 @@ class DataSettings(Config):
     ] = None
     prompt: Annotated[str | None, Field(description="Column with the prompt.")] = None
     response: Annotated[str | None, Field(description="Column with the response to it.")] = None
+    messages: Annotated[
+        str | None,
+        Field(description="Column with whole conversations, of which every turn of the assistant is learned."),
+    ] = None
     source: Annotated[str | None, Field(description="Column with the source text of an encoder-decoder.")] = None
     target: Annotated[str | None, Field(description="Column with the target text to it.")] = None
     tokens: Annotated[str | None, Field(description="Column with a list of tokens.")] = None
@@ -79,10 +83,10 @@ class DataSettings(Config):
         ),
     ] = "auto"
     weight_storage: Annotated[
-        Literal["resident", "mmap", "int8"],
+        Literal["resident", "mmap", "int8", "int4"],
         Field(
             description="How base weights are stored: 'resident' in memory; 'mmap', mapped from the file and shared "
-            "with other processes; 'int8', quantized to a quarter of the memory."
+            "with other processes; 'int8' and 'int4', as codes of 8 or 4 bits."
         ),
     ] = "resident"
 

@@ -7,6 +7,7 @@ from typing import Any
 from taskedge.backbone.coverage import log_coverage
 from taskedge.backbone.layers import linears
 from taskedge.forms.install_taps import whole_layers
+from taskedge.training.class_weights import weights_by_label
 from taskedge.training.find_support import state_gates
 from taskedge.training.guard import explained
 from taskedge.training.memory.decide import profile_all_options
@@ -53,7 +54,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
         "eval_every": config.eval_every,
         "early_stop": config.early_stop,
         "keep": config.keep,
-        "class_weights": {} if weights is None else dict(zip(run.task.labels, weights.tolist(), strict=True)),
+        "class_weights": weights_by_label(weights, run.task.labels),
         "from_delta": None if config.from_delta is None else str(config.from_delta),
         "rule": support.rule,
         "allocation": support.allocation,
@@ -68,6 +69,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
                 "shape": list(linear.shape),
                 "entries": len(linear),
                 "distinct_columns": len(linear.distinct_columns),
+                "distinct_rows": len(linear.distinct_rows),
             }
             for name, linear in support.linears.items()
         ],

@@ -74,7 +74,8 @@ def warm_head(
 ) -> HeadWarmup:
     """Fit the head of a classifier or a regression to ``rows``, in place; nothing else changes.
 
-    The loss is that of transformers: cross entropy for whole labels, squared error for floating-point ones. A penalty
+    The loss is that of transformers: cross entropy for whole labels, squared error for floating-point ones, and binary
+    cross entropy for several floating-point labels a row. A penalty
     of ``‖W‖² / (2·rows)`` keeps the weights of the head finite where the features separate the classes.
 
     Args:
@@ -104,6 +105,8 @@ def warm_head(
 
     def loss() -> Tensor:
         logits = _logits(head, features)
+        if labels.dim() > 1:
+            return F.binary_cross_entropy_with_logits(logits, labels)
         if labels.is_floating_point():
             return F.mse_loss(logits.squeeze(-1), labels.view(logits.squeeze(-1).shape))
         return F.cross_entropy(logits, labels)
@@ -154,14 +157,14 @@ def _head_module(model: nn.Module) -> str:
 def _features(
     model: nn.Module, name: str, rows: Sequence[Row], collate: Callable[[list[Row]], Batch], batch_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return what the head reads of each row, float32 [rows, ..., in], and the labels [rows]."""
+    """Return what the head reads of each row, float32 [rows, ..., in], and the labels [rows] or [rows, outputs]."""
     features, labels = [], []
     head = model.get_submodule(name)
     with evaluation_mode(model):
         for start in range(0, len(rows), batch_size):
             indices = range(start, min(start + batch_size, len(rows)))
             batch = collate([rows[index] for index in indices])
-            if batch["labels"].dim() > 1:
+            if batch["labels"].dim() > 1 and not batch["labels"].is_floating_point():
                 raise InputError("the head of a model with several labels a row is not warmed up: leave it out")
             with guarded(model, rows, indices, collate), _first_input_of(head) as inputs:
                 logits = run_batch(model, batch).logits

@@ -12,11 +12,12 @@ from taskedge.backbone.loading import Base
 from taskedge.backbone.storage.memory_map import check_unchanged
 from taskedge.delta.load_with_delta import load_head, load_with_delta
 from taskedge.errors import InputError
-from taskedge.training.classification import classifies_rows
-from taskedge.training.data.infer_task import default_columns, flags_text
+from taskedge.training.classification import examines_rows
+from taskedge.training.data.infer_task import SETS, default_columns, flags_text, split_label_columns
 from taskedge.training.data.label_checks import understood_lines
 from taskedge.training.data.text_data import Prediction
 from taskedge.training.guard import RowError, in_file
+from taskedge.training.soft_prompts import prompt_rows
 from taskedge.training.tasks import Columns, Log, Measures, OnProgress, Row, Task, task_of_delta
 from taskedge.training.trainer_config import DEFAULTS
 
@@ -55,17 +56,27 @@ class Inference:
         self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None
     ) -> tuple[Measures, Prediction | None]:
         """Measure the answers to the rows, and return the prediction as well, of a task with classes for whole rows."""
-        if not classifies_rows(self.task):
+        if not examines_rows(self.task):
             return self.evaluate(batch_size, on_progress), None
         with in_file(self.path):
             examined = self.task.examine(self.base.model, self.base, self.rows, batch_size, on_progress)
         check_unchanged(self.base.model)
         return examined
 
-    @property
-    def truth(self) -> list[int]:
-        """The index of the right class of each row, of a task with classes for whole rows."""
-        return [row["labels"] for row in self.rows]
+    def figures(self, prediction: Prediction) -> dict[str, Any]:
+        """Return the figures of every class or label, of a prediction of :meth:`examine`."""
+        assert examines_rows(self.task)
+        return self.task.figures(self.rows, prediction)
+
+    def mistakes(self, prediction: Prediction) -> list[dict[str, Any]]:
+        """Return the worst mistakes of a prediction of :meth:`examine`, with their texts."""
+        assert examines_rows(self.task)
+        return self.task.mistakes(self.rows, prediction, self.texts)
+
+    def never_predicted(self, prediction: Prediction) -> str:
+        """Return a line about classes that occur but are never predicted; ``""`` if there are none."""
+        assert examines_rows(self.task)
+        return self.task.never_predicted(self.rows, prediction)
 
     def predict(
         self, batch_size: int = DEFAULTS.batch_size, on_progress: OnProgress = lambda _: None
@@ -129,7 +140,8 @@ def prepare_inference(
         raise InputError(f"{delta}: {error}") from None
     if data.is_dir() and task.max_length is not None:
         raise InputError(f"{data} is a folder, but the delta is for {task.name}: name a file")
-    columns = Columns() if data.is_dir() else _columns(delta, task, columns, Columns.of(provenance.training))
+    trained = Columns.of(provenance.training)
+    columns = Columns() if data.is_dir() else _columns(delta, data, task, columns, trained)
     table = task.read(data, columns, answers=answers, log=log)
     for line in understood_lines(table, len(task.labels) if answers else 0):
         log(line)
@@ -141,20 +153,36 @@ def prepare_inference(
     if task.max_length is not None and "max_length" not in provenance.training:
         log(f"{delta} does not state at how many tokens texts were cut in training: {trained_length} is assumed")
     max_length = min(trained_length, base.max_positions or trained_length)
-    return Inference(task, base, task.encode(base, table, max_length, log), data, task.identity(table), table.texts)
+    rows = prompt_rows(base, task.encode(base, table, max_length, log))
+    return Inference(task, base, rows, data, task.identity(table), table.texts)
 
 
-def _columns(delta: Path, task: Task, given: Columns, trained: Columns) -> Columns:
+def _columns(delta: Path, data: Path, task: Task, given: Columns, trained: Columns) -> Columns:
     """Return the given columns, else those of the training, else (it was trained on folders) the default names.
 
     Raises:
-        InputError: a given column is one that the task does not read.
+        InputError: a given column is one that the task does not read, or columns of labels are not those of the task.
     """
+    given = split_label_columns(data, given) if task.name == SETS else given
+    if given.labels and sorted(given.labels) != sorted(task.labels):
+        raise InputError(
+            f"{delta}: the columns {', '.join(map(repr, given.labels))} are not the labels of the delta "
+            f"({', '.join(map(repr, task.labels))}): name these, or one column that lists the labels of a row"
+        )
     named, before = given.named, trained.named
+    separator = before.pop("label_separator", None)
+    separator = named.pop("label_separator", separator)
+    if {"label", "labels"} & named.keys():
+        before = {name: value for name, value in before.items() if name not in ("label", "labels")}
     column_sets = [names for names in task.column_sets if set(before) <= set(names)] or list(task.column_sets)
     for name in named:
         if not any(name in names for names in column_sets):
             expected = flags_text(column_sets[0])
             raise InputError(f"{delta}: the delta is for {task.name}, which reads {expected}, not --{name}")
     names = next((names for names in column_sets if set(named) <= set(names)), column_sets[0])
-    return Columns.of(default_columns(names) | before | named)
+    found = before | named
+    if not {"label", "labels"} & found.keys():
+        found = default_columns(names) | found
+    else:
+        found = default_columns(name for name in names if name not in ("label", "labels")) | found
+    return Columns.of(found | ({"label_separator": separator} if separator else {}))

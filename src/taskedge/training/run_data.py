@@ -9,11 +9,12 @@ from pathlib import Path
 from taskedge.errors import InputError
 from taskedge.training.class_weights import rare_class_hint
 from taskedge.training.classification import classifies_rows
-from taskedge.training.data.infer_task import IMAGES, infer_task, task_of_labels, task_sentence
+from taskedge.training.data.infer_task import IMAGES, SETS, infer_task, task_of_labels, task_sentence
 from taskedge.training.data.label_checks import data_summary, label_warnings
 from taskedge.training.data.table import Table
 from taskedge.training.held_out_rows import parse_validation, split_rows
 from taskedge.training.tasks import TASKS, Columns, Log, Task
+from taskedge.training.tasks.multi_label import constant_labels, rarest_labels
 from taskedge.training.tune_config import TuneConfig
 
 
@@ -65,7 +66,7 @@ def read_data(config: TuneConfig, log: Log) -> RunData:
     watched = read_held_out(validation) if isinstance(validation, Path) else None
     parts = None
     if isinstance(validation, float):
-        classes = train.labels if classifies_rows(task) else None
+        classes = train.labels if classifies_rows(task) else rarest_labels(train) if task.name == SETS else None
         training, rest = split_rows(len(train), validation, config.seed, classes)
         parts = (training, rest)
     data = RunData(task, inferred.columns, train, held_out, watched, parts)
@@ -96,16 +97,24 @@ def _log_data(data: RunData, config: TuneConfig, *, may_be_numbers: bool, log: L
         training, held_out = data.parts
         in_training = {data.train.texts[index] for index in training}
         shared = sum(data.train.texts[index] in in_training for index in held_out)
-        of_every = "of every class" if classifies_rows(data.task) else "of all rows"
+        of_sets = "of the rows of each label that is their rarest" if data.task.name == SETS else "of all rows"
+        of_every = "of every class" if classifies_rows(data.task) else of_sets
         log(
             f"--validation {config.validation}: {len(held_out):,} of {len(data.train):,} rows are held out, the same "
             f"share {of_every} (seed {config.seed}), and {len(training):,} train; {shared:,} of those held out are "
             "in the rest too"
         )
-    if classifies_rows(data.task):
-        if hint := rare_class_hint(Counter(data.train.labels or []), weighted=config.class_weights != "none"):
+    is_weighted = config.class_weights != "none"
+    if data.task.name == SETS:
+        if line := constant_labels(data.train, data.task.labels):
+            log(f"warning: {line}")
+        counts = dict.fromkeys(data.task.labels, 0) | Counter(data.train.answers or [])
+        if hint := rare_class_hint(counts, weighted=is_weighted, rows_with_sets=len(data.train)):
             log(hint)
-    elif config.class_weights != "none":
+    elif classifies_rows(data.task):
+        if hint := rare_class_hint(Counter(data.train.labels or []), weighted=is_weighted):
+            log(hint)
+    elif is_weighted:
         raise InputError(
             f"--class-weights {config.class_weights}: the task {data.task.name} has no class for each row: leave it out"
         )

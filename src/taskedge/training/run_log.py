@@ -11,8 +11,7 @@ from torch import nn
 
 from taskedge.errors import InputError
 from taskedge.io.atomic import write_atomic
-from taskedge.training.class_weights import never_predicted_hint
-from taskedge.training.classification import classifies_rows
+from taskedge.training.classification import examines_rows
 from taskedge.training.run import Run
 from taskedge.training.tasks import Measures
 from taskedge.training.tune_result import TuneResult
@@ -22,11 +21,11 @@ RUN_LOG, FORMAT = "run.json", "taskedge-run-log/1"
 
 def measure_and_hint(run: Run, model: nn.Module, batch_size: int) -> Measures:
     """Measure the held-out data of a run, and log a hint about classes that are never predicted."""
-    if not classifies_rows(run.task):
+    if not examines_rows(run.task):
         return run.task.evaluate(model, run.base, run.eval_rows(), batch_size, lambda _: None)
     rows = run.eval_rows()
     measures, prediction = run.task.examine(model, run.base, rows, batch_size, lambda _: None)
-    if hint := never_predicted_hint(run.task.labels, [row["labels"] for row in rows], prediction.classes.tolist()):
+    if hint := run.task.never_predicted(rows, prediction):
         run.log(hint)
     return measures
 

@@ -14,6 +14,7 @@ from taskedge.training.data.table import Table
 from taskedge.training.tasks import TASKS, Columns
 
 CLASSES, NUMBERS, IMAGES, WORDS = "text-classification", "text-regression", "image-classification", "text-generation"
+SETS = "multi-label-classification"
 
 
 @pytest.fixture
@@ -153,6 +154,27 @@ def test_what_is_said(file, tmp_path):
     assert task_sentence(infer_task(tmp_path, Columns()), tmp_path, IMAGES).endswith(
         "a folder of images for each class"
     )
+
+
+def test_several_label_columns_or_a_separator_are_sets(file):
+    path = file("text", "label", "toxic", "rude")
+    for wanted in (
+        Columns(label="toxic,rude"),
+        Columns.of({"label": ["toxic", "rude"]}),
+        Columns(labels=("toxic,rude",)),
+    ):
+        found = infer_task(path, wanted)
+        assert (found.task, found.columns) == (SETS, Columns(text=("text",), labels=("toxic", "rude")))
+    assert task_sentence(found, path, SETS).endswith("from text 'text' and labels 'toxic' + 'rude'")
+    found = infer_task(path, Columns(label="toxic", label_separator=";"))
+    assert (found.task, found.columns.label_separator) == (SETS, ";")
+    assert infer_task(path, Columns(), SETS).columns == Columns(text=("text",), label="label", label_separator=",")
+    assert Columns.of(found.columns.named) == found.columns
+    assert infer_task(path, Columns()).task == CLASSES
+    with pytest.raises(InputError, match="--label-separator is for one column"):
+        infer_task(path, Columns(label="toxic", label_separator=";"), CLASSES)
+    with pytest.raises(InputError, match="text-classification reads --label twice or more together: name --text"):
+        infer_task(path, Columns(label="toxic,rude"), CLASSES)
 
 
 def test_every_kind_has_a_loader():

@@ -11,6 +11,7 @@ from taskedge.delta.interop.export import Source
 PIPELINES = {
     "text-classification": "text-classification",
     "text-regression": "text-classification",
+    "multi-label-classification": "text-classification",
     "image-classification": "image-classification",
     "text-generation": "text-generation",
 }

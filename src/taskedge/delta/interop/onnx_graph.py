@@ -149,7 +149,7 @@ def write_task(source: Source, folder: Path, names: list[str], **more: Any) -> N
         "pad_token_id": getattr(config, "pad_token_id", None) or 0,
         "eos_token_id": getattr(config, "eos_token_id", None),
         "base": source.base,
-        **{key: training[key] for key in ("generation", "target") if key in training},
+        **{key: training[key] for key in ("generation", "target", "threshold") if key in training},
         **more,
     }
     (folder / "task.json").write_text(json.dumps(task, indent=2, default=str) + "\n", encoding="utf-8")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from taskedge.errors import InputError
+from taskedge.training.data.label_sets import DEFAULT_SEPARATOR, split_names
 from taskedge.training.data.table import Table, as_number
 from taskedge.training.data.table_readers import column_names
 from taskedge.training.tasks import TASKS, Columns
 
 CLASSES, NUMBERS, IMAGES = "text-classification", "text-regression", "image-classification"
+SETS = "multi-label-classification"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
 
     A folder holds images of classes. In a table, a column that the user does not name has its default name (``text``,
     ``label``, ``prompt``, ``response``, ``image``, ...). The first complete set of columns decides: image and label,
-    prompt and response, text and label, source and target, tokens and tags, text alone.
+    prompt and response, text and label, source and target, tokens and tags, text alone. Several label columns, or a
+    separator of labels, are for sets of labels.
 
     Args:
         path: a folder or a table.
@@ -46,7 +49,14 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
         InputError: columns that no task reads together, or too few of them; a file that cannot be read.
         UnknownName: no such task.
     """
-    named = given.named
+    if not path.is_dir():
+        given = split_label_columns(path, given)
+    named, separator = given.named, given.label_separator
+    named.pop("label_separator", None)
+    if task is None and (given.labels or separator):
+        task = SETS
+    if separator and (task != SETS or given.labels):
+        raise InputError("--label-separator is for one column that lists the labels of a row: leave it out, or --task")
     if path.is_dir():
         if task not in (None, IMAGES):
             raise InputError(f"{path} is a folder, which is read as images; for {task} name a file")
@@ -55,7 +65,9 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
         return InferredTask(IMAGES, Columns())
     candidates = [(name, columns) for name in ([task] if task else TASKS) for columns in TASKS[name].column_sets]
     # classes before the kinds that came later; stable: equal sets stay by task name
-    candidates.sort(key=lambda found: (-len(found[1]), found[1][0] in ("source", "tokens"), found[1]))
+    candidates.sort(key=lambda found: (-len(found[1]), found[1][0] in ("source", "tokens"), found[1], found[0] == SETS))
+    if not given.labels:  # no column is one of several by its default name
+        candidates = [(name, columns) for name, columns in candidates if "labels" not in columns]
     fitting = [(name, columns) for name, columns in candidates if set(named) <= set(columns)]
     if not fitting:
         raise InputError(
@@ -63,17 +75,26 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
             + ", or ".join(dict.fromkeys(flags_text(columns) for _, columns in candidates))
         )
     available = [] if set(named) == set(fitting[0][1]) else column_names(path)
-    free = set(available) - {*given.text, *(value for name, value in named.items() if name != "text")}
+    free = set(available) - {*given.text, *given.labels, *(value for value in named.values() if isinstance(value, str))}
     for name, columns in fitting:
         if all(column in named or column in free for column in columns):
-            return InferredTask(
-                name, Columns.of(default_columns(columns) | named), depends_on_labels=task is None and name == CLASSES
-            )
+            found = default_columns(columns) | named
+            if name == SETS and "label" in found:
+                found["label_separator"] = separator or DEFAULT_SEPARATOR
+            return InferredTask(name, Columns.of(found), depends_on_labels=task is None and name == CLASSES)
     raise InputError(
         f"{path}: say what to learn from: "
         + ", or ".join(dict.fromkeys(flags_text(columns) for _, columns in fitting))
         + f" (columns: {', '.join(map(repr, available)) or 'none'})"
     )
+
+
+def split_label_columns(path: Path, given: Columns) -> Columns:
+    """Return columns in which a label such as ``toxic,rude`` is two columns, unless one of the file has that name."""
+    names = given.labels or (split_names(path, given.label) if given.label else ())
+    if given.labels:
+        names = tuple(part for name in names for part in split_names(path, name))
+    return replace(given, label=names[0] if len(names) == 1 else None, labels=names if len(names) > 1 else ())
 
 
 def default_columns(names: Iterable[str]) -> dict[str, Any]:
@@ -94,7 +115,9 @@ def task_sentence(inferred: InferredTask, path: Path, task: str) -> str:
         return f"task: {task}, a folder of images for each class"
     columns = inferred.columns.named
     parts = [
-        f"{name} {' + '.join(map(repr, columns[name] if name == 'text' else [columns[name]]))}" for name in columns
+        f"{name.replace('_', ' ')} "
+        + " + ".join(map(repr, columns[name] if isinstance(columns[name], list) else [columns[name]]))
+        for name in columns
     ]
     sentence = f"task: {task}, from {' and '.join(parts)}"
     if inferred.depends_on_labels and task == NUMBERS:
@@ -104,4 +127,4 @@ def task_sentence(inferred: InferredTask, path: Path, task: str) -> str:
 
 def flags_text(names: Iterable[str]) -> str:
     """Return flags as text, such as ``--prompt and --response``."""
-    return " and ".join(f"--{name}" for name in names)
+    return " and ".join("--label twice or more" if name == "labels" else f"--{name}" for name in names)

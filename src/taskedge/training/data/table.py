@@ -55,7 +55,14 @@ class Table:
         """All answers: those of the rows, or the parts of those."""
         if self.labels is None or not self.separator:
             return self.labels
-        return [part for label in self.labels for part in label.split(self.separator)]
+        return [part for row in self.answers_by_row or () for part in row]
+
+    @property
+    def answers_by_row(self) -> list[list[str]] | None:
+        """The answers of each row; a row with a separator and an empty label has none."""
+        if self.labels is None or not self.separator:
+            return None if self.labels is None else [[label] for label in self.labels]
+        return [label.split(self.separator) if label else [] for label in self.labels]
 
 
 def read_table(
@@ -148,7 +155,8 @@ def check_labels(table: Table, labels: Sequence[str]) -> None:
         InputError: one is not.
     """
     index_of = class_index(labels)
-    answers = [label.split(table.separator) if table.separator else [label] for label in _require_labels(table)]
+    _require_labels(table)
+    answers = table.answers_by_row or []
     unknown = [(row, label) for row, parts in enumerate(answers, start=1) for label in parts if index_of(label) is None]
     if unknown:
         row, label = unknown[0]

@@ -32,32 +32,45 @@ def ignore_log(line: str) -> None:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a table by their kind; empty for kinds that a task does not read."""
+    """Names of the columns of a table by their kind; empty for kinds that a task does not read.
+
+    Attributes:
+        labels: columns of 0 and 1, one for each label, where a row may have several.
+        label_separator: what separates the labels in a cell of ``label``, where a row may have several; no column.
+    """
 
     text: tuple[str, ...] = ()
     image: str | None = None
     prompt: str | None = None
     response: str | None = None
     label: str | None = None
+    labels: tuple[str, ...] = ()
+    label_separator: str | None = None
     source: str | None = None
     target: str | None = None
     tokens: str | None = None
     tags: str | None = None
+    turns: str | None = None
+    messages: str | None = None
 
     @property
     def named(self) -> dict[str, Any]:
         """The columns that are set, as JSON-able values."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if name == "text" else value for name, value in values.items() if value}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if value}
 
     @classmethod
     def of(cls, named: Mapping[str, Any]) -> Columns:
-        """Return the inverse of ``named``; other keys are ignored."""
+        """Return the inverse of ``named``; other keys are ignored. Several columns under ``label`` are ``labels``."""
         values = {field.name: named.get(field.name) for field in fields(cls)}
+        if isinstance(values["label"], list | tuple):
+            given = tuple(values["label"])
+            values |= {"label": given[0] if len(given) == 1 else None, "labels": given if len(given) > 1 else ()}
+        several = ("text", "labels")
         values = {  # a regression's provenance has the scale of its numbers as "target"
-            name: value for name, value in values.items() if name == "text" or value is None or isinstance(value, str)
+            name: value for name, value in values.items() if name in several or value is None or isinstance(value, str)
         }
-        return cls(**values | {"text": tuple(values["text"] or ())})
+        return cls(**values | {name: tuple(values[name] or ()) for name in several})
 
 
 class Task(Protocol):

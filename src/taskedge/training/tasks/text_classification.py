@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from taskedge.backbone.loading import Base
 from taskedge.backbone.vocabulary import check_token_ids
@@ -40,12 +40,12 @@ class TextClassification(Classification):
         return read_table(path, columns.text, columns.label if answers else None)
 
     @classmethod
-    def from_table(cls, table: Table, columns: Columns) -> TextClassification:
+    def from_table(cls, table: Table, columns: Columns) -> Self:
         """Make the task of the classes in training data, and of its text columns."""
         return replace(super().from_table(table, columns), pair=table.pairs is not None)
 
     @classmethod
-    def from_provenance(cls, provenance: Provenance) -> TextClassification:
+    def from_provenance(cls, provenance: Provenance) -> Self:
         """Make the task of the classes that a delta names; deltas of earlier versions have one text."""
         return replace(super().from_provenance(provenance), pair=bool(provenance.training.get("pair", False)))
 
@@ -60,7 +60,7 @@ class TextClassification(Classification):
         max_length: int = 0,
         new_tokens: int | None = None,
         log: Log = ignore_log,
-    ) -> TextClassification:
+    ) -> Self:
         """Join the two texts of a row if the base's tokenizer does not separate them."""
         return bound_pair(self, base, log)
 
