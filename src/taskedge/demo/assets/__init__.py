@@ -11,7 +11,7 @@ They ship inside packages of the Python package index and of Debian, and are ext
 """
 
 from taskedge.demo.assets.image_assets import fashion_mnist, openclipart
-from taskedge.demo.assets.model_assets import minilm, smollm2, vit_small
+from taskedge.demo.assets.model_assets import minilm, mpnet_base, smollm2, vit_small
 from taskedge.demo.assets.text_assets import (
     Row,
     bbc_news,
@@ -19,6 +19,8 @@ from taskedge.demo.assets.text_assets import (
     movie_scores,
     question_types,
     read_rows,
+    reuters,
+    sarcasm_headlines,
     sms_spam,
     split,
     tweets,
@@ -32,9 +34,12 @@ __all__ = [
     "minilm",
     "movie_reviews",
     "movie_scores",
+    "mpnet_base",
     "openclipart",
     "question_types",
     "read_rows",
+    "reuters",
+    "sarcasm_headlines",
     "smollm2",
     "sms_spam",
     "split",

