@@ -34,8 +34,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
 
 import taskedge as te
+from benchmarks.accuracy.finding import LearnedSupport, TrainingRows
 from benchmarks.accuracy.forgetting import TEXTS, cosines, kept_ranks
-from benchmarks.accuracy.methods import Facts
+from benchmarks.accuracy.methods import CALLBACKS, MEASURED, Facts
 from benchmarks.accuracy.protocol import (
     BATCH,
     FINALISTS,
@@ -123,8 +124,8 @@ class StopWhenConverged(Callback):
 class Sweep:
     """All runs of some methods on one task, and the file that keeps them."""
 
-    def __init__(self, task: str, device: str = "cpu") -> None:
-        self.task, self.device, settings = task, device, TASKS[task]
+    def __init__(self, task: str, device: str = "cpu", folder: str = "compare", batch_size: int = BATCH) -> None:
+        self.task, self.device, self.batch_size, settings = task, device, batch_size, TASKS[task]
         base, self.epochs = assets.minilm(print), settings.epochs
         parts = settings.parts()
         labels = sorted({label for rows in parts.values() for _, label in rows})
@@ -139,7 +140,7 @@ class Sweep:
         others = TASKS[OTHER_TEXTS[task == OTHER_TEXTS[0]]].parts()["validation"][:TEXTS]
         self.other_rows = encode(tokenizer, [text for text, _ in others], [0] * len(others), settings.longest)
         self.other_cosines = cosines(self.base(), self.other_rows, self.collate)
-        self.path = results("accuracy") / "compare" / f"{task}.jsonl"
+        self.path = results("accuracy") / folder / f"{task}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
 
@@ -166,21 +167,26 @@ class Sweep:
         started = time.process_time()
         set_seed(seed)
         model = self.base().to(self.device)
-        first = [self.collate(self.rows["train"][start : start + BATCH]) for start in range(0, SELECTION_ROWS, BATCH)]
+        starts = range(0, SELECTION_ROWS, self.batch_size)
+        first = [self.collate(self.rows["train"][start : start + self.batch_size]) for start in starts]
         prepare = rival.variants[variant] if variant else rival.prepare
+        if isinstance(prepare, LearnedSupport):
+            rows = self.rows["train"]
+            prepare = prepare.on(TrainingRows(self.task, rows, self.collate, self.epochs, self.batch_size))
         model, facts = prepare(model, first, seed)
+        callbacks, measured = facts.pop(CALLBACKS, []), facts.pop(MEASURED, None)
         body_lr, head_lr = pair
         config = TrainerConfig(
             epochs=self.epochs * budget.factor, lr=0.0 if body_lr is None else body_lr, head_lr=head_lr,
-            batch_size=BATCH, seed=seed,
+            batch_size=self.batch_size, seed=seed,
         )  # fmt: skip
-        stop = StopWhenConverged(self, math.ceil(len(self.rows["train"]) / BATCH))
+        stop = StopWhenConverged(self, math.ceil(len(self.rows["train"]) / self.batch_size))
         run: Facts = {"task": self.task, **key, "loss": None, "steps": 0, "validation": 0.0, "validation_loss": None}
         with tempfile.TemporaryDirectory() as folder:
             try:
                 done = train(
                     model, self.rows["train"], self.collate, config, Path(folder), progress=False,
-                    callbacks=[stop] if budget.stops else [], head=head_names(model),
+                    callbacks=[*callbacks, *([stop] if budget.stops else [])], head=head_names(model),
                 )  # fmt: skip
                 run |= {"loss": done.loss, "steps": done.steps, "last_loss": done.log[-1]["loss"]}
                 run["still_falls"] = still_falls(done.log)
@@ -191,6 +197,7 @@ class Sweep:
                 stop.restore(model)
                 at_cap = len(stop.losses) - 1 - stop.losses.index(min(stop.losses)) < PATIENCE
                 run |= {"validation_losses": [round(loss, 5) for loss in stop.losses], "at_cap": at_cap}
+            facts |= {} if measured is None else measured(model)
             run |= self.evaluate(model, "validation")
             if test:
                 run |= self.evaluate(model, "test")

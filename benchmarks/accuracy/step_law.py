@@ -1,0 +1,138 @@
+"""Whether one learning rate suits every budget and every batch.
+
+    python -m benchmarks.accuracy.step_law                          # resumable; a run takes one to two CPU-minutes
+    python -m benchmarks.accuracy.step_law --task tweets --seeds 0
+    python -m benchmarks.accuracy.step_law --show                   # how far the default is from the best, by exponent
+
+``taskedge`` supports of 0.01 to 3 % of the model, in batches of 16, and of 0.1 % in batches of 8 and 32, train on the
+rows of compare.py and are judged on its validation rows. The head has one rate for all. The walk over the body's rates
+begins at the default and goes on to better neighbors until the best is no edge.
+
+A step is divided by K^e, with K entries in the neuron. K is nearly the same in all neurons of a support, so that a run
+at rate r and exponent e is also one at rate r K^(f - e) and exponent f: runs at one exponent tell about all. ``--show``
+interpolates the accuracies over the logarithm of the rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import mean
+
+import numpy as np
+
+from benchmarks.accuracy.compare import SHORT, TASKS, Sweep
+from benchmarks.accuracy.methods import sparse
+from benchmarks.accuracy.protocol import BATCH, LADDER
+from benchmarks.accuracy.rivals import Rival
+from benchmarks.accuracy.sweep import quiet
+from benchmarks.record import results
+from taskedge.forms.install import STEP_EXPONENT
+from taskedge.training.trainer_config import TrainerConfig
+
+RESULTS = ("step_law/",)
+
+DEVELOPMENT = ("question-types", "tweets")
+SHARES = ("0.01%", "0.03%", "0.1%", "0.3%", "1%", "3%")
+BATCHES = (8, 32)
+DEFAULT_LR = TrainerConfig().lr
+HEAD_LR = 3e-2
+EXPONENTS = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, 1.0)
+
+Curves = Mapping[str, Mapping[str, Mapping[float, float]]]
+"""Setting -> task -> body rate -> validation accuracy, mean over the seeds."""
+
+
+def name(share: str, batch_size: int) -> str:
+    """Return the key of a setting in the results."""
+    return f"{share} in batches of {batch_size}"
+
+
+def settings() -> list[tuple[str, int]]:
+    """Return share and batch of every setting."""
+    return [(share, BATCH) for share in SHARES] + [("0.1%", batch_size) for batch_size in BATCHES]
+
+
+def walk(sweep: Sweep, share: str, seed: int) -> None:
+    """Run a setting at the default rate and at its neighbors until the best has worse ones on both sides."""
+    rival = Rival(sparse("taskedge", budget=share), DEFAULT_LR)
+    method = name(share, sweep.batch_size)
+    found: dict[int, float] = {}
+
+    def try_at(place: int) -> None:
+        if 0 <= place < len(LADDER) and place not in found:
+            run = sweep.run(method, rival, (LADDER[place], HEAD_LR), seed, SHORT, "", test=False)
+            found[place] = run["validation"]
+
+    try_at(LADDER.index(DEFAULT_LR))
+    while True:
+        best = max(found, key=lambda place: found[place])
+        known = len(found)
+        try_at(best - 1)
+        try_at(best + 1)
+        if len(found) == known:
+            return
+
+
+def curves(tasks: Sequence[str] = DEVELOPMENT) -> Curves:
+    """Return the accuracies on file."""
+    found: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for task in tasks:
+        path = results("accuracy") / "step_law" / f"{task}.jsonl"
+        for line in path.read_text().splitlines() if path.is_file() else []:
+            run = json.loads(line)
+            found[run["method"]][task][run["body_lr"]].append(run["validation"])
+    return {
+        setting: {task: {rate: mean(seeds) for rate, seeds in sorted(by.items())} for task, by in tasks_.items()}
+        for setting, tasks_ in found.items()
+    }
+
+
+def per_neuron(share: str) -> float:
+    """Return the mean number of entries in a neuron that has one, of a support of this share of MiniLM."""
+    return max(1.0, float(share.rstrip("%")) / 0.0913)
+
+
+def at(by_rate: Mapping[float, float], rate: float) -> float:
+    """Return the accuracy at a rate, interpolated between measured ones; that of the edge beyond."""
+    places = [math.log(measured) for measured in by_rate]
+    return float(np.interp(math.log(rate), places, list(by_rate.values())))
+
+
+def distances(found: Curves, exponent: float) -> dict[str, float]:
+    """Return by how much the default rate is behind the best, in the mean of the tasks, for each setting."""
+    behind = {}
+    for setting, tasks in found.items():
+        rate = DEFAULT_LR * per_neuron(setting.partition(" ")[0]) ** (STEP_EXPONENT - exponent)
+        rates = sorted(set.intersection(*(set(by) for by in tasks.values())) | {rate})
+        means = {tried: mean(at(by, tried) for by in tasks.values()) for tried in rates}
+        behind[setting] = max(means.values()) - means[rate]
+    return behind
+
+
+def main() -> None:
+    """Run the sweep, or show what is on file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, nargs="+", default=list(DEVELOPMENT))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--device", default="cpu", help="a torch device, such as cuda")
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.show:
+        found = curves()
+        for exponent in EXPONENTS:
+            behind = distances(found, exponent)
+            print(f"{exponent:4.2f} " + "  ".join(f"{setting}: {100 * d:.1f}" for setting, d in behind.items()))
+        return
+    quiet()
+    for seed in arguments.seeds:
+        for share, batch_size in settings():
+            for task in arguments.task:
+                walk(Sweep(task, arguments.device, "step_law", batch_size), share, seed)
+
+
+if __name__ == "__main__":
+    main()
