@@ -1,8 +1,9 @@
 """What mixed batches cost: rows of 1, 8 and 64 tasks in one batch, against the usual ways to serve several tasks.
 
-    python -m benchmarks.serving.mixed_batches  # about a quarter of an hour on one busy core
+    python -m benchmarks.serving.mixed_batches  # five CPU-minutes
 
-All methods compute the same batch in turn, round after round, in CPU seconds on one thread:
+All methods compute the same batch in turn, round after round, in CPU seconds on one thread. The three methods of the
+two ratios are neighbors in a round and have more rounds; a ratio is of one round. Every second round goes backwards.
 
 * one task applied in place: what a server of a single task costs;
 * mixed batches: the base's weights, each row's own entries beside the product;
@@ -43,6 +44,8 @@ RESULTS = ("mixed_batches.json",)
 ROWS, TOKENS = 64, 32
 COUNTS = (1, 8, 64)
 ROUNDS = 12
+ROUNDS_OF_RATIOS = 24
+SWITCHES = 200
 MANY = 1000
 REQUESTS = 150
 OF_APPLIED, OF_PEFT, OF_FILE, MILLISECONDS = 0.8, 1.5, 3.0, 4.0
@@ -118,32 +121,42 @@ def compare(model: nn.Module, tasks: list[ServedTask], made: list[te.Delta], bat
     def adapters(count: int) -> Callable[[], object]:
         return lambda: adapted(**batch, adapter_names=[f"t{name}" for name in names[count]])
 
-    methods: dict[str, Callable[[], object]] = {"one task applied": lambda: one(**batch)}
-    methods |= {f"mixed, {count} tasks": mixed(count) for count in COUNTS}
-    methods |= {f"switching, {count} tasks": switching(count) for count in COUNTS[1:]}
-    methods |= {f"PEFT LoRA r=8, {count} tasks": adapters(count) for count in COUNTS}
-    methods["a copy a task, 8 tasks"] = copied
-    for run in methods.values():
-        cpu_seconds(run)
+    of_ratios: dict[str, Callable[[], object]] = {
+        "one task applied": lambda: one(**batch),
+        "mixed, 64 tasks": mixed(64),
+        "PEFT LoRA r=8, 64 tasks": adapters(64),
+    }
+    others: dict[str, Callable[[], object]] = {f"mixed, {count} tasks": mixed(count) for count in COUNTS[:-1]}
+    others |= {f"switching, {count} tasks": switching(count) for count in COUNTS[1:]}
+    others |= {f"PEFT LoRA r=8, {count} tasks": adapters(count) for count in COUNTS[:-1]}
+    others["a copy a task, 8 tasks"] = copied
+    seconds = in_turn(of_ratios, ROUNDS_OF_RATIOS) | in_turn(others, ROUNDS)
+    order = ["one task applied", *(f"mixed, {count} tasks" for count in COUNTS)]
+    return {name: seconds[name] for name in [*order, *(name for name in seconds if name not in order)]}
+
+
+def in_turn(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """CPU seconds by method, one for each round; the first round does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(ROUNDS):
-        for name, run in methods.items():
+    for index in range(rounds + 1):
+        for name, run in list(methods.items())[:: -1 if index % 2 else 1]:
             seconds[name].append(cpu_seconds(run))
-    return seconds
+    return {name: of[1:] for name, of in seconds.items()}
 
 
-def latencies(engine: Engine, tasks: list[ServedTask], batch: Batch, count: int) -> list[float]:
-    """Wall milliseconds of single rows of random tasks, one after the other."""
+def latencies(engine: Engine, tasks: list[ServedTask], batch: Batch) -> dict[int, list[float]]:
+    """Wall milliseconds of single rows, one after the other: of random tasks among 1, 8 and 64 in turn."""
     draw = torch.Generator().manual_seed(2)
-    found = []
+    found: dict[int, list[float]] = {count: [] for count in COUNTS}
     for _ in range(REQUESTS):
-        task = tasks[int(torch.randint(count, (1,), generator=draw))]
-        ids = batch["input_ids"][int(torch.randint(ROWS, (1,), generator=draw))].tolist()
-        work = Work(task, {"input_ids": ids, "attention_mask": [1] * len(ids)}, time.monotonic() + 60)
-        start = time.perf_counter()
-        engine.submit([work])
-        work.answer.result()
-        found.append(1e3 * (time.perf_counter() - start))
+        for count in COUNTS:
+            task = tasks[int(torch.randint(count, (1,), generator=draw))]
+            ids = batch["input_ids"][int(torch.randint(ROWS, (1,), generator=draw))].tolist()
+            work = Work(task, {"input_ids": ids, "attention_mask": [1] * len(ids)}, time.monotonic() + 60)
+            start = time.perf_counter()
+            engine.submit([work])
+            work.answer.result()
+            found[count].append(1e3 * (time.perf_counter() - start))
     return found
 
 
@@ -163,6 +176,8 @@ def main() -> None:
     model, calibration = setup()
     model.eval()
     made = deltas(model, calibration, max(COUNTS))
+    # of a process of one task, before the process holds the models of the other methods
+    milliseconds = [apply_and_revert(model, made[0]) for _ in range(SWITCHES + 20)][20:]
     whole = calibration[-2]
     double = {key: torch.cat([whole[key], calibration[-1][key]]) for key in ("input_ids", "attention_mask")}
     batch = {key: value[:ROWS, :TOKENS].contiguous() for key, value in double.items()}
@@ -181,8 +196,7 @@ def main() -> None:
                 truth = base(**part_of(batch, [row])).logits.double()
             worst = max(worst, float((answers[row : row + 1] - truth).abs().max()))
         seconds = compare(model, tasks, made, batch)
-        milliseconds = [apply_and_revert(base, made[0]) for _ in range(40)][5:]
-        waits = {count: latencies(engine, tasks, batch, count) for count in COUNTS}
+        waits = latencies(engine, tasks, batch)
         resident, file_bytes = memory_of_many(served, made[:8], Path(folder))
     engine.close()
     applied, largest = seconds["one task applied"], f"mixed, {max(COUNTS)} tasks"
