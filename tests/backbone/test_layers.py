@@ -166,13 +166,13 @@ def test_what_a_linear_says_of_its_weight():
     assert (plain.storage_dtype, plain.is_read_only, plain.device) == ("bfloat16", False, torch.device("cpu"))
     plain.overwrite(torch.full((4, 8), 0.1))
     assert torch.equal(plain.module.weight, torch.full((4, 8), 0.1).bfloat16())
-    frozen = as_linear("x", freeze_layer("x", Conv1D(4, 8), int8=True))
+    frozen = as_linear("x", freeze_layer("x", Conv1D(4, 8), "int8"))
     assert (frozen.storage_dtype, frozen.is_read_only, frozen.shape) == ("int8", True, (4, 8))
     assert frozen.weight.dtype == torch.float32
 
 
 def test_entries_of_a_read_only_weight_are_written_beside_it():
-    module = freeze_layer("x", nn.Linear(8, 4), int8=True)
+    module = freeze_layer("x", nn.Linear(8, 4), "int8")
     codes, linear = module._parameters["weight"].clone(), as_linear("x", module)
     linear.write(torch.tensor([1, 3]), torch.tensor([0, 7]), torch.tensor([5.0, -5.0], dtype=torch.float64))
     assert linear.read(torch.tensor([1, 3]), torch.tensor([0, 7])).tolist() == [5.0, -5.0]
@@ -210,5 +210,5 @@ def test_a_class_with_a_forward_pass_of_its_own_is_named():
             return 2 * super().forward(x)
 
     assert overridden_forward(Renamed(2, 2), nn.Linear) is None
-    assert overridden_forward(freeze_layer("x", Renamed(2, 2), int8=True), nn.Linear) is None
+    assert overridden_forward(freeze_layer("x", Renamed(2, 2), "int8"), nn.Linear) is None
     assert overridden_forward(Doubled(2, 2), nn.Linear) == "Doubled has a forward pass of its own"

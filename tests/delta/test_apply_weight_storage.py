@@ -11,14 +11,15 @@ import torch
 import taskedge as te
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import linears
+from taskedge.backbone.storage.coding import CODINGS, rounded_weight
 from taskedge.backbone.storage.frozen_layer import FrozenWeightLayer
-from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
 from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.apply import check_base
 from taskedge.errors import BaseMismatch, InputError
 from taskedge.selection.support import Support
 
 MODELS = pytest.mark.parametrize("make", [tiny.bert, tiny.gpt2], ids=["bert", "gpt2"])
+codings = pytest.mark.parametrize("coding", CODINGS)
 
 
 def learnt(make, how="int8"):
@@ -27,22 +28,24 @@ def learnt(make, how="int8"):
     return te.extract(tiny.train(te.install(model, support)))
 
 
+@codings
 @MODELS
-def test_a_delta_trained_over_int8_records_the_storage_and_its_values(make, tmp_path):
-    delta = te.load(te.save(learnt(make), tmp_path / "d"))
+def test_a_delta_trained_over_codes_records_the_storage_and_its_values(make, coding, tmp_path):
+    delta = te.load(te.save(learnt(make, coding), tmp_path / "d"))
     plain = linears(make())
     for name, linear in delta.linears.items():
         layer = plain[name]
-        weight = weight_rounded_to_int8(layer)
-        assert linear.base_dtype == INT8
+        weight = rounded_weight(layer, coding)
+        assert linear.base_dtype == coding
         assert linear.base_digest == digest(weight[linear.rows, linear.columns])
         assert linear.base_digest != digest(layer.read(linear.rows, linear.columns))
 
 
+@codings
 @MODELS
-def test_it_goes_onto_that_base_as_int8_and_as_it_is_and_off_again(make):
-    delta = learnt(make)
-    for how in ("int8", "resident"):
+def test_it_goes_onto_that_base_as_codes_and_as_it_is_and_off_again(make, coding):
+    delta = learnt(make, coding)
+    for how in (coding, "resident"):
         model = set_weight_storage(make(), how)
         before = tiny.state(model)
         with te.applied(model, delta):
@@ -51,11 +54,20 @@ def test_it_goes_onto_that_base_as_int8_and_as_it_is_and_off_again(make):
         assert tiny.same_bits(tiny.state(model), before)
 
 
-def test_applied_over_int8_it_computes_the_trained_function():
-    model = set_weight_storage(tiny.bert(), "int8")
+@codings
+def test_a_delta_over_one_coding_is_not_compared_with_another(coding):
+    delta = learnt(tiny.bert, coding)
+    (other,) = set(CODINGS) - {coding}
+    with pytest.raises(BaseMismatch, match=f"is {other}, the delta was trained on {coding}, and their values cannot"):
+        te.apply(set_weight_storage(tiny.bert(), other), delta)
+
+
+@codings
+def test_applied_over_codes_it_computes_the_trained_function(coding):
+    model = set_weight_storage(tiny.bert(), coding)
     tiny.train(te.install(model, te.select(model, [tiny.batch(model)], budget="2%")))
     delta, output = te.extract(model), tiny.logits(model, tiny.batch(model))
-    fresh = te.apply(set_weight_storage(tiny.bert(), "int8"), delta)
+    fresh = te.apply(set_weight_storage(tiny.bert(), coding), delta)
     assert torch.equal(tiny.logits(fresh, tiny.batch(fresh)), output)
     assert torch.equal(tiny.logits(te.fuse(model), tiny.batch(model)), output)
 
@@ -109,7 +121,7 @@ def test_a_product_cannot_go_into_a_read_only_weight():
     delta = te.extract(model)
     with pytest.raises(
         InputError,
-        match=rf"{name!r} is read-only \(int8 or mapped from a file\), so the delta's product cannot go into it",
+        match=rf"{name!r} is read-only \(coded or mapped from a file\), so the delta's product cannot go into it",
     ):
         te.apply(set_weight_storage(tiny.bert(), "int8"), delta, force=True)
 

@@ -44,15 +44,15 @@ def test_equal_supports_give_equal_files(bert, stored, tmp_path):
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("storage", ["bfloat16", "int8"])
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "int4"])
 def test_the_same_base_in_another_storage_passes(stored, storage):
     support, path = stored
     device = tiny.bert()
-    device = device.to(torch.bfloat16) if storage == "bfloat16" else set_weight_storage(device, "int8")
+    device = device.to(torch.bfloat16) if storage == "bfloat16" else set_weight_storage(device, storage)
     assert same(read_support_file(path, device), support)
 
 
-@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8", "int4"])
 def test_one_other_value_is_refused_by_name(stored, storage):
     support, path = stored
     device = tiny.bert()
@@ -62,15 +62,15 @@ def test_one_other_value_is_refused_by_name(stored, storage):
         weight[linear.rows[0], linear.columns[0]] += weight.abs().max()
     if storage == "bfloat16":
         device.to(torch.bfloat16)
-    elif storage == "int8":
-        set_weight_storage(device, "int8")
+    elif storage in ("int8", "int4"):
+        set_weight_storage(device, storage)
     with pytest.raises(InputError, match=rf"1 of {len(support.linears)} linears hold other values .* '{name}' first"):
         read_support_file(path, device)
 
 
 def test_another_dtype_shape_or_name_is_refused(bert, stored):
     _, path = stored
-    with pytest.raises(InputError, match=r"stored as float16, .* compared with float32, bfloat16, int8 only"):
+    with pytest.raises(InputError, match=r"stored as float16, .* compared with float32, bfloat16, int8, int4 only"):
         read_support_file(path, tiny.bert().half())
     with pytest.raises(InputError, match=r"the model has no linear 'bert\.encoder"):
         read_support_file(path, tiny.mlp())

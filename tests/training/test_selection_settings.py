@@ -96,9 +96,10 @@ def test_the_dense_run_has_the_settings_of_the_run_but_for_its_rate_and_epochs()
     assert not config(rule="gradient").needs_dense_run
 
 
-def test_int8_weights_have_no_gradients_for_a_column_score():
-    with pytest.raises(InputError, match="int8 does not support --column-score gradient"):
-        config(columns=8, column_score="gradient", weight_storage="int8")
+@pytest.mark.parametrize("coding", ["int8", "int4"])
+def test_coded_weights_have_no_gradients_for_a_column_score(coding):
+    with pytest.raises(InputError, match=f"{coding} does not support --column-score gradient"):
+        config(columns=8, column_score="gradient", weight_storage=coding)
     assert config(columns=8, column_score="gradient").unsupported_by("mmap") == ""
 
 

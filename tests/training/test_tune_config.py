@@ -248,7 +248,7 @@ def test_rungs_that_do_not_go_together(given, told):
         ),
         ({"weight_storage": "mmap", "rule": "change"}, "--weight-storage mmap does not support --rule change"),
         ({"weight_storage": "mmap", "regrow": 5}, "--weight-storage mmap does not support --regrow"),
-        ({"weight_storage": "int4"}, "--weight-storage: must be 'resident', 'mmap' or 'int8'"),
+        ({"weight_storage": "int2"}, "--weight-storage: must be 'resident', 'mmap', 'int8' or 'int4'"),
     ],
 )
 def test_what_a_base_that_is_only_read_cannot_do(given, told):
@@ -260,6 +260,6 @@ def test_what_a_base_that_is_only_read_cannot_do(given, told):
 def test_a_mapped_base_may_be_selected_from_by_gradients():
     for rule in ("fisher", "pursuit"):
         assert load_config(TuneConfig, {**NEEDED, "weight_storage": "mmap", "rule": rule}).weight_storage == "mmap"
-    for storage in ("mmap", "int8"):
+    for storage in ("mmap", "int8", "int4"):
         load_config(TuneConfig, {**NEEDED, "weight_storage": storage, "rule": "principal:4"})
     assert get_args(TuneConfig.model_fields["weight_storage"].annotation) == WEIGHT_STORAGE

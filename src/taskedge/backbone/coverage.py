@@ -7,6 +7,7 @@ a share of all parameters, so what is left out should be known.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def coverage(model: nn.Module) -> Coverage:
         if (name.startswith(inside) if inside else name not in head)
     }
     every = linears(model)
+    sizes = {name: parameter.numel() for name, parameter in in_scope.items()}
+    coded = {linear.parameter: math.prod(linear.shape) for linear in every.values() if linear.is_read_only}
+    sizes |= {name: size for name, size in coded.items() if name in sizes}
     unusable = unusable_linears(model, every)
     carrying = {every[name].parameter for name in default_candidates(model, every, unusable)}
     stopped = {every[name].parameter: reason for name, reason in unusable.items()}
@@ -103,7 +107,7 @@ def coverage(model: nn.Module) -> Coverage:
     groups: dict[tuple[str, str], list[int]] = {}
     for name, parameter in in_scope.items():
         if name in carrying:
-            covered += parameter.numel()
+            covered += sizes[name]
         elif parameter.dim() < 2:
             vectors += parameter.numel()
         else:
@@ -114,9 +118,9 @@ def coverage(model: nn.Module) -> Coverage:
                 reason = f"{type(every[owner].module).__name__}, which carries entries only if it is named"
             else:
                 reason = f"{parameter.dim()}-D parameters of {type(model.get_submodule(owner)).__name__}"
-            groups.setdefault((_NUMBER.sub("*", name), reason), []).append(parameter.numel())
+            groups.setdefault((_NUMBER.sub("*", name), reason), []).append(sizes[name])
     left_out = [LeftOut(pattern, reason, len(sizes), sum(sizes)) for (pattern, reason), sizes in groups.items()]
-    total = sum(parameter.numel() for parameter in in_scope.values())
+    total = sum(sizes.values())
     left_out.sort(key=lambda weights: -weights.parameters)
     return Coverage(total, covered, vectors, tuple(left_out), bool(inside))
 

@@ -286,7 +286,8 @@ class Linear:
     @property
     def shape(self) -> tuple[int, int]:
         """(out_features, in_features)."""
-        out, inputs = self.adapter.matrix(_weight_parameter(self.module)).shape
+        coded: tuple[int, int] | None = getattr(self.module, "matrix_shape", None)
+        out, inputs = coded or self.adapter.matrix(_weight_parameter(self.module)).shape
         return out, inputs
 
     @property
@@ -304,13 +305,13 @@ class Linear:
 
     @property
     def is_read_only(self) -> bool:
-        """Whether only single entries can be written: the weight is mapped from a file or stored as int8."""
+        """Whether only single entries can be written: the weight is mapped from a file or stored as codes."""
         return isinstance(self.module, ReadOnlyLayer)
 
     @property
     def storage_dtype(self) -> str:
-        """The dtype that the weight is stored in, such as ``"float32"``; ``"int8"`` for int8 codes."""
-        return str(_weight_parameter(self.module).dtype).removeprefix("torch.")
+        """The dtype that the weight is stored in, such as ``"float32"``; ``"int8"`` or ``"int4"`` for codes."""
+        return getattr(self.module, "coding", "") or str(_weight_parameter(self.module).dtype).removeprefix("torch.")
 
     def read(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Return a copy of the entries [n], in the weight's dtype."""
@@ -359,7 +360,7 @@ def write_entries(module: nn.Module, index: tuple[Tensor, ...], values: Tensor) 
 
 
 def _weight_parameter(module: nn.Module) -> Tensor:
-    """Return the tensor that holds the weight, int8 codes included; the weight itself where it is computed."""
+    """Return the tensor that holds the weight, codes included; the weight itself where it is computed."""
     if isinstance(module, ExpertLinear):
         return module.stored_weight()
     parameter = module._parameters.get("weight")

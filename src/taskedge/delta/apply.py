@@ -17,7 +17,7 @@ from taskedge.backbone.by_name import modules_and_parameters, modules_named
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.gguf_file import check_gguf, gguf_differences
 from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, linears
-from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
+from taskedge.backbone.storage.coding import CODINGS, rounded_weight
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
 from taskedge.delta.entry_access import read_entries, write_values
 from taskedge.delta.prompt_delta import apply_prompt, prompt_difference
@@ -266,7 +266,7 @@ def _layers(model: nn.Module, modules: dict[str, nn.Module], delta: Delta) -> di
             )
         if name in delta.low_rank and layer.is_read_only:
             raise InputError(
-                f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so the delta's product "
+                f"the weight of linear {name!r} is read-only (coded or mapped from a file), so the delta's product "
                 "cannot go into it: load the base with weight storage 'resident'"
             )
         layers[name] = layer
@@ -347,12 +347,12 @@ def _dtype_mismatch(layer: Linear, linear: LinearDelta | LowRankDelta) -> str | 
     dtype = layer.storage_dtype
     if dtype == linear.base_dtype:
         return None
-    if INT8 not in (dtype, linear.base_dtype):
+    if dtype not in CODINGS and linear.base_dtype not in CODINGS:
         return (
             f"linear {layer.name!r} is {dtype}, the delta was trained on {linear.base_dtype}: load the base in "
             f"{linear.base_dtype}"
         )
-    if dtype == INT8 or not isinstance(layer.adapter, LinearAdapter):
+    if dtype in CODINGS or not isinstance(layer.adapter, LinearAdapter):
         return (
             f"linear {layer.name!r} is {dtype}, the delta was trained on {linear.base_dtype}, and their values cannot "
             "be compared: load the base as it was in training"
@@ -365,7 +365,7 @@ def _with_other_dtype(parameters: dict[str, nn.Parameter], delta: Delta) -> list
     dtypes = {linear.base_dtype for linear in delta.linears.values()}
     names = []
     for name, tensor in delta.full_parameters.items():
-        rounded = tensor.dtype == torch.float32 and not dtypes.isdisjoint({_plain(parameters[name].dtype), INT8})
+        rounded = tensor.dtype == torch.float32 and not dtypes.isdisjoint({_plain(parameters[name].dtype), *CODINGS})
         if parameters[name].dtype != tensor.dtype and not rounded:
             names.append(name)
     return names
@@ -381,11 +381,11 @@ def _with_other_values(
 
 
 def _as_trained_on(layer: Linear, delta: Delta, original: Tensor) -> Tensor:
-    """Return the base's values as they were in training: rounded to int8 if the base was stored as int8."""
+    """Return the base's values as they were in training: rounded if the base was stored as codes."""
     linear = delta.linears.get(layer.name)
-    if linear is None or linear.base_dtype != INT8 or layer.storage_dtype == INT8:
+    if linear is None or linear.base_dtype not in CODINGS or layer.storage_dtype in CODINGS:
         return original
-    return weight_rounded_to_int8(layer)[linear.rows.to(layer.device), linear.columns.to(layer.device)]
+    return rounded_weight(layer, linear.base_dtype)[linear.rows.to(layer.device), linear.columns.to(layer.device)]
 
 
 def _plain(dtype: torch.dtype) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from taskedge.backbone.loading import DTYPES, TASK_AUTO_CLASSES, Base, load_base, locate_base
 from taskedge.backbone.storage import current_name
-from taskedge.backbone.storage.int8 import INT8
+from taskedge.backbone.storage.coding import CODINGS
 from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.delta.apply import apply, base_difference, check_base, force_apply
 from taskedge.delta.delta import Delta, Provenance
 from taskedge.delta.file import load
 from taskedge.errors import InputError
+from taskedge.forms.prompt import with_prompt_room
 
 
 def load_with_delta(
@@ -68,7 +69,7 @@ def load_with_delta(
     difference = base_difference(base.model, delta) if force else ""
     if difference:
         log(f"forced: {difference}")
-    incomparable = weight_storage == "int8" and not _trained_on_int8(delta)
+    incomparable = weight_storage in CODINGS and not _trained_on(weight_storage, delta)
     if incomparable and not force:
         check_base(base.model, delta)
     stored = set_weight_storage(base.model, weight_storage, log)
@@ -76,7 +77,7 @@ def load_with_delta(
         force_apply(stored, delta, difference)
     else:
         apply(stored, delta)
-    return base, delta
+    return with_prompt_room(base), delta
 
 
 def load_head(path: Path, head: str | None) -> Delta:
@@ -117,9 +118,10 @@ def recorded_dtype(delta: Delta) -> str:
     """
     recorded = {linear.base_dtype for linear in delta.linears.values()}
     recorded |= {product.base_dtype for product in delta.low_rank.values()}
+    recorded |= set() if delta.prompt is None else {delta.prompt.base_dtype}
     names = {str(dtype).removeprefix("torch."): name for name, dtype in DTYPES.items()}
     return names.get(recorded.pop(), "") if len(recorded) == 1 else ""
 
 
-def _trained_on_int8(delta: Delta) -> bool:
-    return any(linear.base_dtype == INT8 for linear in delta.linears.values())
+def _trained_on(coding: str, delta: Delta) -> bool:
+    return any(linear.base_dtype == coding for linear in delta.linears.values())

@@ -117,7 +117,7 @@ def check_low_rank(linear: Linear, rank: int) -> None:
         )
     if linear.is_read_only:
         raise InputError(
-            f"the weight of linear {linear.name!r} is read-only (int8 or mapped from a file), so no low-rank product "
+            f"the weight of linear {linear.name!r} is read-only (coded or mapped from a file), so no low-rank product "
             "can go into it: load the base with weight storage 'resident'"
         )
 

@@ -114,7 +114,7 @@ def check_whole(linear: Linear) -> None:
         )
     if linear.is_read_only:
         raise InputError(
-            f"the weight of linear {linear.name!r} is read-only (int8 or mapped from a file), so it cannot change "
+            f"the weight of linear {linear.name!r} is read-only (coded or mapped from a file), so it cannot change "
             "whole: load the base with weight storage 'resident'"
         )
 

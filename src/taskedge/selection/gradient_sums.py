@@ -41,7 +41,7 @@ class GradientSums:
         for name, linear in linears.items():
             if linear.is_read_only:
                 raise InputError(
-                    f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so it has no gradient: "
+                    f"the weight of linear {name!r} is read-only (coded or mapped from a file), so it has no gradient: "
                     "choose a rule that looks at inputs only, leave regrow out, or load the base with "
                     "weight storage 'resident'"
                 )

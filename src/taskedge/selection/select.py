@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 from taskedge.backbone.candidates import candidates, candidates_within
 from taskedge.backbone.layers import Linear
+from taskedge.backbone.storage.frozen_layer import num_weights
 from taskedge.errors import BudgetError, InputError
 from taskedge.selection import DEFAULT_RANK
 from taskedge.selection.allocations import (
     ALLOCATIONS,
+    BLOCK,
     DEFAULT_ALLOCATION,
     PatternAllocation,
     Scores,
     Shapes,
     allocate,
 )
+from taskedge.selection.avoid import Entries, avoided_entries, refuse_avoided, without
 from taskedge.selection.columns import (
     COLUMN_SCORES,
     COLUMNS,
@@ -27,8 +30,10 @@ from taskedge.selection.columns import (
     ColumnScore,
     choose_columns,
     draw_columns,
+    in_columns,
     refuse_no_columns,
 )
+from taskedge.selection.rows import choose_rows, in_rows, in_whole_weights, usable_rows
 from taskedge.selection.rules import RULES, Rule
 from taskedge.selection.spt import SelectedParameters, trainable_vectors
 from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics, measure
@@ -47,12 +52,14 @@ def select(
     depth: int | None = None,
     columns: int | None = None,
     max_columns: int | None = None,
+    max_rows: int | None = None,
     column_score: str | None = None,
     column_draws: int = 1,
     rank: int = DEFAULT_RANK,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
     statistics: Mapping[str, LinearStatistics] | None = None,
+    avoid: Sequence[Mapping[str, Entries]] = (),
 ) -> Support:
     """Choose which of the model's own weights to train. The model is not changed.
 
@@ -75,6 +82,9 @@ def select(
             show which linears share an input. Source: this project.
         max_columns: with a budget, at most this many distinct columns of each input, chosen like those of ``columns``:
             fewer columns mean less to store for the backward pass. Without batches each linear has its own.
+        max_rows: at most this many neurons of each linear have entries: those with the largest sums of the rule's
+            scores in the columns that may be used. With ``max_columns`` and the allocation ``"block"`` they replace the
+            budget: every entry of the rows and columns trains. Source: this project.
         column_score: how columns are ranked (``taskedge.selection.columns``); by default ``"entries"``, the sum of the
             rule's scores over the neurons of all linears that read the input.
         column_draws: above 1, ``columns`` are drawn this many times, with probabilities proportional to their scores,
@@ -84,18 +94,20 @@ def select(
         seed: seed of the rule, of the column score ``random`` and of drawn columns.
         on_batch: progress callback; receives the number of finished calibration batches.
         statistics: statistics of these linears, measured earlier or on other machines, instead of ``batches``.
+        avoid: entries that are not chosen, such as ``[delta.linears, support.linears]``: the next best take their
+            place. Columns are ranked as without it.
 
     Returns:
         The support, on the CPU.
 
     Raises:
         BudgetError: the budget is not a share, selects nothing, exceeds what the linears can carry, or is given beside
-            a rule or allocation that sets it.
+            a rule or allocation that sets it. Or rows have too few entries beside those to avoid.
         InputError: a name is unknown, the model has no linears, or batches are missing or unusable.
     """
     score_rule = RULES[rule]
     layers = candidates(model, linears) if depth is None else candidates_within(model, depth, linears)
-    model_parameters = sum(parameter.numel() for parameter in model.parameters())
+    model_parameters = num_weights(model)
     refuse_clashes(
         rule,
         allocation,
@@ -103,14 +115,20 @@ def select(
         per_neuron=per_neuron,
         columns=columns,
         max_columns=max_columns,
+        max_rows=max_rows,
         column_score=column_score,
     )
+    if avoid and score_rule.choose is not None:
+        raise BudgetError(f"the rule {rule!r} may train whole matrices and cannot avoid entries: give another rule")
     if column_draws < 1:
         raise BudgetError(f"{column_draws} draws of columns train nothing: give 1 or more")
     if column_draws > 1 and columns is None:
         raise BudgetError(f"{column_draws} draws of columns need their number: give columns as well")
     limit = max_columns if columns is None else columns
-    shapes = {name: (layer.shape[0], _usable_columns(layer.shape[1], limit)) for name, layer in layers.items()}
+    shapes = {
+        name: (usable_rows(layer.shape[0], max_rows), _usable_columns(layer.shape[1], limit))
+        for name, layer in layers.items()
+    }
     if columns is not None:
         if batches is None and statistics is None:
             raise InputError(
@@ -124,7 +142,12 @@ def select(
         raise InputError(f"{rank} is not a rank of a low-rank module: give 1 or more")
     if allocation is None:
         allocation = DEFAULT_ALLOCATION
-    num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes)
+    whole_block = (
+        f"{max_rows} rows x {max_columns} columns"
+        if None not in (max_rows, max_columns) and allocation == BLOCK
+        else ""
+    )
+    num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes, whole_block)
     vectors = trainable_vectors(model, layers, all_norms=linears is None, depth=depth) if score_rule.choose else {}
 
     if statistics is not None:
@@ -138,8 +161,11 @@ def select(
             shapes = {name: shape for name, shape in shapes.items() if name in layers}
             if not layers:
                 raise InputError(f"none of the {len(measured.idle)} linears to choose from ran on the calibration data")
-            num_entries, budget_text = _entries_of_budget(allocation, budget, per_neuron, model_parameters, shapes)
+            num_entries, budget_text = _entries_of_budget(
+                allocation, budget, per_neuron, model_parameters, shapes, whole_block
+            )
         scores = _scores(score_rule, layers, measured, seed)
+        avoided = avoided_entries(model, {name: layer.shape for name, layer in layers.items()}, avoid)
         draws: list[dict[str, Tensor]] = []
         if score_of_columns is not None:
             assert limit is not None
@@ -148,19 +174,31 @@ def select(
             else:
                 draws = [choose_columns(score_of_columns, layers, measured, scores, limit, seed)]
         if score_rule.choose is None:
-            masked = [_in_columns(scores, draw) for draw in draws] or [scores]
+            masked = [without(in_columns(scores, draw), avoided) for draw in draws] or [without(scores, avoided)]
+            rows = None
+            if max_rows is not None:  # the same in all draws
+                usable = masked[0] if len(masked) == 1 else without(in_columns(scores, _union(draws)), avoided)
+                rows = choose_rows(list(shapes), usable, max_rows)
+                masked = [in_rows(each, rows) for each in masked]
             found = [allocate(allocation, shapes, each, num_entries) for each in masked]
+            if rows is not None:
+                widths = {name: layer.shape[1] for name, layer in layers.items()}
+                found = [in_whole_weights(entries, rows, widths) for entries in found]
+            for chosen in found:
+                refuse_avoided(chosen, avoided, map(len, chosen.values()))
             selected = SelectedParameters(found[0] if len(found) == 1 else _union(found))
         else:
             selected = score_rule.choose(shapes, scores, measured.vectors, num_entries, rank)
 
-    settings: dict[str, Any] = {"seed": seed}
+    settings: dict[str, Any] = {"seed": seed} | ({"avoided": sum(map(len, avoided.values()))} if avoid else {})
     if depth is not None:
         settings["depth"] = depth
     if columns is not None:
         settings["columns"] = columns
     if max_columns is not None:
         settings["max_columns"] = max_columns
+    if max_rows is not None:
+        settings["max_rows"] = max_rows
     if score_of_columns is not None:
         settings["column_score"] = score_of_columns.name
     if column_draws > 1:
@@ -215,6 +253,7 @@ _NOUNS = {
     "per_neuron": "the number of entries per neuron",
     "columns": "the number of columns",
     "max_columns": "the maximum number of columns",
+    "max_rows": "the maximum number of rows",
     "column_score": "the column score",
     "allocation": "the allocation",
 }
@@ -225,7 +264,7 @@ def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> Non
     """Raise BudgetError if a setting is given (not None) that the rule or the allocation determines itself."""
     if RULES[rule].choose is not None:
         owner = f"the rule {rule!r} spreads its budget itself"
-        determined: tuple[str, ...] = ("per_neuron", "columns", "max_columns", "column_score", "allocation")
+        determined: tuple[str, ...] = ("per_neuron", "columns", "max_columns", "max_rows", "column_score", "allocation")
         settings = settings | {"allocation": allocation}
     elif settings.get("columns") is not None:
         owner = f"the number of columns ({settings['columns']!r}) is itself the budget"
@@ -233,7 +272,10 @@ def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> Non
         settings = settings | {"allocation": allocation}
     elif isinstance(ALLOCATIONS[allocation or DEFAULT_ALLOCATION], PatternAllocation):
         owner = f"the allocation {allocation!r} is itself the budget"
-        determined = ("budget", "per_neuron", "max_columns", "column_score")
+        determined = ("budget", "per_neuron", "max_columns", "max_rows", "column_score")
+    elif allocation == BLOCK and settings.get("per_neuron") is not None:
+        owner = f"the allocation {allocation!r} trains few neurons, with all columns they may use"
+        determined = ("per_neuron",)
     elif settings.get("max_columns") is None:
         owner = "columns are ranked only if their number is limited"
         determined = ("column_score",)
@@ -245,9 +287,21 @@ def refuse_clashes(rule: str, allocation: str | None, **settings: object) -> Non
 
 
 def _entries_of_budget(
-    allocation: str, budget: str | float | None, per_neuron: int | None, model_parameters: int, shapes: Shapes
+    allocation: str,
+    budget: str | float | None,
+    per_neuron: int | None,
+    model_parameters: int,
+    shapes: Shapes,
+    whole_block: str,
 ) -> tuple[int, str]:
-    """Return (number of entries, the budget as text)."""
+    """Return (number of entries, the budget as text); ``whole_block`` describes the block that replaces a budget."""
+    if whole_block and budget is None:
+        return sum(rows * columns for rows, columns in shapes.values()), whole_block
+    if allocation == BLOCK and budget is None:
+        raise BudgetError(
+            "the size of a block is not given: give the maximum number of rows and that of columns, or a budget (a "
+            "share such as '0.1%')"
+        )
     pattern = ALLOCATIONS[allocation]
     if isinstance(pattern, PatternAllocation):
         return pattern.num_entries(shapes), allocation
@@ -304,21 +358,10 @@ def _scores(rule: Rule, layers: dict[str, Linear], measured: Statistics, seed: i
 
     def scores(name: str) -> Tensor:
         generator.set_state(states.setdefault(name, generator.get_state()))
-        return rule.score(layers[name].weight, measured[name], generator)
+        score = rule.score(layers[name].weight, measured[name], generator)
+        return score.clamp_min(torch.finfo(score.dtype).min)  # -inf means: may not be chosen
 
     return scores
-
-
-def _in_columns(scores: Scores, columns: Mapping[str, Tensor]) -> Scores:
-    """Return scores that are -inf outside the columns that each linear may use."""
-
-    def masked(name: str) -> Tensor:
-        score = scores(name)
-        usable = torch.full_like(score, -torch.inf)
-        usable[:, columns[name]] = score[:, columns[name]]
-        return usable
-
-    return masked
 
 
 def _union(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

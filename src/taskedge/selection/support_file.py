@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import Linear, LinearAdapter, linears
-from taskedge.backbone.storage.int8 import weight_rounded_to_int8
+from taskedge.backbone.storage.coding import CODINGS, rounded_weight
 from taskedge.errors import InputError, did_you_mean
 from taskedge.selection.support import SUPPORT, LayerSupport, Support, load_support, save_support
 
@@ -124,7 +124,7 @@ def _digests(layer: Linear, chosen: LayerSupport | None) -> dict[str, str]:
         return digests
     digests["bfloat16"] = digest(values.to(torch.bfloat16))
     if chosen is not None and isinstance(layer.adapter, LinearAdapter):
-        digests["int8"] = digest(_values(weight_rounded_to_int8(layer), chosen))
+        digests |= {coding: digest(_values(rounded_weight(layer, coding), chosen)) for coding in CODINGS}
     return digests
 
 

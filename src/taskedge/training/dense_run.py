@@ -108,7 +108,7 @@ def measure_changes(
     for name, layer in layers.items():
         if layer.is_read_only:
             raise InputError(
-                f"the weight of linear {name!r} is read-only (int8 or mapped from a file), so it cannot train in a "
+                f"the weight of linear {name!r} is read-only (coded or mapped from a file), so it cannot train in a "
                 "dense run: choose another rule, or load the base with weight storage 'resident'"
             )
     statistics = measure(model, layers, batches, {INPUTS, *needs})

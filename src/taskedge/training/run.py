@@ -17,21 +17,25 @@ from torch import Tensor, nn
 from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.coverage import experts_text, idle_text
 from taskedge.backbone.loading import Base, load_base
+from taskedge.backbone.storage.coding import CODINGS
 from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.profiling.arithmetic_speed import threads_that_pay
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import read_support_file
+from taskedge.training.avoided_files import avoided_files
 from taskedge.training.class_weights import balanced_weights
 from taskedge.training.continue_delta import support_of_delta
 from taskedge.training.data.table import Table
 from taskedge.training.data_order import random_order
 from taskedge.training.dense_run import measure_changes
+from taskedge.training.fastest_dtype import FASTEST, fastest_dtype
 from taskedge.training.form_callbacks import form_support
 from taskedge.training.guard import check_forward, guarded, in_file
 from taskedge.training.head_warmup import warm_head
-from taskedge.training.held_out_rows import PartRows
+from taskedge.training.held_out_rows import part_rows
 from taskedge.training.run_data import RunData, read_data
+from taskedge.training.soft_prompts import prompt_rows, start_prompt
 from taskedge.training.tasks import Batch, Collate, Log, Row, Task
 from taskedge.training.token_limit import token_limit
 from taskedge.training.trainable_model import TrainableModel, install_support
@@ -62,6 +66,8 @@ def prepare_run(config: TuneConfig, log: Log) -> Run:
     """
     set_threads(config.threads, log)
     data = read_data(config, log)
+    if config.dtype == FASTEST:
+        config = config.model_copy(update={"dtype": fastest_dtype(data.task.name, log)})
     if "batch_size" not in config.model_fields_set:
         config = config.model_copy(update={"batch_size": data.task.batch_size})
         config.trainer_config()  # refuses a micro-batch that does not divide this batch size
@@ -133,7 +139,8 @@ class Run:
         self.log(f"loading {config.model}")
         set_seed(config.seed)
         base = load_base(task.name, config.model, task.labels, dtype=config.dtype, log=self.log)
-        if config.weight_storage == "int8":  # mmap waits until weights are selected, because rules may need gradients
+        base = start_prompt(base, task, config, self.log)
+        if config.weight_storage in CODINGS:  # mmap waits until weights are selected, because rules may need gradients
             set_weight_storage(base.model, config.weight_storage, self.log)
         full_names = list(dict.fromkeys([*head_parameters(base.model), *base.new_parameters]))
         self._loaded = _Loaded(base, task.collate(base), full_names)
@@ -149,9 +156,9 @@ class Run:
         base, train = self.base, self.data.train
         max_length = token_limit(self.data.task, base, self.config.max_length, self.log)
         task = self.data.task.bind(base, train, max_length, self.config.max_new_tokens, self.log)
-        rows, held_out = task.encode(base, train, max_length, self.log), None
+        rows, held_out = prompt_rows(base, task.encode(base, train, max_length, self.log)), None
         if self.data.parts is not None:
-            rows, held_out = (PartRows((rows[i] for i in part), [i + 1 for i in part]) for part in self.data.parts)
+            rows, held_out = (part_rows(rows, part) for part in self.data.parts)
         self._encoded = _Encoded(task, max_length, rows, held_out_rows=held_out)
 
     def release_base(self) -> None:
@@ -220,7 +227,7 @@ class Run:
 
     def encode(self, table: Table) -> list[Row]:
         """Return the rows of a table with answers, as the model takes them."""
-        return self.task.encode(self.base, table, self.max_length, self.log)
+        return prompt_rows(self.base, self.task.encode(self.base, table, self.max_length, self.log))
 
     def check_forward(self) -> None:
         """Run the base once on the longest training rows and once on the first ones, before any work is spent.
@@ -286,14 +293,15 @@ class Run:
             self.log(f"selecting {what} by rule {config.select_kwargs()['rule']!r} on {config.calibration} batches")
             batches = self.calibration_batches()
         model = self.base.model
+        chosen = config.select_kwargs() | avoided_files(config.avoid or (), self.log)
         with in_file(self.data.train.path), guarded(model, self.rows, lambda: self._calibrating, self.collate):
             if config.needs_dense_run:
                 settings = config.dense_run_settings() | {"head": self.full_names, "log": self.log}
                 with measure_changes(model, batches, self.rows, self.collate, **settings) as statistics:
-                    support = select(model, statistics=statistics, **config.select_kwargs())
+                    support = select(model, statistics=statistics, **chosen)
                 support.settings.update(change_epochs=config.change_epochs, change_lr=config.change_lr)
             else:
-                support = select(model, batches, **config.select_kwargs())
+                support = select(model, batches, **chosen)
         if idle := support.settings.get("never_ran"):
             self.log(idle_text(self.base.model, idle))
         if text := experts_text(model, support.linears):

@@ -19,7 +19,7 @@ from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
 SELECTION_FIELDS = (
     *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "column_score", "depth", "calibration"),
-    "column_draws",
+    *("max_rows", "column_draws", "avoid"),
     *("change_epochs", "change_lr"),
 )
 """Settings that only a selection reads."""
@@ -33,14 +33,26 @@ TAPS_FORMS = ("taps", "sparse_taps")
 """Forms with a gate on each layer."""
 TAPS_PENALTY = 1.0
 """Penalty of the mean score of the gates on layers, where none is given."""
-_OF_RULES = ("per_neuron", "rule", "allocation", "columns", "max_columns", "column_score", "column_draws")
+_OF_RULES = (
+    *(
+        "per_neuron",
+        "rule",
+        "allocation",
+        "columns",
+        "max_columns",
+        "max_rows",
+        "column_score",
+        "column_draws",
+        "avoid",
+    ),
+)
 
 
 _FORMS_OF = {
     **dict.fromkeys(
         (
-            *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "column_score"),
-            *("step", "step_exponent", "calibration", "support_file", "support", *GATE_FIELDS),
+            *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "max_rows", "column_score"),
+            *("step", "step_exponent", "calibration", "support_file", "support", "avoid", *GATE_FIELDS),
         ),
         ("sparse", "sparse_lora", "sparse_taps"),
     ),
@@ -70,11 +82,11 @@ class SelectionSettings(Config):
             """Return the settings of the loop."""
 
     form: Annotated[
-        Literal["sparse", "sparse_lora", "lora", "taps", "sparse_taps", "filtered"],
+        Literal["sparse", "sparse_lora", "lora", "taps", "sparse_taps", "filtered", "prompt"],
         Field(
             description="What is trained: selected weights (sparse), the same through low-rank factors (sparse_lora), "
             "LoRA by PEFT (lora), whole layers behind gates (taps), selected weights behind the same gates "
-            "(sparse_taps), or LoRA with filters of hidden states (filtered)."
+            "(sparse_taps), LoRA with filters of hidden states (filtered), or soft tokens beside the text (prompt)."
         ),
     ] = "sparse"
     budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
@@ -93,8 +105,8 @@ class SelectionSettings(Config):
     allocation: Annotated[
         str,
         Field(
-            description="How the budget is divided: per_neuron, per_layer, global, global_per_neuron, or a pattern N:M "
-            "such as 2:4, which replaces the budget."
+            description="How the budget is divided: per_neuron, per_layer, global, global_per_neuron, block (few whole "
+            "neurons), or a pattern N:M such as 2:4, which replaces the budget."
         ),
     ] = "per_neuron"
     columns: Annotated[
@@ -108,6 +120,14 @@ class SelectionSettings(Config):
     max_columns: Annotated[
         int | None,
         Field(description="With a budget: largest number of columns used of every input, a cap on memory.", ge=1),
+    ] = None
+    max_rows: Annotated[
+        int | None,
+        Field(
+            description="Largest number of neurons of every linear that have entries; with --max-columns and "
+            "--allocation block, all entries of these rows and columns train instead of a budget.",
+            ge=1,
+        ),
     ] = None
     column_score: Annotated[
         str | None,
@@ -124,6 +144,14 @@ class SelectionSettings(Config):
             ge=1,
         ),
     ] = 1
+    avoid: Annotated[
+        list[Path] | None,
+        Field(
+            description="Delta or support file of another task, whose entries are not chosen, so that the two can be "
+            "merged without collisions; may be repeated.",
+            min_length=1,
+        ),
+    ] = None
     depth: Annotated[
         int | None,
         Field(description="Train only this many blocks nearest the output; the others need no memory.", ge=1),
@@ -201,7 +229,10 @@ class SelectionSettings(Config):
             return kwargs | {"seed": self.seed} | ({} if self.depth is None else {"depth": self.depth})
         chooses_alone = bool(RULES[self.rule].choose)
         replaces_budget = (
-            self.per_neuron is not None or self.columns is not None or read_pattern(self.allocation) is not None
+            self.per_neuron is not None
+            or self.columns is not None
+            or read_pattern(self.allocation) is not None
+            or self._is_whole_block
         )
         kwargs = {
             "budget": None if replaces_budget else self.budget,
@@ -211,7 +242,7 @@ class SelectionSettings(Config):
             "max_columns": self.max_columns,
             "seed": self.seed,
         }
-        for name in ("columns", "column_score", "depth"):
+        for name in ("columns", "max_rows", "column_score", "depth"):
             if getattr(self, name) is not None:
                 kwargs[name] = getattr(self, name)
         if self.column_draws > 1:
@@ -219,6 +250,14 @@ class SelectionSettings(Config):
         if chooses_alone:
             kwargs["rank"] = self.rank
         return kwargs
+
+    @property
+    def _is_whole_block(self) -> bool:
+        """Whether the limits of rows and columns are the budget."""
+        from taskedge.selection.allocations import BLOCK
+
+        limited = self.max_rows is not None and self.max_columns is not None
+        return self.allocation == BLOCK and limited and "budget" not in self.model_fields_set
 
     @property
     def needs_dense_run(self) -> bool:
@@ -316,7 +355,7 @@ class SelectionSettings(Config):
     def unsupported_by(self, weight_storage: str) -> str:
         """Return the flag that a weight storage does not support; ``""`` if it supports all.
 
-        Memory-mapped and int8 weights are read-only and have no dense gradient; LoRA by PEFT needs plain layers.
+        Memory-mapped and coded weights are read-only and have no dense gradient; LoRA by PEFT needs plain layers.
         """
         if weight_storage == "resident":
             return ""
@@ -329,8 +368,8 @@ class SelectionSettings(Config):
             return "--regrow"
         if self.support != "rule":
             return f"--support {self.support}"
-        if rule.choose is not None or rule.needs_dense_run or (weight_storage == "int8" and rule.needs_gradients):
+        if rule.choose is not None or rule.needs_dense_run or (weight_storage != "mmap" and rule.needs_gradients):
             return f"--rule {self.rule}"
-        if weight_storage == "int8" and self.needs_gradients:
+        if weight_storage != "mmap" and self.needs_gradients:
             return f"--column-score {self.column_score}"
         return ""

@@ -38,8 +38,8 @@ class TuneConfig(TrainingSettings, FormSettings, DataSettings):
     allow: Annotated[
         list[str] | None,
         Field(
-            description="With --memory: also consider an option that changes what is learned: bf16, int8 or depth. "
-            "May be repeated.",
+            description="With --memory: also consider an option that changes what is learned: bf16, int8, int4 or "
+            "depth. May be repeated.",
             min_length=1,
         ),
     ] = None
@@ -112,7 +112,7 @@ class TuneConfig(TrainingSettings, FormSettings, DataSettings):
             return self
         from taskedge.selection.select import refuse_clashes
 
-        names = ("budget", "per_neuron", "columns", "max_columns", "column_score", "allocation")
+        names = ("budget", "per_neuron", "columns", "max_columns", "max_rows", "column_score", "allocation")
         kwargs = {name: getattr(self, name) if name in self.model_fields_set else None for name in names}
         try:
             refuse_clashes(self.rule, **kwargs)

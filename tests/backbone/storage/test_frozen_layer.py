@@ -20,7 +20,7 @@ LAYERS = {
     "conv1d": lambda: Conv1D(7, 5),
 }
 layers = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
-codings = pytest.mark.parametrize("int8", [True, False], ids=["int8", "as stored"])
+codings = pytest.mark.parametrize("coding", ["int8", "int4", ""], ids=["int8", "int4", "as stored"])
 
 
 def made(make, seed=0):
@@ -30,18 +30,18 @@ def made(make, seed=0):
     return layer
 
 
-def twins(make, int8):
+def twins(make, coding):
     """Return a frozen layer, and a plain one with the weight that it computes with."""
     plain = made(make)
-    frozen = freeze_layer("x", copy.deepcopy(plain), int8=int8)
+    frozen = freeze_layer("x", copy.deepcopy(plain), coding)
     plain.weight.copy_(frozen.weight)
     return frozen, plain
 
 
 @codings
 @layers
-def test_outputs_and_gradients_are_those_of_the_plain_layer(make, int8):
-    frozen, plain = twins(make, int8)
+def test_outputs_and_gradients_are_those_of_the_plain_layer(make, coding):
+    frozen, plain = twins(make, coding)
     x = torch.randn(2, 3, 5)
     gradients = []
     for layer in (frozen, plain):
@@ -59,8 +59,8 @@ def test_outputs_and_gradients_are_those_of_the_plain_layer(make, int8):
 
 @codings
 @layers
-def test_gradients_in_double(make, int8):
-    frozen = freeze_layer("x", made(make), int8=int8).double()
+def test_gradients_in_double(make, coding):
+    frozen = freeze_layer("x", made(make), coding).double()
     assert frozen.weight.dtype == torch.float64
     frozen.overlay((torch.tensor([1, 2]), torch.tensor([0, 3])), torch.tensor([0.5, -2.0]))
     if frozen.bias is not None:
@@ -73,8 +73,8 @@ def test_gradients_in_double(make, int8):
 
 @codings
 @layers
-def test_later_overlays_replace_earlier_ones(make, int8):
-    frozen, plain = twins(make, int8)
+def test_later_overlays_replace_earlier_ones(make, coding):
+    frozen, plain = twins(make, coding)
     before = frozen.weight.clone()
     first = torch.tensor([0, 3, 4]), torch.tensor([1, 0, 2])
     frozen.overlay(first, torch.tensor([1.5, 2.5, 3.5]))
@@ -83,13 +83,13 @@ def test_later_overlays_replace_earlier_ones(make, int8):
     plain.weight[first] = torch.tensor([1.5, -2.0, -3.0])
     plain.weight[1, 4] = 9.0
     assert torch.equal(frozen.weight, plain.weight)
-    if not int8:
+    if not coding:
         assert torch.equal(frozen._parameters["weight"], before)  # what it holds was not touched
 
 
 @codings
-def test_a_backward_pass_uses_the_weight_of_its_forward_pass(int8):
-    frozen = freeze_layer("x", made(LAYERS["linear"]), int8=int8)
+def test_a_backward_pass_uses_the_weight_of_its_forward_pass(coding):
+    frozen = freeze_layer("x", made(LAYERS["linear"]), coding)
     index = torch.tensor([2]), torch.tensor([3])
     frozen.overlay(index, torch.tensor([5.0]))
     weight, x = frozen.weight.clone(), torch.randn(4, 5, requires_grad=True)
@@ -100,8 +100,8 @@ def test_a_backward_pass_uses_the_weight_of_its_forward_pass(int8):
 
 
 @codings
-def test_no_tensor_is_saved_for_the_backward_pass(int8):
-    frozen = freeze_layer("x", made(LAYERS["linear"]), int8=int8)
+def test_no_tensor_is_saved_for_the_backward_pass(coding):
+    frozen = freeze_layer("x", made(LAYERS["linear"]), coding)
     frozen.overlay((torch.tensor([2]), torch.tensor([3])), torch.tensor([5.0]))
     kept = []
     with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
@@ -110,13 +110,13 @@ def test_no_tensor_is_saved_for_the_backward_pass(int8):
 
 
 @codings
-def test_dtypes_and_copies(int8):
-    frozen = freeze_layer("x", made(LAYERS["linear"]), int8=int8)
+def test_dtypes_and_copies(coding):
+    frozen = freeze_layer("x", made(LAYERS["linear"]), coding)
     scale = frozen.scale
     low = copy.deepcopy(frozen).bfloat16()
     assert low(torch.randn(3, 5).bfloat16()).dtype == torch.bfloat16
     assert low.weight.dtype == torch.bfloat16
-    if int8:
+    if coding:
         assert torch.equal(low.scale, scale)
         assert torch.equal(low.weight, frozen.weight.bfloat16())
     x = torch.randn(3, 5, requires_grad=True)
@@ -131,8 +131,8 @@ def test_dtypes_and_copies(int8):
 
 
 @codings
-def test_the_state_dict_is_that_of_a_plain_layer_and_is_not_loaded(int8):
-    frozen, plain = twins(LAYERS["linear"], int8)
+def test_the_state_dict_is_that_of_a_plain_layer_and_is_not_loaded(coding):
+    frozen, plain = twins(LAYERS["linear"], coding)
     index = torch.tensor([1]), torch.tensor([4])
     frozen.overlay(index, torch.tensor([9.0]))
     plain.weight[index] = 9.0
@@ -153,7 +153,7 @@ def test_what_can_freeze():
     assert can_freeze(Conv1D(2, 2))
     for module in (Scaled(2, 2), nn.Conv2d(1, 1, 1), nn.Embedding(2, 2), nn.LayerNorm(2)):
         assert not can_freeze(module)
-    frozen = freeze_layer("x", nn.Linear(2, 2), int8=True)
+    frozen = freeze_layer("x", nn.Linear(2, 2), "int8")
     assert not can_freeze(frozen)
 
 
@@ -161,18 +161,18 @@ def test_a_weight_that_is_not_finite():
     layer = made(LAYERS["linear"])
     layer.weight[2, 2] = torch.nan
     with pytest.raises(InputError, match=r"'some.layer' holds weights that are not finite"):
-        freeze_layer("some.layer", layer, int8=True)
+        freeze_layer("some.layer", layer, "int8")
 
 
 @pytest.mark.slow
 @codings
-def test_sparse_training_on_it_equals_that_on_the_plain_weight(int8):
+def test_sparse_training_on_it_equals_that_on_the_plain_weight(coding):
     """Every step and the learned values have the same bits."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).requires_grad_(False)
     frozen = copy.deepcopy(plain)
     for name in ("0", "2"):
-        layer = freeze_layer(name, frozen.get_submodule(name), int8=int8)
+        layer = freeze_layer(name, frozen.get_submodule(name), coding)
         plain.get_submodule(name).weight.copy_(layer.weight)
     support = te.select(plain, per_neuron=2, rule="random", linears=["*"])
     learned = []

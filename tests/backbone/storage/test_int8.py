@@ -1,17 +1,12 @@
-"""Int8 codes are the nearest of even steps, and the same that a frozen layer computes with."""
-
-import copy
+"""Int8 codes are the nearest of even steps."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from taskedge.backbone.layers import LinearAdapter, as_linear
-from taskedge.backbone.storage.frozen_layer import freeze_layer
-from taskedge.backbone.storage.int8 import LEVELS, dequantize, quantize, weight_rounded_to_int8
+from taskedge.backbone.layers import LinearAdapter
+from taskedge.backbone.storage.int8 import LEVELS, dequantize, quantize
 
 
 @pytest.mark.slow
@@ -42,13 +37,3 @@ def test_codes_are_the_nearest_of_the_even_steps(out, inputs, transposed, size, 
         assert ((distance == 0) | ((exact[row] / step - nearest).abs() > 0.4999)).all()
         assert codes[row].abs().max() == LEVELS
         assert ((decoded[row] - exact[row]).abs() <= 0.5001 * step).all()
-
-
-@pytest.mark.parametrize("make", [lambda: nn.Linear(5, 7), lambda: Conv1D(7, 5)], ids=["linear", "conv1d"])
-def test_the_rounded_weight_is_the_one_that_a_frozen_layer_computes_with(make):
-    plain = make().requires_grad_(False)
-    nn.init.normal_(plain.weight)
-    before = plain.weight.clone()
-    frozen = as_linear("x", freeze_layer("x", copy.deepcopy(plain), int8=True))
-    assert torch.equal(weight_rounded_to_int8(as_linear("x", plain)), frozen.weight)
-    assert torch.equal(plain.weight, before)

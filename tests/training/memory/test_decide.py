@@ -100,7 +100,7 @@ def test_a_refusal_names_a_budget_just_above_the_least_and_that_one_does(measure
         decide.choose_within_budget(FakeRun("499MB"), lambda _: None)
     assert refused.value.exit_code == 3
     assert refused.value.needed == 500 * MB + decide.REFUSAL_MARGIN_BYTES
-    assert "--allow bf16 --allow depth --allow int8" in str(refused.value)
+    assert "--allow bf16 --allow depth --allow int4 --allow int8" in str(refused.value)
     measured(PLAIN, SLOW)
     assert decide.choose_within_budget(FakeRun("500MB"), lambda _: None)[1].chosen.config == "recompute"
 

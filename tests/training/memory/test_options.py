@@ -16,11 +16,18 @@ def test_every_option_overrides_a_setting():
 
 def test_names():
     names = [option.name for option in (*LOAD_OPTIONS, *RECOMPUTE_OPTIONS, MEZO_OPTION)]
-    assert names == ["dtype bf16", "weight-storage int8", "recompute inputs", "recompute blocks", "mezo"]
+    assert names == [
+        "dtype bf16",
+        "weight-storage int8",
+        "weight-storage int4",
+        "recompute inputs",
+        "recompute blocks",
+        "mezo",
+    ]
 
 
 def test_allowable_options():
-    assert allowable_options() == ["bf16", "depth", "int8"]
+    assert allowable_options() == ["bf16", "depth", "int4", "int8"]
 
 
 def test_settings_are_checked_without_torch():

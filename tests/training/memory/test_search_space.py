@@ -33,7 +33,7 @@ def test_load_configs_begin_with_the_requested_one():
     found = changes(iter_load_configs(settings(), 12))
     assert found[0] == {}
     assert found[1:5] == [{"depth": 6}, {"depth": 3}, {"depth": 1}, {"optimizer": "mezo"}]
-    bases = [{"dtype": "bf16"}, {"weight_storage": "int8"}]
+    bases = [{"dtype": "bf16"}, {"weight_storage": "int8"}, {"weight_storage": "int4"}]
     assert found[5:] == [*bases, *(base | {"depth": depth} for base in bases for depth in (6, 3, 1))]
 
 
@@ -60,6 +60,7 @@ def test_a_model_without_blocks_has_its_batches_only():
         {"optimizer": "mezo"},
         {"dtype": "bf16"},
         {"weight_storage": "int8"},
+        {"weight_storage": "int4"},
     ]
     assert list(iter_recompute_options(settings(), 0)) == [()]
 
@@ -101,7 +102,7 @@ def test_options_that_change_the_result_must_be_allowed():
     assert not shallow.is_exact
     assert [shallow.is_allowed(given) for given in (None, ["bf16"], ["depth"])] == [False, False, True]
     assert not StepConfig((MEZO_OPTION,), None).is_allowed(allowable_options())
-    assert allowable_options() == ["bf16", "depth", "int8"]
+    assert allowable_options() == ["bf16", "depth", "int4", "int8"]
 
 
 def test_a_load_config_is_allowed_by_all_of_its_options():

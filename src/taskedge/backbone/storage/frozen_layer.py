@@ -1,12 +1,13 @@
 """A frozen linear whose weight is stored in a smaller or a shared form and is only ever read.
 
-``int8`` stores a code of 8 bits per weight and one scale per neuron. ``mmap`` keeps the pages of the safetensors file,
+``int8`` and ``int4`` store codes of the weights and their scales. ``mmap`` keeps the pages of the safetensors file,
 which all processes that map it share as long as none writes to them. Entries that are written to such a layer lie
 beside its weight in an overlay. The forward pass combines the two in a temporary weight, and so does the backward pass;
 the temporary is freed before the next layer runs, so only one exists at a time.
 
-Source: this project for the overlay, :mod:`taskedge.backbone.storage.int8` for the codes. torchao keeps the dequantized
-weights of all layers for the backward pass, and optimum-quanto the whole input of every layer, so neither is used here.
+Source: this project for the overlay, :mod:`taskedge.backbone.storage.coding` for the codes. torchao keeps the
+dequantized weights of all layers for the backward pass, and optimum-quanto the whole input of every layer, so neither
+is used here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from taskedge.backbone.class_swap import swap_class
 from taskedge.backbone.layers import LinearAdapter, ReadOnlyLayer, first_input, overridden_forward
-from taskedge.backbone.storage.int8 import dequantize, quantize
+from taskedge.backbone.storage.coding import decode, encode
 from taskedge.errors import InputError
 
 
@@ -31,8 +32,11 @@ class FrozenWeight:
     """A frozen weight and its overlay at one moment: the forward pass reads it, and its backward pass reads it again.
 
     Attributes:
-        weight: as the layer stores it; int8 codes if there is a ``scale``.
-        scale: float32, one per neuron, shaped to multiply the codes; None if the weight is stored uncoded.
+        weight: as the layer stores it; its codes if there is a ``coding``.
+        scale: of the codes; None if the weight is stored uncoded.
+        coding: how the weight is coded; empty if it is not.
+        shape: (out, in).
+        adapter: of the layer.
         dtype: of the weight that the layer computes with.
         overlay_index: int64 [n], indices into the flattened weight.
         overlay_values: [n] in ``dtype``, the values that the weight has there.
@@ -40,6 +44,9 @@ class FrozenWeight:
 
     weight: Tensor
     scale: Tensor | None
+    coding: str
+    shape: tuple[int, int]
+    adapter: LinearAdapter
     dtype: torch.dtype
     overlay_index: Tensor
     overlay_values: Tensor
@@ -47,7 +54,7 @@ class FrozenWeight:
     def dense(self) -> Tensor:
         """Return the weight that the layer computes with, for reading: a temporary, or the stored one if equal."""
         if self.scale is not None:
-            weight = dequantize(self.weight, self.scale, self.dtype)
+            weight = decode(self.weight, self.scale, self.coding, self.shape, self.adapter, self.dtype)
         else:
             weight = self.weight.clone() if len(self.overlay_index) else self.weight
         if len(self.overlay_index):
@@ -62,6 +69,8 @@ class FrozenWeightLayer(ReadOnlyLayer):
     adapter: LinearAdapter
     dtype: torch.dtype
     scale: Tensor | None
+    coding: str
+    matrix_shape: tuple[int, int]
     overlay_index: Tensor
     overlay_values: Tensor
 
@@ -69,7 +78,10 @@ class FrozenWeightLayer(ReadOnlyLayer):
     def frozen_weight(self) -> FrozenWeight:
         """The stored weight, with the present overlay."""
         weight = cast(Tensor, self._parameters["weight"])
-        return FrozenWeight(weight.detach(), self.scale, self.dtype, self.overlay_index, self.overlay_values)
+        return FrozenWeight(
+            weight.detach(), self.scale, self.coding, self.matrix_shape, self.adapter, self.dtype, self.overlay_index,
+            self.overlay_values,
+        )  # fmt: skip
 
     @property
     def weight(self) -> Tensor:
@@ -91,9 +103,9 @@ class FrozenWeightLayer(ReadOnlyLayer):
 
     def overlay(self, index: tuple[Tensor, ...], values: Tensor) -> None:
         """Replace the values that the overlay has at ``index``, and add those it lacks."""
-        weight = cast(Tensor, self._parameters["weight"])
         row, column = index
-        flat, values = row * weight.shape[1] + column, values.to(device=weight.device, dtype=self.dtype)
+        width = self.matrix_shape[0 if self.adapter.transposed else 1]
+        flat, values = row * width + column, values.to(device=self.overlay_index.device, dtype=self.dtype)
         if not torch.equal(flat, self.overlay_index):
             kept = ~torch.isin(self.overlay_index, flat)
             flat = torch.cat([self.overlay_index[kept], flat])
@@ -102,7 +114,7 @@ class FrozenWeightLayer(ReadOnlyLayer):
         self.overlay_index, self.overlay_values = flat, values
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenWeightLayer:
-        """Move and change the dtype like any layer, except for the scale, which stays float32."""
+        """Move and change the dtype like any layer, except for the scale, which keeps its own."""
         scale = self.scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
@@ -153,32 +165,43 @@ def can_freeze(module: nn.Module) -> bool:
     return overridden_forward(module, plain) is None
 
 
-def freeze_layer(name: str, module: nn.Module, *, int8: bool) -> FrozenWeightLayer:
-    """Freeze the weight of a linear for which :func:`can_freeze` is true, as int8 codes or uncoded.
+def freeze_layer(name: str, module: nn.Module, coding: str = "") -> FrozenWeightLayer:
+    """Freeze the weight of a linear for which :func:`can_freeze` is true, as codes or uncoded.
 
     Args:
         name: of the layer, for messages.
         module: is changed in place and gets another class.
-        int8: whether to replace the weight by int8 codes.
+        coding: one of :data:`taskedge.backbone.storage.coding.CODINGS` to replace the weight by codes; else empty.
 
     Raises:
-        InputError: int8 has no code for a weight that is not finite.
+        InputError: there is no code for a weight that is not finite, or too large.
     """
     adapter = LinearAdapter.match(module)
     assert adapter is not None
     weight, scale = cast(Tensor, module.weight), None
-    if int8:
-        codes, scale = quantize(weight, adapter)
+    out, inputs = adapter.matrix(weight).shape
+    if coding:
+        codes, scale = encode(weight, adapter, coding)
         if not bool(scale.isfinite().all()):
-            raise InputError(f"linear {name!r} holds weights that are not finite, for which int8 has no code")
+            raise InputError(f"linear {name!r} holds weights that are not finite, for which {coding} has no code")
         module._parameters["weight"] = nn.Parameter(codes, requires_grad=False)
     module.requires_grad_(False)
     swap_class(module, FrozenWeightLayer, "Frozen")
     layer = cast(FrozenWeightLayer, module)
-    layer.adapter, layer.dtype = adapter, weight.dtype
+    layer.adapter, layer.dtype, layer.coding, layer.matrix_shape = adapter, weight.dtype, coding, (out, inputs)
     no_index = torch.empty(0, dtype=torch.int64, device=weight.device)
     no_values = torch.empty(0, dtype=weight.dtype, device=weight.device)
     layer.register_buffer("scale", scale, persistent=False)
     layer.register_buffer("overlay_index", no_index, persistent=False)
     layer.register_buffer("overlay_values", no_values, persistent=False)
     return layer
+
+
+def num_weights(model: nn.Module) -> int:
+    """Return the number of a model's parameters; codes count as the weight that they stand for."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    for module in model.modules():
+        if isinstance(module, FrozenWeightLayer) and module.coding:
+            codes = cast(Tensor, module._parameters["weight"])
+            total += module.matrix_shape[0] * module.matrix_shape[1] - codes.numel()
+    return total

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskedge.backbone.layers import Linear, LinearAdapter
+from taskedge.backbone.layers import LinearAdapter
 
 INT8 = "int8"
 LEVELS = 127
@@ -30,10 +30,3 @@ def quantize(weight: Tensor, adapter: LinearAdapter) -> tuple[Tensor, Tensor]:
 def dequantize(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the weight that ``codes`` stand for."""
     return codes.float().mul_(scale).to(dtype)
-
-
-def weight_rounded_to_int8(linear: Linear) -> Tensor:
-    """Return the weight [out, in] that a linear would have if it were stored as int8; the linear is not changed."""
-    assert isinstance(linear.adapter, LinearAdapter)
-    stored = linear.stored
-    return linear.adapter.matrix(dequantize(*quantize(stored, linear.adapter), stored.dtype))

@@ -1,4 +1,4 @@
-"""Set how the frozen weights of a model are stored: resident, memory-mapped, or as int8."""
+"""Set how the frozen weights of a model are stored: resident, memory-mapped, or as codes of 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def set_weight_storage(model: Model, storage: str, log: Callable[[str], None] = 
     Args:
         model: as it was loaded, with nothing installed and no delta applied. A model whose weight storage was set
             before is left unchanged.
-        storage: ``"int8"``: a code of 8 bits per weight and a scale per neuron. ``"mmap"``: the loader's mapping of
+        storage: ``"int8"``: a code of 8 bits per weight and a scale per neuron. ``"int4"``: a code of 4 bits, and a
+            scale and an offset per group of 32 inputs. ``"mmap"``: the loader's mapping of
             the file, never written to, so that it stays shared with other processes. ``"resident"`` does nothing.
         log: receives a line about the memory saved.
 
@@ -57,14 +58,18 @@ def set_weight_storage(model: Model, storage: str, log: Callable[[str], None] = 
         _check_mapped(model, in_files, log)
         remember_files(model, in_files)
         for name, linear in layers.items():
-            freeze_layer(name, linear.module, int8=False)
+            freeze_layer(name, linear.module)
     else:
-        _convert_to_int8(model, layers, in_files, log)
+        _convert_to_codes(model, layers, in_files, storage, log)
     return model
 
 
-def _convert_to_int8(
-    model: nn.Module, layers: dict[str, Linear], in_files: dict[FileMapping, list[Tensor]], log: Callable[[str], None]
+def _convert_to_codes(
+    model: nn.Module,
+    layers: dict[str, Linear],
+    in_files: dict[FileMapping, list[Tensor]],
+    coding: str,
+    log: Callable[[str], None],
 ) -> None:
     addresses = {tensor.data_ptr() for tensors in in_files.values() for tensor in tensors}
     _copy_small_parameters(model, addresses)
@@ -72,16 +77,17 @@ def _convert_to_int8(
     released: list[Tensor] = []
     for name, linear in layers.items():
         weight = linear.stored
-        layer = freeze_layer(name, linear.module, int8=True)
+        layer = freeze_layer(name, linear.module, coding)
         bytes_before += weight.nbytes
-        bytes_after += layer.frozen_weight.weight.nbytes
+        frozen = layer.frozen_weight
+        bytes_after += frozen.weight.nbytes + (0 if frozen.scale is None else frozen.scale.nbytes)
         if weight.data_ptr() in addresses:
             released.append(weight)
             release_pages(weight)
     for weight in released:  # again: reading the next weights also loaded pages near them
         release_pages(weight)
     sizes = f"{bytes_after / 1e6:.1f} MB, not {bytes_before / 1e6:.1f}"
-    log(f"the weights of {len(layers)} linears are stored as int8: {sizes}")
+    log(f"the weights of {len(layers)} linears are stored as {coding}: {sizes}")
 
 
 def _copy_small_parameters(model: nn.Module, addresses: set[int]) -> None:

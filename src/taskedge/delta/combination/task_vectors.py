@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from taskedge.backbone.candidates import head_parameters
 from taskedge.backbone.layers import Linear, linears
-from taskedge.backbone.storage.int8 import INT8, weight_rounded_to_int8
+from taskedge.backbone.storage.coding import CODINGS, rounded_weight
 from taskedge.delta.apply import applied_to, check_base
 from taskedge.delta.delta import Delta
 from taskedge.delta.filter_delta import refuse_filters
+from taskedge.delta.prompt_delta import refuse_prompt
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
 from taskedge.forms.low_rank import with_product
@@ -88,6 +89,7 @@ def task_vector(model: nn.Module, delta: Delta, name: str, *, densify: bool = Fa
     """
     check_plain(model)
     refuse_filters(delta, f"combining {name}")
+    refuse_prompt(delta, f"combining {name}")
     if delta.low_rank and not densify:
         raise InputError(
             f"{name}: {len(delta.low_rank)} linears carry a low-rank product ({min(delta.low_rank)!r}), which has no "
@@ -130,9 +132,9 @@ def check_plain(model: nn.Module) -> None:
 
 
 def base_values(layer: Linear, rows: Tensor, columns: Tensor, base_dtype: str) -> Tensor:
-    """Return the base's values at entries as they were in training: rounded, if the base was stored as int8."""
-    if base_dtype == INT8 and layer.storage_dtype != INT8:
-        return weight_rounded_to_int8(layer)[rows.to(layer.device), columns.to(layer.device)]
+    """Return the base's values at entries as they were in training: rounded, if the base was stored as codes."""
+    if base_dtype in CODINGS and layer.storage_dtype != base_dtype:
+        return rounded_weight(layer, base_dtype)[rows.to(layer.device), columns.to(layer.device)]
     return layer.read(rows, columns)
 
 

@@ -30,7 +30,11 @@ class MemoryOption:
         return str(self.value) if self.setting == "optimizer" else f"{self.setting.replace('_', '-')} {self.value}"
 
 
-LOAD_OPTIONS = (MemoryOption("dtype", "bf16", "bf16"), MemoryOption("weight_storage", "int8", "int8"))
+LOAD_OPTIONS = (
+    MemoryOption("dtype", "bf16", "bf16"),
+    MemoryOption("weight_storage", "int8", "int8"),
+    MemoryOption("weight_storage", "int4", "int4"),
+)
 """Ways to store the base weights. Each one needs the base to be loaded again."""
 
 RECOMPUTE_OPTIONS = (MemoryOption("recompute", "inputs"), MemoryOption("recompute", "blocks"))
