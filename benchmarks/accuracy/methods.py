@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import peft
+import torch
 from torch import nn
 
 import taskedge as te
 from benchmarks.cost.workload import LINEARS
 from taskedge.backbone.candidates import head_parameters
+from taskedge.profiling.process_memory import peak_bytes, reset_peak, resident_bytes
 
 Facts = dict[str, Any]
 Prepare = Callable[[nn.Module, list[Any], int], tuple[nn.Module, Facts]]
 SCALED = ", scaled step"
+CALLBACKS, MEASURED = "callbacks", "measured"
+"""Facts that are not written: callbacks of the training loop, and a function of the trained model that adds facts."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,34 @@ class Method:
     """Settings of the training loop that are this method's own."""
 
 
+@contextmanager
+def finding_cost(facts: Facts, model: nn.Module) -> Iterator[None]:
+    """Add seconds and memory of what runs inside to the facts of a run: how a support was found.
+
+    ``peak_bytes_above`` is the peak less what the process had before, with the model; on a GPU, what torch reserved.
+    """
+    device = next(model.parameters()).device
+    reset_peak(device)
+    before = resident_bytes() if device.type == "cpu" else torch.cuda.memory_reserved(device)
+    begin, cpu_begin = time.perf_counter(), time.process_time()
+    yield
+    facts["finding"] = {
+        "seconds": round(time.perf_counter() - begin, 2),
+        "cpu_seconds": round(time.process_time() - cpu_begin, 2),
+        "peak_bytes_above": max(peak_bytes(device) - before, 0),
+    }
+
+
 def sparse(rule: str, step: str = "activation", form: str = "sparse", **options: Any) -> Prepare:
     """Entries chosen by ``rule``; one per neuron unless ``options`` say otherwise."""
     chosen: dict[str, Any] = options if "budget" in options else {"per_neuron": 1, **options}
 
     def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
-        support = te.select(model, batches, rule=rule, seed=seed, **chosen)
+        facts: Facts = {}
+        with finding_cost(facts, model):
+            support = te.select(model, batches, rule=rule, seed=seed, **chosen)
         columns = [len(linear.distinct_columns) for linear in support.linears.values()]
-        facts = {
+        facts |= {
             "entries": support.parameters,
             "columns_mean": sum(columns) / len(columns),
             "columns_range": [min(columns), max(columns)],

@@ -39,6 +39,11 @@ OURS_NAMES = (
     "8 columns",
     "random 8 columns",
     "random",
+    "8 columns, 4 draws",
+    "8 columns, one entry, 4 draws",
+    "taskedge 0.5%",
+    "random 0.5%",
+    "sparse TAPS",
 )
 """Methods of this project; the others are rivals."""
 

@@ -1,7 +1,8 @@
 """Methods of the comparison at separate learning rates for the body and the head.
 
 Every method makes a model ready to train. Rivals have the settings that their authors or PEFT advise: LoRA scales by
-alpha = 2 r, and its variants (dropout 0.05, rsLoRA) get trials of their own.
+alpha = 2 r, and its variants (dropout 0.05, rsLoRA) get trials of their own. LoRA-Dash, LoRA with filters, TAPS and
+diff pruning are those of this project, with the settings of their authors' code.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 import peft
 from torch import nn
 
+from benchmarks.accuracy.finding import LearnedSupport, by_dense_run, by_gates
 from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, whole
 from benchmarks.accuracy.protocol import OURS_NAMES
+from benchmarks.accuracy.relatives import dash, draws, filtered, sparse_taps, taps
 from benchmarks.cost.workload import LINEARS
 
 QUERY_AND_VALUE = ("query", "value")
@@ -26,12 +29,12 @@ class Rival:
     """A method of the comparison.
 
     Attributes:
-        prepare: makes a model ready to train.
+        prepare: makes a model ready to train, or finds the support for that by training.
         body_lr: learning rate of the body at which the search begins; None for a method that trains the head only.
         variants: the same method with other advised settings. Each is tried at the learning rates that won.
     """
 
-    prepare: Prepare
+    prepare: Prepare | LearnedSupport
     body_lr: float | None
     variants: Mapping[str, Prepare] = field(default_factory=dict)
 
@@ -65,6 +68,8 @@ def lora_fa(rank: int) -> Prepare:
     return prepare
 
 
+GATES, PLAIN_GATES = by_gates(structured=True), by_gates(structured=False)
+
 RIVALS: dict[str, Rival] = {
     "LoRA r=8": Rival(lora(8), 3e-3, lora_variants(8)),
     "full": Rival(whole(""), 1e-4),
@@ -80,6 +85,20 @@ RIVALS: dict[str, Rival] = {
     "FourierFT": Rival(adapter(peft.FourierFTConfig, n_frequency=1000, scaling=150.0), 3e-2),
     "SHiRA": Rival(adapter(peft.ShiraConfig, r=1), 1e-2),
     "Super-Tuning": Rival(adapter(peft.SupertuningConfig, sparsity=1 - 20_736 / 10_616_832), 1e-2),
+    "LoRA r=2": Rival(lora(2), 3e-3, lora_variants(2)),
+    "LoRA-Dash r=1": Rival(dash(1), 3e-3),
+    "LoRA-Dash r=2": Rival(dash(2), 3e-3),
+    "LoRA-Dash r=8": Rival(dash(8), 3e-3),
+    "filtered r=8": Rival(filtered(8), 3e-3, {"gate": filtered(8, "gate")}),
+    "TAPS": Rival(taps(), 1e-4, {"penalty 0.3": taps(penalty=0.3)}),
+    "diff pruning": Rival(LearnedSupport(GATES, "gates, structured"), 3e-2),
+    "diff pruning 0.5%": Rival(LearnedSupport(GATES, "gates, structured", "0.5%"), 3e-2),
+    "diff pruning, rewound": Rival(LearnedSupport(GATES, "gates, structured", rewound=True), 3e-2),
+    "unstructured diff pruning": Rival(LearnedSupport(PLAIN_GATES, "gates"), 3e-2),
+    "unstructured diff pruning 0.5%": Rival(LearnedSupport(PLAIN_GATES, "gates", "0.5%"), 3e-2),
+    "largest change": Rival(LearnedSupport(by_dense_run, "dense run"), 3e-2),
+    "largest change 0.5%": Rival(LearnedSupport(by_dense_run, "dense run", "0.5%"), 3e-2),
+    "largest change, rewound": Rival(LearnedSupport(by_dense_run, "dense run", rewound=True), 3e-2),
 }
 """Rivals, in the order in which they are run."""
 
@@ -90,8 +109,19 @@ OURS: dict[str, Rival] = {
     "8 columns": Rival(sparse("taskedge", columns=8, per_neuron=None), 3e-2),
     "random 8 columns": Rival(sparse("random", columns=8, column_score="random", per_neuron=None), 3e-2),
     "random": Rival(sparse("random"), 3e-2),
+    "8 columns, 4 draws": Rival(draws(columns=8), 3e-2),
+    "8 columns, one entry, 4 draws": Rival(draws(columns=8, per_neuron=1), 3e-2),
+    "taskedge 0.5%": Rival(sparse("taskedge", budget="0.5%"), 3e-2),
+    "random 0.5%": Rival(sparse("random", budget="0.5%"), 3e-2),
+    "sparse TAPS": Rival(sparse_taps(), 3e-2, {"penalty 0.3": sparse_taps(penalty=0.3)}),
 }
 """Selection rules and forms of this project. They share one start of the search."""
 
 assert tuple(OURS) == OURS_NAMES
 COMPARED = OURS | RIVALS
+
+
+def installs(method: str) -> Prepare | None:
+    """Return how a method makes a model ready; None if that takes training rows."""
+    prepare = COMPARED[method].prepare
+    return None if isinstance(prepare, LearnedSupport) else prepare

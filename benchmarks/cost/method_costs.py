@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 import taskedge as te
-from benchmarks.accuracy.methods import METHODS, Prepare
+from benchmarks.accuracy.methods import CALLBACKS, MEASURED, METHODS, Prepare
 from benchmarks.accuracy.sweep import append
 from benchmarks.cost.saved_bytes import saved_bytes
 from benchmarks.cost.step_cost import step_of
@@ -88,7 +88,7 @@ def measure(prepares: Mapping[str, Prepare], path: Path) -> None:
                 "saved_bytes_per_token": above / (ROWS * TOKENS),
                 "step": figure("step / frozen limit", ratios(model, limit, batch)),
             }
-        append(path, costs | facts)
+        append(path, costs | {key: fact for key, fact in facts.items() if key not in (CALLBACKS, MEASURED)})
         print(name, costs["file_bytes"], costs["dropout 0"], flush=True)
         torch.manual_seed(0)
 
