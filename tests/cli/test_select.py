@@ -31,9 +31,20 @@ def test_a_file_and_a_line(taskedge, task, here):
     assert "11 of 11 linears hold other values than the base of the support" in ended.err
 
 
+def test_entries_of_another_task_are_avoided(taskedge, task, here):
+    for more in (["--out", "first"], ["--out", "second", "--avoid", "first"]):
+        ended = taskedge(*selecting(task, *more))
+        assert ended.code == 0, ended.err
+    assert "avoiding the 124 entries of first" in ended.err
+    (overlap,) = json.loads(taskedge("info", "first", "second", "--json").out)["overlaps"]
+    assert overlap["shared"] == 0
+    assert "no.safetensors" in taskedge(*selecting(task, "--out", "x", "--avoid", "no.safetensors")).err
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
+        (["--avoid", "a"], "--avoid has no effect with --support-file, whose entries are chosen already"),
         (
             ["--budget", "1%"],
             "--budget has no effect with --support-file, whose entries are chosen already: leave it out",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from taskedge.errors import DeltaError, InputError
+from taskedge.errors import InputError
 from taskedge.reporting.open_layers import open_layers_text
 from taskedge.reporting.tables import columns, percent_text
 
@@ -64,15 +64,9 @@ def drawn_layers(is_open: Sequence[str], closed: Sequence[str]) -> str:
 
 def _entries_of(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the shapes and the flat entries of the linears of a delta or a support file."""
-    from taskedge.delta.file import load
-    from taskedge.selection.support import load_support
+    from taskedge.selection.avoid import flat_entries
+    from taskedge.training.avoided_files import entries_of_file
 
-    try:
-        delta = load(file).linears
-        return {name: one.shape for name, one in delta.items()}, {name: one.positions for name, one in delta.items()}
-    except DeltaError as error:
-        try:
-            chosen = load_support(file).linears
-        except InputError:
-            raise error from None
-    return {name: one.shape for name, one in chosen.items()}, {name: one.flat for name, one in chosen.items()}
+    parts = entries_of_file(file)
+    shapes = {name: entries.shape for part in parts for name, entries in part.items()}
+    return shapes, flat_entries(parts)

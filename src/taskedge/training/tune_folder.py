@@ -25,6 +25,7 @@ _DIGESTS = {
     "data_digest": "other training data",
     "held_out_digest": "other held-out data",
     "from_digest": "another delta to continue from",
+    "avoid_digest": "other entries to avoid",
 }
 _BEFORE_THEY_EXISTED = {"step_exponent": 0.0}
 """What runs did before they had these settings, where it is not the default."""
@@ -105,6 +106,9 @@ def run_identity(run: Run) -> dict[str, Any]:
     if run.config.from_delta is not None:
         content = run.config.from_delta.read_bytes() if run.config.from_delta.is_file() else b""
         values["from_digest"] = hashlib.blake2b(content, digest_size=8).hexdigest()
+    if run.config.avoid is not None:
+        contents = b"".join(path.read_bytes() for path in run.config.avoid if path.is_file())
+        values["avoid_digest"] = hashlib.blake2b(contents, digest_size=8).hexdigest()
     return values
 
 
