@@ -1,4 +1,4 @@
-# make demo    a real model, real data, one table: under 10 minutes on two cores
+# make demo    a real model, real data, one table and a page: minutes on two cores
 # make test    all tests
 # make lint    ruff, codespell and mypy
 # make docs    the documentation site, into site/
