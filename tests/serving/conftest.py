@@ -31,12 +31,32 @@ def vit_tasks(tmp_path_factory):
     return _tasks(root, "vit", {"a": "image-classification", "b": "image-classification"})
 
 
-def _tasks(root, kind, tasks):
+@pytest.fixture(scope="session")
+def t5_tasks(tmp_path_factory):
+    """The same for an encoder-decoder, with two tasks that write targets."""
+    return _tasks(tmp_path_factory.mktemp("t5"), "t5", {"s": "text-to-text", "t": "text-to-text"}, size=3.0)
+
+
+@pytest.fixture(scope="session")
+def set_tasks(tmp_path_factory):
+    """The same for an encoder, with a task of sets of labels and one of classes."""
+    kinds = {"a": "multi-label-classification", "b": "text-classification"}
+    return _tasks(tmp_path_factory.mktemp("sets"), "bert", kinds)
+
+
+@pytest.fixture(scope="session")
+def tag_tasks(tmp_path_factory):
+    """The same for an encoder, with two tasks that tag tokens and one that classifies texts."""
+    kinds = {"a": "token-classification", "b": "token-classification", "c": "text-classification"}
+    return _tasks(tmp_path_factory.mktemp("tags"), "bert", kinds)
+
+
+def _tasks(root, kind, tasks, size=0.3):
     folder = tiny_server.base_folder(kind, next(iter(tasks.values())), root / "base")
     deltas = {}
     for seed, (name, task) in enumerate(tasks.items()):
         labels = tiny_server.LABELS[name] if task.endswith("classification") else ()
-        deltas[name] = tiny_server.delta_of(kind, task, folder, seed, labels)
+        deltas[name] = tiny_server.delta_of(kind, task, folder, seed, labels, size=size)
     files = {name: te.save(delta, root / f"{name}.safetensors") for name, delta in deltas.items()}
     return folder, deltas, files
 

@@ -41,6 +41,24 @@ def test_an_answer_does_not_depend_on_its_neighbors(served):
         tiny_server.assert_close([alone_and_beside(others)], [first])
 
 
+def test_sets_of_labels_share_a_batch_with_classes(set_tasks):
+    folder, deltas, files = set_tasks
+    tasks, engine = tiny_server.parts(folder)
+    batches = []
+    engine._on_batch = lambda works, seconds: batches.append(works)
+    for name, path in files.items():
+        tasks.add(name, path)
+    works = {name: works_of(tasks.get(name)) for name in files}
+    engine.submit([work for of_task in zip(*works.values(), strict=True) for work in of_task])
+    for name, of_task in works.items():
+        answers = [work.answer.result(10) for work in of_task]
+        tiny_server.assert_close(answers, tiny_server.expected(deltas[name], folder, tiny_server.TEXTS))
+    assert [len(batch) for batch in batches] == [8]
+    assert answers[0].keys() == {"label", "probability"}
+    assert [answer["labels"] for answer in tiny_server.expected(deltas["a"], folder, tiny_server.TEXTS)] != [[]] * 4
+    engine.close()
+
+
 def held(engine):
     """Keep the engine busy until the returned event is set."""
     started, release = threading.Event(), threading.Event()

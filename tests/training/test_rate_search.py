@@ -13,6 +13,7 @@ from taskedge.delta.file import load
 from taskedge.errors import InputError, TrainingDiverged
 from taskedge.training import rate_search
 from taskedge.training.rate_search import search_rates
+from taskedge.training.search_budget import SearchBudget
 from taskedge.training.tune import tune
 
 
@@ -45,6 +46,33 @@ def test_a_pair_that_diverges_is_left_out(task, tmp_path):
     assert load(tmp_path / "o").provenance.training["lr"] == 0.01
     with pytest.raises(TrainingDiverged, match="every pair of rates diverged: give lower --rates"):
         search_rates(config(task, tmp_path / "p"), [1e30], [0.03], progress=False, log=str)
+
+
+def test_a_budget_of_steps_is_kept_and_the_last_rung_is_reached(task, tmp_path):
+    """72 rows in batches of 8: a pair takes 5 steps in the first rung and 9 in the last."""
+    said = []
+    trials = search_rates(
+        config(task, tmp_path / "o"), [0.01, 0.1, 0.3], [0.03], eta=2, budget=SearchBudget(steps=20), progress=False,
+        log=said.append,
+    )  # fmt: skip
+    assert [(one["rung"], one["steps"]) for one in trials] == [(1, 9), (0, 5), (0, 5)]
+    assert sum(one["steps"] for one in trials) <= 20
+    assert "budget of 20 steps: 1 of 3 pairs are not tried in this rung" in said
+    assert load(tmp_path / "o").provenance.training["steps"] == 9
+    with pytest.raises(InputError, match="one pair of rates takes 14 steps in 2 rungs"):
+        search_rates(config(task, tmp_path / "p"), [0.01], [0.03], eta=2, budget=SearchBudget(steps=13), log=str)
+
+
+def test_a_budget_of_time_ends_with_the_best_so_far(task, tmp_path):
+    said = []
+    budget = SearchBudget(seconds=1e-6)
+    trials = search_rates(
+        config(task, tmp_path / "o"), [0.01, 0.1], [0.03], eta=2, budget=budget, progress=False, log=said.append
+    )
+    assert [one["rung"] for one in trials] == [0]
+    assert said[-1] == "the budget ended before rung 2: the best run of 0.5 epochs is written"
+    assert load(tmp_path / "o").provenance.training["lr"] == 0.01
+    assert trials[0]["seconds"] > 0
 
 
 @pytest.mark.slow

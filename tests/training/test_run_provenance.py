@@ -24,7 +24,7 @@ def test_provenance_states_the_settings_and_the_data(task, tmp_path):
 def test_bf16_is_named_where_it_pays_and_is_not_used(task, tmp_path, monkeypatch):
     config = tune_config(task, tmp_path / "o")
     for speeds, told in ((GemmSpeeds(69e9, 192e9), "2.8 times as fast"), (GemmSpeeds(69e9, 60e9), "")):
-        monkeypatch.setattr(run_provenance, "_speeds", lambda speeds=speeds: speeds)
+        monkeypatch.setattr(run_provenance, "processor_speeds", lambda speeds=speeds: speeds)
         hint = run_provenance.bf16_hint(config)
         assert told in hint
         assert bool(hint) == bool(told)

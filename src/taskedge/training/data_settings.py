@@ -20,7 +20,11 @@ class DataSettings(Config):
     # data and task
     model: Annotated[str, Field(description="Base model: a local folder, a hub id or a GGUF file.")]
     train: Annotated[
-        Path, Field(description="Training data: a CSV, TSV, JSONL, Parquet or text file, or a folder of images.")
+        Path,
+        Field(
+            description="Training data: a CSV, TSV, JSONL, Parquet or text file, a folder of images, or a data set of "
+            "the hub such as imdb:train."
+        ),
     ]
     eval: Annotated[Path | None, Field(description="Held-out data to measure the result on.")] = None
     validation: Annotated[

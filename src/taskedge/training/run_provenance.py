@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 
 from taskedge.forms.install_taps import whole_layers
-from taskedge.profiling.arithmetic_speed import GemmSpeeds, measure_gemm
 from taskedge.selection.support import Support
+from taskedge.training.fastest_dtype import FASTEST, processor_speeds
 from taskedge.training.run import Run
 from taskedge.training.selection_settings import FORMS_OF_ENTRIES, SELECTION_FIELDS, TAPS_FORMS
 from taskedge.training.tune_config import TuneConfig
@@ -19,6 +18,7 @@ _OF_FORM = {
     "filtered": ("rank", "alpha", "filter", "filter_rank"),
     "taps": ("gate_threshold", "gate_penalty", "gate_lr", "gate_warmup", "norms"),
     "sparse_taps": ("gate_threshold", "gate_penalty", "gate_lr", "gate_warmup"),
+    "prompt": ("prompt_tokens", "prompt_where", "prompt_repeat", "prompt_segments", "prompt_init"),
 }
 _OF_DASH = ("dash", "directions", "dash_start")
 
@@ -36,6 +36,8 @@ def training_text(run: Run, support: Support, num_trained: int) -> str:
     elif config.form == "taps":
         layers = len(whole_layers(support))
         trained = f"{num_trained:,} parameters of {layers} whole layers behind gates, with {config.norms} norms"
+    elif config.form == "prompt":
+        trained = f"{num_trained:,} numbers of soft tokens and segments"
     elif config.form == "sparse_taps":
         trained = f"{support}, with a gate on each linear"
     else:
@@ -89,17 +91,12 @@ def training_provenance(run: Run, support: Support, steps: int) -> dict[str, Any
     return training | {"steps": steps, "rows": len(run.rows)}
 
 
-@cache
-def _speeds() -> GemmSpeeds:
-    return measure_gemm()
-
-
 def bf16_hint(config: TuneConfig) -> str:
     """Return a line about bf16 where it would pay on this processor and is not used; ``""`` if not."""
-    if config.bf16 or config.dtype == "bf16" or torch.cuda.is_available() or not _speeds().bf16_pays:
+    if config.bf16 or config.dtype == "bf16" or torch.cuda.is_available() or not processor_speeds().bf16_pays:
         return ""
-    speeds = _speeds()
+    speeds = processor_speeds()
     return (
         f"hint: products in bf16 run {speeds.bf16 / speeds.fp32:.1f} times as fast as in fp32 on this processor "
-        f"({speeds}): --bf16 computes with them"
+        f"({speeds}): --bf16 computes with them; --dtype {FASTEST} loads the base in bf16 where that was measured"
     )

@@ -56,6 +56,7 @@ from taskedge.training.run import Run, prepare_run
 from taskedge.training.run_log import measure_and_hint, write_run_log
 from taskedge.training.run_provenance import bf16_hint, training_provenance, training_text
 from taskedge.training.tasks import Log, Measures
+from taskedge.training.thread_watch import ThreadWatch
 from taskedge.training.trainable_model import TrainableModel
 from taskedge.training.trainer import TrainResult, bf16_forward, train
 from taskedge.training.tune_config import TuneConfig
@@ -133,6 +134,7 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
                     *([] if predicted is None else [ReleaseFreedMemory()]),
                     *form_callbacks(config, log),
                     *([] if held_out is None else [held_out]),
+                    *([] if config.threads is not None else [ThreadWatch(run.log)]),
                 ],
                 tensorboard=config.tensorboard,
                 head=run.full_names,

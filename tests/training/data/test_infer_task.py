@@ -45,6 +45,11 @@ def file(tmp_path):
         (["a", "label"], {"image": "a"}, IMAGES, {"image": "a", "label": "label"}),
         (["a", "response"], {"prompt": "a"}, WORDS, {"prompt": "a", "response": "response"}),
         (["prompt", "b", "text"], {"response": "b"}, WORDS, {"prompt": "prompt", "response": "b"}),
+        (["id", "turns"], {}, "dialogue-state", {"turns": "turns"}),
+        (["turns", "text"], {}, WORDS, {"text": ["text"]}),
+        (["messages"], {}, WORDS, {"prompt": "prompt", "response": "response"}),
+        (["messages", "text"], {}, WORDS, {"text": ["text"]}),
+        (["talk", "text", "label"], {"messages": "talk"}, WORDS, {"messages": "talk"}),
     ],
 )
 def test_what_is_named_and_what_is_there(file, header, asked, task, columns):
@@ -77,7 +82,7 @@ def test_the_user_has_the_last_word(file, header, asked, task, columns):
             None,
             "say what to learn from: --image and --label, or --prompt and --response, or --text and",
         ),
-        (["a", "b"], {}, None, "or --text \\(columns: 'a', 'b'\\)"),
+        (["a", "b"], {}, None, "or --text, or --messages, or --turns \\(columns: 'a', 'b'\\)"),
         (["a", "b"], {"label": "b"}, None, "from: --image and --label, or --text and --label \\(columns: 'a', 'b'\\)"),
         (["a", "b"], {"prompt": "a"}, None, "say what to learn from: --prompt and --response \\(columns"),
         (["a", "b"], {"text": ["a"]}, CLASSES, "say what to learn from: --text and --label \\(columns"),
