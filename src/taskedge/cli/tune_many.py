@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from taskedge.cli.shared_options import (
     options_of,
     print_json,
     print_status,
+    progress,
     refuse_existing,
     refuse_input_as_output,
 )
-from taskedge.errors import InputError
+from taskedge.errors import InputError, Interrupted
 from taskedge.training.config import load_config
 from taskedge.training.many.many_config import TuneManyConfig
 
@@ -38,17 +41,18 @@ Examples:
 @click.option("--task", "tasks", multiple=True, type=NamedDelta(), help="A task: NAME=DATA; give two or more.")
 @click.option("--eval", "held_out", multiple=True, type=NamedDelta(), help="Held-out data of a task: NAME=DATA.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these settings; flags win.")
+@click.option("--resume", is_flag=True, help="Continue the interrupted run of --out.")
 @force_option
 @json_option
 def command(
-    tasks: tuple[NamedPath, ...], held_out: tuple[NamedPath, ...], config: Path | None, force: bool, as_json: bool,
-    **flags: Any,
+    tasks: tuple[NamedPath, ...], held_out: tuple[NamedPath, ...], config: Path | None, resume: bool, force: bool,
+    as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train several tasks at once over one base, and write them as one delta file.
 
     All tasks share some entries, and each may have its own. A gate for each row of a weight chooses between the two;
     gates are trained with the entries and then frozen. `serve`, `eval --head` and all verbs that apply a delta take the
-    file.
+    file. An interrupted run continues with --resume.
     """
     settings = load_config(TuneManyConfig, given_flags(flags), config)
     data = _named(tasks, "--task")
@@ -56,14 +60,20 @@ def command(
     for name in heldout:
         if name not in data:
             raise InputError(f"--eval {name}=...: there is no --task of that name")
-    refuse_existing([settings.out], force)
+    refuse_existing([settings.out], force or resume)
     refuse_input_as_output(settings.out, *data.values(), *heldout.values())
-    from taskedge.io.lock import hold_lock
     from taskedge.training.inference import prepare_inference
+    from taskedge.training.many.many_folder import run_folder
     from taskedge.training.many.tune_many import tune_many
+    from taskedge.training.tune_folder import is_interrupted
 
-    with hold_lock(settings.out):
-        result = tune_many(data, settings, log=print_status)
+    with steps_shown() as on_start:
+        try:
+            result = tune_many(data, settings, resume=resume, force=force, log=print_status, on_start=on_start)
+        except KeyboardInterrupt:
+            if is_interrupted(run_folder(settings)):
+                raise Interrupted("interrupted: continue with --resume") from None
+            raise
     quality = {
         name: prepare_inference(settings.out, path, answers=True, head=name, log=print_status).evaluate()
         for name, path in heldout.items()
@@ -78,6 +88,13 @@ def command(
     for name, own, (opened, rows) in zip(result.tasks, result.own_entries, result.own_rows, strict=True):
         measured = f"; {measures_text(quality[name])}" if name in quality else ""
         click.echo(f"  {name}: {own:,} own entries in {opened:,} of {rows:,} rows{measured}")
+
+
+@contextmanager
+def steps_shown() -> Iterator[Callable[[int], Callable[[int], object]]]:
+    """Yield what makes a progress line, whose length is known only when the data are read."""
+    with ExitStack() as stack:
+        yield lambda total: stack.enter_context(progress(total, "training", "step"))
 
 
 def _named(given: tuple[NamedPath, ...], flag: str) -> dict[str, Path]:

@@ -12,8 +12,12 @@ from taskedge.training.many.gated_model import GatedModel
 from taskedge.training.many.train_many import TaskData, train_many
 
 
-def parts(target: float | None = None, **changes):
-    """Train two tasks on a tiny base whose head they share, and return (result, model)."""
+class Killed(Exception):
+    """The end of a run after some step."""
+
+
+def parts(target: float | None = None, *, last: int | None = None, **changes):
+    """Train two tasks on a tiny base whose head they share, and return (result, model); end after step ``last``."""
     torch.manual_seed(0)
     base = tiny.bert()
     support = te.select(base, rule="random", budget="2%")
@@ -23,8 +27,14 @@ def parts(target: float | None = None, **changes):
     tasks = [TaskData(f"t{n}", base, of_task, lambda chosen: chosen[0], []) for n, of_task in enumerate(rows)]
     settings = {"epochs": 5, "lr": 1e-2, "gate_lr": 0.3, "flops_weight": 1.0, "batch_size": 1, "seed": 0} | changes
     steps: list[int] = []
-    result = train_many(model, tasks, target=target, on_step=steps.append, **settings)
-    assert len(steps) == result.steps == 20
+
+    def count(done: int) -> None:
+        steps.append(done)
+        if sum(steps) == last:
+            raise Killed
+
+    result = train_many(model, tasks, target=target, on_step=count, **settings)
+    assert sum(steps) == result.steps == 20
     return result, model
 
 
@@ -56,3 +66,18 @@ def test_the_hinge_leaves_less_to_close() -> None:
 def test_a_loss_that_is_no_number_ends_the_run() -> None:
     with pytest.raises(TrainingDiverged, match=r"t\d: the loss is (nan|inf) in step"):
         parts(lr=1e30)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [pytest.param(step, marks=[] if step == 17 else pytest.mark.slow) for step in (1, 7, 8, 9, 15, 16, 17, 19, 20)],
+)
+def test_a_run_that_ends_anywhere_goes_on_to_the_same_bits(tmp_path, last) -> None:
+    """Steps 8 and 16 are the last of their phases; a checkpoint is written after every fourth."""
+    whole, model = parts(1.5)
+    with pytest.raises(Killed):
+        parts(1.5, last=last, folder=tmp_path, checkpoint_every=4)
+    again, resumed = parts(1.5, folder=tmp_path, checkpoint_every=4, resume=True)
+    assert again == whole
+    for (name, first), (_, second) in zip(model.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(first, second), name

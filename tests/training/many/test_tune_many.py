@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import tiny_server
 import tiny_task
 import torch
+from killed_runs import killed_at
+from tiny_task import forked, snapshot
 
 import taskedge as te
 from taskedge.errors import InputError
 from taskedge.serving.one_pass import OnePass
 from taskedge.serving.served_task import logits_of
+from taskedge.training import checkpoint
 from taskedge.training.inference import prepare_inference
+from taskedge.training.many import tune_many as module
 from taskedge.training.many.many_config import TuneManyConfig
 from taskedge.training.many.tune_many import tune_many
 
@@ -103,3 +109,57 @@ def test_a_delta_with_gates_is_not_combined(made) -> None:
     delta = te.load(result.out)
     with pytest.raises(InputError, match="have entries of their own"):
         te.combine([delta, delta], model)
+
+
+MOMENTS = {
+    "before anything is kept": killed_at(module, "store_start"),
+    "before the first checkpoint": killed_at(checkpoint, "write"),
+    "between the files of a checkpoint": killed_at(checkpoint.Path, "write_text", call=2),
+    "after a checkpoint": killed_at(checkpoint, "write", call=2, after=True),
+    "before the file is written": killed_at(module, "save"),
+    "after the file is written": killed_at(module, "save", after=True),
+}
+
+
+@pytest.fixture(scope="module")
+def command(made):
+    """The arguments of a short run, and the bytes of its file."""
+    folder, data, *_ = made
+    short = "--shared-budget 4% --task-budget 3% --flops-target 1.5x --lr 0.01 --batch-size 16 --epochs 2 --threads 1"
+    tasks = [part for name, path in data.items() for part in ("--task", f"{name}={path}")]
+    arguments = ["tune-many", "--model", str(folder / "base"), *short.split(), *tasks, "--checkpoint-every", "4"]
+    out = folder / "short.safetensors"
+    ended = forked([*arguments, "--out", str(out)])
+    assert ended.code == 0, ended.err
+    assert not out.with_name("short.safetensors.run").exists()
+    return arguments, out.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_resumed(command, tmp_path, moment) -> None:
+    arguments, whole = command
+    out = tmp_path / "a.safetensors"
+    assert forked([*arguments, "--out", str(out)], MOMENTS[moment]).code == -signal.SIGKILL
+    ended = forked([*arguments, "--out", str(out), "--resume"])
+    assert ended.code == 0, ended.err
+    assert out.read_bytes() == whole
+    assert snapshot(tmp_path).keys() == {"a.safetensors"}
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_is_resumed_with_its_settings_or_replaced(command, tmp_path) -> None:
+    arguments, whole = command
+    out = ["--out", str(tmp_path / "a.safetensors")]
+    nothing = forked([*arguments, *out, "--resume"])
+    assert nothing.code == 2
+    assert "there is no interrupted run" in nothing.err
+    assert forked([*arguments, *out], MOMENTS["after a checkpoint"]).code == -signal.SIGKILL
+    for more, told in (
+        ([], "holds an interrupted run: continue it with --resume"),
+        (["--resume", "--gate-lr", "0.2"], "other settings: --gate-lr 0.1 (now --gate-lr 0.2)"),
+    ):
+        ended = forked([*arguments, *out, *more])
+        assert (ended.code, told in ended.err) == (2, True), ended.err
+    assert forked([*arguments, *out, "--replace"]).code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == whole

@@ -65,10 +65,11 @@ class TrainedEntries(nn.Module):
 
 @dataclass
 class Present:
-    """The task that runs now, and which entries count."""
+    """The task that runs now, which entries count, and whether gates are frozen (they then have no gradient)."""
 
     task: int = 0
     mode: Mode = "base"
+    frozen: bool = False
 
 
 class GatedLinear(nn.Module):
@@ -103,6 +104,8 @@ class GatedLinear(nn.Module):
         if present.mode == "own":
             return own.product(x, None)
         gates = hard_gates(self.alpha[present.task]) * block_gate
+        if present.frozen:
+            gates = gates.detach()
         return own.product(x, gates) + self.shared.product(x, 1 - gates)
 
 

@@ -44,6 +44,7 @@ class TuneManyConfig(Config):
     text: Annotated[list[str] | None, Field(description="Column with the text, in all data.", min_length=1)] = None
     label: Annotated[str | None, Field(description="Column with the label, in all data.")] = None
     seed: Annotated[int, Field(description="Seed of selection, heads and order.", ge=0)] = 0
+    checkpoint_every: Annotated[int, Field(description="Optimizer steps between checkpoints.", ge=1)] = 25
     threads: Annotated[int | None, Field(description="Threads of the model.", ge=1)] = None
     out: Annotated[Path, Field(description="The delta file to write.")] = Path("tasks.safetensors")
 

@@ -1,7 +1,7 @@
 """``tune_many``: from a base and the data of several tasks to one delta file with shared and own entries.
 
-All models share the modules of the first one, so the base is in memory once. There is no checkpoint: a run that is
-killed begins again.
+All models share the modules of the first one, so the base is in memory once. A run that is killed at any moment can be
+resumed, to the same bytes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ from torch import nn
 
 from taskedge.delta.delta import Head, Provenance, check_name
 from taskedge.delta.file import save
-from taskedge.errors import InputError
+from taskedge.errors import InputError, TrainingDiverged
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
+from taskedge.training import checkpoint
 from taskedge.training.many.cut_delta import cut_delta
 from taskedge.training.many.gated_model import GatedModel
 from taskedge.training.many.many_config import TuneManyConfig
-from taskedge.training.many.train_many import ManyTrained, TaskData, train_many
+from taskedge.training.many.many_folder import (
+    check_identity,
+    many_identity,
+    remove_folder,
+    run_folder,
+    store_start,
+    stored_supports,
+)
+from taskedge.training.many.train_many import ManyTrained, TaskData, num_steps, train_many
 from taskedge.training.run import Run, prepare_run
 from taskedge.training.run_provenance import training_provenance
 from taskedge.training.tasks import Batch, Log
 from taskedge.training.tune_config import TuneConfig
+from taskedge.training.tune_folder import check_output, check_parent, check_was_killed, hold_locks, is_interrupted
 
 
 @dataclass(frozen=True)
@@ -66,41 +76,84 @@ def tune_many(
     data: Mapping[str, Path],
     config: TuneManyConfig,
     *,
+    resume: bool = False,
+    force: bool = False,
     log: Log = print,
     on_start: Callable[[int], Callable[[int], object]] = lambda _: lambda _: None,
 ) -> ManyResult:
-    """Train several tasks at once over one base and write them to ``config.out``.
+    """Train several tasks at once over one base and write them to ``config.out``, which appears when it is complete.
+
+    An interrupted run leaves the folder ``OUT.run``. With ``resume`` it continues, to the bytes of an uninterrupted run
+    (on one thread). A finished run removes the folder.
 
     Args:
         data: training data by the task's name.
         config: the settings.
+        resume: continue an interrupted run.
+        force: replace the output file and an interrupted run.
         log: called with status lines.
-        on_start: called with the number of passes over batches; returns the progress callback.
+        on_start: called with the number of steps; returns the callback that gets the finished steps since its last
+            call.
 
     Raises:
-        InputError: fewer than two tasks, or data, a base or settings that cannot be used.
+        InputError: fewer than two tasks, or data, a base or settings that cannot be used; the output or an interrupted
+            run exists, or there is none to resume; another process works on the same output.
         BudgetError: see :func:`taskedge.select`.
         TrainingDiverged: a loss is not a finite number.
     """
-    begin = time.monotonic()
     if len(data) < 2:
         raise InputError(f"{len(data)} tasks share nothing: give two or more with --task NAME=DATA")
-    runs = {name: _loaded(name, path, config, log) for name, path in data.items()}
+    folder = run_folder(config)
+    check_parent(config.out)
+    with hold_locks(config.out, folder) as was_killed:
+        check_output(config.out, folder, resume=resume, force=force)
+        if resume and not is_interrupted(folder):
+            check_was_killed(folder, was_killed, log)
+        return _tune_many(data, config, folder, resume and is_interrupted(folder), log, on_start)
+
+
+def _tune_many(
+    data: Mapping[str, Path], config: TuneManyConfig, folder: Path, resume: bool, log: Log,
+    on_start: Callable[[int], Callable[[int], object]],
+) -> ManyResult:  # fmt: skip
+    """Train in a folder that no other process uses. For the arguments see :func:`tune_many`."""
+    begin = time.monotonic()
+    runs = {name: _prepared(name, path, config, log) for name, path in data.items()}
+    identity = many_identity(config, runs)
+    if resume:
+        check_identity(folder, identity)
+    for run in runs.values():
+        run.load()
+        if not resume:
+            run.check_forward()
     _share_base(runs)
     first = next(iter(runs.values()))
     model = first.base.model
-    shared = _selected(model, [_without_labels(run, config.calibration) for run in runs.values()], config, "shared")
-    own = [
-        _selected(run.base.model, [_without_labels(run, config.calibration)], config, "task") for run in runs.values()
-    ]
+    if resume:
+        shared, *own = stored_supports(folder, 1 + len(runs))
+    else:
+        batches = [_without_labels(run, config.calibration) for run in runs.values()]
+        shared = _selected(model, batches, config, "shared")
+        own = [
+            _selected(run.base.model, [of_task], config, "task")
+            for run, of_task in zip(runs.values(), batches, strict=True)
+        ]
+        store_start(folder, identity, [shared, *own])
     log(f"shared: {shared}; each task may have {own[0].num_entries:,} entries of its own")
     _freeze_but(runs)
     gated = GatedModel(model, shared, own)
-    trained = train_many(
-        gated, [_task_data(name, run) for name, run in runs.items()], epochs=config.epochs, lr=config.lr,
-        gate_lr=config.gate_lr, flops_weight=config.flops_weight, target=config.target, batch_size=config.batch_size,
-        seed=config.seed, on_step=on_start(0),
-    )  # fmt: skip
+    tasks = [_task_data(name, run) for name, run in runs.items()]
+    try:
+        trained = train_many(
+            gated, tasks, epochs=config.epochs, lr=config.lr, gate_lr=config.gate_lr,
+            flops_weight=config.flops_weight, target=config.target, batch_size=config.batch_size, seed=config.seed,
+            on_step=on_start(num_steps(tasks, config.epochs, config.batch_size)), folder=folder, resume=resume,
+            checkpoint_every=config.checkpoint_every,
+        )  # fmt: skip
+    except TrainingDiverged:
+        if checkpoint.latest(folder) is None:  # nothing to resume from
+            remove_folder(folder)
+        raise
     delta, cut = cut_delta(gated, _heads(runs, own, trained), Provenance())
     departures = gated.cost.departures_of_names([head.gated for head in delta.heads.values()])
     cost = gated.cost.of_departures(departures)
@@ -116,6 +169,7 @@ def tune_many(
     if trained.closed:
         log(f"{trained.closed} block gates were closed after their training, to meet the target {config.flops_target}")
     save(delta, config.out)
+    remove_folder(folder)
     return ManyResult(
         out=config.out,
         file_bytes=config.out.stat().st_size,
@@ -132,8 +186,8 @@ def tune_many(
     )
 
 
-def _loaded(name: str, path: Path, config: TuneManyConfig, log: Log) -> Run:
-    """Return the run of one task with its data read and its base loaded."""
+def _prepared(name: str, path: Path, config: TuneManyConfig, log: Log) -> Run:
+    """Return the run of one task with its data read."""
     check_name("task", name)
     names = (
         "model",
@@ -149,13 +203,10 @@ def _loaded(name: str, path: Path, config: TuneManyConfig, log: Log) -> Run:
         "threads",
     )
     settings: dict[str, Any] = {key: getattr(config, key) for key in names if getattr(config, key) is not None}
-    run = prepare_run(
+    return prepare_run(
         TuneConfig(train=path, out=config.out, dtype="fp32", budget=config.shared_budget, **settings),
         lambda line: log(f"{name}: {line}"),
     )
-    run.load()
-    run.check_forward()
-    return run
 
 
 def _share_base(runs: Mapping[str, Run]) -> None:
