@@ -1,5 +1,7 @@
 """An allocation spends exactly the budget, as evenly as documented, on the best scores."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,6 +64,9 @@ def test_equal_scores_are_taken_by_index(allocation):
         rows, columns = flat // scores[name].shape[1], flat % scores[name].shape[1]
         plain = scores[name][rows, columns] == 1.0
         skipped = 1 if name == "a" else 0
+        if allocation == "block":  # the row with the largest score first, then rows and columns in order
+            assert set(rows.tolist()) == ({0} if name == "a" else {1})
+            continue
         if allocation in ("per_layer", "global"):
             flats = flat[plain]
             if not len(flats):
@@ -220,3 +225,25 @@ def test_an_unknown_allocation_gets_the_nearest():
 def test_best_breaks_ties_by_the_lower_index():
     assert top_indices(torch.tensor([1.0, 3.0, 3.0, 2.0, 3.0]), 2).tolist() == [1, 2]
     assert "per_neuron" in ALLOCATIONS
+
+
+@given(problem=problems())
+def test_a_block_has_the_best_rows_whole_and_the_best_entries_of_the_next(problem):
+    """Brute force over sets of rows: no other rows of that number hold a larger sum."""
+    shapes, scores, entries = problem
+    chosen = allocate("block", shapes, scores.__getitem__, entries)
+    per_layer = allocate("per_layer", shapes, scores.__getitem__, entries)
+    assert {name: len(flat) for name, flat in chosen.items()} == {name: len(flat) for name, flat in per_layer.items()}
+    for name, flat in chosen.items():
+        rows, columns = shapes[name]
+        sums = scores[name].masked_fill(scores[name] == -torch.inf, 0).double().sum(1)
+        counts = torch.bincount(flat // scores[name].shape[1], minlength=rows)
+        whole, left = divmod(len(flat), columns)
+        assert sorted(counts.tolist(), reverse=True) == [columns] * whole + [left] * (left > 0) + [0] * (
+            rows - whole - (left > 0)
+        )
+        best = max(sums[list(some)].sum() for some in itertools.combinations(range(rows), whole)) if whole else 0.0
+        assert float(sums[counts == columns].sum()) == pytest.approx(float(best), abs=1e-9)
+        for row in ((counts > 0) & (counts < columns)).nonzero().flatten():
+            mine = scores[name].flatten()[flat[flat // scores[name].shape[1] == row]]
+            assert torch.equal(mine.sort(descending=True).values, scores[name][row].topk(left).values)

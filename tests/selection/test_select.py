@@ -124,6 +124,16 @@ def test_no_linear_uses_more_than_max_columns(bert, rule, allocation, max_column
     assert support.settings["max_columns"] == max_columns
 
 
+@every_allocation
+@pytest.mark.parametrize("max_rows", [6, 7])
+def test_no_linear_uses_more_than_max_rows_and_the_budget_is_met(bert, allocation, max_rows):
+    options = {"rule": "magnitude", "allocation": allocation, "max_rows": max_rows, "max_columns": 4}
+    support = select(bert, budget="2%", **options)
+    assert support.num_entries == round(0.02 * 5859)
+    assert all(len(linear.distinct_rows) <= max_rows for linear in support.linears.values())
+    assert all(len(linear.distinct_columns) <= 4 for linear in support.linears.values())
+
+
 def test_the_columns_kept_have_the_largest_sums_of_scores(mlp):
     support = select(mlp, rule="magnitude", per_neuron=1, max_columns=2, linears=["first"])
     sums = mlp.first.weight.abs().sum(0)
@@ -211,7 +221,7 @@ def test_a_new_rule_is_one_function_and_one_registration(mlp, monkeypatch):
         ({"budget": "1%", "allocation": "2:4"}, BudgetError, r"leave out the budget \('1%'\)"),
         ({"max_columns": 2, "allocation": "2:4"}, BudgetError, "leave out the maximum number of columns"),
         ({"allocation": "4:2"}, BudgetError, "N must be at least 1 and below M"),
-        ({"allocation": "2-4"}, UnknownName, r"unknown allocation '2-4'.*known: N:M, global"),
+        ({"allocation": "2-4"}, UnknownName, r"unknown allocation '2-4'.*known: N:M, block, global"),
         ({"per_neuron": 1, "linears": ["frst"]}, InputError, "did you mean 'first'"),
     ],
 )

@@ -17,6 +17,11 @@ def config(**settings):
         ({"columns": 8}, None, None, None),
         ({"columns": 8, "per_neuron": 2}, None, 2, None),
         ({"max_columns": 8}, "0.1%", None, "per_neuron"),
+        ({"max_rows": 8}, "0.1%", None, "per_neuron"),
+        ({"max_rows": 8, "max_columns": 4}, "0.1%", None, "per_neuron"),
+        ({"max_rows": 8, "max_columns": 4, "allocation": "block"}, None, None, "block"),
+        ({"max_rows": 8, "max_columns": 4, "allocation": "block", "budget": "1%"}, "1%", None, "block"),
+        ({"max_columns": 4, "allocation": "block"}, "0.1%", None, "block"),
         ({"per_neuron": 2}, None, 2, "per_neuron"),
     ],
 )
@@ -24,6 +29,7 @@ def test_columns_replace_the_budget_and_the_allocation(settings, budget, per_neu
     found = config(**settings).select_kwargs()
     assert (found["budget"], found["per_neuron"], found["allocation"]) == (budget, per_neuron, allocation)
     assert found.get("columns") == settings.get("columns")
+    assert found.get("max_rows") == settings.get("max_rows")
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,11 @@ def test_columns_replace_the_budget_and_the_allocation(settings, budget, per_neu
         ),
         ({"columns": 8, "column_score": "weigth"}, "did you mean 'weight'"),
         ({"columns": 0}, "greater than or equal to 1"),
+        ({"max_rows": 0}, "greater than or equal to 1"),
+        ({"max_rows": 8, "form": "lora"}, "has no effect with form 'lora'"),
+        ({"max_rows": 8, "allocation": "2:4"}, r"leave out the maximum number of rows \(8\)"),
+        ({"max_rows": 8, "rule": "spt"}, r"leave out the maximum number of rows \(8\)"),
+        ({"per_neuron": 2, "allocation": "block"}, "leave out the number of entries per neuron"),
         ({"columns": 8, "form": "lora"}, "has no effect with form 'lora'"),
         ({"column_draws": 2}, "needs the number of columns of a draw"),
         ({"columns": 8, "column_draws": 2, "memory": "1GB"}, "does not predict columns that change"),

@@ -27,6 +27,8 @@ Examples:
   taskedge tune --model bert-base-uncased --train reviews.csv --text review --label sentiment
   taskedge tune --model ./vit-base --train photos/ --eval heldout/
   taskedge tune --model ./smollm2 --train chats.jsonl --prompt question --response answer
+  taskedge tune --model ./smollm2 --train chats.jsonl --messages messages
+  taskedge tune --model ./smollm2 --train dialogues.jsonl --form prompt --prompt-where after --prompt-segments
   taskedge tune --config run.toml --lr 1e-2 --out task.safetensors
   taskedge tune --config run.toml --form lora --rank 4
   taskedge tune --config run.toml --form taps --gate-penalty 1 --gate-threshold 0.1
@@ -118,9 +120,9 @@ def _plan_text(plan: dict[str, Any]) -> str:
 
     parts, kept = [], []
     if plan["linears"]:
-        rows = [["linear", "shape", "entries", "columns"]]
+        rows = [["linear", "shape", "entries", "columns", "rows"]]
         for linear in plan["linears"]:
-            counts = [f"{linear['entries']:,}", f"{linear['distinct_columns']:,}"]
+            counts = [f"{linear[count]:,}" for count in ("entries", "distinct_columns", "distinct_rows")]
             rows.append([linear["name"], shape(linear), *counts])
         parts.append(columns(rows))
         stored = count_text(plan["stored_columns"], "column")

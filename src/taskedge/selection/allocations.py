@@ -17,13 +17,14 @@ from taskedge.registry import Registry
 from taskedge.selection.patterns import Pattern, read_pattern
 
 Shapes = Mapping[str, tuple[int, int]]
-"""(rows, columns that may be chosen in a row) by linear."""
+"""(rows, columns that may be chosen in a row) by linear; of linears with chosen rows only, the number of these."""
 Scores = Callable[[str], Tensor]
 """Scores of one linear, float32 [out, in], equal at every call; columns that may not be chosen are -inf."""
 Allocation = Callable[[Shapes, Scores, int], dict[str, Tensor]]
 """Returns ``row * in + column`` by linear, int64 [n], ascending, on the CPU; linears without entries may be absent."""
 
 DEFAULT_ALLOCATION = "per_neuron"
+BLOCK = "block"
 
 ALLOCATIONS: Registry[Allocation] = Registry("allocation", __name__)
 
@@ -43,7 +44,7 @@ def allocate(allocation: str, shapes: Shapes, scores: Scores, num_entries: int) 
     if num_entries > capacity:
         raise BudgetError(
             f"a budget of {num_entries:,} entries is more than the {capacity:,} that {len(shapes)} linears can carry: "
-            "lower the budget, or let more linears or columns take part"
+            "lower the budget, or let more linears, rows or columns take part"
         )
     return ALLOCATIONS[allocation](shapes, scores, num_entries)
 
@@ -76,6 +77,19 @@ def best_of_all(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
         indices = torch.cat([above, level[: count - len(above)]])
     indices = indices.sort().values
     return scores[indices], indices
+
+
+def row_sums(scores: Tensor) -> Tensor:
+    """Return float64 [rows], the sum of each row's scores; entries that may not be chosen (-inf) add nothing.
+
+    Entries that a rule puts last, at the lowest float32, count as the lowest score above it: added as they are, they
+    would hide the differences of all others.
+    """
+    last = torch.finfo(torch.float32).min
+    ranked = scores > last
+    lowest = scores[ranked].min() if bool(ranked.any()) else scores.new_zeros(())
+    known = torch.where(scores == last, lowest, torch.where(scores == -torch.inf, 0.0, scores))
+    return known.double().sum(1)
 
 
 def refuse_nan(name: str, top_scores: Tensor) -> None:
@@ -176,6 +190,28 @@ def global_per_neuron(shapes: Shapes, scores: Scores, num_entries: int) -> dict[
     counts = {name: len(flat) for name, flat in global_(shapes, scores, num_entries).items()}
     # one linear at a time, so that entries beyond K per neuron stay in their linear
     return {name: per_neuron({name: shapes[name]}, scores, count)[name] for name, count in counts.items()}
+
+
+@ALLOCATIONS.register(BLOCK)
+def block(shapes: Shapes, scores: Scores, num_entries: int) -> dict[str, Tensor]:
+    """An equal share of every linear, in few neurons: those with the largest sums of scores get all columns they may.
+
+    The rest of a share, less than a row, is the best entries of the next neuron. With C columns that may be chosen and
+    a share of R·C, a linear gets a block of R x C. Source: this project, after the submatrices of SMT (arXiv
+    2405.15525).
+    """
+    chosen = {}
+    for name, count in _proportional_counts(shapes, num_entries).items():
+        if not count:
+            continue
+        score = scores(name)
+        refuse_nan(name, score)
+        whole, left = divmod(count, shapes[name][1])
+        rows = top_indices(row_sums(score), whole + (left > 0))
+        column = best_of_rows(score[rows], shapes[name][1])[1]
+        flat = column + rows[:, None] * score.shape[1]
+        chosen[name] = torch.cat([flat[:whole].flatten(), flat[whole:, :left].flatten()]).sort().values.cpu()
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,18 @@ def _scored_inputs(
         yield names, scores, generator
 
 
+def in_columns(scores: Scores, columns: Mapping[str, Tensor]) -> Scores:
+    """Return scores that are -inf outside the columns that each linear may use."""
+
+    def masked(name: str) -> Tensor:
+        score = scores(name)
+        usable = torch.full_like(score, -torch.inf)
+        usable[:, columns[name]] = score[:, columns[name]]
+        return usable
+
+    return masked
+
+
 def refuse_no_columns(count: int) -> None:
     """Raise BudgetError for fewer than one column."""
     if count < 1:

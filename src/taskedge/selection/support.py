@@ -99,6 +99,12 @@ class LayerSupport:
         return distinct
 
     @property
+    def distinct_rows(self) -> Tensor:
+        """Neurons that have some entry, int64, ascending: the rows of the output gradient that training reads."""
+        distinct: Tensor = self.rows.unique()  # type: ignore[no-untyped-call]
+        return distinct
+
+    @property
     def columns_of_every_row(self) -> Tensor | None:
         """The columns int64 [C] if every row has entries in the same ones, else None."""
         return columns_of_every_row(self.shape[0], self.rows, self.columns)
@@ -194,6 +200,8 @@ class Support:
         used = f"{used} distinct {'column' if used == '1' else 'columns'} each" + (
             f" ({kept} at a time)" if kept else ""
         )
+        if (limit := self.settings.get("max_rows")) is not None:
+            used += f" in at most {_count(limit, 'row')}"
         idle = self.settings.get("never_ran") or ()
         left_out = f"; left out: {_count(len(idle), 'linear')} that never ran on the calibration data" if idle else ""
         return (

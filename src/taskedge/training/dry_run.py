@@ -6,6 +6,7 @@ from typing import Any
 
 from taskedge.backbone.coverage import log_coverage
 from taskedge.backbone.layers import linears
+from taskedge.errors import InputError
 from taskedge.forms.install_taps import whole_layers
 from taskedge.training.class_weights import weights_by_label
 from taskedge.training.find_support import state_gates
@@ -92,6 +93,8 @@ def estimate(config: TuneConfig, log: Log = print) -> dict[str, Any]:
         InputError, BudgetError: as ``tune`` would.
         DoesNotFit: there is a ``memory`` setting, and no configuration fits.
     """
+    if config.form == "prompt":
+        raise InputError("the memory of --form prompt is not predicted: use another --form, or run tune itself")
     run = prepare_run(config, log)
     with explained(run.check_forward):
         if run.config.support != "rule":

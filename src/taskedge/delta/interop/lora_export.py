@@ -48,6 +48,6 @@ def checked_ranks(source: Source, max_rank: int | None) -> dict[str, int]:
         worst = max(over, key=lambda name: ranks[name])
         raise InputError(
             f"{len(over)} of {len(ranks)} linears need a rank over {max_rank}, {worst!r} the most ({ranks[worst]}): "
-            f"raise --max-rank, or tune with --columns {max_rank}, which makes exactly this rank"
+            f"raise --max-rank, or tune with --columns {max_rank} or --max-rows {max_rank}, which make no higher rank"
         )
     return ranks
