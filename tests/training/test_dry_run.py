@@ -9,7 +9,7 @@ from killed_runs import killed_at
 from tiny_task import forked, snapshot, tune_config, tuning
 
 from taskedge.delta.file import load
-from taskedge.errors import DoesNotFit
+from taskedge.errors import DoesNotFit, InputError
 from taskedge.training import checkpoint
 from taskedge.training.config import load_config
 from taskedge.training.dry_run import dry_run, estimate
@@ -98,3 +98,9 @@ def test_the_plan_of_gates_on_layers_counts_every_layer(task, tmp_path):
     assert plan["share"] == 4096 / plan["model_parameters"]
     assert (plan["entries"], plan["linears"], plan["low_rank"]) == (0, [], [])
     assert snapshot(tmp_path) == {}
+
+
+def test_the_memory_of_a_soft_prompt_is_not_predicted(task):
+    config = TuneConfig(model=str(task / "base"), train=task / "train.csv", form="prompt")
+    with pytest.raises(InputError, match="the memory of --form prompt is not predicted"):
+        estimate(config, log=str)

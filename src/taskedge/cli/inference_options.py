@@ -78,10 +78,16 @@ def prepare(delta: Path, data: Path, columns: dict[str, Any], kwargs: dict[str, 
     return prepare_inference(delta, data, Columns.of(columns), answers=answers, log=print_status, **kwargs)
 
 
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
 def measures_text(measures: dict[str, float | None]) -> str:
     """Return measures as text, without the number of rows."""
     return ", ".join(
-        f"{TITLES.get(name, name.replace('_', ' '))} {'undefined' if value is None else format(value, '.4f')}"
+        f"{TITLES.get(name, name.replace('_', ' '))} {_shown(value)}"
         for name, value in measures.items()
         if name != "rows"
     )

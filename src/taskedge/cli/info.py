@@ -71,6 +71,7 @@ def describe(path: Path) -> dict[str, Any]:
         by_kind[kind] += len(linear)
     dtypes = [linear.base_dtype for linear in delta.linears.values()]
     dtypes += [product.base_dtype for product in delta.low_rank.values()]
+    dtypes += [] if delta.prompt is None else [delta.prompt.base_dtype]
     parameters = delta.provenance.base_parameters
     return {
         "bytes": path.stat().st_size,
@@ -84,6 +85,8 @@ def describe(path: Path) -> dict[str, Any]:
         "lora_export": rank_text(ranks),
         "low_rank_parameters": delta.num_low_rank_parameters,
         "filters": {name: {"kind": one.kind, "rank": one.rank} for name, one in delta.filters.items()},
+        "prompt": None if delta.prompt is None else asdict(delta.prompt.layout),
+        "prompt_parameters": 0 if delta.prompt is None else delta.prompt.num_parameters,
         "whole": {name: list(tensor.shape) for name, tensor in delta.full_parameters.items()},
         "whole_parameters": delta.num_full_parameters,
         "heads": {
@@ -129,6 +132,13 @@ def description_text(description: dict[str, Any]) -> str:
     if description["filters"]:
         kinds = sorted({f"{one['kind']} of rank {one['rank']}" for one in description["filters"].values()})
         lines.append(f"filters   {', '.join(kinds)} in {len(description['filters'])} linears: cannot be fused")
+    if (layout := description["prompt"]) is not None:
+        repeated = ", and again before the value" if layout["repeat"] else ""
+        segments = ", segments" if layout["segments"] else ""
+        lines.append(
+            f"soft prompt  {layout['length']} tokens {layout['where']} the text{repeated} for each of "
+            f"{len(layout['slots'])} slots{segments}: {description['prompt_parameters']:,} numbers; cannot be fused"
+        )
     if description["lora_export"]:
         lines.append(f"as LoRA   {description['lora_export']}")
     names = ", ".join(sorted(description["whole"])) or "none"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from taskedge.delta.filter_delta import FilterDelta
 from taskedge.delta.gated_rows import GatedRows
+from taskedge.delta.prompt_delta import PromptDelta
 from taskedge.errors import DeltaError, InputError, did_you_mean
 
 FULL_PARAMETER_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -167,6 +168,7 @@ class Delta:
         low_rank: low-rank products, by linear; no linear has both entries and a product.
         heads: of a delta for several tasks, by the task's name; :meth:`with_head` returns the delta for one of them.
         filters: of low-rank products that have one, by linear. Such a product is not added to the weight.
+        prompt: a soft prompt; a delta with one changes no weight but those of its head.
     """
 
     linears: dict[str, LinearDelta]
@@ -175,6 +177,7 @@ class Delta:
     low_rank: dict[str, LowRankDelta] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
     filters: dict[str, FilterDelta] = field(default_factory=dict)
+    prompt: PromptDelta | None = None
 
     def __post_init__(self) -> None:
         for name, linear in self.linears.items():
@@ -187,6 +190,10 @@ class Delta:
             if name not in self.low_rank or self.heads:
                 raise DeltaError(f"linear {name!r} has a filter, but no low-rank product, or the delta has heads")
             one.check(name, self.low_rank[name].shape[0])
+        if self.prompt is not None:
+            if self.linears or self.low_rank or self.heads:
+                raise DeltaError("a delta has a soft prompt, and entries, products or heads beside it")
+            self.prompt.check()
         _check_full_parameters(self.full_parameters)
         for name, head in self.heads.items():
             check_name("head", name)

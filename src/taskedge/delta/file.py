@@ -9,6 +9,7 @@ Tensors:
     low_rank_a/X  fp32 or bf16 [rank, in]    factors of the product that is added to the weight of linear X
     low_rank_b/X  fp32 or bf16 [out, rank]
     filter/X/P  fp32 or bf16 [...]  tensor P of the filter of the low-rank product of linear X (:mod:`.filter_delta`)
+    prompt/tokens, prompt/segments  fp32 or bf16   soft tokens [slots, length, width], vectors of roles [3, width]
     whole/X   [...]                a parameter that was trained in full, or a running statistic of a norm
     head/H/X  [...]                the same, of head H of a delta for several tasks
     gates/H, own_counts/H, own_columns/H, own_values/H
@@ -44,6 +45,7 @@ from taskedge.delta.manifest import (
     Manifest,
     form_of,
 )
+from taskedge.delta.prompt_delta import PROMPT_SEGMENTS, PROMPT_TOKENS, prompt_from_tensors
 from taskedge.errors import DeltaError, InputError
 from taskedge.io.atomic import write_atomic
 from taskedge.io.container import ContainerKind
@@ -127,6 +129,7 @@ def load(path: str | Path) -> Delta:
                 _tensor,
                 _VALUE_DTYPES.values(),
             ),
+            prompt=prompt_from_tensors(manifest.prompts, tensors, _tensor, _VALUE_DTYPES.values()),
         )
     except DeltaError as error:
         raise DeltaError(f"{path}: {error}") from None
@@ -165,9 +168,10 @@ class _ColumnLists:
 def _header_of(delta: Delta, lists: _ColumnLists) -> dict[str, Any]:
     """Return the manifest of a delta."""
     has_gates = any(head.gated for head in delta.heads.values())
+    prompts = [] if delta.prompt is None else [delta.prompt.entry]
     header: dict[str, Any] = {
         "format": FORMAT_WITH_GATES if has_gates else FORMAT_WITH_LISTS if lists.lists else FORMAT,
-        "form": form_of(delta.low_rank, delta.heads, has_gates, delta.filters),
+        "form": form_of(delta.low_rank, delta.heads, has_gates, delta.filters, prompts),
         "linears": [
             LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
             for name, linear in delta.linears.items()
@@ -184,6 +188,8 @@ def _header_of(delta: Delta, lists: _ColumnLists) -> dict[str, Any]:
         header["heads"] = [_head_line(name, head) for name, head in delta.heads.items()]
     if delta.filters:
         header["filters"] = [(name, one.kind, one.rank) for name, one in delta.filters.items()]
+    if prompts:
+        header["prompts"] = prompts
     return header | {"provenance": asdict(delta.provenance)}
 
 
@@ -212,6 +218,8 @@ def _tensors_of(delta: Delta, lists: _ColumnLists, value_dtype: torch.dtype, hea
         tensors[_A + name] = product.a.to(value_dtype)
         tensors[_B + name] = product.b.to(value_dtype)
     tensors |= filter_tensors(delta.filters, value_dtype)
+    if delta.prompt is not None:
+        tensors |= {name: tensor.to(value_dtype) for name, tensor in delta.prompt.tensors.items()}
     if head:
         tensors |= {_FULL + name: tensor for name, tensor in delta.full_parameters.items()}
         for owner, own in delta.heads.items():
@@ -239,6 +247,7 @@ def _check_names(manifest: Manifest, tensors: Mapping[str, Tensor]) -> None:
     expected = {"columns", "values", "counts", *(["column_lists"] if manifest.column_lists else ())}
     expected |= {*(factor + name for name in products for factor in (_A, _B))}
     expected |= filter_names(manifest.filters)
+    expected |= {PROMPT_TOKENS, PROMPT_SEGMENTS} if manifest.prompts else set()
     expected |= {prefix + entry.name for entry in manifest.heads if entry.gated for prefix in PREFIXES}
     for name in tensors:
         of_head = name.startswith(_HEAD) and name.split("/")[1] in heads and name.count("/") >= 2

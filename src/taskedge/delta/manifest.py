@@ -48,6 +48,20 @@ class FilterEntry(NamedTuple):
     rank: _Size
 
 
+class PromptEntry(NamedTuple):
+    """The soft prompt of a delta in the manifest."""
+
+    slots: tuple[str, ...]
+    length: Annotated[int, Field(ge=0, lt=2**16)]
+    vocabulary: _Size
+    width: _Size
+    where: Literal["before", "after"]
+    repeat: bool
+    segments: bool
+    dtype: str
+    digest: str
+
+
 class _Provenance(_Strict):
     rule: str
     allocation: str
@@ -74,7 +88,7 @@ class Manifest(_Strict):
     format: Literal["taskedge-delta/1", "taskedge-delta/2", "taskedge-delta/3"]
     form: Literal[
         "sparse", "sparse+low_rank", "sparse+heads", "sparse+low_rank+heads", "sparse+heads+gates",
-        "sparse+low_rank+heads+gates", "sparse+low_rank+filters",
+        "sparse+low_rank+heads+gates", "sparse+low_rank+filters", "sparse+prompt",
     ]  # fmt: skip
     linears: list[LinearEntry] = Field(strict=False)
     column_lists: list[_Size] = Field(default=[], min_length=1)
@@ -84,6 +98,7 @@ class Manifest(_Strict):
     low_rank: list[LowRankEntry] = Field(default=[], strict=False, min_length=1)
     heads: list[HeadEntry] = Field(default=[], strict=False, min_length=1)
     filters: list[FilterEntry] = Field(default=[], strict=False, min_length=1)
+    prompts: list[PromptEntry] = Field(default=[], strict=False, min_length=1, max_length=1)
     provenance: _Provenance
 
     @model_validator(mode="after")
@@ -102,12 +117,20 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _form_fits_content(self) -> Self:
         """Check ``form``: readers without support for low-rank products or heads refuse a file by its form."""
-        if self.form != form_of(self.low_rank, self.heads, any(head.gated for head in self.heads), self.filters):
-            raise ValueError(f"form {self.form!r} does not fit its low-rank linears, heads and filters")
+        if self.form != form_of(
+            self.low_rank, self.heads, any(head.gated for head in self.heads), self.filters, self.prompts
+        ):
+            raise ValueError(f"form {self.form!r} does not fit its low-rank linears, heads, filters and soft prompt")
         return self
 
 
-def form_of(low_rank: Collection[Any], heads: Collection[Any], has_gates: bool, filters: Collection[Any] = ()) -> str:
+def form_of(
+    low_rank: Collection[Any],
+    heads: Collection[Any],
+    has_gates: bool,
+    filters: Collection[Any] = (),
+    prompts: Collection[Any] = (),
+) -> str:
     """Return the form of a delta: what a reader must know of to use it."""
-    parts = {"+low_rank": low_rank, "+heads": heads, "+gates": has_gates, "+filters": filters}
+    parts = {"+low_rank": low_rank, "+heads": heads, "+gates": has_gates, "+filters": filters, "+prompt": prompts}
     return "sparse" + "".join(name for name, present in parts.items() if present)

@@ -29,6 +29,7 @@ from taskedge.forms.low_rank import (
 )
 from taskedge.forms.master_weights import add_master_weights, remove_master_weights
 from taskedge.forms.norms import fix_statistics, release_statistics
+from taskedge.forms.prompt import CANNOT_BE_FUSED_PROMPT, attached_prompt
 from taskedge.forms.sparse import SparseLayer, check_entries, fuse_sparse, make_sparse, sparse_layers
 from taskedge.forms.start import check_start, set_start
 from taskedge.forms.taps import fuse_taps, taps_layers
@@ -157,6 +158,8 @@ def fuse(model: Model) -> Model:
         InputError: nothing is installed, or the form cannot be fused. The model is unchanged.
     """
     installed = require_installation(model)
+    if attached_prompt(model) is not None:
+        raise InputError(f"{CANNOT_BE_FUSED_PROMPT}; extract a delta, and remove the prompt before fusing")
     for low_rank_layer in low_rank_layers(model).values():
         low_rank_layer.product.factors()  # some changes cannot be fused: before anything is
     for sparse_layer in sparse_layers(model).values():

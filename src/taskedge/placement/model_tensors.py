@@ -112,7 +112,9 @@ def task_size(name: str, delta: Delta, model: nn.Module) -> TaskSize:
                 f"task {name!r} changes linear {layer!r} of shape {list(change.shape)}; the model has it in "
                 f"{list(layers[layer].shape)}: name the base of the delta with --model"
             )
-    return TaskSize(name, delta.num_entries, delta.num_full_parameters + delta.num_low_rank_parameters)
+    beside = delta.num_full_parameters + delta.num_low_rank_parameters
+    beside += 0 if delta.prompt is None else delta.prompt.num_parameters
+    return TaskSize(name, delta.num_entries, beside)
 
 
 def _with_head(model: str, task: str, delta: Delta) -> nn.Module:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from taskedge.delta.delta import CLOSED_LAYERS, Delta
+from taskedge.forms.install_prompt import prompt_support
 from taskedge.forms.install_taps import taps_support
 from taskedge.selection.support import Support
 from taskedge.training.callbacks import Callback
@@ -22,6 +23,8 @@ def form_support(model: nn.Module, config: TuneConfig) -> Support | None:
     """Return the support of a form that takes every layer; None if the form trains a selection of entries."""
     if config.form in ("lora", "filtered"):
         return replace(lora_support(model, config.rank, config.depth), rule=config.form)
+    if config.form == "prompt":
+        return prompt_support(model)
     return taps_support(model, config.depth) if config.form == "taps" else None
 
 

@@ -16,6 +16,9 @@ _FORMS_OF = {
     **dict.fromkeys(("gate_threshold", "gate_lr", "gate_warmup"), TAPS_FORMS),
     "norms": ("taps",),
     **dict.fromkeys(("filter", "filter_rank"), ("filtered",)),
+    **dict.fromkeys(
+        ("prompt_tokens", "prompt_where", "prompt_repeat", "prompt_segments", "prompt_init", "prompt_text"), ("prompt",)
+    ),
 }
 
 
@@ -44,6 +47,33 @@ class FormSettings(SelectionSettings):
         ),
     ] = "cosine"
     filter_rank: Annotated[int, Field(description="Rank of the filtered product of form filtered.", ge=1)] = 8
+    prompt_tokens: Annotated[
+        int, Field(description="Form prompt: soft tokens of the task, or of each slot.", ge=0, le=1000)
+    ] = 10
+    prompt_where: Annotated[
+        Literal["before", "after"],
+        Field(
+            description="Form prompt: soft tokens before the text, or after it, where one pass over a dialogue serves "
+            "all slots."
+        ),
+    ] = "before"
+    prompt_repeat: Annotated[
+        bool, Field(description="Form prompt: the same soft tokens once more, right before the value.")
+    ] = False
+    prompt_segments: Annotated[
+        bool, Field(description="Form prompt: also train a vector each for prompt, user and system, added to tokens.")
+    ] = False
+    prompt_init: Annotated[
+        Literal["words", "random"],
+        Field(
+            description="Form prompt: soft tokens start from the words of the slot's name or of --prompt-text, or at "
+            "random, which is known to fail."
+        ),
+    ] = "words"
+    prompt_text: Annotated[
+        str | None,
+        Field(description="Form prompt: words that describe the task.  [default: task and classes, or the slot]"),
+    ] = None
 
     @field_validator(*_FORMS_OF)
     @classmethod
@@ -61,6 +91,8 @@ class FormSettings(SelectionSettings):
 
     def form_clash(self) -> str:
         """Return why settings of the training cannot be used with the form; ``""`` if all can."""
+        if self.form == "prompt":
+            return self._prompt_clash()
         if self.form in TAPS_FORMS:
             for given, flag, reason in (
                 (self.optimizer == "mezo", "--optimizer mezo", "gates have no gradient there"),
@@ -69,4 +101,20 @@ class FormSettings(SelectionSettings):
             ):
                 if given:
                     return f"{flag} cannot be used with form {self.form!r}, since {reason}: leave out either"
+        return ""
+
+    def _prompt_clash(self) -> str:
+        for given, flag, reason in (
+            (self.optimizer == "mezo", "--optimizer mezo", "its steps are those of entries"),
+            (bool(self.regrow), "--regrow", "a soft prompt has no entries"),
+            (bool(self.rotate), "--rotate", "its gradient passes through all blocks"),
+            (self.depth is not None, "--depth", "its gradient passes through all blocks"),
+            (self.memory is not None, "--memory", "the memory of its step is not predicted"),
+        ):
+            if given:
+                return f"{flag} cannot be used with form 'prompt', since {reason}: leave out either"
+        if self.prompt_repeat and self.prompt_where == "after":
+            return (
+                "--prompt-repeat has no effect with --prompt-where after, which is right before the value: leave it out"
+            )
         return ""

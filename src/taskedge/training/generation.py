@@ -170,9 +170,7 @@ def generate_targets(
     device = next(model.parameters()).device
 
     def padded(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        ids = [row["input_ids"] for row in rows]
-        mask = pad([[1] * len(row) for row in ids], 0)
-        return {"input_ids": pad(ids, padding).to(device), "attention_mask": mask.to(device)}
+        return target_batch(model, [row["input_ids"] for row in rows], padding)
 
     def first_logits(rows: Sequence[dict[str, Any]]) -> Tensor:
         start = torch.full((len(rows), 1), config.decoder_start_token_id, device=device)
@@ -197,6 +195,13 @@ def generate_targets(
     finally:
         model.generation_config = published
     return targets
+
+
+def target_batch(model: nn.Module, sources: Sequence[Sequence[int]], padding: int) -> dict[str, Tensor]:
+    """Return the sources of an encoder-decoder as a batch, padded at their end."""
+    device = next(model.parameters()).device
+    mask = pad([[1] * len(source) for source in sources], 0)
+    return {"input_ids": pad(sources, padding).to(device), "attention_mask": mask.to(device)}
 
 
 def predicts_next_tokens(model: nn.Module) -> bool:

@@ -25,6 +25,21 @@ class PartRows(list[dict[str, Any]]):
         self.numbers = tuple(numbers)
 
 
+def part_rows(rows: Sequence[dict[str, Any]], part: Sequence[int]) -> PartRows:
+    """Return the encoded rows of some rows of a table, by their index there; a row of a table may have become several.
+
+    Args:
+        rows: the encoded rows. Rows that are not one for each row of the table state their numbers.
+        part: indices of rows of the table.
+    """
+    numbers = getattr(rows, "numbers", None)
+    if numbers is None:
+        return PartRows((rows[index] for index in part), [index + 1 for index in part])
+    wanted = {index + 1 for index in part}
+    chosen = [place for place, number in enumerate(numbers) if number in wanted]
+    return PartRows((rows[place] for place in chosen), [numbers[place] for place in chosen])
+
+
 def parse_validation(value: str) -> float | Path:
     """Return the share that a setting names, such as ``10%`` or ``0.1``, or else the path of a file.
 

@@ -19,8 +19,11 @@ from taskedge.training.data.text_data import Prediction
 from taskedge.training.guard import RowError, in_file
 from taskedge.training.soft_prompts import prompt_rows
 from taskedge.training.tasks import Columns, Log, Measures, OnProgress, Row, Task, task_of_delta
+from taskedge.training.thread_watch import set_threads
 from taskedge.training.trainer_config import DEFAULTS
 
+ROWS_THAT_REPAY = 64
+"""Rows with answers from which the 0.2 s are spent to measure whether one thread is faster."""
 BATCHES_IN_BLOCK = 16
 """Batches of a prediction that are answered, and written, together."""
 
@@ -147,6 +150,8 @@ def prepare_inference(
         log(line)
     if answers:
         task.check(table)
+    if answers and len(table) >= ROWS_THAT_REPAY:  # not for a prediction, which resumes to the same bytes
+        set_threads(None, log, advice="")
     base, _ = load_with_delta(delta, model, head=head, weight_storage=weight_storage, force=force, log=log)
     task = task.bind(base, new_tokens=max_new_tokens, log=log)
     trained_length = int(provenance.training.get("max_length", task.max_length or 0))

@@ -14,8 +14,8 @@ from taskedge.forms.taps import layer_gates
 from taskedge.training.memory.mezo import Mezo, downstream_names
 from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 
-_WITHOUT_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
-"""Names, in lower case, of parameters without weight decay, besides those of ``nn.LayerNorm``."""
+_WITHOUT_DECAY = re.compile(r"bias|soft_prompt|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+"""Names, in lower case, of parameters without weight decay, besides those of ``nn.LayerNorm``: soft prompts too."""
 
 
 def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str]) -> torch.optim.Optimizer:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.candidates import head_parameters
@@ -19,7 +18,6 @@ from taskedge.backbone.coverage import experts_text, idle_text
 from taskedge.backbone.loading import Base, load_base
 from taskedge.backbone.storage.coding import CODINGS
 from taskedge.backbone.storage.set_storage import set_weight_storage
-from taskedge.profiling.arithmetic_speed import threads_that_pay
 from taskedge.selection.select import select
 from taskedge.selection.support import Support
 from taskedge.selection.support_file import read_support_file
@@ -37,23 +35,13 @@ from taskedge.training.held_out_rows import part_rows
 from taskedge.training.run_data import RunData, read_data
 from taskedge.training.soft_prompts import prompt_rows, start_prompt
 from taskedge.training.tasks import Batch, Collate, Log, Row, Task
+from taskedge.training.thread_watch import set_threads
 from taskedge.training.token_limit import token_limit
 from taskedge.training.trainable_model import TrainableModel, install_support
 from taskedge.training.tune_config import TuneConfig
 
 RELOADING_SETTINGS = frozenset({"dtype", "weight_storage"})
 """Settings that need the base to be loaded again if they change."""
-
-
-def set_threads(threads: int | None, log: Log) -> None:
-    """Set the number of threads; if none is given, that of torch, or one where that is faster on a busy machine."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-        return
-    before = torch.get_num_threads()
-    if threads_that_pay(before) < before:
-        torch.set_num_threads(1)
-        log(f"one thread instead of {before}: the machine is busy, and {before} are slower now (--threads decides)")
 
 
 def prepare_run(config: TuneConfig, log: Log) -> Run:

@@ -16,7 +16,9 @@ from taskedge.forms.dash import add_directions
 from taskedge.forms.filtered import add_filters, remove_filtered
 from taskedge.forms.gated_entries import set_gates
 from taskedge.forms.install import fuse, install
+from taskedge.forms.install_prompt import install_prompt
 from taskedge.forms.install_taps import install_taps
+from taskedge.forms.prompt import remove_prompt
 from taskedge.selection.support import Support
 from taskedge.training.lora import PeftLora
 from taskedge.training.memory.mezo import MEZO_WARNING
@@ -55,6 +57,7 @@ class InstalledModel:
     def fuse(self) -> nn.Module:
         """Restore plain layers."""
         remove_filtered(self.model)  # cannot be fused, and a delta follows
+        remove_prompt(self.model)
         return fuse(self.model)
 
 
@@ -86,6 +89,8 @@ def install_support(
             norms=config.norms,
         )
         return InstalledModel(model)
+    if config.form == "prompt":
+        return InstalledModel(install_prompt(model, support, trainable=full_names))
     product = config.dash or config.form == "filtered"
     install(
         model,

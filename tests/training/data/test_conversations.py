@@ -59,7 +59,10 @@ def test_what_is_left_out_is_counted():
     longer = [{"from": "gpt", "value": "hello"}, *turns("q", "a", "q2", "a2")]
     columns, sentence = prompts("conversations", [system, longer, turns("x", "y")])
     assert columns == [["Be short.\n\nq", "q", "x"], ["a", "a", "y"]]
-    assert sentence.endswith("; in 1 row a system turn begins the prompt; not read: 3 more turns in 1 row")
+    assert sentence.endswith(
+        "; in 1 row a system turn begins the prompt; not read: 3 more turns in 1 row (--messages conversations learns "
+        "every turn of the assistant)"
+    )
 
 
 def test_a_prompt_needs_no_answer():

@@ -78,3 +78,10 @@ def test_a_byte_of_another_encoding_is_named_by_its_line(tmp_path):
     path.write_bytes('[\n {"text": "a"},\n {"text": "é"}\n]'.encode("latin-1"))
     with pytest.raises(InputError, match=r"x\.json, line 3: byte 0xe9 is not UTF-8; save the file as UTF-8"):
         read_json(path)
+
+
+@pytest.mark.parametrize("turn", [{"role": "user", "content": "x"}, {"from": "human", "value": "x"}])
+def test_one_dialogue_is_a_row_whatever_its_column_is_called(tmp_path, turn):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"id": 1, "talk": [turn]}))
+    assert read_jsonl(path).names == ["id", "talk"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from chat_templates import GEMMA, QWEN, THOUGHTS, chat_tokenizer
 from tiny_task import WORDS
 
 from taskedge.backbone.loading import load_base
+from taskedge.cli.main import main
 from taskedge.delta.delta import Provenance
+from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.training.data.table import Table
 from taskedge.training.generation import IGNORED
@@ -416,3 +419,64 @@ def test_a_control_token_that_cannot_be_text_is_told(bases):
         "in 1 of these rows it is read as the control token (first: row 2), since the base's tokenizer makes it of "
         "plain text too: remove it from the text if it is not meant"
     )
+
+
+def test_whole_conversations_on_the_command_line(tmp_path, capsys):
+    talk = [
+        {"role": "system", "content": "a short film"},
+        {"role": "user", "content": "the plot"},
+        {"role": "assistant", "content": "good"},
+        {"role": "user", "content": "the actor"},
+        {"role": "assistant", "content": "very bad"},
+    ]
+    data = tmp_path / "talk.jsonl"
+    data.write_text("".join(json.dumps({"talk": talk}) + "\n" for _ in range(8)))
+    base, out = tiny_task.llama(tmp_path / "chat", chat=True), tmp_path / "t.safetensors"
+    fixed = ["--train", data, "--messages", "talk", "--budget", "2%", "--epochs", 1, "--threads", 1, "--out", out]
+    run = ["tune", "--model", base, *fixed, "--eval", data, "--json"]
+    assert main(list(map(str, run))) == 0
+    told = capsys.readouterr()
+    measures = json.loads(told.out)["quality"]
+    assert "16 turns of assistants in 'talk'" in told.err
+    assert main(["eval", str(out), "--data", str(data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(measures)
+    model = load_base("text-generation", base)
+    bound = TextGeneration.from_provenance(load(out).provenance).bind(model)
+    (row,) = bound.encode(model, TextGeneration.read(data, Columns(messages="talk"), answers=True, log=str), 64, str)[
+        :1
+    ]
+    learned = [model.tokenizer.decode([token for token in row["labels"] if token != -100])]
+    assert learned == ["good [CLS] very bad [CLS]"]
+    plain = tiny_task.llama(tmp_path / "plain")
+    assert main(list(map(str, ["tune", "--model", plain, *fixed, "--force"]))) == 2
+    assert "has no chat template, which --messages needs" in capsys.readouterr().err
+
+
+def test_a_soft_prompt_on_the_command_line(tmp_path, capsys):
+    data = tiny_task.table(tmp_path / "train.csv", tiny_task.dialogs(16), ("prompt", "response"))
+    base, out = tiny_task.llama(tmp_path / "base", start=True), tmp_path / "t.safetensors"
+    flags = ["--form", "prompt", "--prompt-tokens", 3, "--prompt-repeat", "--prompt-segments"]
+    run = [
+        "tune",
+        "--model",
+        base,
+        "--train",
+        data,
+        "--eval",
+        data,
+        *flags,
+        "--epochs",
+        1,
+        "--threads",
+        1,
+        "--out",
+        out,
+    ]
+    assert main(list(map(str, [*run, "--json"]))) == 0
+    told = capsys.readouterr()
+    measures = json.loads(told.out)["quality"]
+    assert f"{3 * 16 + 3 * 16} numbers of soft tokens and segments" in told.err
+    assert main(["eval", str(out), "--data", str(data), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(measures)
+    assert main(["export", str(out), "--to", "merged", "--out", str(tmp_path / "m")]) == 2
+    assert "the delta has a soft prompt" in capsys.readouterr().err

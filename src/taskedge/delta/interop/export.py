@@ -30,6 +30,7 @@ from taskedge.backbone.loading import TASK_AUTO_CLASSES
 from taskedge.delta.apply import applied, applied_to
 from taskedge.delta.delta import Delta
 from taskedge.delta.filter_delta import refuse_filters
+from taskedge.delta.prompt_delta import refuse_prompt
 from taskedge.delta.interop.self_check import Batch, check_rows, self_check
 from taskedge.errors import InputError
 from taskedge.io.atomic import atomic_file, atomic_folder, require_parent
@@ -193,6 +194,7 @@ def export(
     out, chosen = Path(out), EXPORTS[to]
     base = base or delta.provenance.base
     refuse_filters(delta, f"an export to {to!r}")
+    refuse_prompt(delta, f"an export to {to!r}")
     check_output(out, to=to, base=base, replace=replace, force=force)
     with applied(model, delta, force=force):
         record = applied_to(model)

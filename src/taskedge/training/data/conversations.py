@@ -8,7 +8,7 @@ Published data for chat models comes in a few shapes. A file with one of them ha
     {"instruction": "...", "input": "...", "output": "..."}                                     Alpaca, Dolly
 
 A row is one exchange: the first turn of the user, after a system turn, and the answer to it. Later turns are not read,
-and are counted.
+and are counted; :mod:`.chat_turns` reads whole conversations.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _from_turns(path: Path, name: str, values: Sequence[Any], wanted: Sequence[s
     if num_system:
         sentence += f"; in {count_text(num_system, 'row')} a system turn begins the prompt"
     if num_longer:
-        sentence += f"; not read: {count_text(num_unread, 'more turn')} in {count_text(num_longer, 'row')}"
+        left = f"{count_text(num_unread, 'more turn')} in {count_text(num_longer, 'row')}"
+        sentence += f"; not read: {left} (--messages {name} learns every turn of the assistant)"
     return [made[part] for part in wanted], sentence
 
 

@@ -15,6 +15,8 @@ from taskedge.training.tasks import TASKS, Columns
 
 CLASSES, NUMBERS, IMAGES = "text-classification", "text-regression", "image-classification"
 SETS = "multi-label-classification"
+_LATER = ("source", "tokens", "messages", "turns")
+"""First columns of sets that came later: a file with an older set is read by that one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def infer_task(path: Path, given: Columns, task: str | None = None) -> InferredT
         return InferredTask(IMAGES, Columns())
     candidates = [(name, columns) for name in ([task] if task else TASKS) for columns in TASKS[name].column_sets]
     # classes before the kinds that came later; stable: equal sets stay by task name
-    candidates.sort(key=lambda found: (-len(found[1]), found[1][0] in ("source", "tokens"), found[1], found[0] == SETS))
+    candidates.sort(key=lambda found: (-len(found[1]), found[1][0] in _LATER, found[1], found[0] == SETS))
     if not given.labels:  # no column is one of several by its default name
         candidates = [(name, columns) for name, columns in candidates if "labels" not in columns]
     fitting = [(name, columns) for name, columns in candidates if set(named) <= set(columns)]

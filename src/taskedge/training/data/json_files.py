@@ -12,8 +12,9 @@ from taskedge.errors import InputError
 from taskedge.training.data.conversations import CHAT_COLUMNS
 from taskedge.training.data.file_text import FileContent, read_text, row_error
 
-_ROW_NAMES = {"text", "label", "prompt", "response", "image", "instruction", *CHAT_COLUMNS}
+_ROW_NAMES = {"text", "label", "prompt", "response", "image", "instruction", "tools", "turns", *CHAT_COLUMNS}
 """Names that tell a row from an object around rows."""
+_TURN_NAMES = ({"role", "content"}, {"from", "value"})
 
 
 def read_json(path: Path) -> FileContent:
@@ -33,6 +34,8 @@ def _one_object(path: Path, values: Sequence[Any], encoding: str) -> FileContent
         for name, value in values[0].items()
         if isinstance(value, list) and value and isinstance(value[0], dict)
     ]
+    if any(pair <= turns[0].keys() for _, turns in nested for pair in _TURN_NAMES):
+        return None  # one dialogue, whatever its column is called
     if len(nested) == 1 and not values[0].keys() & _ROW_NAMES:
         return _objects(path, nested[0][1], f"JSON array {nested[0][0]!r} in {encoding}")
     columns = _json_columns(values[0])

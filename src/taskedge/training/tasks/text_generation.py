@@ -16,6 +16,7 @@ from taskedge.backbone.vocabulary import check_token_ids
 from taskedge.delta.delta import Provenance
 from taskedge.errors import InputError
 from taskedge.training.data.chat_template import ChatTemplate, prompt_turns, read_chat_template, token_ids
+from taskedge.training.data.chat_turns import encode_turns, learned_runs, read_conversations, write_turns
 from taskedge.training.data.control_tokens import control_names, control_tokens, log_control_tokens
 from taskedge.training.data.table import Table, read_table
 from taskedge.training.data.text_data import cut_line
@@ -31,9 +32,11 @@ from taskedge.training.tasks import Collate, Columns, Log, Measures, OnProgress,
 
 PLAIN, LINE, CHAT = "plain text", "prompt, line break, response", "chat template, both turns"
 """How a row becomes one text."""
+TURNS = "chat template, every turn of the assistant"
+"""The form of whole conversations (``--messages``)."""
 PROMPT_TURN = "chat template"
 """The form of deltas from before ``CHAT``: the prompt as a turn of the template, the response, the tokenizer's end."""
-FORMS = (PLAIN, LINE, CHAT, PROMPT_TURN)
+FORMS = (PLAIN, LINE, CHAT, TURNS, PROMPT_TURN)
 PLAIN_NEW_TOKENS = 64
 """Tokens generated after plain text, whose training data does not tell the length of a response."""
 
@@ -69,14 +72,21 @@ class TextGeneration:
     template: ChatTemplate | None = field(default=None, compare=False, repr=False)
 
     name: ClassVar[str] = "text-generation"
-    column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt", "response"), ("text",))
+    column_sets: ClassVar[tuple[tuple[str, ...], ...]] = (("prompt", "response"), ("text",), ("messages",))
     max_length: ClassVar[int | None] = 512
     batch_size: ClassVar[int] = 8  # a row has as many logits vectors as tokens, and they determine the memory
     labels: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def has_value(self) -> bool:
+        """Whether one answer follows each text."""
+        return self.form not in (PLAIN, TURNS)
+
     @staticmethod
     def read(path: Path, columns: Columns, *, answers: bool, log: Log) -> Table:
-        """Read prompts and, with ``answers``, their responses; or plain texts."""
+        """Read prompts and, with ``answers``, their responses; or plain texts, or whole conversations."""
+        if columns.messages:
+            return read_conversations(path, columns.messages, answers=answers)
         if columns.prompt:
             return read_table(path, columns.prompt, columns.response if answers else None, strip_labels=False)
         return read_table(path, columns.text)
@@ -84,7 +94,7 @@ class TextGeneration:
     @classmethod
     def from_table(cls, table: Table, columns: Columns) -> Self:
         """Make the task of the columns of training data."""
-        return cls(LINE if columns.prompt else PLAIN)
+        return cls(TURNS if columns.messages else LINE if columns.prompt else PLAIN)
 
     @classmethod
     def from_provenance(cls, provenance: Provenance) -> Self:
@@ -118,7 +128,7 @@ class TextGeneration:
     ) -> Self:
         """Choose between line break and chat template by the tokenizer, and set the length of responses."""
         form, chat, limit = self.form, _chat_digest(base), new_tokens or self.new_tokens
-        if table is None and form in (CHAT, PROMPT_TURN) and chat != self.chat:
+        if table is None and form in (CHAT, TURNS, PROMPT_TURN) and chat != self.chat:
             raise InputError(
                 "the base's tokenizer has another chat template than the delta was trained with: name the base that "
                 "it was trained on with --model"
@@ -128,13 +138,24 @@ class TextGeneration:
                 raise InputError(f"--max-length {max_length} leaves no room for a prompt and a response: raise it")
             if form == LINE and chat:
                 form = CHAT
+            if form == TURNS and not chat:
+                raise InputError(
+                    "the base's tokenizer has no chat template, which --messages needs: put its chat_template.jinja "
+                    "into the base's folder, name an instruction-tuned base with --model, or leave --messages out: "
+                    "then the first exchange of each row is read as prompt and response"
+                )
             if not predicts_next_tokens(base.model):
                 model_type = getattr(base.model.config, "model_type", "")
                 raise InputError(
                     f"the loss of a model of type {model_type!r} is not that of the next token, so it cannot be "
                     "trained to generate: name another base with --model"
                 )
-        template = read_chat_template(base.tokenizer, _end_ids(base)) if form == CHAT else None
+        template = read_chat_template(base.tokenizer, _end_ids(base)) if form in (CHAT, TURNS) else None
+        if form == TURNS and template is not None and not template.end:
+            raise InputError(
+                "the base's chat template ends the assistant's turn with no token of its own, so where a turn ends in "
+                "the middle of a conversation cannot be learned: leave out --messages, or name another base"
+            )
         if template is None and base.tokenizer.eos_token_id is None:
             raise InputError(
                 "the base's tokenizer has no end token, so the end of a response cannot be learned: set it"
@@ -148,8 +169,7 @@ class TextGeneration:
         chat = chat if template or form == PROMPT_TURN else ""
         bound = replace(self, form=form, chat=chat, end=end, template=template)
         if table is not None and not limit:
-            _, answers, _ = bound._tokens(base, table)
-            limit = min(max(map(len, answers), default=PLAIN_NEW_TOKENS), max_length)
+            limit = min(max(map(len, bound._answers(base, table)), default=PLAIN_NEW_TOKENS), max_length)
         if base.max_positions is not None and limit > base.max_positions - 1:
             log(f"at most {base.max_positions - 1} tokens are generated, not {limit}: the model has no more positions")
             limit = base.max_positions - 1
@@ -172,6 +192,8 @@ class TextGeneration:
         end. The prefix is cut at its start as well, so that what is generated finds room.
         """
         rows = list[Row]()
+        if self.form == TURNS:
+            return self._encode_turns(base, table, max_length, log)
         max_prompt = max_length if base.max_positions is None else min(max_length, base.max_positions - self.new_tokens)
         prompts, answers, responses = self._tokens(base, table, log)
         lengths = list[int]()
@@ -197,6 +219,24 @@ class TextGeneration:
             _log_cut(list(map(len, prompts)), len(rows), max_prompt, where, log)
         log_unmatched(answers, len(rows), self.new_tokens, "responses", log)
         return rows
+
+    def _answers(self, base: Base, table: Table) -> list[list[int]]:
+        """Return the tokens of all answers of training data."""
+        if self.form != TURNS:
+            return self._tokens(base, table)[1]
+        assert self.template is not None
+        written = [write_turns(self.template, text, table.path, row) for row, text in enumerate(table.texts, start=1)]
+        return [run for each in written for run in learned_runs(each.labels)]
+
+    def _encode_turns(self, base: Base, table: Table, max_length: int, log: Log) -> list[Row]:
+        """Return the token rows of whole conversations; one that is too long is cut at its start."""
+        assert self.template is not None
+        max_prompt = max_length if base.max_positions is None else min(max_length, base.max_positions - self.new_tokens)
+        encoded = encode_turns(self.template, table, max_length, max_prompt, log)
+        check_token_ids((row["prompt"] for row in encoded), base.tokens_without_embedding, table.path)
+        self._log_controls(base, table, [], log)
+        log_unmatched([row.pop("answer") for row in encoded], len(encoded), self.new_tokens, "responses", log)
+        return encoded
 
     def collate(self, base: Base) -> Collate:
         """Return a function that pads rows to a batch."""

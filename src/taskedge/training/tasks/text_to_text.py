@@ -149,7 +149,15 @@ class TextToText:
         written = generate_targets(
             model, sources, base.tokenizer, new_tokens=self.new_tokens, batch_size=batch_size, on_progress=on_progress
         )
-        return [str(base.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
+        return [self.response_text(base, ids) for ids in written]
+
+    def response_text(self, base: Base, tokens: Sequence[int]) -> str:
+        """Return the target that generated tokens are, without surrounding blanks."""
+        return str(base.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def stop_ids(self, base: Base) -> set[int]:
+        """Return the id of the token that ends a target."""
+        return {int(base.tokenizer.eos_token_id)}
 
 
 def _target_ids(base: Base, targets: Sequence[str]) -> list[list[int]]:

@@ -125,7 +125,9 @@ class TokenClassification(Classification):
         left = getattr(base.model.config, "model_type", "") in PADDED_LEFT
 
         def collate(rows: list[Row]) -> Batch:
-            inputs = [{key: row[key] for key in row if key not in ("labels", "tags", "words")} for row in rows]
+            inputs = [
+                {key: row[key] for key in row if key not in ("labels", "tags", "words", "tokens")} for row in rows
+            ]
             batch = pad(inputs)
             width = batch["input_ids"].shape[1]
             if all("labels" in row for row in rows):
@@ -170,6 +172,20 @@ class TokenClassification(Classification):
         """Return the tags of each row's tokens, separated by blanks."""
         found = self._word_logits(model, base, rows, batch_size, on_progress)
         return [{"tags": " ".join(self._tags(logits, row))} for logits, row in zip(found, rows, strict=True)]
+
+    def tags_of(self, base: Base, logits: Logits, row: Row) -> dict[str, Any]:
+        """Return the ``tags`` of one row and, if the row has them, its ``tokens``.
+
+        Args:
+            base: the base that computed the logits.
+            logits: float32 [width, tags]: outputs at all positions of a batch, padding included.
+            row: from :meth:`encode`.
+        """
+        left = getattr(base.model.config, "model_type", "") in PADDED_LEFT
+        offset = len(logits) - len(row["input_ids"]) if left else 0
+        places = [max(position, 0) + offset for position in row["words"]]
+        tags = self._tags(logits[places], row)
+        return ({"tokens": row["tokens"]} if "tokens" in row else {}) | {"tags": tags}
 
     @property
     def _fallback(self) -> str:
