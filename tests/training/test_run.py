@@ -120,14 +120,3 @@ def test_a_new_collator_has_the_dtype_of_the_new_base(task, tmp_path):
     half.load()
     for one, dtype in ((made, torch.float32), (half, torch.bfloat16)):
         assert one.collate(one.rows[:2])["labels"].dtype == dtype
-
-
-def test_one_thread_where_several_are_slower(monkeypatch):
-    set_to, said = [], []
-    monkeypatch.setattr(run_module.torch, "get_num_threads", lambda: 4)
-    monkeypatch.setattr(run_module.torch, "set_num_threads", set_to.append)
-    for pay, given in ((4, None), (1, None), (1, 3)):
-        monkeypatch.setattr(run_module, "threads_that_pay", lambda _, pay=pay: pay)
-        run_module.set_threads(given, said.append)
-    assert set_to == [1, 3]
-    assert said == ["one thread instead of 4: the machine is busy, and 4 are slower now (--threads decides)"]

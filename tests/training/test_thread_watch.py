@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import tiny_task
 import torch
+from tiny_task import tune_config
 
+from taskedge.training import inference, thread_watch
 from taskedge.training.callbacks import TrainState
 from taskedge.training.thread_watch import ThreadWatch
+from taskedge.training.tune import tune
 
 
 @pytest.fixture
@@ -58,3 +62,24 @@ def test_single_slow_steps_are_no_reason(run, seconds):
 
 def test_evaluations_within_a_step_do_not_count(run):
     assert run([0.4] * 10 + [0.5] * 10, 1, evaluation=30.0)[2] == []
+
+
+def test_one_thread_where_several_are_slower(monkeypatch):
+    set_to, said = [], []
+    monkeypatch.setattr(thread_watch.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(thread_watch.torch, "set_num_threads", set_to.append)
+    for pay, given in ((4, None), (1, None), (1, 3)):
+        monkeypatch.setattr(thread_watch, "threads_that_pay", lambda _, pay=pay: pay)
+        thread_watch.set_threads(given, said.append)
+    assert set_to == [1, 3]
+    assert said == ["one thread instead of 4: the machine is busy, and 4 are slower now (--threads decides)"]
+
+
+def test_many_rows_are_worth_the_measurement(task, tmp_path, monkeypatch):
+    tune(tune_config(task, tmp_path / "o"), progress=False, log=str)
+    asked = []
+    monkeypatch.setattr(inference, "set_threads", lambda threads, _, advice: asked.append(advice))
+    for rows, answers in ((20, True), (64, False), (64, True)):
+        data = tiny_task.table(tmp_path / f"{rows}.csv", tiny_task.rows(rows))
+        inference.prepare_inference(tmp_path / "o", data, answers=answers, log=str)
+    assert asked == [""]

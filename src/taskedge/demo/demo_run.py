@@ -31,7 +31,7 @@ from taskedge.training.data.text_data import (
     quality,
 )
 from taskedge.training.head_warmup import warm_head
-from taskedge.training.run import set_threads
+from taskedge.training.thread_watch import set_threads
 from taskedge.training.tune import tune
 from taskedge.training.tune_config import TuneConfig
 

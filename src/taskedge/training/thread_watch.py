@@ -1,4 +1,4 @@
-"""Watch the seconds of a step, and continue on one thread where other work on the machine makes several slower."""
+"""The number of threads: one where other work on the machine makes several slower, at the start of work and later."""
 
 from __future__ import annotations
 
@@ -21,10 +21,27 @@ MAX_PAUSE = 512
 """Largest number of steps between measurements that change nothing; it doubles each time."""
 
 
+def set_threads(threads: int | None, log: Callable[[str], object], advice: str = " (--threads decides)") -> None:
+    """Set the number of threads; if none is given, that of torch, or one where that is faster on a busy machine.
+
+    Args:
+        threads: the number, if the user gives one.
+        log: called with a line about one thread.
+        advice: the end of that line.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+        return
+    before = torch.get_num_threads()
+    if threads_that_pay(before) < before:
+        torch.set_num_threads(1)
+        log(f"one thread instead of {before}: the machine is busy, and {before} are slower now{advice}")
+
+
 class ThreadWatch(Callback):
     """Sets one thread if steps have become slow and as many threads take longer than one does.
 
-    At its start a run measures the threads (``taskedge.training.run.set_threads``); this is for other work that begins
+    At its start a run measures the threads (:func:`set_threads`); this is for other work that begins
     later. Threads that share their cores with other work wait for each other in every product.
 
     Args:
