@@ -168,3 +168,69 @@ def test_health_metrics_and_the_page(texts):
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert texts.get("/nowhere").status_code == 404
     assert texts.get("/v1/predict").json()["error"]["code"] == "wrong_method"
+
+
+def test_targets_of_an_encoder_decoder(t5_tasks):
+    folder, deltas, _ = t5_tasks
+    client, _, engine = client_of(t5_tasks)
+    for name, delta in deltas.items():
+        answer = client.post("/v1/predict", json={"task": name, "inputs": TEXTS}).json()
+        truth = [each["target"] for each in tiny_server.expected(delta, folder, TEXTS)]
+        assert [each["target"] for each in answer["answers"]] == truth
+        assert {*answer["answers"][0]} == {"target", "finish", "source_tokens", "tokens"}
+    assert len({*truth}) > 1
+    short = client.post("/v1/predict", json={"task": "s", "inputs": TEXTS[:1], "max_new_tokens": 1}).json()
+    assert short["answers"][0]["tokens"] <= 1
+    long = client.post("/v1/predict", json={"task": "s", "inputs": TEXTS[:1], "max_new_tokens": 99}).json()
+    assert long["notes"] == ["at most 4 tokens are generated, as in training, not 99"]
+    assert client.get("/v1/tasks").json()["tasks"][0]["batches"] == "mixed"
+    chat = client.post("/v1/chat/completions", json={"model": "s", "messages": [{"role": "user", "content": "a"}]})
+    assert chat.status_code == 400
+    assert "is for text-to-text, not for text-generation" in chat.json()["error"]["message"]
+    engine.close()
+
+
+def test_tags_of_tokens(tag_tasks):
+    folder, deltas, _ = tag_tasks
+    client, _, engine = client_of(tag_tasks)
+    for name in ("a", "b"):
+        answers = client.post("/v1/predict", json={"task": name, "inputs": TEXTS}).json()["answers"]
+        joined = ["\n".join(text.split()) for text in TEXTS]
+        truth = [each["tags"].split() for each in tiny_server.expected(deltas[name], folder, joined)]
+        assert [each["tags"] for each in answers] == truth
+        assert [each["tokens"] for each in answers] == [text.split() for text in TEXTS]
+    assert len({tag for tags in truth for tag in tags}) > 1
+    assert client.post("/v1/predict", json={"task": "c", "inputs": TEXTS}).status_code == 200
+    cut = client.post("/v1/predict", json={"task": "a", "inputs": ["long " * 60]}).json()
+    assert (len(cut["answers"][0]["tags"]), "are cut: 22 of their tokens are not read" in cut["notes"][0]) == (60, True)
+    engine.close()
+
+
+def test_a_soft_prompt_is_served_alone(gpt2_tasks, tmp_path):
+    import torch
+
+    import taskedge as te
+    from taskedge.backbone.loading import load_base
+    from taskedge.delta.prompt_delta import extracted_prompt
+    from taskedge.forms.prompt import PromptLayout, attach_prompt, with_prompt_room
+    from taskedge.training.soft_prompts import prompt_rows
+    from taskedge.training.tasks import task_of_delta
+
+    folder, deltas, files = gpt2_tasks
+    base = load_base("text-generation", folder)
+    layout = PromptLayout(("g",), 3, base.model.get_input_embeddings().num_embeddings, repeat=True, segments=True)
+    drawn = torch.Generator().manual_seed(0)
+    attach_prompt(base.model, layout, torch.randn(1, 3, 16, generator=drawn), torch.randn(3, 16, generator=drawn))
+    delta = te.Delta({}, provenance=deltas["g"].provenance, prompt=extracted_prompt(base.model))
+    base.model.eval()
+    task = task_of_delta(delta.provenance).bind(with_prompt_room(base))
+    rows = prompt_rows(base, tiny_server.rows_of(task, with_prompt_room(base), TEXTS))
+    truth = task.predict(base.model, base, rows, 1, str)
+    path = te.save(delta, tmp_path / "p.safetensors")
+    client, tasks, engine = client_of((folder, None, {**files, "p": path}))
+    answers = client.post("/v1/predict", json={"task": "p", "inputs": TEXTS}).json()["answers"]
+    assert [each["response"] for each in answers] == [each["response"] for each in truth]
+    assert tasks.get("p").describe()["alone_because"] == "it has a soft prompt"
+    others = client.post("/v1/predict", json={"task": "g", "inputs": TEXTS}).json()["answers"]
+    tiny_server.assert_close(others, tiny_server.expected(deltas["g"], folder, TEXTS))
+    engine.close()

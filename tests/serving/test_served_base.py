@@ -20,7 +20,14 @@ def test_a_classifier_and_a_language_model_share_the_weights(gpt2_tasks):
 
 
 @pytest.mark.parametrize(
-    ("kind", "task"), [("bert", "text-classification"), ("t5", "text-classification"), ("vit", "image-classification")]
+    ("kind", "task"),
+    [
+        ("bert", "text-classification"),
+        ("t5", "text-classification"),
+        ("vit", "image-classification"),
+        ("t5", "text-to-text"),
+        ("bert", "token-classification"),
+    ],
 )
 def test_the_probe_can_be_computed(tmp_path, kind, task):
     base = tiny_kinds.base_of(kind, task, tmp_path)
@@ -30,3 +37,10 @@ def test_the_probe_can_be_computed(tmp_path, kind, task):
 def test_a_base_that_cannot_do_the_task(bert_tasks):
     with pytest.raises(InputError, match=r"cannot be used for text-generation|reads a text as a whole"):
         ServedBase(bert_tasks[0]).view("text-generation", ())
+
+
+def test_a_tagger_and_a_classifier_share_what_both_have(tag_tasks):
+    base = ServedBase(tag_tasks[0])
+    tagger, classes = base.view("token-classification", ("x", "y")), base.view("text-classification", ("x", "y"))
+    assert classes.base.model.bert.encoder is tagger.base.model.bert.encoder
+    assert (tagger.base.model.bert.pooler is None, classes.base.model.bert.pooler is None) == (True, False)

@@ -21,6 +21,8 @@ from taskedge.serving.served_task import ServedTask, logits_of
 from taskedge.training.data.text_data import Row, evaluating
 from taskedge.training.guard import guarded
 from taskedge.training.tasks.text_generation import TextGeneration
+from taskedge.training.tasks.text_to_text import TextToText
+from taskedge.training.tasks.token_classification import TokenClassification
 
 
 class Overloaded(TaskEdgeError):
@@ -79,13 +81,19 @@ class Work:
     def num_tokens(self) -> int:
         """Tokens of the row; 1 for an image."""
         if self.generates:
-            return len(self.row["prompt"]) + (self.new_tokens or self.task.task.new_tokens)  # type: ignore[attr-defined]
+            return len(self.read) + (self.new_tokens or self.task.task.new_tokens)  # type: ignore[attr-defined]
         return len(self.row.get("input_ids", (0,)))
 
     @property
     def generates(self) -> bool:
         """Whether the answer is a generated text."""
-        return isinstance(self.task.task, TextGeneration)
+        return isinstance(self.task.task, TextGeneration | TextToText)
+
+    @property
+    def read(self) -> Sequence[int]:
+        """The tokens that the model reads before it generates."""
+        tokens: Sequence[int] = self.row["prompt" if isinstance(self.task.task, TextGeneration) else "input_ids"]
+        return tokens
 
     @property
     def batch_key(self) -> tuple[Any, ...]:
@@ -93,7 +101,7 @@ class Work:
         shape = tuple(self.row["pixel_values"].shape) if "pixel_values" in self.row else ()
         length = 0
         if not self.task.view.mixes_lengths:
-            length = len(self.row["prompt"] if self.generates else self.row["input_ids"])
+            length = len(self.read if self.generates else self.row["input_ids"])
         return self.task.view.kind, id(self.task) if self.task.alone else 0, length, shape, self.generates
 
 
@@ -253,8 +261,14 @@ def _computed(works: Sequence[Work]) -> list[dict[str, Any]]:
             return {"pixel_values": torch.stack([row["pixel_values"] for row in chosen])}
         return first.task.collate(view.base)(chosen)
 
+    tags = isinstance(first.task, TokenClassification)
     with guarded(view.base.model, rows, range(len(rows)), collate):
         logits = logits_of(view, collate(rows), [work.task.table for work in works], first.delta).numpy()
+    if tags and logits.ndim == 3:
+        return [
+            work.task.task.tags_of(view.base, part[:, : work.task.num_outputs], work.row)  # type: ignore[attr-defined]
+            for work, part in zip(works, logits, strict=True)
+        ]
     if logits.ndim != 2:
         raise InputError(f"the model gives outputs of shape {list(logits.shape)}: one row of numbers each is needed")
     return [
@@ -288,15 +302,14 @@ def _generated(works: Sequence[Work]) -> list[dict[str, Any]]:
     answers = []
     for work, row in zip(works, rows, strict=True):
         text = work.task.task.response_text(view.base, row.tokens)  # type: ignore[attr-defined]
-        answers.append(
-            {"response": text, "finish": row.finish, "prompt_tokens": len(row.prompt), "tokens": len(row.tokens)}
-        )
+        key, read = ("target", "source") if isinstance(work.task.task, TextToText) else ("response", "prompt")
+        answers.append({key: text, "finish": row.finish, f"{read}_tokens": len(row.prompt), "tokens": len(row.tokens)})
     return answers
 
 
 def _generated_row(work: Work) -> GeneratedRow:
     task, base = work.task.task, work.task.view.base
-    assert isinstance(task, TextGeneration)
+    assert isinstance(task, TextGeneration | TextToText)
 
     def on_token(tokens: list[int]) -> bool:
         if work.cancelled.is_set() or time.monotonic() > work.deadline:
@@ -307,4 +320,4 @@ def _generated_row(work: Work) -> GeneratedRow:
         return True
 
     new_tokens = min(work.new_tokens or task.new_tokens, task.new_tokens)
-    return GeneratedRow(work.row["prompt"], frozenset(task.stop_ids(base)), new_tokens, on_token)
+    return GeneratedRow(work.read, frozenset(task.stop_ids(base)), new_tokens, on_token)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskedge.training.generation import left_padded_batch
+from taskedge.training.generation import left_padded_batch, target_batch
 
 
 @dataclass
@@ -49,7 +49,8 @@ class GeneratedRow:
 def generate_rows(model: Any, rows: Sequence[GeneratedRow], pad_token: int) -> None:
     """Generate the most probable tokens of each row until all rows have ended; ``tokens`` and ``finish`` are filled.
 
-    Prompts are padded at their start. The model's own penalties and sampling are not used.
+    Prompts are padded at their start; the sources of an encoder-decoder at their end. The model's own penalties and
+    sampling are not used.
     """
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -65,8 +66,14 @@ def generate_rows(model: Any, rows: Sequence[GeneratedRow], pad_token: int) -> N
         do_sample=False, num_beams=1, max_new_tokens=max(row.new_tokens for row in rows), pad_token_id=pad_token
     )
     published, model.generation_config = model.generation_config, greedy
+    prompts = [row.prompt for row in rows]
+    if model.config.is_encoder_decoder:
+        greedy.decoder_start_token_id = model.config.decoder_start_token_id
+        greedy.forced_bos_token_id = getattr(published, "forced_bos_token_id", None)
+        batch = target_batch(model, prompts, pad_token)
+    else:
+        batch = left_padded_batch(model, prompts, pad_token)
     try:
-        batch = left_padded_batch(model, [row.prompt for row in rows], pad_token)
         model.generate(**batch, generation_config=greedy, stopping_criteria=StoppingCriteriaList([EachToken()]))
     finally:
         model.generation_config = published

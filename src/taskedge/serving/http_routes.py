@@ -28,6 +28,7 @@ from taskedge.serving.task_files import ServedTasks
 from taskedge.serving.web_page import PAGE, PAGE_HEADERS
 from taskedge.training.data.text_data import Row
 from taskedge.training.tasks.text_generation import TextGeneration
+from taskedge.training.tasks.text_to_text import TextToText
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -178,7 +179,7 @@ class _Routes:
         count = len(images or texts)
         if count > self._limits.inputs:
             raise InputError(f"{count} inputs, and at most {self._limits.inputs} are taken: send them in parts")
-        if new_tokens and not isinstance(served.task, TextGeneration):
+        if new_tokens and not isinstance(served.task, TextGeneration | TextToText):
             raise InputError(f"max_new_tokens: task {served.name!r} is for {served.task.name} and generates no text")
         notes: list[str] = []
         if served.task.max_length is None:

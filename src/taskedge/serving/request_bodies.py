@@ -16,9 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from taskedge.errors import InputError
 from taskedge.serving.served_task import ServedTask
 from taskedge.training.data.chat_template import token_ids
+from taskedge.training.data.chat_turns import one_turn
 from taskedge.training.data.table import Table
+from taskedge.training.data.tagged_tokens import SEPARATOR
 from taskedge.training.data.text_data import Row
-from taskedge.training.tasks.text_generation import CHAT, TextGeneration
+from taskedge.training.soft_prompts import prompt_rows
+from taskedge.training.tasks.text_generation import CHAT, TURNS, TextGeneration
+from taskedge.training.tasks.token_classification import TokenClassification
 
 MAX_PIXELS = 50_000_000
 """Largest image that is decoded."""
@@ -99,6 +103,8 @@ def _example(body: type[_Body]) -> str:
 def text_rows(served: ServedTask, texts: Sequence[str]) -> tuple[list[Row], list[str]]:
     """Return texts or prompts as rows, and notes about texts that are cut.
 
+    Texts for tags are split at their blanks; a row has its ``tokens``.
+
     Raises:
         InputError: a text is blank or holds half of a surrogate pair; the base cannot read it.
     """
@@ -108,8 +114,12 @@ def text_rows(served: ServedTask, texts: Sequence[str]) -> tuple[list[Row], list
         if _SURROGATE.search(text):
             raise InputError(f"input {number} holds half of a surrogate pair: remove the broken character")
     notes: list[str] = []
-    table = Table(_PLACE, list(texts))
-    return served.task.encode(served.view.base, table, served.max_length, notes.append), notes
+    tokens = [text.split() for text in texts] if isinstance(served.task, TokenClassification) else []
+    if isinstance(served.task, TextGeneration) and served.task.form == TURNS:
+        texts = list(map(one_turn, texts))
+    base, table = served.reading_base, Table(_PLACE, [SEPARATOR.join(words) for words in tokens] or list(texts))
+    rows = prompt_rows(base, served.task.encode(base, table, served.max_length, notes.append), served.prompt)
+    return [row | {"tokens": words} for row, words in zip(rows, tokens, strict=True)] if tokens else rows, notes
 
 
 def base64_images(texts: Sequence[str]) -> dict[str, bytes]:
@@ -158,12 +168,12 @@ def chat_rows(served: ServedTask, messages: Sequence[ChatMessage]) -> tuple[list
     Raises:
         InputError: the task does not generate, or does not take such a conversation.
     """
-    task, base = served.task, served.view.base
+    task, base = served.task, served.reading_base
     if not isinstance(task, TextGeneration):
         raise InputError(f"task {served.name!r} is for {task.name}, not for text-generation: POST it to /v1/predict")
     if len(messages) == 1 and messages[0].role == "user":
         return text_rows(served, [messages[0].content])
-    if task.form != CHAT:
+    if task.form not in (CHAT, TURNS):
         raise InputError(
             f"task {served.name!r} was trained on single prompts without a chat template: send one message of the user"
         )
@@ -187,4 +197,4 @@ def chat_rows(served: ServedTask, messages: Sequence[ChatMessage]) -> tuple[list
     notes = [f"the conversation has {len(ids)} tokens and is cut at its start to {limit}"] if len(ids) > limit else []
     if failed:
         notes.append("a control token in a message is read as such: the base's tokenizer makes it of plain text too")
-    return [{"prompt": ids[-limit:]}], notes
+    return prompt_rows(base, [{"prompt": ids[-limit:]}], served.prompt), notes

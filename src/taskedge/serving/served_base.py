@@ -93,12 +93,14 @@ class ServedBase:
         for view in self._views.values():
             first: Any = view.base.model
             shared = getattr(first, prefix, None)  # T5 with a language-model head has its parts beside each other
-            if (
-                shared is not None
-                and first.base_model_prefix == prefix
-                and type(shared) is type(getattr(model, prefix, None))
-            ):
-                setattr(model, prefix, getattr(first, prefix))
+            own: Any = getattr(model, prefix, None)
+            if shared is not None and first.base_model_prefix == prefix and type(shared) is type(own):
+                if shared.state_dict().keys() == own.state_dict().keys():
+                    setattr(model, prefix, shared)
+                else:  # such as a tagger without the pooler of a classifier
+                    for name, part in own.named_children():
+                        if type(getattr(shared, name, None)) is type(part):
+                            setattr(own, name, getattr(shared, name))
                 self._log(f"{self.name}: {type(model).__name__} shares the weights of {type(first).__name__}")
                 return
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from taskedge.backbone.candidates import unusable_linears
 from taskedge.backbone.layers import LinearAdapter, linears
+from taskedge.backbone.loading import PRETRAINED_HEAD_TASKS, Base
 from taskedge.backbone.own_head import output_parameters
 from taskedge.delta.apply import applied, check_base
 from taskedge.delta.delta import Delta, Provenance
 from taskedge.errors import BaseMismatch, InputError
+from taskedge.forms.prompt import PromptLayout
 from taskedge.serving.mixed_model import NotRowByRow
 from taskedge.serving.served_base import ServedBase, View, head_names, probe_batch
 from taskedge.serving.task_table import EntryTable, TaskTable, entry_table
@@ -64,8 +66,22 @@ class ServedTask:
         tensors = [t for linear in delta.linears.values() for t in (linear.rows, linear.columns, linear.values)]
         tensors += [t for product in delta.low_rank.values() for t in (product.a, product.b)]
         tensors += [t for one in delta.filters.values() for t in one.tensors.values()]
+        tensors += [] if delta.prompt is None else delta.prompt.tensors.values()
         tensors += delta.full_parameters.values()
         return self.table.nbytes + sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def reading_base(self) -> Base:
+        """The base as rows are encoded for it: with the positions that the task's soft tokens leave."""
+        base, prompt = self.view.base, self.prompt
+        if prompt is None or base.max_positions is None:
+            return base
+        return replace(base, max_positions=base.max_positions - prompt.room)
+
+    @property
+    def prompt(self) -> PromptLayout | None:
+        """The layout of the task's soft prompt, if it has one."""
+        return None if self.delta is None or self.delta.prompt is None else self.delta.prompt.layout
 
     def describe(self) -> dict[str, Any]:
         """Return what ``/v1/tasks`` tells of the task, JSON-able."""
@@ -138,7 +154,7 @@ def _checked_head(model: Any, task: Task, head: dict[str, Tensor]) -> int:
             raise BaseMismatch(f"wrong base: the model ({type(model).__name__}) has no parameter {name!r}")
         if tensor.dim() != parameters[name].dim():
             raise BaseMismatch(f"parameter {name!r} is {list(tensor.shape)}, not like {list(parameters[name].shape)}")
-    if task.name == "text-generation":
+    if task.name in PRETRAINED_HEAD_TASKS:
         widths = dict.fromkeys(head, -1)
         outputs = int(model.config.vocab_size)
     else:
@@ -158,6 +174,8 @@ def _checked_head(model: Any, task: Task, head: dict[str, Tensor]) -> int:
 
 def _reason_alone(model: nn.Module, body: Delta) -> str:
     """Return why the delta cannot be computed beside the product; empty if it can."""
+    if body.prompt is not None:
+        return "it has a soft prompt"
     if body.low_rank:
         return "it has low-rank products" + (" with filters" if body.filters else "")
     layers = linears(model)
