@@ -1,8 +1,8 @@
-"""Readers of table files: CSV, JSON, Parquet and plain text, by the suffix of the file.
+"""Readers of table files: CSV, JSON, Parquet and plain text, by the suffix of the file; and of data sets by name.
 
-The loaders of the ``datasets`` library are not used. JSON turns texts that look like dates into time stamps, CSV shifts
-the columns if rows are wider than the header, Parquet leaves lock files behind and fails on a file without rows, and
-none tells the row of a fault.
+The loaders of the ``datasets`` library are not used for files. JSON turns texts that look like dates into time stamps,
+CSV shifts the columns if rows are wider than the header, Parquet leaves lock files behind and fails on a file without
+rows, and none tells the row of a fault.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from taskedge.training.data.csv_files import read_csv, read_tsv
 from taskedge.training.data.file_text import ROW_NUMBERING as ROW_NUMBERING
 from taskedge.training.data.file_text import FileContent, read_text
 from taskedge.training.data.file_text import row_error as row_error
+from taskedge.training.data.hub_data import parse_hub_name, read_hub
 from taskedge.training.data.json_files import read_json, read_jsonl
 
 ChooseColumns = Callable[[Sequence[str]], list[str]]
@@ -116,7 +117,10 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _content(path: Path) -> FileContent:
-    """Return the content of a file by its suffix, of which ``.gz`` is no part."""
+    """Return the content of a file by its suffix, of which ``.gz`` is no part, or of a data set by its name."""
+    name = parse_hub_name(path, [*READERS, *_ADVICE])
+    if name is not None:
+        return read_hub(path, name)
     packed = path.suffix.lower() == ".gz"
     suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     reader = READERS.get(suffix)
