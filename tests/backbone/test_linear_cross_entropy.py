@@ -85,6 +85,20 @@ def test_memory_is_that_of_one_chunk(cap, monkeypatch):
         assert live.peak <= expected + 3 * 4 * 64 * 8 + 1000  # of 256,000 bytes of logits
 
 
+@pytest.mark.parametrize("tokens", [64, 256])
+@pytest.mark.parametrize("trains", [True, False])
+def test_the_frozen_fp32_head_keeps_the_logits_of_one_chunk_once(tokens, trains):
+    """Whichever function computes it: torch's keeps logits and their gradient if all tokens make one chunk."""
+    vocabulary = 2**14
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, 8, generator=generator, requires_grad=trains)
+    weight = torch.randn(vocabulary, 8, generator=generator)
+    targets = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    with chunk_limit(64 * 4 * vocabulary), LiveBytes() as live, torch.set_grad_enabled(trains):
+        linear_cross_entropy(hidden, weight, None, targets)
+    assert live.peak < 1.2 * head_bytes(vocabulary, tokens)
+
+
 def test_half_precision_computes_the_loss_in_float32():
     hidden, weight, _, targets = problem(5, 1, bias=False, dtype=torch.float32)
     half = hidden.bfloat16(), weight.bfloat16()

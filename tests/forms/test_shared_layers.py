@@ -20,6 +20,7 @@ from transformers import (
 import taskedge as te
 from taskedge.backbone.candidates import candidates
 from taskedge.backbone.cost_model import block_table
+from taskedge.backbone.label_loss import use_label_loss
 from taskedge.backbone.layers import linears
 from taskedge.errors import InputError
 from taskedge.forms.entries import SharedInput
@@ -176,6 +177,31 @@ def test_the_shared_embedding_of_an_encoder_decoder():
     twin = copy.deepcopy(tied.double())
     te.install(tied, random_support(tied), trainable=[])
     agree(tied, twin, t5_batch())
+
+
+def test_entries_of_an_encoder_decoder_have_the_gradients_of_dense_autograd():
+    """All linears, cross-attention included, with padding, sides of two lengths and the loss of labeled positions."""
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(1, tiny.VOCABULARY, (3, 7), generator=generator)
+    labels = torch.randint(1, tiny.VOCABULARY, (3, 4), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 5:], ids[1, 5:], labels[2, 2:] = 0, 0, -100
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    model = t5().double()
+    dense = copy.deepcopy(model).requires_grad_(True)
+    dense(**batch).loss.backward()  # of transformers
+    assert use_label_loss(model, lambda _: None)
+    support = te.select(model, [batch], per_neuron=2)
+    te.install(model, support, trainable=[])
+    layers = sparse_layers(model)
+    for layer in layers.values():
+        layer.entries.offsets.data = layer.entries.offsets.data.double()  # fp32 otherwise
+    model(**batch).loss.backward()
+    assert sum("EncDecAttention" in name for name in layers) == 2 * 4
+    assert layers.keys() == {name for name in linears(model) if ".layer." in name and "relative" not in name}
+    for name, layer in layers.items():
+        expected = dense.get_submodule(name).weight.grad[layer.entries.rows, layer.entries.columns]
+        assert float((layer.entries.offsets.grad - expected).norm()) <= 1e-9 * float(expected.norm())
 
 
 def test_layers_that_are_one_module_under_several_names_train_once():

@@ -89,7 +89,8 @@ def linear_cross_entropy(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        if hidden.dtype == torch.float32 == weight.dtype and logit_map.cap is None and len(targets) and has_fused():
+        several = len(targets) > chunk_tokens(len(weight))  # of one chunk, torch keeps the logits and their gradient
+        if hidden.dtype == torch.float32 == weight.dtype and logit_map.cap is None and several and has_fused():
             if logit_map.scale != 1.0:
                 hidden = hidden * logit_map.scale
                 bias = None if bias is None else bias * logit_map.scale
@@ -172,15 +173,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             of_labels, largest = logits.gather(1, labels), logits.amax(1, keepdim=True)
             norm = logits.sub_(largest).exp_().sum(1, keepdim=True)
             total += (norm.log() + largest - of_labels).sum()
-            if gradient is None:
-                continue
-            logits.div_(norm)
-            logits.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=logits.dtype))
-            if slope is not None:
-                logits.mul_(slope)
-            if logit_map.scale != 1.0:
-                logits.mul_(logit_map.scale)
-            gradient[start : start + step] = logits.to(weight.dtype) @ weight
+            if gradient is not None:
+                logits.div_(norm)
+                logits.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=logits.dtype))
+                if slope is not None:
+                    logits.mul_(slope)
+                if logit_map.scale != 1.0:
+                    logits.mul_(logit_map.scale)
+                gradient[start : start + step] = logits.to(weight.dtype) @ weight
             del logits, slope  # or they would stay while the next chunk is computed
         ctx.save_for_backward(gradient)
         return total
