@@ -127,7 +127,7 @@ class CooperationConfig(Config):
         ),
     ] = "float8"
     server_optimizer: Annotated[
-        Literal["sgd", "fedavgm", "fedadam", "fedadamw"] | None,
+        Literal["sgd", "fedavgm", "fedadam", "fedadam-uncorrected", "fedadamw"] | None,
         Field(
             description="Optimizer of the coordinator.  [default: 'fedadamw' for gradients, 'sgd' (plain averaging) "
             "for values]"

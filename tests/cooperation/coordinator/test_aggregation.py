@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from taskedge.cooperation.coordinator.aggregation import SERVER_OPTIMIZERS, clip_by_norm, weighted_mean
+from taskedge.cooperation.coordinator.aggregation import (
+    SERVER_OPTIMIZERS,
+    FedAvgM,
+    ServerOptimizer,
+    UncorrectedFedAdam,
+    clip_by_norm,
+    weighted_mean,
+)
 from taskedge.errors import InputError
 
 
@@ -78,7 +85,7 @@ def gradients_of(step):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-@pytest.mark.parametrize("name", sorted(SERVER_OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(TORCH))
 def test_steps_are_those_of_torch(name, decay):
     """torch in float64 is the oracle; the server optimizer rounds values and state to float32 after every step."""
     values, optimizer = initial_values(), SERVER_OPTIMIZERS[name](decay)
@@ -120,6 +127,39 @@ def test_a_step_of_one_towards_a_mean_is_the_mean_to_the_last_bit():
     mean["x"] = mean["x"].float().double()
     stepped = SERVER_OPTIMIZERS["sgd"](0.0).step(values, {"x": values["x"].double() - mean["x"]}, lambda _: 1.0)
     assert torch.equal(stepped["x"], mean["x"].float())
+
+
+@pytest.mark.parametrize("rounds", [1, 12])
+def test_momentum_of_zero_is_plain_averaging_to_the_last_bit(rounds):
+    plain, values = initial_values(), initial_values()
+    averaging, momentum = ServerOptimizer(0.1), FedAvgM(0.1, momentum=0.0)
+    for step in range(rounds):
+        plain |= averaging.step(plain, gradients_of(step), RATES.__getitem__)
+        values |= momentum.step(values, gradients_of(step), RATES.__getitem__)
+    assert all(torch.equal(values[key], plain[key]) for key in plain)
+
+
+def test_uncorrected_adam_with_a_large_tau_is_scaled_momentum():
+    tau, beta = 1e8, 0.9
+    adam, momentum = UncorrectedFedAdam(0.0, betas=(beta, 0.99), tau=tau), FedAvgM(0.0, momentum=beta)
+    values, expected = initial_values(), initial_values()
+    for step in range(12):
+        values |= adam.step(values, gradients_of(step), lambda name: RATES[name] * tau)
+        expected |= momentum.step(expected, gradients_of(step), lambda name: RATES[name] * (1 - beta))
+    for key in values:
+        torch.testing.assert_close(values[key], expected[key], rtol=1e-5, atol=1e-5)
+
+
+def test_uncorrected_adam_against_its_formula():
+    optimizer, values = UncorrectedFedAdam(), initial_values()
+    value = initial_values()["x"].double()
+    first, second = torch.zeros_like(value), torch.zeros_like(value)
+    for step in range(6):
+        gradient = gradients_of(step)["x"].double()
+        values |= optimizer.step(values, {"x": gradient.float()}, lambda _: 0.1)
+        first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+        value -= 0.1 * first / (second.sqrt() + 1e-3)
+    torch.testing.assert_close(values["x"], value.float(), rtol=2e-6, atol=2e-6)
 
 
 def test_the_state_of_another_optimizer_is_refused():

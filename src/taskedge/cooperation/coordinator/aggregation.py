@@ -149,6 +149,27 @@ class FedAdam(ServerOptimizer):
         return first / (1 - beta1**step) / ((second / (1 - beta2**step)).sqrt() + self.eps)
 
 
+class UncorrectedFedAdam(ServerOptimizer):
+    """Adam without bias correction, with the constants of its authors: ``x ← x - lr·m / (√v + τ)``.
+
+    Source: arXiv 2003.00295, algorithm 2, with β 0.9 and 0.99 and τ = 1e-3. The first steps are small, since both
+    averages start at 0.
+    """
+
+    slots = ("first", "second")
+
+    def __init__(self, weight_decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.99), tau: float = 1e-3) -> None:
+        super().__init__(weight_decay)
+        self.betas, self.tau = betas, tau
+
+    def _direction(self, gradient: Tensor, state: dict[str, Tensor], step: int) -> Tensor:
+        beta1, beta2 = self.betas
+        first = beta1 * state["first"].double() + (1 - beta1) * gradient
+        second = beta2 * state["second"].double() + (1 - beta2) * gradient.square()
+        state["first"], state["second"] = first.to(torch.float32), second.to(torch.float32)
+        return first / (second.sqrt() + self.tau)
+
+
 class FedAdamW(FedAdam):
     """Adam with decoupled weight decay."""
 
@@ -159,5 +180,6 @@ SERVER_OPTIMIZERS: dict[str, type[ServerOptimizer]] = {
     "sgd": ServerOptimizer,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
+    "fedadam-uncorrected": UncorrectedFedAdam,
     "fedadamw": FedAdamW,
 }
