@@ -6,6 +6,7 @@ import pytest
 import tiny_fleet
 import tiny_task
 import torch
+from generated_dialogues import generated_dialogues, write_dialogues
 
 from taskedge.backbone.fingerprint import base_digest
 from taskedge.cooperation.coordinator.coordinator import Coordinator
@@ -33,6 +34,7 @@ def kinds(tmp_path_factory):
     tiny_task.table(folder / "one.csv", [("good", "pos"), ("fine", "pos")])
     tiny_task.table(folder / "ratings.csv", tiny_task.ratings(8))
     tiny_task.table(folder / "chats.csv", tiny_task.dialogs(16), ("prompt", "response"))
+    write_dialogues(folder / "dialogues.jsonl", generated_dialogues(2, held_out=0))
     return folder
 
 
@@ -91,6 +93,7 @@ def test_a_run_of_every_kind(kinds, tmp_path, model, data):
         ("train.csv", {"classes": ("pos",)}, "name at least two"),
         ("ratings.csv", {}, "text-regression cannot be trained by several devices"),
         ("chats.csv", {"classes": ("a", "b")}, "--class means nothing for text-generation"),
+        ("dialogues.jsonl", {}, "dialogue-state cannot be trained by several devices"),
         (None, {}, "name the classes with --class, or a table with --eval"),
     ],
 )

@@ -162,6 +162,10 @@ def test_refusals():
         attach_prompt(model, layout, torch.zeros(2, 3, 16), None)
     with pytest.raises(InputError, match="T5ForConditionalGeneration is an encoder-decoder"):
         attach_prompt(encoder_decoder("t5"), layout, torch.zeros(2, 3, 16), None)
+    images = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1]))
+    assert attached_prompt(images) is None
+    with pytest.raises(InputError, match="ResNetModel has no embedding of tokens"):
+        attach_prompt(images, layout, torch.zeros(2, 3, 16), None)
     with pytest.raises(InputError, match="Linear has no embedding of tokens"):
         attach_prompt(torch.nn.Linear(2, 2), layout, torch.zeros(2, 3, 16), None)
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import tiny_task
+import torch
 
 from taskedge.errors import InputError
 from taskedge.training.config import load_config
-from taskedge.training.inference import prepare_inference
+from taskedge.training.guard import RowError
+from taskedge.training.held_out_rows import PartRows
+from taskedge.training.inference import Inference, prepare_inference
 from taskedge.training.tasks import Columns
 from taskedge.training.tune import tune
 from taskedge.training.tune_config import TuneConfig
@@ -128,3 +134,17 @@ def test_an_export_of_sets_to_llama_cpp_is_refused(of_sets, tmp_path, capsys):
 
     assert main(["export", str(of_sets.out), "--to", "gguf-lora", "--out", str(tmp_path / "x.gguf")]) == 2
     assert "export with --to merged" in capsys.readouterr().err
+
+
+def test_rows_that_became_several_keep_their_numbers():
+    """A dialogue is one row of the file and many of the model."""
+
+    class Failing:
+        def predict(self, model, base, rows, batch_size, on_progress):
+            raise RowError([rows.numbers[0]], "fails")
+
+    work = Inference(
+        Failing(), SimpleNamespace(model=torch.nn.Linear(1, 1)), PartRows([{}] * 3, [7, 7, 8]), Path("d.jsonl")
+    )
+    with pytest.raises(InputError, match=r"d\.jsonl, row 8: fails"):
+        list(work.iter_answers(1, start=2))

@@ -80,6 +80,13 @@ def test_rows_of_plain_text_and_of_classes(language_model):
     assert (classed["attention_mask"], classed["token_type_ids"], classed["labels"]) == ([1] * 5, [0, 0, 0, 0, 1], 1)
 
 
+def test_a_start_token_that_only_a_template_writes_is_text(tmp_path):
+    """Such as ``<|im_start|>`` of SmolLM2: soft tokens would part it from the name of the role behind it."""
+    base, _ = prompted(tiny_task.llama(tmp_path / "llama"))
+    base.tokenizer.bos_token = "[CLS]"
+    assert prompt_rows(base, [{"prompt": [2, 5]}])[0]["prompt"] == [N, N + 1, 2, 5]
+
+
 def test_numbers_of_rows_stay_and_a_plain_base_changes_nothing(language_model):
     base, _ = prompted(language_model)
     assert prompt_rows(base, PartRows([{"input_ids": [5], "labels": 0}], [7])).numbers == (7,)

@@ -95,7 +95,10 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
         ({"epochs": float("nan")}, "--epochs: must be"),
         ({"step": "activations"}, "--step: must be 'plain' or 'activation'"),
         ({"text": []}, "--text: List should have at least 1 item"),
-        ({"form": "lara"}, "--form: must be 'sparse', 'sparse_lora', 'lora', 'taps', 'sparse_taps' or 'filtered'"),
+        (
+            {"form": "lara"},
+            "--form: must be 'sparse', 'sparse_lora', 'lora', 'taps', 'sparse_taps', 'filtered' or 'prompt'",
+        ),
         ({"form": "lora", "rank": 0}, "--rank: must be greater than or equal to 1"),
         ({"form": "lora", "alpha": 0}, "--alpha: must be greater than 0"),
         ({"lr": None, "form": "lora", "epochs": 0}, "--epochs: must be greater than 0"),

@@ -179,6 +179,10 @@ def _check_supported(kind: type[Task]) -> type[Task]:
             f"{kind.name} cannot be trained by several devices: they agree on one class a row. Train it with 'taskedge "
             "tune', or one label a run with --task text-classification"
         )
+    if kind.name == "dialogue-state":  # slots are those of a device's own data
+        raise InputError(
+            f"{kind.name} cannot be trained by several devices: each would know the slots of its data only"
+        )
     return kind
 
 

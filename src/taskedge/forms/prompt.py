@@ -187,7 +187,7 @@ def prompt_embedding(model: Any) -> nn.Embedding:
     kind = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise InputError(f"{kind} is an encoder-decoder, for which there are no soft prompts: use another --form")
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    embedding = _input_embedding(model)
     if not isinstance(embedding, nn.Embedding):
         raise InputError(f"{kind} has no embedding of tokens, so it cannot read a soft prompt: use another --form")
     return embedding
@@ -195,14 +195,14 @@ def prompt_embedding(model: Any) -> nn.Embedding:
 
 def attached_prompt(model: Any) -> SoftPrompt | None:
     """Return the soft prompt that a model reads, or None."""
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
+    embedding = _input_embedding(model)
     return embedding.soft_prompt if isinstance(embedding, PromptEmbedding) else None
 
 
 def remove_prompt(model: Any) -> None:
     """Make the embedding layer of a model plain again; a model without a soft prompt stays the same."""
     if attached_prompt(model) is not None:
-        embedding = cast(nn.Module, model.get_input_embeddings())
+        embedding = cast(nn.Module, _input_embedding(model))
         del embedding.soft_prompt
         restore_class(embedding)
 
@@ -223,3 +223,11 @@ def with_prompt_room(base: Base) -> Base:
             "give fewer (--prompt-tokens)"
         )
     return replace(base, max_positions=left)
+
+
+def _input_embedding(model: Any) -> Any:
+    """Return the layer that a model of transformers names for its token ids; None for models without."""
+    try:
+        return getattr(model, "get_input_embeddings", lambda: None)()
+    except (NotImplementedError, AttributeError):  # of a model of images
+        return None

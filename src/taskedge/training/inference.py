@@ -17,6 +17,7 @@ from taskedge.training.data.infer_task import SETS, default_columns, flags_text,
 from taskedge.training.data.label_checks import understood_lines
 from taskedge.training.data.text_data import Prediction
 from taskedge.training.guard import RowError, in_file
+from taskedge.training.held_out_rows import PartRows
 from taskedge.training.soft_prompts import prompt_rows
 from taskedge.training.tasks import Columns, Log, Measures, OnProgress, Row, Task, task_of_delta
 from taskedge.training.thread_watch import set_threads
@@ -97,11 +98,15 @@ class Inference:
         """
         for first in range(start, len(self.rows), BATCHES_IN_BLOCK * batch_size):
             rows = self.rows[first : first + BATCHES_IN_BLOCK * batch_size]
+            numbers = getattr(self.rows, "numbers", None)  # of rows that are not one for each row of the file
+            if numbers is not None:
+                rows = PartRows(rows, numbers[first : first + len(rows)])
             with in_file(self.path):
                 try:
                     answers = self.task.predict(self.base.model, self.base, rows, batch_size, on_progress)
                 except RowError as error:
-                    raise RowError([first + number for number in error.numbers], error.reason) from error.__cause__
+                    told = error.numbers if numbers else [first + number for number in error.numbers]
+                    raise RowError(told, error.reason) from error.__cause__
             check_unchanged(self.base.model)
             yield [{"row": row} | answer for row, answer in enumerate(answers, start=first + 1)]
 

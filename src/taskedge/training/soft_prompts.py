@@ -96,7 +96,7 @@ def prompt_rows(base: Base, rows: Sequence[Row], layout: PromptLayout | None = N
     layout = prompt.layout if layout is None and prompt is not None else layout
     if layout is None:
         return rows if isinstance(rows, list) else list(rows)
-    start = {base.tokenizer.bos_token_id, base.tokenizer.cls_token_id} - {None}
+    start = {*base.tokenizer("")["input_ids"][:1]} & {base.tokenizer.bos_token_id, base.tokenizer.cls_token_id}
     made = [_with_soft_tokens(row, layout, start) for row in rows]
     return PartRows(made, rows.numbers) if isinstance(rows, PartRows) else made
 
