@@ -12,6 +12,9 @@ import torch
 PAYS = 0.8
 """Share of the fp32 time below which the time in bf16 pays."""
 _SIZE = 512
+_PROBE_SIZE = 64
+EMULATED = 10.0
+"""Times the fp32 time of a small product from which bf16 is emulated. A product of full size would take a second."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,27 @@ class GemmSpeeds:
         return self.fp32 < PAYS * self.bf16
 
     def __str__(self) -> str:
-        return f"fp32 {self.fp32 / 1e9:,.0f} GFLOP/s, bf16 {self.bf16 / 1e9:,.0f} GFLOP/s"
+        fp32, bf16 = (
+            f"{speed / 1e9:,.0f}" if speed >= 1e10 else f"{speed / 1e9:.2g}" for speed in (self.fp32, self.bf16)
+        )
+        return f"fp32 {fp32} GFLOP/s, bf16 {bf16} GFLOP/s"
 
 
 def measure_gemm(repeats: int = 9) -> GemmSpeeds:
-    """Measure both; the best of several, since other processes can only lengthen a measurement. Takes about 0.1 s."""
-    full = torch.ones(_SIZE, _SIZE)
-    low = full.bfloat16()
-    operations = 2.0 * _SIZE**3
-    fp32, bf16 = (min(_seconds(lambda m=m: m @ m, repeats)) for m in (full, low))  # type: ignore[misc]
-    return GemmSpeeds(operations / fp32, operations / bf16)
+    """Measure both; the best of several, since other processes can only lengthen a measurement. Takes about 0.1 s.
+
+    Where bf16 is emulated, its speed is that of a small product.
+    """
+    small = [_best_seconds(_PROBE_SIZE, dtype, 3) for dtype in (torch.float32, torch.bfloat16)]
+    size = _SIZE if small[1] < EMULATED * small[0] else _PROBE_SIZE
+    bf16 = small[1] if size == _PROBE_SIZE else _best_seconds(size, torch.bfloat16, repeats)
+    return GemmSpeeds(2.0 * _SIZE**3 / _best_seconds(_SIZE, torch.float32, repeats), 2.0 * size**3 / bf16)
+
+
+def _best_seconds(size: int, dtype: torch.dtype, repeats: int) -> float:
+    """Return the seconds of a square product, the best of several."""
+    matrix = torch.ones(size, size, dtype=dtype)
+    return min(_seconds(lambda: matrix @ matrix, repeats))
 
 
 def threads_that_pay(threads: int, time_with: Callable[[int], float] | None = None) -> int:
