@@ -154,5 +154,16 @@ def test_a_link_to_a_file_stays_one(taskedge, tuned, here):
 
 def test_help_has_an_example_of_each(taskedge):
     told = taskedge("export", "--help").out
-    for form in ("peft", "merged", "patch", "lora", "onnx", "onnx-adapter", "gguf-lora", "gguf"):
+    for form in (
+        "peft",
+        "merged",
+        "patch",
+        "lora",
+        "onnx",
+        "onnx-adapter",
+        "openvino",
+        "executorch",
+        "gguf-lora",
+        "gguf",
+    ):
         assert f"--to {form} " in told

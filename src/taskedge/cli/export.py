@@ -29,6 +29,8 @@ Examples:
   taskedge export task.safetensors --to patch --out task.patch.safetensors
   taskedge export task.safetensors --to onnx --quantize int8 --out onnx/
   taskedge export task.safetensors --to onnx-adapter --out onnx/
+  taskedge export task.safetensors --to openvino --out openvino/
+  taskedge export task.safetensors --to executorch --out executorch/
   taskedge export task.safetensors --to gguf-lora --out task.gguf
   taskedge export task.safetensors --to gguf --gguf-base base.gguf --out merged.gguf
 \b
@@ -56,7 +58,8 @@ FORMS = {
     help="lora: an adapter folder of one rank, for peft, vLLM and others. peft: one of peft's sparse types. merged: "
     "a plain model folder, as from `taskedge merge`. patch: flat indices and absolute values per tensor, for servers "
     "that update weights in place. onnx: a graph for onnxruntime. onnx-adapter: a base graph and a file per task. "
-    "gguf-lora: an adapter for llama.cpp. gguf: the base's GGUF file with the delta in it.",
+    "openvino: the same graph for OpenVINO. executorch: a program for ExecuTorch. gguf-lora: an adapter for llama.cpp. "
+    "gguf: the base's GGUF file with the delta in it.",
 )
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The folder (for a patch: the file) to make."

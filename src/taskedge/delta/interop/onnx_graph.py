@@ -27,7 +27,7 @@ MAX_BYTES = 2**31 - 2**24
 """An ONNX file is one protobuf message, which holds less than 2 GiB."""
 
 
-class _Logits(nn.Module):
+class LogitsModel(nn.Module):
     """A model with positional inputs that returns its logits alone."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
@@ -35,6 +35,7 @@ class _Logits(nn.Module):
         self.model, self._names = model, names
 
     def forward(self, *values: Tensor) -> Tensor:
+        """Return the logits of the values of the inputs, in the order of their names."""
         options = {} if "pixel_values" in self._names else {"use_cache": False}
         if "use_cache" in options and not hasattr(self.model.config, "use_cache"):
             options = {}
@@ -83,9 +84,9 @@ def trace(source: Source, path: Path, *, fold: bool = True) -> list[str]:
     per_token = "input_ids" in example and logits_of(model, batches[0]).dim() == 3
     dynamic: dict[str, dict[int, str]] = dict.fromkeys(names, axes)
     dynamic["logits"] = axes if per_token else {0: "batch"}
-    with _fp32(model) as plain, warnings.catch_warnings(), torch.no_grad():
+    with in_fp32(model) as plain, warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # what it traces as a constant shows in the self-check
-        wrapped = _Logits(plain, names).eval()
+        wrapped = LogitsModel(plain, names).eval()
         try:
             torch.onnx.export(
                 wrapped, tuple(example.values()), str(path), input_names=names, output_names=["logits"],
@@ -100,7 +101,7 @@ def trace(source: Source, path: Path, *, fold: bool = True) -> list[str]:
 
 
 @contextmanager
-def _fp32(model: nn.Module) -> Iterator[nn.Module]:
+def in_fp32(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the model in fp32, itself where it is, else converted and back, in evaluation mode."""
     modes = {module: module.training for module in model.modules()}
     kept = {name: tensor for name, tensor in model.named_parameters() if tensor.dtype != torch.float32}
