@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import signal
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 import transformers
 from tiny_task import forked, snapshot
 
-from taskedge.backbone.loading import TASK_AUTO_CLASSES
+from taskedge.backbone.loading import PRETRAINED_HEAD_TASKS, TASK_AUTO_CLASSES
 from taskedge.delta.file import load
 from taskedge.delta.load_with_delta import load_with_delta
 from taskedge.training import checkpoint
@@ -70,6 +71,26 @@ KINDS = {
         ("labels", "probability_nice", "probability_plot"),
         ("--label", "nice", "--label", "plot"),
     ),
+    "conversations": Kind(
+        "chat",
+        "whole.jsonl",
+        "whole2.jsonl",
+        "text-generation",
+        {*WORDS, "exact_match"},
+        ("response",),
+        ("--messages", "said"),
+    ),
+    "dialogues": Kind(
+        "llama",
+        "dialogues.jsonl",
+        "dialogues2.jsonl",
+        "dialogue-state",
+        {
+            *("rows", "loss", "turns", "turns_not_empty", "joint_goal_accuracy", "joint_goal_accuracy_not_empty"),
+            *("slot_accuracy", "accuracy of film-tone"),
+        },
+        ("dialogue", "turn", "slot", "value"),
+    ),
     "plain text": Kind("llama", "plain.txt", "plain.txt", "text-generation", WORDS, ("response",)),
 }
 SHORT = ["--budget", "2%", "--lr", 1e-2, "--batch-size", 8, "--epochs", 1, "--threads", 1, "--checkpoint-every", 3]
@@ -88,13 +109,28 @@ def kinds(tmp_path_factory):
     tiny_task.llama(folder / "chat", chat=True)
     for number, count in (("", 48), ("2", 20)):
         tiny_task.table(folder / f"ratings{number}.csv", tiny_task.ratings(2 * count, seed=count))
-        marks = [(text, int(label == "pos"), int("plot" in text)) for text, label in tiny_task.rows(count, seed=count)]
+        marks = [
+            (text, int(label == "pos"), int("plot" in text)) for text, label in tiny_task.rows(2 * count, seed=count)
+        ]
         tiny_task.table(folder / f"marks{number}.csv", marks, ("text", "nice", "plot"))
         tiny_task.images(folder / f"images{number}", count, seed=count)
         talk = [{"prompt": prompt, "response": response} for prompt, response in tiny_task.dialogs(count, seed=count)]
         (folder / f"talk{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talk))
         pairs = tiny_task.dialogs(count, seed=count)
         tiny_task.table(folder / f"pairs{number}.csv", pairs, ("source", "target"))
+        said = [
+            [
+                {"role": role, "content": text}
+                for role, text in zip(("user", "assistant") * 2, (*one, *two), strict=True)
+            ]
+            for one, two in itertools.pairwise(pairs)
+        ]
+        (folder / f"whole{number}.jsonl").write_text("".join(json.dumps({"said": row}) + "\n" for row in said))
+        turns = [
+            [{"role": "user", "content": text, "state": {"film-tone": answer}}, {"role": "system", "content": "so"}]
+            for text, answer in pairs
+        ]
+        (folder / f"dialogues{number}.jsonl").write_text("".join(json.dumps({"turns": row}) + "\n" for row in turns))
         words = [text.split() for text, _ in pairs]
         tags = [["B-X" if word in ("good", "bad") else "O" for word in row] for row in words]
         marked = [{"tokens": row, "tags": tag} for row, tag in zip(words, tags, strict=True)]
@@ -139,7 +175,7 @@ def test_all_verbs(taskedge, kinds, here, name, dtype):
         assert planned[key] == done[other]
     assert done["task"] == kind.task
     assert done["quality"].keys() == kind.measures
-    assert bool(done["head"]) == (kind.task not in ("text-generation", "text-to-text"))
+    assert bool(done["head"]) == (kind.task not in PRETRAINED_HEAD_TASKS)
 
     data = kinds / kind.held
     ended = taskedge("eval", "task.safetensors", "--data", data, "--batch-size", 8, "--json")
@@ -243,6 +279,7 @@ def test_a_bf16_run_is_that_of_the_trained_model(kinds, here, monkeypatch):
     [
         ("numbers", 40, lambda quality: quality["pearson"] > 0.8),
         ("folders", 12, lambda quality: quality["accuracy"] > 0.9),
+        ("label columns", 40, lambda quality: quality["micro_f1"] > 0.8),
         ("responses", 12, lambda quality: quality["perplexity"] < 6),  # from above 30
     ],
 )
