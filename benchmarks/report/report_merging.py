@@ -65,6 +65,25 @@ def forgotten(lines: Sequence[Line]) -> str:
     )  # fmt: skip
 
 
+def many(lines: Sequence[Line]) -> str:
+    """A row a way to train several tasks: test accuracy by task and its mean, cost of one pass, size, CPU time."""
+    ways = {
+        ("a delta for each task", None): "a delta for each task",
+        ("at once", None): "`tune-many`",
+        ("at once", "1.5x"): "`tune-many --flops-target 1.5x`",
+    }
+    tasks = list(lines[0]["test"])
+    rows = []
+    for key, name in ways.items():
+        runs = [x for x in lines if (x["how"], x.get("target")) == key]
+        if runs:
+            shown = [_percent([x["test"][task] for x in runs]) for task in tasks]
+            of_all = _percent([mean(x["test"].values()) for x in runs])
+            cost, size, seconds = (mean(x[of] for x in runs) for of in ("cost", "bytes", "cpu_seconds"))
+            rows.append([name, *shown, of_all, f"{cost:.2f}", f"{size / 1000:.0f}", f"{seconds:.0f}", str(len(runs))])
+    return table(["trained", *tasks, "mean", "passes", "kB", "CPU seconds", "seeds"], rows)
+
+
 def _percent(found: Sequence[float]) -> str:
     if not found:
         return ""

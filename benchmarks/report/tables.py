@@ -44,6 +44,7 @@ DOCUMENTS = (
     "docs/privacy.md",
     "docs/selection.md",
     "docs/tasks.md",
+    "docs/tune-many.md",
 )
 COSTS = dict.fromkeys(("step_cost", "saved_bytes", "selection_cost", "delta_cost"), "cost")
 """Results of the table of costs, and the question that each belongs to."""
@@ -52,6 +53,10 @@ SEPARATE = {
     "forms_cost": "cost",
     "selection_memory": "cost",
     "memory_options": "memory",
+    "label_loss_memory": "memory",
+    "inference_memory": "memory",
+    "int4_base": "memory",
+    "step_cost_t5": "cost",
     "exports": "interop",
     "cooperation_bytes": "cooperation",
     "planned_fleets": "cooperation",
@@ -88,6 +93,7 @@ class Results:
         self.plans = report_cooperation.read(folder / "cooperation" / "results" / "emulated_plans.jsonl")
         self.attacks = report_cooperation.read(folder / "cooperation" / "results" / "attacks.jsonl")
         self.scale = report_cooperation.read(folder / "cooperation" / "results" / "thousand_devices.jsonl")
+        self.many = report_cooperation.read(folder / "accuracy" / "results" / "many_tasks.jsonl")
         self.merged = report_cooperation.read(folder / "combination" / "results" / "merged_tasks.jsonl")
         self.forgotten = [line for line in self.merged if line["part"] == "forgotten"]
         self.privacy = report_cooperation.read(folder / "cooperation" / "results" / "differential_privacy.jsonl")
@@ -287,6 +293,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "cooperation": (lambda results: report_cooperation.overview(results.cooperation), "cooperation"),
     "attacks": (lambda results: report_trust.attacks(results.attacks), "attacks"),
     "privacy": (lambda results: report_trust.privacy(results.privacy), "privacy"),
+    "many": (lambda results: report_merging.many(results.many), "many"),
     "merged": (lambda results: report_merging.merged(results.merged), "merged"),
     "forgotten": (lambda results: report_merging.forgotten(results.forgotten), "forgotten"),
     "planning-solvers": (lambda results: report_planning.solvers(results.planning), "planning"),
@@ -313,6 +320,10 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "forms": (lambda results: forms(results.separate["forms_cost"]), "forms_cost"),
     "exports": (lambda results: exports(results.separate["exports"]), "exports"),
     "memory-options": (lambda results: rungs(results.separate["memory_options"]), "memory_options"),
+    "label-loss-memory": (lambda results: figures(results.separate["label_loss_memory"]), "label_loss_memory"),
+    "inference-memory": (lambda results: figures(results.separate["inference_memory"]), "inference_memory"),
+    "int4-base": (lambda results: figures(results.separate["int4_base"]), "int4_base"),
+    "t5-step": (lambda results: figures(results.separate["step_cost_t5"]), "step_cost_t5"),
     "selection-memory": (lambda results: figures(results.separate["selection_memory"]), "selection_memory"),
     "machine": (machine, "costs"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.report.report_merging import forgotten, merged
+from benchmarks.report.report_merging import forgotten, many, merged
 
 
 def single(seed, task, test, head):
@@ -28,3 +28,15 @@ def test_forgetting_states_the_task_before_and_after_and_the_largest_loss():
     }  # fmt: skip
     row = forgotten([line]).splitlines()[2]
     assert row == "| `taskedge`, on each task's rows | a | `selective`, factor 2 | 50.0 | 90.0 | 55.0 | 4.0 | 1 |"
+
+
+def test_ways_to_train_several_tasks_have_a_row_each():
+    common = {"bytes": 300_400, "cpu_seconds": 70.4}
+    lines = [
+        {"how": "at once", "target": "1.5x", "seed": 0, "test": {"a": 0.5, "b": 1.0}, "cost": 1.5} | common,
+        {"how": "at once", "target": None, "seed": 0, "test": {"a": 0.6, "b": 1.0}, "cost": 2.0} | common,
+        {"how": "at once", "target": None, "seed": 1, "test": {"a": 0.8, "b": 1.0}, "cost": 2.0} | common,
+    ]
+    _, _, own, bounded = many(lines).splitlines()
+    assert own == "| `tune-many` | 70.0 ± 14.1 | 100.0 ± 0.0 | 85.0 ± 7.1 | 2.00 | 300 | 70 | 2 |"
+    assert bounded == "| `tune-many --flops-target 1.5x` | 50.0 | 100.0 | 75.0 | 1.50 | 300 | 70 | 1 |"

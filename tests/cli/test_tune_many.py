@@ -30,6 +30,20 @@ def test_two_tasks_are_tuned_measured_and_described(taskedge, task, here):
     assert merged.code == 0, merged.err
 
 
+def test_a_dry_run_states_the_plan_and_writes_nothing(taskedge, task, here):
+    tasks = ("--task", f"a={task / 'train.csv'}", "--task", f"b={task / 'eval.csv'}")
+    budgets = ("--shared-budget", "3%", "--task-budget", "2%", "--flops-target", "1.5x", "--batch-size", 8)
+    planned = ("tune-many", "--model", task / "base", *tasks, *budgets, "--epochs", 1, "--dry-run")
+    done = taskedge(*planned)
+    assert done.code == 0, done.err
+    assert "186 shared entries, 12 steps; one pass for all tasks may cost 1.5 passes of one" in done.out
+    plan = json.loads(taskedge(*planned, "--json").out)
+    assert plan["tasks"]["b"] == {
+        "task": "text-classification", "labels": ["neg", "pos"], "rows": 40, "own_entries": 124, "head_parameters": 34,
+    }  # fmt: skip
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -24,6 +24,7 @@ from taskedge.cli.shared_options import (
     refuse_input_as_output,
 )
 from taskedge.errors import InputError, Interrupted
+from taskedge.reporting.tables import columns
 from taskedge.training.config import load_config
 from taskedge.training.many.many_config import TuneManyConfig
 
@@ -42,11 +43,12 @@ Examples:
 @click.option("--eval", "held_out", multiple=True, type=NamedDelta(), help="Held-out data of a task: NAME=DATA.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with any of these settings; flags win.")
 @click.option("--resume", is_flag=True, help="Continue the interrupted run of --out.")
+@click.option("--dry-run", is_flag=True, help="Print what would be trained; train and write nothing.")
 @force_option
 @json_option
 def command(
-    tasks: tuple[NamedPath, ...], held_out: tuple[NamedPath, ...], config: Path | None, resume: bool, force: bool,
-    as_json: bool, **flags: Any,
+    tasks: tuple[NamedPath, ...], held_out: tuple[NamedPath, ...], config: Path | None, resume: bool, dry_run: bool,
+    force: bool, as_json: bool, **flags: Any,
 ) -> None:  # fmt: skip
     """Train several tasks at once over one base, and write them as one delta file.
 
@@ -60,6 +62,9 @@ def command(
     for name in heldout:
         if name not in data:
             raise InputError(f"--eval {name}=...: there is no --task of that name")
+    if dry_run:
+        _dry_run(data, settings, as_json)
+        return
     refuse_existing([settings.out], force or resume)
     refuse_input_as_output(settings.out, *data.values(), *heldout.values())
     from taskedge.training.inference import prepare_inference
@@ -88,6 +93,24 @@ def command(
     for name, own, (opened, rows) in zip(result.tasks, result.own_entries, result.own_rows, strict=True):
         measured = f"; {measures_text(quality[name])}" if name in quality else ""
         click.echo(f"  {name}: {own:,} own entries in {opened:,} of {rows:,} rows{measured}")
+
+
+def _dry_run(data: dict[str, Path], settings: TuneManyConfig, as_json: bool) -> None:
+    from taskedge.training.many.tune_many import plan_many
+
+    plan = plan_many(data, settings, log=print_status)
+    if as_json:
+        print_json(plan)
+        return
+    rows = [["task", "kind", "rows", "classes", "own entries", "head"]]
+    for name, task in plan["tasks"].items():
+        counts = [f"{number:,}" for number in (task["own_entries"], task["head_parameters"])]
+        rows.append([name, task["task"], f"{task['rows']:,}", str(len(task["labels"]) or "-"), *counts])
+    click.echo(columns(rows, left=(0, 1)))
+    click.echo(
+        f"{plan['shared_entries']:,} shared entries, {plan['steps']:,} steps; one pass for all tasks may cost "
+        f"{plan['most_passes']:g} passes of one; nothing was trained or written"
+    )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What T gated networks cost, which rows are needed, and the hinge on a target.
+"""The cost of T gated networks, the rows that are needed, and the hinge on a target.
 
 The unit is one network: with all gates closed the cost is 1, with all open it is T. A task's row counts where its gate
 is open. A shared row counts where some task's gate is closed. Products of the gated linears count; heads do not.
@@ -124,7 +124,10 @@ def needed_rows(gates: Sequence[Tensor], *, residual: bool) -> NeededRows:
     """
     tasks = len(gates[0])
     reads, mixes = torch.ones(tasks, dtype=torch.bool), False
-    own, shared, mixed, read = [], [], [], []
+    own: list[Tensor] = []
+    shared: list[Tensor] = []
+    mixed: list[bool] = []
+    read: list[Tensor] = []
     for open_ in reversed(gates):
         needed = reads | mixes
         rows = open_ & needed[:, None]
@@ -135,4 +138,4 @@ def needed_rows(gates: Sequence[Tensor], *, residual: bool) -> NeededRows:
         read.append(needed)
         earlier, uses_shared = rows.any(1), bool(common.any())
         reads, mixes = (needed | earlier, mixes or uses_shared) if residual else (earlier, uses_shared)
-    return NeededRows(*(tuple(reversed(each)) for each in (own, shared, mixed, read)))
+    return NeededRows(tuple(own[::-1]), tuple(shared[::-1]), tuple(mixed[::-1]), tuple(read[::-1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,9 +73,11 @@ def train_features(
     gates = model.alphas
     ids = {id(each) for each in gates}
     others = [each for each in model.parameters() if id(each) not in ids]
-    optimizer = torch.optim.AdamW(
-        [{"params": others}, {"params": gates, "lr": 10 * lr if gate_lr is None else gate_lr}], lr=lr, weight_decay=0.0
-    )
+    groups: list[dict[str, Any]] = [
+        {"params": others},
+        {"params": gates, "lr": 10 * lr if gate_lr is None else gate_lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.0)
     weights = [1.0] * len(losses) if task_weights is None else list(task_weights)
     frozen_from = max(1, min(steps - 1, round(GATE_SHARE * steps)))
     closed, found, step = 0, [0.0] * len(losses), 0

@@ -101,8 +101,7 @@ def tune_many(
         BudgetError: see :func:`taskedge.select`.
         TrainingDiverged: a loss is not a finite number.
     """
-    if len(data) < 2:
-        raise InputError(f"{len(data)} tasks share nothing: give two or more with --task NAME=DATA")
+    _check_several(data)
     folder = run_folder(config)
     check_parent(config.out)
     with hold_locks(config.out, folder) as was_killed:
@@ -110,6 +109,35 @@ def tune_many(
         if resume and not is_interrupted(folder):
             check_was_killed(folder, was_killed, log)
         return _tune_many(data, config, folder, resume and is_interrupted(folder), log, on_start)
+
+
+def plan_many(data: Mapping[str, Path], config: TuneManyConfig, *, log: Log = print) -> dict[str, Any]:
+    """Return what :func:`tune_many` would train, as plain values. Nothing is trained, and no file is written.
+
+    Raises:
+        InputError, BudgetError: as :func:`tune_many` would.
+    """
+    _check_several(data)
+    runs = {name: _prepared(name, path, config, log) for name, path in data.items()}
+    shared, own = _selected_supports(runs, config, resumed_from=None)
+    _freeze_but(runs)
+    gated = GatedModel(next(iter(runs.values())).base.model, shared, own)
+    tasks = [_task_data(name, run) for name, run in runs.items()]
+    return {
+        "model": config.model,
+        "tasks": {
+            name: {
+                "task": run.task.name, "labels": list(run.task.labels), "rows": len(run.rows),
+                "own_entries": support.num_entries, "head_parameters": run.num_full_parameters,
+            }
+            for (name, run), support in zip(runs.items(), own, strict=True)
+        },
+        "shared_entries": shared.num_entries,
+        "blocks": len(gated.cost.names),
+        "steps": num_steps(tasks, config.epochs, config.batch_size),
+        "most_passes": len(runs) if config.target is None else min(config.target, len(runs)),
+        "out": str(config.out),
+    }  # fmt: skip
 
 
 def _tune_many(
@@ -122,22 +150,10 @@ def _tune_many(
     identity = many_identity(config, runs)
     if resume:
         check_identity(folder, identity)
-    for run in runs.values():
-        run.load()
-        if not resume:
-            run.check_forward()
-    _share_base(runs)
+    shared, own = _selected_supports(runs, config, resumed_from=folder if resume else None)
     first = next(iter(runs.values()))
     model = first.base.model
-    if resume:
-        shared, *own = stored_supports(folder, 1 + len(runs))
-    else:
-        batches = [_without_labels(run, config.calibration) for run in runs.values()]
-        shared = _selected(model, batches, config, "shared")
-        own = [
-            _selected(run.base.model, [of_task], config, "task")
-            for run, of_task in zip(runs.values(), batches, strict=True)
-        ]
+    if not resume:
         store_start(folder, identity, [shared, *own])
     log(f"shared: {shared}; each task may have {own[0].num_entries:,} entries of its own")
     _freeze_but(runs)
@@ -184,6 +200,31 @@ def _tune_many(
         losses=trained.losses,
         seconds=time.monotonic() - begin,
     )
+
+
+def _check_several(data: Mapping[str, Path]) -> None:
+    if len(data) < 2:
+        raise InputError(f"{len(data)} tasks share nothing: give two or more with --task NAME=DATA")
+
+
+def _selected_supports(
+    runs: Mapping[str, Run], config: TuneManyConfig, *, resumed_from: Path | None
+) -> tuple[Support, list[Support]]:
+    """Load the base for all runs and return the shared support and that of each task, from a folder if given."""
+    for run in runs.values():
+        run.load()
+        if resumed_from is None:
+            run.check_forward()
+    _share_base(runs)
+    if resumed_from is not None:
+        shared, *own = stored_supports(resumed_from, 1 + len(runs))
+        return shared, own
+    batches = [_without_labels(run, config.calibration) for run in runs.values()]
+    shared = _selected(next(iter(runs.values())).base.model, batches, config, "shared")
+    return shared, [
+        _selected(run.base.model, [of_task], config, "task")
+        for run, of_task in zip(runs.values(), batches, strict=True)
+    ]
 
 
 def _prepared(name: str, path: Path, config: TuneManyConfig, log: Log) -> Run:
