@@ -1,5 +1,6 @@
 """What every test gets: one seed, one thread, the same examples each time, and no network."""
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -20,6 +21,13 @@ settings.register_profile(
 )
 settings.load_profile("taskedge")
 torch.set_num_threads(1)  # for fixtures of a module, too: a fork hangs where its parent has computed with several
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """Keep what is imported by now out of later collections of garbage: each would search all of torch again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from tiny_task import forked, snapshot, tuning
 
 import taskedge as te
 from taskedge.training import tune
+from taskedge.training.memory import decide
 
 PLENTY = "100GB"
 
@@ -21,6 +22,30 @@ def flags(changes):
 
 def estimating(task, *more):
     return ["estimate", *tuning(task, *more)[1:]]
+
+
+@pytest.fixture(scope="module")
+def every_group():
+    """Groups of costs by the settings of the run but its budget, which does not change them."""
+    return {}
+
+
+@pytest.fixture
+def measured_once(every_group, monkeypatch):
+    """Let ``estimate`` measure a run only the first time."""
+
+    class Measured(decide.MemoryProfiler):
+        def __init__(self, run, budget=None, on_group=lambda _: None):
+            key = run.config.model_copy(update={"memory": None}).model_dump_json()
+            if key not in every_group:
+                super().__init__(run, budget, on_group)
+                every_group[key] = list(super().iter_groups(include_disallowed=True))
+            self._groups = every_group[key]
+
+        def iter_groups(self, **_):
+            yield from self._groups
+
+    monkeypatch.setattr(decide, "MemoryProfiler", Measured)
 
 
 @pytest.mark.slow
@@ -69,14 +94,16 @@ def test_predicted_and_observed_figures_are_printed_and_recorded(taskedge, task,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", [tuning, estimating])
-def test_a_budget_that_nothing_fits_is_refused_before_anything_is_written(taskedge, task, here, verb):
-    ended = taskedge(*verb(task, "--memory", "1MB"))
+def test_a_budget_that_nothing_fits_is_refused_before_anything_is_written(taskedge, task, here):
+    assert_refused(taskedge(*tuning(task, "--memory", "1MB")))
+    assert snapshot(here) == {}
+
+
+def assert_refused(ended):
     assert ended.code == 3
     assert "taskedge: --memory 1MB: nothing fits: " in ended.err
     assert "give --memory " in ended.err
     assert ended.out == ""
-    assert snapshot(here) == {}
 
 
 @pytest.mark.slow
@@ -95,7 +122,7 @@ def test_no_process_is_larger_than_its_budget(task, here):
 
 
 @pytest.mark.slow
-def test_costs_as_a_table_and_as_json(taskedge, task, here):
+def test_costs_as_a_table_as_json_and_refused(taskedge, task, here, measured_once):
     shown = taskedge(*estimating(task, "--memory", PLENTY))
     assert shown.code == 0, shown.err
     first, *rows = shown.out.split("\n\n")[0].splitlines()
@@ -105,6 +132,7 @@ def test_costs_as_a_table_and_as_json(taskedge, task, here):
     found = json.loads(taskedge(*estimating(task, "--json")).out)
     assert found["chosen"] is None
     assert [cost["config"] for cost in found["costs"]] == [row.split("  ")[0] for row in rows]
+    assert_refused(taskedge(*estimating(task, "--memory", "1MB")))
     assert snapshot(here) == {}
 
 
