@@ -12,12 +12,18 @@ import torch
 
 import taskedge as te
 from taskedge.backbone.fingerprint import digest
+from taskedge.backbone.loading import load_base
 from taskedge.delta.delta import LowRankDelta
 from taskedge.errors import BaseMismatch, InputError
+from taskedge.forms.dash import add_directions, choose_directions
+from taskedge.forms.filtered import add_filters
+from taskedge.forms.install_taps import install_taps, taps_support
+from taskedge.forms.taps import layer_gates
 from taskedge.serving.engine import Work
 from taskedge.serving.request_bodies import text_rows
 from taskedge.serving.served_base import ServedBase
 from taskedge.serving.served_task import served_task
+from taskedge.training.lora import lora_support
 
 
 @pytest.mark.slow
@@ -114,6 +120,56 @@ def test_answers_that_are_not_finite_are_refused(bert_tasks):
     delta = replace(deltas["a"], linears={name: huge}, full_parameters=head)
     with pytest.raises(InputError, match="not finite numbers"):
         served_task("a", delta, ServedBase(folder))
+
+
+def form_delta(folder, form):
+    """A delta with random values of a form, for the task ``a``."""
+    labels = tiny_server.LABELS["a"]
+    model = load_base("text-classification", folder, labels, keep_head=True).model.eval()
+    if form == "taps":
+        install_taps(model, taps_support(model))
+    elif form == "sparse_taps":
+        te.install(model, te.select(model, rule="random", per_neuron=1), form=form)
+    else:
+        te.install(model, lora_support(model, 2, None))
+        add_directions(model, 2) if form == "dash" else add_filters(model, "cosine", 2)
+        choose_directions(model)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        for gate in list(layer_gates(model).values())[::2]:
+            gate.score.fill_(0.0)
+        for gate in list(layer_gates(model).values())[1::2]:
+            gate.score.fill_(0.15)
+    training = {"max_length": tiny_server.MAX_LENGTH, "dtype": "auto"}
+    return te.extract(model).with_provenance(
+        task="text-classification", labels=labels, training=training, base=str(folder)
+    )
+
+
+@pytest.mark.parametrize("form", ["taps", "sparse_taps", "dash", "filtered"])
+def test_answers_of_every_form_are_those_of_its_applied_delta(bert_tasks, tmp_path, form):
+    folder, deltas, _ = bert_tasks
+    delta = form_delta(folder, form)
+    tasks, engine = tiny_server.parts(folder)
+    try:
+        tasks.add("form", te.save(delta, tmp_path / "form"))
+        tasks.add("b", te.save(deltas["b"], tmp_path / "b"))
+        alone = {"dash": "it has low-rank products", "filtered": "it has low-rank products with filters"}
+        assert tasks.get("form").alone == alone.get(form, "")
+        works = [
+            (name, Work(tasks.get(name), row, time.monotonic() + 60))
+            for name in ("form", "b")
+            for row in text_rows(tasks.get(name), tiny_server.TEXTS)[0]
+        ]
+        engine.submit([work for _, work in works[::2] + works[1::2]])
+        for name, own in {"form": delta, "b": deltas["b"]}.items():
+            answers = [work.answer.result() for owner, work in works if owner == name]
+            tiny_server.assert_close(answers, tiny_server.expected(own, folder, tiny_server.TEXTS))
+    finally:
+        engine.close()
 
 
 def test_other_forms_are_served_alone(bert_tasks):

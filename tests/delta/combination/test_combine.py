@@ -16,6 +16,10 @@ import taskedge as te
 from taskedge.delta.combination.methods import METHODS
 from taskedge.delta.delta import LowRankDelta
 from taskedge.errors import BaseMismatch, InputError, UnknownName
+from taskedge.forms.filtered import add_filters
+from taskedge.forms.install_taps import install_taps, taps_support
+from taskedge.forms.taps import layer_gates
+from taskedge.training.lora import lora_support
 
 LINEAR = "bert.encoder.layer.0.attention.self.query"
 
@@ -220,3 +224,43 @@ def test_bf16_is_rounded_once():
     combined = te.combine([delta, delta, delta], model)
     exact = weight.flatten()[7].double() + 3 * (linear.values.double() - weight.flatten()[7].double())
     assert te.apply(model, combined).get_submodule(LINEAR).weight.flatten()[7] == exact.bfloat16()
+
+
+def taps_delta(closed, **more):
+    """A delta of TAPS whose gates are closed in these layers (by number)."""
+    model = tiny.train(install_taps(tiny.bert(), taps_support(tiny.bert()), **more))
+    with torch.no_grad():
+        for index in closed:
+            list(layer_gates(model).values())[index].score.fill_(0.0)
+    return te.extract(model)
+
+
+def test_open_layers_are_combined_with_entries_and_with_other_open_layers():
+    """The merged change is the sum of both, and closed are the layers that are closed in all."""
+    base = tiny.bert()
+    support = te.select(base, [tiny.batch(base)], per_neuron=1, rule="random", seed=3)
+    entries = te.extract(tiny.train(te.install(tiny.bert(), support)))
+    one, other = taps_delta(range(0, 12, 2)), taps_delta(range(0, 12, 3), trainable=[])
+    plain = tiny.state(tiny.bert())
+    for deltas in ((one, entries), (one, other)):
+        combined = te.combine(deltas, tiny.bert(), names=["a", "b"])
+        shown = combined.with_head("a") if combined.heads else combined
+        states = [tiny.state(te.apply(tiny.bert(), delta)) for delta in (*deltas, shown)]
+        for name in {f"{linear}.weight" for delta in deltas for linear in delta.linears}:
+            changes = [state[name] - plain[name] for state in states]
+            torch.testing.assert_close(changes[2], changes[0] + changes[1], atol=1e-6, rtol=0)
+    both = te.combine([other, replace(one, full_parameters={})], tiny.bert())
+    names = list(layer_gates(install_taps(tiny.bert(), taps_support(tiny.bert()))))
+    assert both.provenance.training["closed_layers"] == [names[0], names[6]]
+    mixed = te.combine([other, replace(entries, full_parameters={})], tiny.bert())
+    assert "closed_layers" not in mixed.provenance.training
+
+
+def test_running_statistics_and_filters_are_refused():
+    model = tiny.train(install_taps(tiny.resnet(), taps_support(tiny.resnet()), norms="task"))
+    with pytest.raises(InputError, match="running statistics of norms"):
+        te.combine([te.extract(model)], tiny.resnet())
+    model = te.install(tiny.bert(), lora_support(tiny.bert(), 2, None))
+    add_filters(model, "cosine", 2)
+    with pytest.raises(InputError, match="filter"):
+        te.combine([te.extract(model)], tiny.bert())

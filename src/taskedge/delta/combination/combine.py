@@ -21,7 +21,7 @@ from taskedge.delta.combination.task_vectors import (
     named_vectors,
     task_vector,
 )
-from taskedge.delta.delta import Delta, Head, LinearDelta, check_name
+from taskedge.delta.delta import CLOSED_LAYERS, Delta, Head, LinearDelta, check_name
 from taskedge.errors import DeltaError, InputError, UnknownName
 
 Log = Callable[[str], object]
@@ -117,12 +117,22 @@ def combine(
             "subtracted": list(names[len(deltas) :]), "seed": seed,
         }
     }  # fmt: skip
+    training = {key: value for key, value in provenance.training.items() if key != CLOSED_LAYERS}
     return replace(
         result,
         full_parameters=result.full_parameters | full_parameters,
         heads=heads,
-        provenance=replace(provenance, training=provenance.training | about),
+        provenance=replace(provenance, training=training | about | _closed_layers(every, result)),
     )
+
+
+def _closed_layers(deltas: Sequence[Delta], result: Delta) -> dict[str, Any]:
+    """Return the layers whose gates are closed in all deltas, if all have gates on layers."""
+    closed = [delta.provenance.training.get(CLOSED_LAYERS) for delta in deltas]
+    if any(names is None for names in closed):
+        return {}
+    known = dict.fromkeys(name for names in closed for name in names)
+    return {CLOSED_LAYERS: [name for name in known if name not in result.linears]}
 
 
 def _checked_names(names: Sequence[str] | None, count: int) -> list[str]:

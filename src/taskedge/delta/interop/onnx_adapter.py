@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taskedge.backbone.candidates import candidates
-from taskedge.backbone.layers import linears
+from taskedge.backbone.layers import LinearAdapter, linears
 from taskedge.delta.interop.export import TOKENIZER_FILES, OutputKind, Source, exports
 from taskedge.delta.interop.lora_export import checked_ranks
 from taskedge.delta.interop.onnx_graph import onnx_package, run_graph, session, trace, write_task
@@ -26,6 +26,7 @@ from taskedge.delta.interop.peft_export import changes_of
 from taskedge.delta.interop.peft_layouts import factors
 from taskedge.delta.interop.read_back import base_parameters, changed_weights, replaced
 from taskedge.delta.interop.self_check import Batch
+from taskedge.errors import InputError
 
 GRAPH, ADAPTER = "base.onnx", "task.onnx_adapter"
 ADAPTER_FOLDER = OutputKind(
@@ -70,6 +71,12 @@ def onnx_adapter(source: Source, path: Path, *, max_rank: int | None = None) -> 
         values |= {f"{name}.lora_A": a.t(), f"{name}.lora_B": (scale * b).t()}
     values |= {name: tensor.float() for name, tensor in source.delta.full_parameters.items()}
     places = {**candidates(source.model), **{name: linears(source.model)[name] for name in changes}}
+    for name, layer in places.items():
+        if not isinstance(layer.adapter, LinearAdapter):
+            raise InputError(
+                f"{name!r} is a {type(layer.module).__name__}, and a graph with adapters adds products to linears "
+                "only: export with --to onnx"
+            )
     layers = {name: layer.module for name, layer in places.items()}
     base = replaced(source.model, changed_weights(source, {}), base_parameters(source))
     with base, _with_factors(layers, {name: layer.shape for name, layer in places.items()}):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from taskedge.backbone.experts import ExpertLinear
-from taskedge.backbone.layers import linears
+from taskedge.backbone.layers import ConvAdapter, EmbeddingAdapter, linears
 from taskedge.delta.apply import applied_to
 from taskedge.delta.interop.export import ADAPTER, Source, exports
 from taskedge.delta.interop.peft_layouts import LAYOUTS, Change, Layout, lora, shira, supertuning
@@ -114,13 +114,20 @@ def changes_of(source: Source) -> dict[str, Change]:
                 f"linear {name!r} is one expert of several that the model stores as one parameter, and PEFT has no "
                 "adapter for a single one: merge the delta, or export a patch"
             )
+        if isinstance(layers[name].adapter, EmbeddingAdapter):
+            raise InputError(
+                f"{name!r} is an embedding, whose entries no layout of this export can represent: merge the delta, or "
+                "export a patch"
+            )
     for name, entries in source.delta.linears.items():
         if not len(entries):
             continue
         now = layers[name].weight[entries.rows, entries.columns].cpu().double()
         relative = (now - before.entries[name].cpu().double()).float()
         plain = isinstance(layers[name].module, nn.Linear)
-        changes[name] = Change(entries.shape, entries.rows, entries.columns, relative, plain)
+        adapter = layers[name].adapter
+        kernel = adapter.kernel if isinstance(adapter, ConvAdapter) else None
+        changes[name] = Change(entries.shape, entries.rows, entries.columns, relative, plain, kernel=kernel)
     none = torch.empty(0, dtype=torch.int64)
     for name, product in source.delta.low_rank.items():
         plain = isinstance(layers[name].module, nn.Linear)

@@ -7,7 +7,7 @@ No PEFT type stores an arbitrary support directly. The three types below add num
     shira         the same, with r·(in + out) entries in every linear
     lora          B·A with one column of B for each distinct input of the linear's entries (or one row of A for each
                   distinct neuron, if these are fewer): exact, but dense, and padded with zeros to one rank for all
-                  linears; the only type for Conv1D and for the low-rank products of a delta
+                  linears; the only type for Conv1D, for convolutions and for the low-rank products of a delta
 
 Source: peft 0.21, ``tuners/supertuning`` (arXiv 2607.09287), ``tuners/shira`` (arXiv 2406.13175) and ``tuners/lora``.
 Source of the padding and of the exact factorization of a sparse change: this project.
@@ -38,6 +38,7 @@ class Change:
         relative: float32 [n], the applied weight minus the weight of the base.
         plain: whether the layer is an ``nn.Linear``; the sparse types support no other layer.
         product: the product that is added to the weight; a change with a product has no entries.
+        kernel: height and width, if the layer is a convolution; in = channels · height · width.
     """
 
     shape: tuple[int, int]
@@ -46,6 +47,7 @@ class Change:
     relative: Tensor
     plain: bool
     product: LowRankDelta | None = None
+    kernel: tuple[int, int] | None = None
 
     @property
     def size(self) -> int:
@@ -122,6 +124,8 @@ def lora(changes: dict[str, Change], *, keep_scale: bool = True) -> Layout:
             b = b * (change.product.scale / scale)
         missing = rank - a.shape[0]
         a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))  # rows of A, columns of B
+        if change.kernel is not None:  # a convolution with the kernel, then one with a kernel of 1
+            a, b = a.view(rank, -1, *change.kernel), b.view(*b.shape, 1, 1)
         tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
         padded += a.numel() + b.numel() - stored
     config = {
@@ -129,7 +133,7 @@ def lora(changes: dict[str, Change], *, keep_scale: bool = True) -> Layout:
         "lora_alpha": scale * rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": not any(change.plain for change in changes.values()),
+        "fan_in_fan_out": not any(change.plain or change.kernel for change in changes.values()),
     }
     return Layout(config, tensors, padded)
 
@@ -143,7 +147,7 @@ def _only_entries(changes: dict[str, Change], kind: str) -> None:
         if change.product is not None:
             reason = "it is changed by a low-rank product"
         elif not change.plain:
-            reason = "this type supports nn.Linear only, and the layer is another one (Conv1D, as in GPT-2)"
+            reason = "this type supports nn.Linear only, and the layer is another one (such as the Conv1D of GPT-2)"
         if reason is not None:
             raise InputError(f"{kind} cannot represent linear {name!r}: {reason}: export as PEFT type 'lora'")
 

@@ -71,8 +71,8 @@ def base_parameters(source: Source) -> dict[str, Tensor]:
 def replaced(
     model: nn.Module, weights: Mapping[str, Tensor], parameters: Mapping[str, Tensor] | None = None
 ) -> Iterator[None]:
-    """Put other weights [out, in] and parameters into the model inside the block."""
-    layers, named = linears(model), dict(model.named_parameters())
+    """Put other weights [out, in] and parameters, or running statistics, into the model inside the block."""
+    layers, named = linears(model), {**dict(model.named_parameters()), **dict(model.named_buffers())}
     given = parameters or {}
     kept = {name: layers[name].weight.clone() for name in weights}
     kept_parameters = {name: named[name].detach().clone() for name in given}
@@ -112,7 +112,8 @@ def _adapter_change(config: Mapping[str, Any], parts: Mapping[str, Tensor]) -> C
     def change(weight: Tensor) -> Tensor:
         if "lora_A" in parts:
             scale = float(config["lora_alpha"]) / float(config["r"])
-            return weight + scale * (parts["lora_B"].float() @ parts["lora_A"].float())
+            a, b = parts["lora_A"].float().flatten(1), parts["lora_B"].float().flatten(1)  # of a convolution, 4 dims
+            return weight + scale * (b @ a)
         if "shira_indices" in parts:
             rows, columns = parts["shira_indices"].long()
             return weight.index_put((rows, columns), parts["shira_weight"].float(), accumulate=True)
