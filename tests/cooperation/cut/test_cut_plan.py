@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge.cooperation.cut.coding import CODINGS, coded_bytes
+from taskedge.cooperation.cut.cut_coding import CODINGS, coded_bytes
 from taskedge.cooperation.cut.cut_plan import PlanGroup, StatedLink, plan_step
 from taskedge.errors import InputError, UnknownName
 

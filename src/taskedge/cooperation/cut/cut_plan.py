@@ -1,4 +1,4 @@
-"""What a training step of the cut costs in closed form: bytes, round trips, seconds; work and memory of the device.
+"""Bytes, round trips, seconds, and work and memory of the device in a training step of the cut, in closed form.
 
 With N tokens in a batch, hidden states of width d, and groups of modules that share an input, of which C columns and
 outputs in R rows take part:
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from taskedge.cooperation.cut.coding import DEFAULT_CODING, coded_bytes
+from taskedge.cooperation.cut.cut_coding import DEFAULT_CODING, coded_bytes
 from taskedge.errors import InputError
 
 _FP32 = 4

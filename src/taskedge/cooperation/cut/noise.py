@@ -34,7 +34,7 @@ PROTECTED = ("inputs", "gradient")
 
 @dataclass(frozen=True)
 class NoiseSettings:
-    """What is done to messages that tell of the data.
+    """Clips of messages that tell of the data, and the noise on them.
 
     Attributes:
         clip_inputs: Largest l2 norm of the embedded tokens of a row, [length, width] as one vector.

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskedge.cooperation.cut.coding import CODINGS, coded_bytes, decode, encode
+from taskedge.cooperation.cut.cut_coding import CODINGS, coded_bytes, decode, encode
 from taskedge.errors import InputError, UnknownName
 
 every_coding = pytest.mark.parametrize("coding", CODINGS)
