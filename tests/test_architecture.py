@@ -164,6 +164,7 @@ FOREIGN_SAFETENSORS = {
     "backbone/storage/memory_map.py",
     "demo/assets/model_assets.py",
     "demo/assets/dinov2.py",
+    "cooperation/cut/base_parts.py",  # the parts of the base's checkpoint outside its blocks
 }
 """Modules that read or write files whose layout other programs define."""
 

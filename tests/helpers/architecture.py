@@ -77,7 +77,7 @@ FOLDERS = {
 }
 """Lowest first: a folder imports only folders above it. ``cli`` imports everything; nothing imports it."""
 
-COOPERATION = ("protocol", "transport", "scheduling", "device", "coordinator", "fleet", "flower")
+COOPERATION = ("protocol", "transport", "scheduling", "device", "coordinator", "fleet", "flower", "cut")
 """Folders of ``cooperation``, lowest first: each imports only the ones before it."""
 
 IN_COOPERATION = {
@@ -88,6 +88,7 @@ IN_COOPERATION = {
     "coordinator": ("protocol", "transport", "scheduling", "device"),
     "fleet": ("protocol", "transport", "scheduling", "device", "coordinator"),
     "flower": ("protocol", "transport", "scheduling", "device", "coordinator", "fleet"),
+    "cut": ("protocol", "transport", "scheduling", "device", "fleet"),
 }
 
 

@@ -54,6 +54,7 @@ VERBS = {
     "plan": "Plan a fleet: which device trains which block, with which share of the bandwidth.",
     "simulate": "Replay rounds of a fleet whose links fade and whose devices come and go.",
     "cooperate": "Fine-tune one model on many devices; data stays on its device.",
+    "cut": "Train on a device with the model in the cloud; data and labels stay on the device.",
     "doctor": "Check the installation, and report what is slow and why.",
     "demo": "Fetch a small real model and data, tune, and print one table.",
 }
