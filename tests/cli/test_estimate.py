@@ -6,11 +6,11 @@ import json
 
 import pytest
 import torch
+from measured_runs import measure_once
 from tiny_task import forked, snapshot, tuning
 
 import taskedge as te
 from taskedge.training import tune
-from taskedge.training.memory import decide
 
 PLENTY = "100GB"
 
@@ -22,30 +22,6 @@ def flags(changes):
 
 def estimating(task, *more):
     return ["estimate", *tuning(task, *more)[1:]]
-
-
-@pytest.fixture(scope="module")
-def every_group():
-    """Groups of costs by the settings of the run but its budget, which does not change them."""
-    return {}
-
-
-@pytest.fixture
-def measured_once(every_group, monkeypatch):
-    """Let ``estimate`` measure a run only the first time."""
-
-    class Measured(decide.MemoryProfiler):
-        def __init__(self, run, budget=None, on_group=lambda _: None):
-            key = run.config.model_copy(update={"memory": None}).model_dump_json()
-            if key not in every_group:
-                super().__init__(run, budget, on_group)
-                every_group[key] = list(super().iter_groups(include_disallowed=True))
-            self._groups = every_group[key]
-
-        def iter_groups(self, **_):
-            yield from self._groups
-
-    monkeypatch.setattr(decide, "MemoryProfiler", Measured)
 
 
 @pytest.mark.slow
@@ -122,7 +98,8 @@ def test_no_process_is_larger_than_its_budget(task, here):
 
 
 @pytest.mark.slow
-def test_costs_as_a_table_as_json_and_refused(taskedge, task, here, measured_once):
+def test_costs_as_a_table_as_json_and_refused(taskedge, task, here, monkeypatch):
+    measure_once(monkeypatch, {})
     shown = taskedge(*estimating(task, "--memory", PLENTY))
     assert shown.code == 0, shown.err
     first, *rows = shown.out.split("\n\n")[0].splitlines()

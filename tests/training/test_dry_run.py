@@ -6,6 +6,7 @@ import json
 
 import pytest
 from killed_runs import killed_at
+from measured_runs import measure_once
 from tiny_task import forked, snapshot, tune_config, tuning
 
 from taskedge.delta.file import load
@@ -74,7 +75,8 @@ def test_a_plan_measures_nothing(task, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_estimate_lists_every_configuration(task, tmp_path):
+def test_an_estimate_lists_every_configuration(task, tmp_path, monkeypatch):
+    measure_once(monkeypatch, {})
     config = tune_config(task, tmp_path / "o")
     decision = estimate(config, log=str)
     assert decision["chosen"] is None
