@@ -131,7 +131,7 @@ def _closed_layers(deltas: Sequence[Delta], result: Delta) -> dict[str, Any]:
     closed = [delta.provenance.training.get(CLOSED_LAYERS) for delta in deltas]
     if any(names is None for names in closed):
         return {}
-    known = dict.fromkeys(name for names in closed for name in names)
+    known = dict.fromkeys(name for names in closed for name in names or ())
     return {CLOSED_LAYERS: [name for name in known if name not in result.linears]}
 
 
