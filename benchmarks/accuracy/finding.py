@@ -26,6 +26,7 @@ from taskedge.backbone.candidates import candidates, head_parameters
 from taskedge.selection.select import parse_share
 from taskedge.selection.statistics import INPUTS, measure
 from taskedge.selection.support import LayerSupport, Support, load_support, save_support
+from taskedge.training.candidate_gates import find_among_candidates
 from taskedge.training.data.text_data import Row
 from taskedge.training.diff_pruning import find_by_gates
 from taskedge.training.gates import GateConfig
@@ -35,6 +36,8 @@ from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 OWN_ENTRIES = 20_736
 """Entries of ``taskedge`` with one per neuron, which the supports without a stated share have as well."""
 LARGEST_SHARE = "0.5%"
+CANDIDATE_LR = 3e-2
+"""Peak rate of offsets behind gates: the start of the search for entries."""
 FINDING_LR = 1e-4
 """Peak rate of the weights while a support is found: the default of ``--support-lr`` and ``--change-lr``."""
 
@@ -172,3 +175,18 @@ def by_dense_run(model: nn.Module, batches: list[Any], training: TrainingRows, s
         support = te.select(model, statistics=statistics, rule="change", budget=LARGEST_SHARE, allocation="global")
     start = {name: changes[name][linear.rows, linear.columns].cpu() for name, linear in support.linears.items()}
     return replace(support, start=start, start_full={name: values[name].cpu().clone() for name in head})
+
+
+def among_candidates(rule: str, count: int, lr: float = CANDIDATE_LR) -> Find:
+    """Gates on some candidates of each neuron, of which the best stays: what fits on a device."""
+
+    def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int) -> Support:
+        candidates = te.select(model, batches, rule=rule, per_neuron=count, seed=seed)
+        with tempfile.TemporaryDirectory() as folder:
+            return find_among_candidates(
+                model, candidates, training.rows, training.collate,
+                training.config(seed).model_copy(update={"lr": lr}), GateConfig(), head=head_parameters(model),
+                folder=Path(folder), progress=False, log=print,
+            )  # fmt: skip
+
+    return find

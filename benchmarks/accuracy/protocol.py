@@ -43,6 +43,9 @@ OURS_NAMES = (
     "8 columns, one entry, 4 draws",
     "taskedge 0.5%",
     "random 0.5%",
+    "gates on 8 candidates",
+    "gates on 8 random candidates",
+    "gates on 8 random candidates, rewound",
     "sparse TAPS",
 )
 """Methods of this project; the others are rivals."""

@@ -14,7 +14,7 @@ from typing import Any
 import peft
 from torch import nn
 
-from benchmarks.accuracy.finding import LearnedSupport, by_dense_run, by_gates
+from benchmarks.accuracy.finding import LearnedSupport, among_candidates, by_dense_run, by_gates
 from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, whole
 from benchmarks.accuracy.protocol import OURS_NAMES
 from benchmarks.accuracy.relatives import dash, draws, filtered, sparse_taps, taps
@@ -113,6 +113,11 @@ OURS: dict[str, Rival] = {
     "8 columns, one entry, 4 draws": Rival(draws(columns=8, per_neuron=1), 3e-2),
     "taskedge 0.5%": Rival(sparse("taskedge", budget="0.5%"), 3e-2),
     "random 0.5%": Rival(sparse("random", budget="0.5%"), 3e-2),
+    "gates on 8 candidates": Rival(LearnedSupport(among_candidates("taskedge", 8), "gates on taskedge's 8"), 3e-2),
+    "gates on 8 random candidates": Rival(LearnedSupport(among_candidates("random", 8), "gates on 8 at random"), 3e-2),
+    "gates on 8 random candidates, rewound": Rival(
+        LearnedSupport(among_candidates("random", 8), "gates on 8 at random", rewound=True), 3e-2
+    ),
     "sparse TAPS": Rival(sparse_taps(), 3e-2, {"penalty 0.3": sparse_taps(penalty=0.3)}),
 }
 """Selection rules and forms of this project. They share one start of the search."""

@@ -114,6 +114,33 @@ def test_the_support_brings_start_and_head_and_is_bound_to_the_labels(task, tmp_
         tune(config, progress=False, log=str)
 
 
+CANDIDATES = {"support": "diff-pruning", "candidates": 4, "rule": "pursuit", "support_epochs": 0.5, "gate_penalty": 1.0}
+
+
+def among_candidates(task, out):
+    """Settings of a run without a budget."""
+    data = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
+    return TuneConfig(**data, batch_size=8, epochs=1, threads=1, out=out, **CANDIDATES)
+
+
+def test_gates_on_candidates_leave_the_best_of_each_neuron(task, tmp_path):
+    said = []
+    plan = dry_run(among_candidates(task, tmp_path / "d"), log=said.append)
+    assert "gates on 4 candidates of each neuron by rule 'pursuit', of which 1 stay" in str(said)
+    assert plan["entries"] == 2 * (4 * 16 + 32 + 16)  # neurons of the 12 linears
+    select_to_file(among_candidates(task, tmp_path / "u"), tmp_path / "s", progress=False, log=str)
+    support = load_support(tmp_path / "s")
+    assert (support.rule, support.budget, support.settings["candidates"]) == (
+        "diff-pruning", "1 per neuron", "4 per neuron",
+    )  # fmt: skip
+    assert all(len(linear.rows.unique()) == len(linear) for linear in support.linears.values())
+    assert 0 < support.num_entries <= 224
+    done = tune(among_candidates(task, tmp_path / "d"), progress=False, log=str)
+    assert done.entries == support.num_entries
+    rows = {name: linear.rows.tolist() for name, linear in load(tmp_path / "d").linears.items()}
+    assert rows == {name: linear.rows.tolist() for name, linear in support.linears.items()}
+
+
 def test_what_gates_need_is_stated_before_they_train(task, tmp_path):
     said = []
     plan = dry_run(tune_config(task, tmp_path / "d", **SETTINGS), log=said.append)
@@ -156,6 +183,12 @@ def test_settings_become_those_of_the_gates(task, tmp_path):
     ("settings", "message"),
     [
         ({"rule": "random"}, "--rule has no effect with --support diff-pruning, which chooses by its gates"),
+        (
+            {"candidates": 8, "budget": "1%"},
+            "--budget has no effect with --candidates, of which the best of each neuron",
+        ),
+        ({"candidates": 8, "per_neuron": 8}, "--candidates 8 leave gates nothing to choose: give more than"),
+        ({"support": "rule", "candidates": 8}, "--candidates has no effect without gates: leave it out, or give"),
         ({"form": "sparse_lora"}, "gives entries a start, and form 'sparse_lora' has none"),
         ({"memory": "1GB"}, "needs memory that is not predicted: leave out --memory"),
         ({"weight_storage": "int8"}, "--weight-storage int8 does not support --support diff-pruning"),

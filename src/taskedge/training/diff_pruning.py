@@ -36,7 +36,8 @@ from taskedge.training.trainer_config import TrainerConfig
 NAME = "diff-pruning"
 FINAL = "final"
 """Name of the draw that gives the changes to keep."""
-_MODULE = "taskedge_gates"
+GATES_MODULE = "taskedge_gates"
+"""Name of the gates within the model while they train."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def find_by_gates(
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
     gated = Gates(weights.parameters, gates, config.seed)
-    model.add_module(_MODULE, gated)
+    model.add_module(GATES_MODULE, gated)
     try:
         train(
             model,
@@ -163,10 +164,10 @@ def find_by_gates(
             folder,
             resume=resume,
             progress=progress,
-            callbacks=[_GateSteps(gated, list(full.values()))],
-            optimizer=_optimizer(gated, full, config),
+            callbacks=[GateSteps(gated, list(full.values()))],
+            optimizer=gate_optimizer(gated, full, config),
         )
-        delattr(model, _MODULE)
+        delattr(model, GATES_MODULE)
         expected = gated.expected_nonzero() / model_parameters
         flat, start = _largest(gated, weights, log)
         start_full = {name: parameter.detach().cpu().clone() for name, parameter in full.items()}
@@ -176,8 +177,8 @@ def find_by_gates(
             for name, parameter in full.items():
                 parameter.copy_(before[name])
                 parameter.grad = None
-        if hasattr(model, _MODULE):
-            delattr(model, _MODULE)
+        if hasattr(model, GATES_MODULE):
+            delattr(model, GATES_MODULE)
         remove_master_weights(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(required_grad[name])
@@ -200,7 +201,7 @@ def find_by_gates(
     )
 
 
-class _GateSteps(Callback):
+class GateSteps(Callback):
     """Draws the gates of each step, and gives w and the gates their gradients, clipped apart."""
 
     def __init__(self, gated: Gates, head: Sequence[nn.Parameter]) -> None:
@@ -223,7 +224,7 @@ class _GateSteps(Callback):
                 group["lr"] = group["initial_lr"]
 
 
-def _optimizer(gated: Gates, full: dict[str, nn.Parameter], config: TrainerConfig) -> torch.optim.Optimizer:
+def gate_optimizer(gated: Gates, full: dict[str, nn.Parameter], config: TrainerConfig) -> torch.optim.Optimizer:
     """Return AdamW without decay: changes, head and gates each have a rate of their own."""
     head_lr = config.lr if config.head_lr is None else config.head_lr
     rates = [([*gated.w], config.lr, False), ([*full.values()], head_lr, False)]

@@ -23,7 +23,7 @@ SELECTION_FIELDS = (
     *("change_epochs", "change_lr"),
 )
 """Settings that only a selection reads."""
-GATE_FIELDS = ("support_epochs", "support_lr", "gates", "gate_penalty", "group_penalty")
+GATE_FIELDS = ("support_epochs", "support_lr", "gates", "gate_penalty", "group_penalty", "candidates", "gate_tries")
 """Settings that only a selection with gates reads."""
 GATE_PENALTY = 42.5
 """Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
@@ -181,6 +181,14 @@ class SelectionSettings(Config):
         Literal["rule", "diff-pruning"],
         Field(description="How weights are found: by the rule, or with trained gates, in eleven times their memory."),
     ] = "rule"
+    candidates: Annotated[
+        int | None,
+        Field(
+            description="With --support diff-pruning: gates only on this many candidates of each neuron, by the rule; "
+            "the best one stays, or as many as --per-neuron. Needs the memory of these entries only.",
+            ge=2,
+        ),
+    ] = None
     support_epochs: Annotated[float, Field(description="Epochs in which gates are trained.", gt=0)] = 3.0
     support_lr: Annotated[float, Field(description="Peak learning rate of weights with gates.", gt=0)] = 1e-4
     gates: Annotated[
@@ -194,6 +202,14 @@ class SelectionSettings(Config):
             ge=0,
         ),
     ] = None
+    gate_tries: Annotated[
+        int,
+        Field(
+            description="Penalties to try with gates, until the expected share with an open gate is 1 to 2 times the "
+            "budget; 1 is no search.",
+            ge=1,
+        ),
+    ] = 1
     group_penalty: Annotated[
         Literal["product", "sum"], Field(description="Penalty of gates of matrices: the paper's product, or a sum.")
     ] = "product"
@@ -226,6 +242,8 @@ class SelectionSettings(Config):
 
         if self.support != "rule":  # a stand-in for the support that gates find, to measure its training
             kwargs: dict[str, Any] = {"budget": self.budget, "rule": "random", "allocation": "global"}
+            if self.candidates is not None:
+                kwargs = {"per_neuron": self.per_neuron or 1, "rule": "random"}
             return kwargs | {"seed": self.seed} | ({} if self.depth is None else {"depth": self.depth})
         chooses_alone = bool(RULES[self.rule].choose)
         replaces_budget = (
@@ -311,7 +329,7 @@ class SelectionSettings(Config):
     @property
     def needs_gradients(self) -> bool:
         """Whether the selection reads gradients of the loss."""
-        if self.support_file is not None or self.support != "rule":
+        if self.support_file is not None or (self.support != "rule" and self.candidates is None):
             return False
         from taskedge.selection.columns import COLUMN_SCORES
         from taskedge.selection.rules import RULES
@@ -331,6 +349,13 @@ class SelectionSettings(Config):
             reason, other = "with --support-file, whose entries are chosen already", "--support-file"
         elif self.support != "rule":
             names, reason, other = _OF_RULES, f"with --support {self.support}, which chooses by its gates", "--support"
+            if self.gate_tries > 1 and self.gate_penalty == 0:
+                return "--gate-tries begins at --gate-penalty 0, which has no multiples: give a penalty above 0"
+            if self.candidates is not None:
+                names = ("budget", *(name for name in _OF_RULES if name not in ("rule", "per_neuron")))
+                reason, other = "with --candidates, of which the best of each neuron stay", "--candidates"
+                if self.candidates <= (self.per_neuron or 1):
+                    return f"--candidates {self.candidates} leave gates nothing to choose: give more than --per-neuron"
             if self.form != "sparse":
                 return (
                     f"--support {self.support} gives entries a start, and form {self.form!r} has none: leave out either"
