@@ -72,7 +72,7 @@ def test_the_code_runs(bert, tmp_path, monkeypatch):
     known = {"te": te, "model": bert, "batches": [batch], "batch": batch}
     known["rows"] = [{key: value[index] for key, value in batch.items()} for index in range(4)]
     known["collate"] = lambda rows: {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
-    choosing, dense_run, columns, drawn, unmerged, own = blocks(SELECTION, "python")
+    choosing, dense_run, columns, drawn, block, unmerged, own = blocks(SELECTION, "python")
     exec(choosing.replace("0.1%", "1%"), known)  # the tiny model has no thousand weights
     assert (known["support"].rule, known["support"].allocation) == ("fisher", "global_per_neuron")
     exec(dense_run.replace("0.1%", "1%"), known)
@@ -81,6 +81,8 @@ def test_the_code_runs(bert, tmp_path, monkeypatch):
     assert (known["support"].allocation, known["support"].settings["columns"]) == ("columns", 8)
     exec(drawn, known)
     assert known["support"].settings["column_draws"] == 4
+    exec(block.replace("0.05%", "1%"), known)
+    assert known["support"].settings["max_rows"] == 32
     exec(unmerged, known)
     exec(own, known)
     assert known["support"].rule == "squared"
