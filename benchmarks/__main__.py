@@ -18,6 +18,7 @@ SUPPORT = {
     "methods",
     "comparison",
     "cooperation_runs",
+    "cut_setting",
     "planning_record",
     "protocol",
     "rivals",
