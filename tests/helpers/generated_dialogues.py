@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-AREAS = ("north", "south", "east", "west", "centre")
+AREAS = ("north", "south", "east", "west", "center")
 PRICES = ("cheap", "moderate", "expensive")
 FOODS = ("italian", "chinese", "indian", "thai", "french", "spanish", "turkish", "korean")
 HOTELS = ("acorn house", "bridge inn", "city lodge", "gate hotel", "hill view", "park lodge", "river inn", "star house")

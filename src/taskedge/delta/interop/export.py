@@ -30,8 +30,8 @@ from taskedge.backbone.loading import TASK_AUTO_CLASSES
 from taskedge.delta.apply import applied, applied_to
 from taskedge.delta.delta import Delta
 from taskedge.delta.filter_delta import refuse_filters
-from taskedge.delta.prompt_delta import refuse_prompt
 from taskedge.delta.interop.self_check import Batch, check_rows, self_check
+from taskedge.delta.prompt_delta import refuse_prompt
 from taskedge.errors import InputError
 from taskedge.io.atomic import atomic_file, atomic_folder, require_parent
 from taskedge.registry import Registry
