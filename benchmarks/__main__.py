@@ -25,7 +25,9 @@ SUPPORT = {
     "base_mutations",
     "data_mutations",
     "feature_task",
+    "finding",
     "forgetting",
+    "relatives",
     "__main__",
 }
 """Modules that benchmarks share and that measure nothing themselves."""

@@ -33,7 +33,7 @@ def test_built_in_objects_are_found_without_imports_by_the_caller():
         "taskedge",
     ]
     assert RULES.titles == [*RULES, "principal:R"]
-    assert list(ALLOCATIONS) == ["global", "global_per_neuron", "per_layer", "per_neuron"]
+    assert list(ALLOCATIONS) == ["block", "global", "global_per_neuron", "per_layer", "per_neuron"]
     assert ALLOCATIONS.titles == [*ALLOCATIONS, "N:M"]
     assert list(KERNELS) == ["gather", "numba", "thin"]
 
@@ -44,7 +44,7 @@ def test_an_unknown_name_lists_the_registered_names():
     with pytest.raises(InputError, match=r"unknown rule 'zzz' \(known"):
         RULES["zzz"]
     with pytest.raises(
-        UnknownName, match=r"unknown allocation 'globl'; did you mean 'global'\? \(known: N:M, global, "
+        UnknownName, match=r"unknown allocation 'globl'; did you mean 'global'\? \(known: N:M, block, global, "
     ):
         ALLOCATIONS["globl"]
 

@@ -217,7 +217,7 @@ def test_a_model_of_images_brings_its_processor(tmp_path):
 def test_what_takes_no_images_or_no_text(base, tmp_path):
     vit = tiny_task.vit(tmp_path / "vit")
     with pytest.raises(
-        InputError, match=r"'bert' and cannot be used for image-class.* for text-classification or text-r"
+        InputError, match=r"'bert' and cannot be used for image-class.* for text-class.*, text-regression or token-c"
     ):
         load_base("image-classification", base, LABELS)
     with pytest.raises(InputError, match=r"'vit' and cannot be used for text-classification.*for image-classification"):

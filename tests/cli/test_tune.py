@@ -117,7 +117,10 @@ def test_a_model_without_linears(taskedge, task, here, monkeypatch):
         (["tune", "--values", "fp16"], "'fp16' is not one of 'fp32', 'bf16'"),
         (["tune", "--lr"], "Option '--lr' requires an argument"),
         (["tune", "train.csv"], "Got unexpected extra argument (train.csv)"),
-        (["tune"], "2 settings cannot be used:\n  --model is needed: Base model: a local folder or a hub id\n"),
+        (
+            ["tune"],
+            "2 settings cannot be used:\n  --model is needed: Base model: a local folder, a hub id or a GGUF file\n",
+        ),
     ],
 )
 def test_wrong_usage(taskedge, here, arguments, told):

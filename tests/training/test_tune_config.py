@@ -106,7 +106,7 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
             {"task": "text-clasification"},
             "--task: unknown task 'text-clasification'; did you mean 'text-classification'?",
         ),
-        ({"dtype": "fp16"}, "--dtype: must be 'auto', 'fp32' or 'bf16'"),
+        ({"dtype": "fp16"}, "--dtype: must be 'auto', 'fp32', 'bf16' or 'fastest'"),
         ({"seed": -1}, "--seed: must be greater than or equal to 0"),
         ({"per_neuron": 0}, "--per-neuron: must be greater than or equal to 1"),
         ({"learning_rate": 1}, "--learning-rate: unknown setting"),

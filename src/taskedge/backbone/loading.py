@@ -327,7 +327,8 @@ def _remedy(config: Any) -> str:
     ]
     if not tasks:
         return "taskedge tunes no model of this type; name another with --model"
-    return f"name another base with --model, or give this one data for {' or '.join(tasks)}"
+    named = " or ".join([", ".join(tasks[:-1]), tasks[-1]] if tasks[1:] else tasks)
+    return f"name another base with --model, or give this one data for {named}"
 
 
 def _load_image_processor(name: str | Path, config: Any, log: Callable[[str], None]) -> Any:

@@ -34,17 +34,8 @@ TAPS_FORMS = ("taps", "sparse_taps")
 TAPS_PENALTY = 1.0
 """Penalty of the mean score of the gates on layers, where none is given."""
 _OF_RULES = (
-    *(
-        "per_neuron",
-        "rule",
-        "allocation",
-        "columns",
-        "max_columns",
-        "max_rows",
-        "column_score",
-        "column_draws",
-        "avoid",
-    ),
+    *("per_neuron", "rule", "allocation", "columns", "max_columns", "max_rows", "column_score", "column_draws"),
+    "avoid",
 )
 
 

@@ -87,7 +87,9 @@ class TestEveryExport:
 
 
 def test_an_unknown_form(bert, delta, tmp_path):
-    with pytest.raises(UnknownName, match=r"unknown export 'pefd'; did you mean 'peft'\? \(known: gguf, .*peft\)"):
+    with pytest.raises(
+        UnknownName, match=r"unknown export 'pefd'; did you mean 'peft'\? \(known: executorch, gguf, .*peft\)"
+    ):
         te.export(bert, delta, tmp_path / "out", to="pefd")
 
 
