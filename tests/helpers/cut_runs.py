@@ -96,11 +96,12 @@ def files(folder: Path, make: Callable[..., Path] = tiny_task.bert, rows: int = 
     return Files(folder, base)
 
 
-def cloud_base(layers: int = 2, width: int = 16, seed: int = 3) -> CloudBase:
+def cloud_base(layers: int = 2, width: int = 16, seed: int = 3, dropout: float = 0.0) -> CloudBase:
     """Return the blocks of a small BERT with weights that are not tiny."""
     config = transformers.BertConfig(
         vocab_size=30, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=24, initializer_range=0.2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        max_position_embeddings=24, initializer_range=0.2, hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )  # fmt: skip
     torch.manual_seed(seed)
     return CloudBase(transformers.BertModel(config), "tiny")

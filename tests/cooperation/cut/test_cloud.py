@@ -13,8 +13,9 @@ from scripted_devices import Scripted, a_plan, serve
 
 from taskedge.cooperation.cut import cloud as cloud_module
 from taskedge.cooperation.cut.base_parts import BaseParts
-from taskedge.cooperation.cut.cloud import CloudLimits
+from taskedge.cooperation.cut.cloud import Cloud, CloudLimits
 from taskedge.cooperation.protocol.message import Message
+from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,70 @@ def test_many_devices_at_once_get_what_each_gets_alone(base, parts):
     assert [device.matrices for device in together] == [device.matrices for device in alone]
     assert len({device.matrices[0] for device in together}) == 3
     assert not cloud.refusals
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    """A base with dropout."""
+    return cut_runs.cloud_base(dropout=0.1)
+
+
+def test_dropout_of_a_device_that_trains_does_not_depend_on_one_that_measures(dropping, parts):
+    """Both use the same blocks by turns, and only one is in training mode."""
+
+    def measuring(request: Message, answer: Message) -> Message:
+        if answer.kind == "pass":
+            return Message("pass", {**answer.header, "trains": False}, answer.tensors)
+        return Message("seen", answer.header) if request.kind == "states" else answer
+
+    def devices():
+        return [
+            Scripted("trains", a_plan(dropping)),
+            Scripted("measures", a_plan(dropping), change=measuring, passes=6),
+        ]
+
+    alone, together = devices(), devices()
+    for device in alone:
+        run(dropping, parts, [device])
+    cloud = run(dropping, parts, together)
+    assert [device.matrices for device in together] == [device.matrices for device in alone]
+    assert alone[0].matrices[:5] != alone[0].matrices[5:]  # other passes, other dropout
+    assert not cloud.refusals
+
+
+@pytest.mark.parametrize("place", range(4, 9))
+def test_dropout_of_a_pass_is_the_same_after_the_link_was_cut_in_it(dropping, parts, place):
+    """The thread of the lost pass ends while the new one computes, and draws no number of it."""
+    alone = Scripted("a", a_plan(dropping))
+    run(dropping, parts, [alone])
+    device = Scripted("a", a_plan(dropping))
+
+    async def cut() -> None:
+        link = MemoryCoordinatorLink()
+        cloud = Cloud(link, dropping, parts, CloudLimits())
+        tasks = [asyncio.create_task(cloud.serve())]
+        count = iter(range(1, 1000))
+
+        async def handle(message: Message) -> Message:
+            if next(count) == place:
+                tasks.append(asyncio.create_task(link.device("a").serve(handle)))
+                await asyncio.sleep(0.02)
+            return await device.handle(message)
+
+        tasks.append(asyncio.create_task(link.device("a").serve(handle)))
+        async with asyncio.timeout(20):
+            await asyncio.sleep(0.01)
+            while cloud.sessions:
+                await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(cut())
+    sessions = {message.header["session"] for message in device.received}
+    assert len(sessions) == 2
+    device.received = [message for message in device.received if message.header["session"] == device.session]
+    assert device.matrices == alone.matrices
 
 
 def test_without_an_active_module_only_states_cross(base, parts):

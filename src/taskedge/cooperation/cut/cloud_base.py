@@ -53,6 +53,8 @@ class Pass:
         self.started: dict[str, tuple[Tensor, tuple[Tensor, ...]]] = {}
         """Input and products of the groups that are under way, by the name of the group."""
         self.returns_tuple = False
+        self.trains = False
+        """Whether blocks are in training mode while this pass computes."""
 
 
 class _Finished(Exception):
@@ -138,15 +140,20 @@ class CloudBase:
             cut: The pass. With ``trains`` and active modules, autograd is recorded.
             trains: Whether blocks are in training mode (dropout) and a backward pass follows.
         """
-        for block in self.blocks:
-            if block.module.training != trains:
-                block.module.train(trains)
+        cut.trains = trains
+        self._set_mode(trains)
         with self._running(cut), torch.set_grad_enabled(trains and bool(cut.groups)):
             try:
                 self.model(input_ids=torch.zeros_like(cut.mask), attention_mask=cut.mask)
             except _Finished as finished:
                 return finished.states
         raise TaskEdgeError(f"{self.name}: its forward pass does not end with block {self.blocks[-1].name}")
+
+    def _set_mode(self, trains: bool) -> None:
+        """Put the blocks, which all passes share, into the mode of the pass that computes."""
+        for block in self.blocks:
+            if block.module.training != trains:
+                block.module.train(trains)
 
     def calibration_batch(self, cut: Pass) -> dict[str, Tensor]:
         """Make a pass the present one of this thread, and return the batch to call the model with."""
@@ -200,6 +207,7 @@ class CloudBase:
     def _with_product(self, cut: Pass, group: Group, name: str, x: Tensor, output: Tensor) -> Tensor:
         if group.name not in cut.started:
             products = _Exchange.apply(x, cut.anchor, cut, group)  # type: ignore[no-untyped-call]
+            self._set_mode(cut.trains)  # while this pass waited, another may have computed in its own
             cut.started[group.name] = x, products
         shared, products = cut.started[group.name]
         if shared is not x:
