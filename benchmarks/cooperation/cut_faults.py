@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.cooperation.cut_faults  # minutes
 
-Both ends run in this process, over a link in memory, with a tiny BERT and 20 steps. There is no dropout: in one process
-the two ends would draw from one source. A schedule draws two faults and the
-messages at which they strike:
+Both ends run in this process, over a link in memory, with a tiny BERT and 20 steps. There is no dropout: both
+ends would draw from the one generator of the process, and after a cut link the thread of the lost pass ends while the
+device already draws. The cloud's own draws do not change then (tests/cooperation/cut/test_cloud.py). A schedule draws
+two faults and the messages at which they strike:
 
     device killed     its run ends at once, and is started again with --resume from its last checkpoint
     device frozen     it answers after the cloud's patience has ended
