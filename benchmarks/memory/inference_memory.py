@@ -2,11 +2,13 @@
 
     python -m benchmarks.memory.inference_memory          # what is not in the results; 8 minutes on one busy core
     python -m benchmarks.memory.inference_memory --again  # all
+    python -m benchmarks.memory.inference_memory --again --jobs 6  # six processes at a time
 
 SmolLM2-135M, and random weights of the shape of Gemma 3 270M. Inference is a forward pass without gradients; its loss
 is that of labeled positions, as `eval` computes it. Each way has a process of its own: the peak of the resident set
-over the pass or step, less that of the process with the loaded model and what libraries allocate on first use. "With
-the base" adds the bytes of the model's parameters to both.
+over the pass or step, less that of the process with the loaded model and what libraries allocate on first use. All
+return freed tensors to the system as the trainer does with recomputation. "With the base" adds the bytes of the model's
+parameters to both.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from benchmarks.memory.storage_workload import FOLDERS, load
 from benchmarks.record import figure, rerun, results, show, write
 from taskedge.backbone.label_loss import use_label_loss
 from taskedge.forms.kernels import force_kernel
-from taskedge.profiling.process_memory import peak_bytes, reset_peak, return_freed_memory
+from taskedge.profiling.process_memory import TIGHT_THRESHOLD_BYTES, peak_bytes, reset_peak, return_freed_memory
 
 RESULTS = ("inference_memory.json",)
 
@@ -59,7 +62,7 @@ def batch_of(model: Any) -> dict[str, torch.Tensor]:
 def measure(name: str, way: str) -> dict[str, float]:
     """Return peak bytes above the loaded model, of one way in this process, and the bytes of the model."""
     torch.set_num_threads(1)
-    return_freed_memory()
+    return_freed_memory(TIGHT_THRESHOLD_BYTES)
     device = torch.device("cpu")
     model = model_of(name)
     batch = batch_of(model)
@@ -106,6 +109,7 @@ def split_rows(batch: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true", help="also what is in the results already")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; memory does not depend on it")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help="print the figures of one way as JSON")
     arguments = parser.parse_args()
     if arguments.one:
@@ -113,17 +117,23 @@ def main() -> None:
         return
     stored = results("memory") / "inference_memory.json"
     known: dict[str, Any] = json.loads(stored.read_text())["details"]["measured"] if stored.exists() else {}
-    for name in MODELS:
-        found = known.setdefault(name, {})
-        for way in WAYS:
-            if way in found and not arguments.again:
-                continue
-            done = subprocess.run(rerun("--one", name, way), check=True, capture_output=True, text=True)
-            found[way] = json.loads(done.stdout.splitlines()[-1])
-            print(name, way, found[way], flush=True)
-            figures = ratios({model: ways for model, ways in known.items() if len(ways) == len(WAYS)})
-            show(figures)
-            write("memory", "inference_memory", {"setting": SETTING, "figures": figures, "measured": known})
+    left = [(name, way) for name in MODELS for way in WAYS if arguments.again or way not in known.get(name, {})]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        running = {pool.submit(_in_process, *job): job for job in left}
+        for done in as_completed(running):
+            name, way = running[done]
+            known.setdefault(name, {})[way] = done.result()
+            print(name, way, done.result(), flush=True)
+    figures = ratios(known)
+    show(figures)
+    write("memory", "inference_memory", {"setting": SETTING, "figures": figures, "measured": known})
+
+
+def _in_process(name: str, way: str) -> dict[str, float]:
+    """Return the figures of one way, from a process of its own."""
+    done = subprocess.run(rerun("--one", name, way), check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def ratios(measured: dict[str, dict[str, dict[str, float]]]) -> list[dict[str, Any]]:

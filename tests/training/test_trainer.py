@@ -231,3 +231,12 @@ def test_sparing_memory_does_without_the_compiler(tmp_path, rung):
     run(tmp_path, settings=SETTINGS.model_copy(update={"epochs": 1, **rung}), callbacks=[Watch()])
     assert seen == ({"gather"} if rung else {None})
     assert _forced.get() is None
+
+
+@pytest.mark.parametrize("rung", [{}, {"recompute": "blocks"}, {"micro_batch": 2}])
+def test_sparing_memory_returns_the_tensors_of_a_micro_batch(tmp_path, monkeypatch, rung):
+    """A row of 256 tokens of width 576 is 576 KiB: a threshold of 1 MiB left 4 times the live bytes resident."""
+    thresholds = []
+    monkeypatch.setattr("taskedge.training.trainer.return_freed_memory", thresholds.append)
+    run(tmp_path, settings=SETTINGS.model_copy(update={"epochs": 1, **rung}))
+    assert thresholds == ([2**15] if rung else [])

@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from taskedge.errors import TrainingDiverged
 from taskedge.forms.kernels import force_kernel
 from taskedge.forms.recompute import recomputing
-from taskedge.profiling.process_memory import return_freed_memory
+from taskedge.profiling.process_memory import TIGHT_THRESHOLD_BYTES, return_freed_memory
 from taskedge.training import checkpoint as checkpoints
 from taskedge.training.callbacks import Callback, ProgressLine, StepTimer, TensorBoardLog, TrainState
 from taskedge.training.column_draws_callback import ColumnDraws, draws_columns
@@ -123,7 +123,8 @@ def train(
     newest = checkpoints.latest(folder) if resume else None
     checkpoint = None if newest is None else checkpoints.Checkpoint(newest)
     if config.low_memory:
-        return_freed_memory()
+        # nearly all tensors of a step of few rows are below 1 MiB, and a heap of them keeps what they leave
+        return_freed_memory(TIGHT_THRESHOLD_BYTES)
     try:
         with ExitStack() as stack:
             if config.low_memory:
