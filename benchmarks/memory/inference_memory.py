@@ -124,9 +124,9 @@ def main() -> None:
             name, way = running[done]
             known.setdefault(name, {})[way] = done.result()
             print(name, way, done.result(), flush=True)
-    figures = ratios(known)
-    show(figures)
-    write("memory", "inference_memory", {"setting": SETTING, "figures": figures, "measured": known})
+            figures = ratios({model: ways for model, ways in known.items() if len(ways) == len(WAYS)})
+            show(figures)
+            write("memory", "inference_memory", {"setting": SETTING, "figures": figures, "measured": known})
 
 
 def _in_process(name: str, way: str) -> dict[str, float]:

@@ -7,8 +7,9 @@ Beside it: the loss of transformers, by TaskEdge and by LoRA.
 The model has the shape of Gemma 3 270M (268 M parameters, 262,144 words, head tied to the embeddings) and random
 weights: memory and time do not depend on their values. Rows have 256 tokens, of which the last quarter is the response
 and has labels. Memory is the peak of the resident set over the step less that of the process with the loaded model;
-each way has a process of its own. Seconds are processor time of the step, on one thread, after a
-step of one short row.
+each way has a process of its own. Seconds are processor time of the step, on one thread, after a step of one short row.
+With `--turns N` all ways are measured in turn, N times; a ratio is of two ways of the same turn, and the results are
+written after each turn.
 """
 
 from __future__ import annotations
@@ -104,27 +105,37 @@ def measure(way: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=1, help="how often each way is measured")
     parser.add_argument("--one", choices=WAYS, help="print the figures of one way as JSON")
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(arguments.one)))
         return
-    found: dict[str, dict[str, float]] = {}
-    for way in WAYS:
-        done = subprocess.run(rerun("--one", way), check=True, capture_output=True, text=True)
-        found[way] = json.loads(done.stdout.splitlines()[-1])
-        print(way, found[way], flush=True)
+    turns: list[dict[str, dict[str, float]]] = []
+    for turn in range(arguments.turns):
+        found = {}
+        for way in WAYS:
+            done = subprocess.run(rerun("--one", way), check=True, capture_output=True, text=True)
+            found[way] = json.loads(done.stdout.splitlines()[-1])
+            print(turn, way, found[way], flush=True)
+        turns.append(found)
+        figures = figures_of(turns)
+        show(figures)
+        write("memory", "label_loss_memory", {"setting": SETTING, "figures": figures})
+
+
+def figures_of(turns: list[dict[str, dict[str, float]]]) -> list[dict[str, Any]]:
+    """Return each way's memory, seconds, and their ratios to those of LoRA in the same turn."""
     figures = []
     for way in WAYS:
-        figures.append(figure(f"memory: {way}", [found[way]["memory"] / 2**20], unit="MiB"))
-        figures.append(figure(f"step: {way}", [found[way]["seconds"]], unit="s"))
+        figures.append(figure(f"memory: {way}", [found[way]["memory"] / 2**20 for found in turns], unit="MiB"))
+        figures.append(figure(f"step: {way}", [found[way]["seconds"] for found in turns], unit="s"))
         for kind, key in (("memory", "memory"), ("step", "seconds")):
-            ratio = found[way][key] / found[LORA][key]
-            figures.append(figure(f"{kind}: {way} / {LORA}", [ratio], bar=BARS.get((way, kind))))
-    ratio = found[RECOMPUTED]["memory"] / found[INFERENCE]["memory"]
-    figures.append(figure(f"memory: {RECOMPUTED} / {INFERENCE}", [ratio], bar=1.25))
-    show(figures)
-    write("memory", "label_loss_memory", {"setting": SETTING, "figures": figures})
+            ratios = [found[way][key] / found[LORA][key] for found in turns]
+            figures.append(figure(f"{kind}: {way} / {LORA}", ratios, bar=BARS.get((way, kind))))
+    ratios = [found[RECOMPUTED]["memory"] / found[INFERENCE]["memory"] for found in turns]
+    figures.append(figure(f"memory: {RECOMPUTED} / {INFERENCE}", ratios, bar=1.25))
+    return figures
 
 
 if __name__ == "__main__":
