@@ -103,9 +103,14 @@ def at(by_rate: Mapping[float, float], rate: float) -> float:
 
 
 def distances(found: Curves, exponent: float) -> dict[str, float]:
-    """Return by how much the default rate is behind the best, in the mean of the tasks, for each setting."""
+    """Return by how much the default rate is behind the best, in the mean of the tasks, for each setting.
+
+    A setting without three rates on every development task is left out.
+    """
     behind = {}
     for setting, tasks in found.items():
+        if any(len(tasks.get(task, ())) < 3 for task in DEVELOPMENT):
+            continue
         rate = DEFAULT_LR * per_neuron(setting.partition(" ")[0]) ** (STEP_EXPONENT - exponent)
         rates = sorted(set.intersection(*(set(by) for by in tasks.values())) | {rate})
         means = {tried: mean(at(by, tried) for by in tasks.values()) for tried in rates}
@@ -123,9 +128,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.show:
         found = curves()
+        for setting, tasks in found.items():
+            for task, by in tasks.items():
+                shown = "  ".join(f"{rate:g}: {100 * accuracy:.1f}" for rate, accuracy in by.items())
+                print(f"{setting}, {task}: {shown}")
         for exponent in EXPONENTS:
             behind = distances(found, exponent)
-            print(f"{exponent:4.2f} " + "  ".join(f"{setting}: {100 * d:.1f}" for setting, d in behind.items()))
+            print(f"{exponent:4.2f}  " + "  ".join(f"{setting}: {100 * d:.1f}" for setting, d in behind.items()))
         return
     quiet()
     for seed in arguments.seeds:
