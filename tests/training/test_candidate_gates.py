@@ -10,6 +10,7 @@ from torch import nn
 import taskedge as te
 from taskedge.errors import InputError
 from taskedge.selection.support import LayerSupport, Support
+from taskedge.training import diff_pruning
 from taskedge.training.callbacks import Callback
 from taskedge.training.candidate_gates import best_of_neurons, find_among_candidates
 from taskedge.training.checkpoint import latest
@@ -87,9 +88,9 @@ def test_an_interrupted_search_resumes_to_the_same_bits(tmp_path, monkeypatch):
             if state.step == 100:
                 raise KeyboardInterrupt
 
-    made = find_among_candidates.__globals__["GateSteps"]
+    made = diff_pruning.GateSteps
     monkeypatch.setattr(
-        "taskedge.training.candidate_gates.GateSteps",
+        "taskedge.training.diff_pruning.GateSteps",
         type("Stopped", (made,), {"on_step_end": Stop.on_step_end}),
     )
     model, rows, candidates, _ = problem()

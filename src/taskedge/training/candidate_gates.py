@@ -23,9 +23,8 @@ from taskedge.forms import STEP_EXPONENT
 from taskedge.forms.install import fuse, install
 from taskedge.forms.sparse import FreeEntries, sparse_layers
 from taskedge.selection.support import LayerSupport, Support
-from taskedge.training.diff_pruning import FINAL, GATES_MODULE, NAME, GateSteps, gate_optimizer
+from taskedge.training.diff_pruning import FINAL, GATES_MODULE, NAME, train_gates
 from taskedge.training.gates import GateConfig, Gates
-from taskedge.training.trainer import train
 from taskedge.training.trainer_config import TrainerConfig
 
 
@@ -82,17 +81,7 @@ def find_among_candidates(
     gated = Gates({name: each.offsets for name, each in entries.items()}, gates, config.seed)
     model.add_module(GATES_MODULE, gated)
     try:
-        train(
-            model,
-            rows,
-            collate,
-            config.model_copy(update={"clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}),
-            folder,
-            resume=resume,
-            progress=progress,
-            callbacks=[GateSteps(gated, list(full.values()))],
-            optimizer=gate_optimizer(gated, full, config),
-        )
+        train_gates(model, rows, collate, config, folder, gated, full, resume=resume, progress=progress)
         expected = gated.expected_nonzero() / candidates.model_parameters
         gated.write(FINAL)
         offsets = {name: each.current_offsets().detach() for name, each in entries.items()}

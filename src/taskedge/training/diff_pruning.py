@@ -156,17 +156,7 @@ def find_by_gates(
     gated = Gates(weights.parameters, gates, config.seed)
     model.add_module(GATES_MODULE, gated)
     try:
-        train(
-            model,
-            rows,
-            collate,
-            config.model_copy(update={"clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}),
-            folder,
-            resume=resume,
-            progress=progress,
-            callbacks=[GateSteps(gated, list(full.values()))],
-            optimizer=gate_optimizer(gated, full, config),
-        )
+        train_gates(model, rows, collate, config, folder, gated, full, resume=resume, progress=progress)
         delattr(model, GATES_MODULE)
         expected = gated.expected_nonzero() / model_parameters
         flat, start = _largest(gated, weights, log)
@@ -198,6 +188,24 @@ def find_by_gates(
         settings=_settings(config, gates, depth) | {"expected_share": expected},
         start=start,
         start_full=start_full,
+    )
+
+
+def train_gates(
+    model: nn.Module, rows: Sequence[Any], collate: Callable[[list[Any]], Any], config: TrainerConfig, folder: Path,
+    gated: Gates, full: dict[str, nn.Parameter], *, resume: bool, progress: bool,
+) -> None:  # fmt: skip
+    """Train gates and their weights with the parameters of ``full``; clipping is apart, and there is no warm-up."""
+    train(
+        model,
+        rows,
+        collate,
+        config.model_copy(update={"clip": 0.0, "weight_decay": 0.0, "warmup": 0.0}),
+        folder,
+        resume=resume,
+        progress=progress,
+        callbacks=[GateSteps(gated, list(full.values()))],
+        optimizer=gate_optimizer(gated, full, config),
     )
 
 

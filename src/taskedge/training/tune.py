@@ -48,7 +48,8 @@ from taskedge.training.class_weights import weighted_loss
 from taskedge.training.find_support import find_in_steps
 from taskedge.training.form_callbacks import form_callbacks, open_share
 from taskedge.training.guard import explained, in_file
-from taskedge.training.held_out import HELD_OUT_LOSS, HeldOut
+from taskedge.training.held_out import HeldOut
+from taskedge.training.held_out_callback import held_out_callback, kept_values
 from taskedge.training.memory.decide import choose_within_budget
 from taskedge.training.memory.headroom import ReleaseFreedMemory
 from taskedge.training.memory.memory_report import decision_text
@@ -119,7 +120,7 @@ def _tune(config: TuneConfig, folder: Path, *, resume: bool, progress: bool, log
     log(training_text(run, support, num_trained))
     if hint := bf16_hint(run.config):
         log(hint)
-    held_out = _held_out(run, folder)
+    held_out = held_out_callback(run, folder)
     try:
         with in_file(run.data.train.path), weighted_loss(installed.model, run.class_weights()):
             trained = train(
@@ -239,42 +240,13 @@ def _resume_or_select(
     return support or find_in_steps(run, folder, SUPPORT_FILE, progress=progress)
 
 
-def _held_out(run: Run, folder: Path) -> HeldOut | None:
-    """Return the callback that evaluates while the run trains, if the settings ask for one."""
-    config = run.config
-    if config.eval_every is None:
-        return None
-    rows, path = run.held_out_rows()
-    if run.data.parts is None and run.data.validation is None and (config.early_stop or config.keep == "best"):
-        run.log(
-            f"{path} decides which values are kept, so its figures at the end are too good: give --validation for "
-            "a decision by other rows"
-        )
-    return HeldOut(
-        rows,
-        run.collate,
-        path,
-        folder,
-        every=config.eval_every,
-        patience=config.early_stop,
-        keep_best=config.keep == "best",
-        batch_size=config.trainer_config().rows_per_pass,
-        log=run.log,
-    )
-
-
 def _extract(
     run: Run, support: Support, installed: TrainableModel, trained: TrainResult, held_out: HeldOut | None
 ) -> Delta:
     """Return what was learned, with its provenance: of the last step, or of the best evaluation."""
     check_unchanged(installed.model)
     training = training_provenance(run, support, trained.steps)
-    if held_out is not None and held_out.best is not None:
-        training["held_out_loss"] = held_out.entries[-1][HELD_OUT_LOSS]
-        if run.config.keep == "best":
-            training["kept_step"] = held_out.restore_best(installed.model)
-            training["held_out_loss"] = held_out.best[HELD_OUT_LOSS]
-            run.log(f"kept the values of step {training['kept_step']}, held-out loss {training['held_out_loss']:.4f}")
+    training |= kept_values(run, held_out, installed.model)
     delta = installed.extract()
     return delta.with_provenance(
         base=run.config.model,

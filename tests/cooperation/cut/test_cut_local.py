@@ -47,6 +47,23 @@ def test_twenty_steps_are_those_of_tune_on_one_machine(files, changes, bar):
     assert plain.quality["accuracy"] == done.result.measures["accuracy"]
 
 
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_what_is_held_out_decides_and_is_said_as_in_tune(files, keep):
+    """The same values kept, the same figures in the file, and the same lines."""
+    held_out = {"eval": files.folder / "eval.csv", "eval_every": 2, "keep": keep, "lr": 0.3}
+    changes = held_out | {"max_columns": 4, "epochs": 2}
+    said, over_cut = [], []
+    plain = tune(files.config("plain.safetensors", **changes), force=True, progress=False, log=said.append)
+    done, _ = files.run(**changes, log=over_cut.append)
+    first, second = load(plain.out).provenance.training, load(done.result.out).provenance.training
+    assert first["held_out_loss"] == pytest.approx(second["held_out_loss"], abs=1e-5)
+    assert first.get("kept_step") == second.get("kept_step")
+    about = [[line for line in lines if "kept" in line and "eval" in line] for lines in (said, over_cut)]
+    assert about[0] == about[1]
+    assert bool(about[0]) == (keep == "best")
+    assert any(line.startswith("kept the values of step") for line in over_cut) == (keep == "best")
+
+
 def test_bytes_are_the_closed_form_and_the_wire_has_no_token_id_and_no_label(files):
     done, recorded = files.run(max_columns=4)
     counted = done.result.counted

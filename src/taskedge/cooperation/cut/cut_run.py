@@ -40,6 +40,7 @@ from taskedge.training.class_weights import weighted_loss
 from taskedge.training.config import changes_text
 from taskedge.training.guard import in_file
 from taskedge.training.held_out import HeldOut
+from taskedge.training.held_out_callback import held_out_callback, kept_values
 from taskedge.training.run import Run, prepare_run
 from taskedge.training.run_log import measure_and_hint
 from taskedge.training.run_provenance import training_provenance, training_text
@@ -151,7 +152,7 @@ def _train(
     begin = time.monotonic()
     prepared = prepare_over_cut(config, settings, end, store, folder, resume=resume, log=log)
     run, hollow, chosen = prepared.run, prepared.hollow, prepared.chosen
-    held_out = _held_out(run, folder)
+    held_out = held_out_callback(run, folder)
     callbacks = [CutSteps(end), *([] if held_out is None else [held_out])]
     if settings.active_share < 1:
         callbacks.insert(1, KillAndRevive(end, settings.active_share, folder, config.checkpoint_every, log))
@@ -329,24 +330,6 @@ def _calibrating(end: DeviceEnd) -> Callable[[Tensor, Tensor], Tensor]:
     return run
 
 
-def _held_out(run: Run, folder: Path) -> HeldOut | None:
-    config = run.config
-    if config.eval_every is None:
-        return None
-    rows, path = run.held_out_rows()
-    return HeldOut(
-        rows,
-        run.collate,
-        path,
-        folder,
-        every=config.eval_every,
-        patience=config.early_stop,
-        keep_best=config.keep == "best",
-        batch_size=config.trainer_config().rows_per_pass,
-        log=run.log,
-    )
-
-
 def _extract(
     run: Run,
     settings: CutSettings,
@@ -359,9 +342,7 @@ def _extract(
     """Return what was learned, bound to the cloud's base, with its provenance."""
     training = training_provenance(run, chosen.support, trained.steps)
     training |= {"coding": settings.coding, "active_share": settings.active_share}
-    if held_out is not None and held_out.best is not None and run.config.keep == "best":
-        training["kept_step"] = held_out.restore_best(hollow.model)
-        training["held_out_loss"] = held_out.best["held_out_loss"]
+    training |= kept_values(run, held_out, hollow.model)
     delta = extract(hollow.model)
     products = {name: replace(product, base_digest=chosen.digests[name]) for name, product in delta.low_rank.items()}
     return replace(delta, low_rank=products).with_provenance(
