@@ -99,9 +99,9 @@ def test_its_shape_is_known_without_weights(file):
 def test_it_is_found_beside_the_delta(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert locate_base("base.gguf", file.parent) == str(file.parent / "base.gguf")
-    with pytest.raises(InputError, match=r"gone\.gguf: no such folder, neither from"):
+    with pytest.raises(InputError, match=r"gone\.gguf: no such file, neither from"):
         locate_base("gone.gguf", file.parent)
-    with pytest.raises(InputError, match=r"gone\.gguf: no such folder"):
+    with pytest.raises(InputError, match=r"gone\.gguf: no such file: name a GGUF file or"):
         load_base("text-generation", "gone.gguf")
 
 

@@ -201,8 +201,13 @@ def locate_base(name: str, folder: Path) -> str:
     if Path(name).is_absolute():
         raise InputError(f"{name}: no such folder or GGUF file")
     if _is_path(name) or _is_path(name, folder):
-        raise InputError(f"{name}: no such folder, neither from {Path.cwd()} nor from {folder.resolve()}")
+        raise InputError(f"{name}: no such {_missing(name)}, neither from {Path.cwd()} nor from {folder.resolve()}")
     return name
+
+
+def _missing(name: str) -> str:
+    """Return what a name that is not there would be: a GGUF file or a folder."""
+    return "file" if name.lower().endswith(SUFFIX) else "folder"
 
 
 def _is_path(name: str, folder: Path = Path()) -> bool:
@@ -227,7 +232,9 @@ def explain_load_errors(name: str | Path, reader: str = "a tokenizer") -> Iterat
             f"{name} is a file: name the folder of a model, a GGUF file, or a hub id such as 'bert-base-uncased'"
         )
     if not folder.exists() and _is_path(str(name)):
-        raise InputError(f"{name}: no such folder: name a local model folder or a hub id such as 'bert-base-uncased'")
+        missing = _missing(str(name))
+        other = "a GGUF file or a local model folder" if missing == "file" else "a local model folder"
+        raise InputError(f"{name}: no such {missing}: name {other} or a hub id such as 'bert-base-uncased'")
     if folder.is_dir() and not (folder / "config.json").exists():
         raise InputError(f"{name}: the folder holds no model: it has no config.json")
     logging.disable_progress_bar()
