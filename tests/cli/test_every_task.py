@@ -342,7 +342,7 @@ def test_a_micro_batch_that_does_not_divide_the_batch_of_the_kind_is_refused_fir
     [
         (["--model", "bert", "--train", "plain.txt"], "reads a text as a whole (an encoder), so it cannot"),
         (["--model", "bert", "--train", "images"], "'bert' and cannot be used for image-classification: name another"),
-        (["--model", "bert", "--train", "images"], "or text-regression or token-classification\n"),
+        (["--model", "bert", "--train", "images"], ", text-regression or token-classification\n"),
         (["--model", "vit", "--train", "ratings.csv"], "'vit' and cannot be used for text-regression: name another"),
         (["--model", "vit", "--train", "ratings.csv"], "or give this one data for image-classification\n"),
         (["--model", "bert", "--train", "images", "--task", "text-regression"], "images is a folder, which is read as"),
