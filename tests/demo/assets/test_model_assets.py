@@ -8,7 +8,7 @@ import pytest
 import torch
 from onnx_export import exported
 from real import real
-from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, Dinov2Model
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForCausalLM, AutoTokenizer, Dinov2Model
 
 from taskedge.demo import assets
 from taskedge.demo.assets import model_assets as models
@@ -95,6 +95,15 @@ def cached(get, name):
 def test_real_encoder_of_base_size():
     model = AutoModel.from_pretrained(cached(assets.mpnet_base, "mpnet-base-1"))
     assert model.num_parameters() == 109_486_464
+
+
+def test_real_gemma():
+    """On the metadata only: the weights take 1.1 GB."""
+    folder = cached(assets.gemma3_270m, "gemma3-270m-1")
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    assert model.num_parameters() == 268_098_176
+    assert b"Gemma Terms of Use" in (folder / "GEMMA_TERMS.html").read_bytes()
 
 
 def test_real_vision_transformer():

@@ -11,7 +11,7 @@ They ship inside packages of the Python package index and of Debian, and are ext
 """
 
 from taskedge.demo.assets.image_assets import fashion_mnist, openclipart
-from taskedge.demo.assets.model_assets import minilm, mpnet_base, smollm2, vit_small
+from taskedge.demo.assets.model_assets import gemma3_270m, minilm, mpnet_base, smollm2, vit_small
 from taskedge.demo.assets.text_assets import (
     Row,
     bbc_news,
@@ -31,6 +31,7 @@ __all__ = [
     "Row",
     "bbc_news",
     "fashion_mnist",
+    "gemma3_270m",
     "minilm",
     "movie_reviews",
     "movie_scores",
