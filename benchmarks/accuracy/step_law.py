@@ -9,8 +9,9 @@ rows of compare.py and are judged on its validation rows. The head has one rate 
 begins at the default and goes on to better neighbors until the best is no edge.
 
 A step is divided by K^e, with K entries in the neuron. K is nearly the same in all neurons of a support, so that a run
-at rate r and exponent e is also one at rate r K^(f - e) and exponent f: runs at one exponent tell about all. ``--show``
-interpolates the accuracies over the logarithm of the rate.
+at rate r and exponent e is also one at rate r K^(f - e) and exponent f: runs at one exponent tell about all. Where some
+neurons have no entry, a step is also divided by the share of those that have one. The first runs did without, and are
+runs at other rates with it. ``--show`` interpolates the accuracies over the logarithm of the rate.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ DEFAULT_LR = TrainerConfig().lr
 HEAD_LR = 3e-2
 EXPONENTS = (0.0, 0.25, 0.5, 0.6, 0.75, 0.9, 1.0)
 
+WITH_SHARE = ", steps by the share of neurons"
+"""End of a setting's name in runs whose steps are divided by the share of neurons that have entries."""
+
 Curves = Mapping[str, Mapping[str, Mapping[float, float]]]
 """Setting -> task -> body rate -> validation accuracy, mean over the seeds."""
 
 
 def name(share: str, batch_size: int) -> str:
     """Return the key of a setting in the results."""
-    return f"{share} in batches of {batch_size}"
+    return f"{share} in batches of {batch_size}" + (WITH_SHARE if per_neuron(share) < 1 else "")
 
 
 def settings() -> list[tuple[str, int]]:
@@ -84,7 +88,11 @@ def curves(tasks: Sequence[str] = DEVELOPMENT) -> Curves:
         path = results("accuracy") / "step_law" / f"{task}.jsonl"
         for line in path.read_text().splitlines() if path.is_file() else []:
             run = json.loads(line)
-            found[run["method"]][task][run["body_lr"]].append(run["validation"])
+            setting, rate = run["method"], run["body_lr"]
+            mean_entries = per_neuron(setting.partition(" ")[0])
+            if mean_entries < 1 and not setting.endswith(WITH_SHARE):
+                setting, rate = setting + WITH_SHARE, rate * mean_entries
+            found[setting][task][rate].append(run["validation"])
     return {
         setting: {task: {rate: mean(seeds) for rate, seeds in sorted(by.items())} for task, by in tasks_.items()}
         for setting, tasks_ in found.items()
@@ -92,8 +100,8 @@ def curves(tasks: Sequence[str] = DEVELOPMENT) -> Curves:
 
 
 def per_neuron(share: str) -> float:
-    """Return the mean number of entries in a neuron that has one, of a support of this share of MiniLM."""
-    return max(1.0, float(share.rstrip("%")) / 0.0913)
+    """Return the mean number of entries per neuron of a support of this share of MiniLM."""
+    return float(share.rstrip("%")) / 0.0913
 
 
 def at(by_rate: Mapping[float, float], rate: float) -> float:
@@ -111,7 +119,7 @@ def distances(found: Curves, exponent: float) -> dict[str, float]:
     for setting, tasks in found.items():
         if any(len(tasks.get(task, ())) < 3 for task in DEVELOPMENT):
             continue
-        rate = DEFAULT_LR * per_neuron(setting.partition(" ")[0]) ** (STEP_EXPONENT - exponent)
+        rate = DEFAULT_LR * max(1.0, per_neuron(setting.partition(" ")[0])) ** (STEP_EXPONENT - exponent)
         rates = sorted(set.intersection(*(set(by) for by in tasks.values())) | {rate})
         means = {tried: mean(at(by, tried) for by in tasks.values()) for tried in rates}
         behind[setting] = max(means.values()) - means[rate]

@@ -62,7 +62,9 @@ def test_a_block_is_every_entry_of_the_best_rows_and_columns(bert):
     batches = [tiny.batch(bert)]
     wide = select(bert, batches, columns=3)
     support = select(bert, batches, max_rows=2, max_columns=3, allocation="block")
-    assert support.settings == {"seed": 0, "max_columns": 3, "max_rows": 2, "column_score": "entries"}
+    limits = {"max_columns": 3, "max_rows": 2, "column_score": "entries"}
+    neurons = sum(linear.shape[0] for linear in support.linears.values())
+    assert support.settings == {"seed": 0, **limits, "entries_per_neuron": 6 * len(support.linears) / neurons}
     assert (support.allocation, support.budget) == ("block", "2 rows x 3 columns")
     assert support.linears.keys() == wide.linears.keys()
     for name, linear in support.linears.items():

@@ -158,7 +158,8 @@ def _move_entries(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
         before = supports[name]
         supports[name] = LayerSupport.from_flat(before.shape, flat.cpu(), before.shared_input, before.input_rms)
     for name in positions:
-        _move_layer_entries(name, layers[name], supports[name], installed.step_exponent)
+        steps = (installed.step_exponent, installed.support.entries_per_neuron)
+        _move_layer_entries(name, layers[name], supports[name], steps)
     for layer in layers.values():
         shared_input = layer.entries.shared_input
         readers = [other.entries for other in layers.values() if other.entries.shared_input is shared_input]
@@ -172,7 +173,7 @@ def _move_entries(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport, exponent: float) -> None:
+def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport, steps: tuple[float, float]) -> None:
     """Write the base back at the layer's entries, then take over the rows and columns of ``support``."""
     entries = layer.entries
     write_entries(layer, entries.adapter.weight_index(entries.rows, entries.columns), entries.base)
@@ -181,7 +182,7 @@ def _move_layer_entries(name: str, layer: SparseLayer, support: LayerSupport, ex
     # read as stored: reading ``layer.weight`` would write the old offsets at the new positions
     entries.base = stored_weight(layer)[entries.adapter.weight_index(entries.rows, entries.columns)]
     if entries.step is not None:
-        entries.step = step_sizes(name, support, exponent).to(entries.step)
+        entries.step = step_sizes(name, support, *steps).to(entries.step)
     entries.invalidate_written()
 
 

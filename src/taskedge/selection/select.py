@@ -37,7 +37,7 @@ from taskedge.selection.rows import choose_rows, in_rows, in_whole_weights, usab
 from taskedge.selection.rules import RULES, Rule
 from taskedge.selection.spt import SelectedParameters, trainable_vectors
 from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics, measure
-from taskedge.selection.support import LayerSupport, Support
+from taskedge.selection.support import ENTRIES_PER_NEURON, LayerSupport, Support
 
 
 def select(
@@ -211,6 +211,9 @@ def select(
         settings["rank"] = rank
     if measured.idle:
         settings["never_ran"] = list(measured.idle)
+    if score_rule.choose is None:  # others spread the budget over more than entries
+        neurons = sum(layer.shape[0] for layer in layers.values())
+        settings[ENTRIES_PER_NEURON] = sum(map(len, selected.entries.values())) / neurons
     return Support(
         linears={
             name: LayerSupport.from_flat(

@@ -11,6 +11,7 @@ digest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ _ATTRIBUTES = {
     "whole_parameters": "num_full_parameters",
 }
 """Key in files and messages -> attribute of ``Support``."""
+ENTRIES_PER_NEURON = "entries_per_neuron"
+"""Name among the settings."""
 _START, _START_FULL = "start/", "start_full/"
 
 
@@ -176,6 +179,18 @@ class Support:
                 stored.setdefault(linear.shared_input, set()).update(at_once)
             counts.append(sum(map(len, stored.values())))
         return max(counts)
+
+    @property
+    def entries_per_neuron(self) -> float:
+        """Mean number of entries per neuron of the linears that could be chosen from; 1 where none is recorded.
+
+        Raises:
+            InputError: the recorded one is no positive number.
+        """
+        mean = self.settings.get(ENTRIES_PER_NEURON, 1.0)
+        if not isinstance(mean, (int, float)) or not 0 < mean < math.inf:
+            raise InputError(f"a support with {str(mean)[:40]} entries per neuron: select it again")
+        return float(mean)
 
     @property
     def parameters(self) -> int:
