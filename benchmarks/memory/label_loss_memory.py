@@ -7,7 +7,8 @@ Beside it: the loss of transformers, by TaskEdge and by LoRA.
 The model has the shape of Gemma 3 270M (268 M parameters, 262,144 words, head tied to the embeddings) and random
 weights: memory and time do not depend on their values. Rows have 256 tokens, of which the last quarter is the response
 and has labels. Memory is the peak of the resident set over the step less that of the process with the loaded model;
-each way has a process of its own. Seconds are processor time of the step, on one thread, after a step of one short row.
+each way has a process of its own, and returns freed tensors to the system as the trainer does with recomputation.
+Seconds are processor time of the step, on one thread, after a step of one short row.
 With `--turns N` all ways are measured in turn, N times; a ratio is of two ways of the same turn, and the results are
 written after each turn.
 """
@@ -28,7 +29,7 @@ import taskedge as te
 from benchmarks.record import figure, rerun, show, write
 from taskedge.backbone.label_loss import use_label_loss
 from taskedge.forms.kernels import force_kernel
-from taskedge.profiling.process_memory import peak_bytes, reset_peak, return_freed_memory
+from taskedge.profiling.process_memory import TIGHT_THRESHOLD_BYTES, peak_bytes, reset_peak, return_freed_memory
 
 RESULTS = ("label_loss_memory.json",)
 ROWS, TOKENS, RESPONSE = 4, 256, 64
@@ -67,7 +68,7 @@ def batch_of(model: Any) -> dict[str, torch.Tensor]:
 def measure(way: str) -> dict[str, float]:
     """Return peak bytes above the loaded model and seconds of a step, of one way in this process."""
     torch.set_num_threads(1)
-    return_freed_memory()
+    return_freed_memory(TIGHT_THRESHOLD_BYTES)
     model = gemma()
     batch = batch_of(model)
     device = torch.device("cpu")

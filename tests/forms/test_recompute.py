@@ -14,18 +14,23 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import taskedge as te
 from taskedge.backbone.blocks import blocks
+from taskedge.backbone.label_loss import use_label_loss
+from taskedge.backbone.layers import linears
+from taskedge.backbone.linear_cross_entropy import chunk_limit
+from taskedge.backbone.storage.set_storage import set_weight_storage
 from taskedge.errors import InputError
 from taskedge.forms.entries import SharedInput
 from taskedge.forms.recompute import RECOMPUTE_MODES, recomputing
 from taskedge.forms.sparse import sparse_layers
+from taskedge.profiling.tensor_memory import LiveBytes
 from taskedge.training.lora import PeftLora
 
 HOWS = pytest.mark.parametrize("how", ["blocks", "inputs"])
 
 
-def llama():
+def llama(vocabulary=tiny.VOCABULARY):
     config = LlamaConfig(
-        vocab_size=tiny.VOCABULARY, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+        vocab_size=vocabulary, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
         max_position_embeddings=24, attention_dropout=0.2,
     )  # fmt: skip
     return _seeded(LlamaForCausalLM, config)
@@ -109,7 +114,7 @@ def test_after_the_values_moved_and_the_stored_weights_did_not_yet(how):
 
 
 @HOWS
-@pytest.mark.parametrize("form", ["sparse_lora", "spt", "lora"])
+@pytest.mark.parametrize("form", ["sparse_lora", "sparse_plus_low_rank", "spt", "lora"])
 def test_other_forms(form, how):
     torch.set_num_threads(1)
     model, given = bert(), tiny.batch(bert())
@@ -204,6 +209,81 @@ def test_below_the_deepest_trained_entry_nothing_is_kept_or_recomputed():
         block.module.self_attn.register_forward_pre_hook(lambda module, given, depth=block.depth: ran.append(-depth))
     gradients(model, given, "blocks")
     assert ran == [3, -3, 2, -2, 1, -1]
+
+
+def large_vocabulary(labels=6, storage="resident"):
+    """Return a model whose logits take more than its blocks, and 4 rows of which the last tokens have labels."""
+    torch.set_num_threads(1)
+    model = llama(vocabulary=4000)
+    assert use_label_loss(model)
+    set_weight_storage(model, storage)
+    given = batch(model)
+    given["labels"] = given["labels"].clone()
+    given["labels"][:, : 6 - labels] = -100
+    return te.install(model, te.select(model, [given], per_neuron=2)), given
+
+
+def runs_of_last_block(model, given, how="blocks"):
+    """Return how often the block nearest the output runs in a step."""
+    ran = []
+    first = next(iter(linears(blocks(model)[-1].module).values())).module
+    handle = first.register_forward_pre_hook(lambda module, given: ran.append(1))
+    gradients(model, given, how)
+    handle.remove()
+    return len(ran)
+
+
+@HOWS
+@pytest.mark.parametrize("storage", ["resident", "int8", "int4"])
+def test_the_last_block_is_recomputed_where_the_logits_are_the_peak(storage, how):
+    model, given = large_vocabulary(storage=storage)
+    loss, plain = gradients(model, given)
+    again, recomputed = gradients(model, given, how)
+    assert torch.equal(loss, again)
+    assert tiny.same_bits(plain, recomputed)
+    assert runs_of_last_block(model, given, how) == 2
+
+
+def test_recomputing_the_last_block_too_lowers_the_peak_of_a_large_vocabulary(monkeypatch):
+    model, given = large_vocabulary()
+    gradients(model, given, "blocks")  # so that gradients exist
+
+    def peak():
+        with LiveBytes() as live:
+            gradients(model, given, "blocks")
+        return live.peak
+
+    with_last = peak()
+    monkeypatch.setattr("taskedge.forms.recompute._LastBlock.is_below_loss", lambda self, inputs: False)
+    one = 4 * 6 * 16 * 4  # rows, tokens, width, bytes
+    assert peak() - with_last > 5 * one
+
+
+def test_the_last_block_is_kept_where_logits_take_less():
+    model, given = large_vocabulary(labels=0)
+    assert runs_of_last_block(model, given) == 1
+    few = llama(vocabulary=12)
+    assert use_label_loss(few)
+    given = {"input_ids": given["input_ids"] % 12, "labels": given["input_ids"] % 12}
+    te.install(few, te.select(few, [given], per_neuron=1))
+    assert runs_of_last_block(few, given) == 1
+
+
+def test_a_measurement_with_small_chunks_recomputes_what_the_run_does():
+    model, given = large_vocabulary()
+    with chunk_limit(1):
+        assert runs_of_last_block(model, given) == 2
+
+
+def test_the_last_block_of_an_encoder_decoder_with_a_large_vocabulary():
+    torch.set_num_threads(1)
+    model, given = t5(tie=False), t5_batch()
+    model.resize_token_embeddings(400, mean_resizing=False)
+    assert use_label_loss(model)
+    te.install(model, te.select(model, [given], per_neuron=1))
+    _, plain = gradients(model, given)
+    assert tiny.same_bits(plain, gradients(model, given, "blocks")[1])
+    assert runs_of_last_block(model, given) == 2
 
 
 def test_autocast_recomputes_in_bfloat16():

@@ -65,6 +65,18 @@ def test_columns_with_a_warmed_head_resume_to_the_same_bytes(task, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("coding", ["int8", "int4"])
+def test_entries_over_a_coded_base_resume_to_the_same_bytes(task, tmp_path, coding):
+    coded = [*OFTEN, "--weight-storage", coding]
+    assert forked(tuning(task, "--out", tmp_path / "whole", *coded)).code == 0
+    arguments = tuning(task, "--out", tmp_path / "cut", *coded)
+    assert forked(arguments, MOMENTS["after a checkpoint"]).code == -signal.SIGKILL
+    assert forked([*arguments, "--resume"]).code == 0
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert load(tmp_path / "cut").provenance.training["weight_storage"] == coding
+
+
+@pytest.mark.slow
 def test_a_run_from_before_steps_fell_with_the_entries_of_a_neuron_names_the_setting_that_continues_it(task, tmp_path):
     out = tmp_path / "task.safetensors"
     arguments = [*tuning(task, "--out", out, *OFTEN), "--step-exponent", "0"]

@@ -5,7 +5,7 @@ keeps everything, since dropout draws the same numbers again. Entries are treate
 they need are gathered again from the recomputed inputs.
 
 Source: Chen et al. (arXiv 1604.06174) for recomputing blocks, Korthikanti et al. (arXiv 2205.05198) for recomputing
-what is large and cheap; the engine is ``torch.utils.checkpoint``; this project for leaving out the last block.
+what is large and cheap; the engine is ``torch.utils.checkpoint``; this project for the choice at the last block.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from torch.utils.checkpoint import (
 )
 
 from taskedge.backbone.blocks import blocks
+from taskedge.backbone.label_loss import LabelLossModel, label_count, loss_bytes
+from taskedge.backbone.layers import linears
+from taskedge.backbone.linear_cross_entropy import CHUNK_BYTES, chunk_limit
 from taskedge.errors import InputError, did_you_mean
 from taskedge.forms.sparse import sparse_layers
 
@@ -44,7 +47,8 @@ def recomputing(model: nn.Module, mode: str = "blocks") -> Iterator[None]:
             ``"none"`` does nothing.
 
     The block nearest the output is left out: its backward pass is the first, when nothing else has been recomputed yet,
-    so recomputing it would cost time and leave the peak the same.
+    so recomputing it would cost time and leave the peak the same. A language model's loss comes before it, and may be
+    the peak: in a pass whose logits take more than the temporaries of that block's backward pass, it is recomputed too.
 
     Forward and backward pass must both be inside. Passes without gradient are not changed. Passes with gradient keep no
     cache of keys and values (``use_cache=False``): it would be filled twice.
@@ -63,15 +67,22 @@ def recomputing(model: nn.Module, mode: str = "blocks") -> Iterator[None]:
         raise InputError(f"{type(model).__name__} has no repeated blocks to recompute: leave recompute at 'none'")
     if any(hasattr(block.module.__dict__.get("forward"), "recomputes") for block in every):
         raise InputError("the model recomputes its blocks already: leave that first")
-    modules = [block.module for block in every if block.depth > 1]
+    modules = [block.module for block in every]
     before = [module.__dict__.get("forward") for module in modules]
+    contexts = _selective_contexts if mode == "inputs" else None
+    last = _LastBlock(model, modules[-1])
     for module in modules:
-        module.__dict__["forward"] = _recomputing_forward(module, _selective_contexts if mode == "inputs" else None)
-    handle = model.register_forward_pre_hook(_disable_cache, with_kwargs=True)
+        is_needed = last.is_below_loss if module is last.block else _always
+        module.__dict__["forward"] = _recomputing_forward(module, contexts, is_needed)
+    handles = [
+        model.register_forward_pre_hook(_disable_cache, with_kwargs=True),
+        model.register_forward_pre_hook(last.begin_pass, with_kwargs=True),
+    ]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         for module, forward in zip(modules, before, strict=True):
             del module.__dict__["forward"]
             if forward is not None:
@@ -93,13 +104,55 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _recomputing_forward(module: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> Callable[..., Any]:
+class _LastBlock:
+    """Decides for each pass whether the block nearest the output is recomputed.
+
+    If it is not, its activations and then the larger of the logits and the temporaries of its backward pass are there
+    at once; if it is, the logits take the place of both.
+    """
+
+    def __init__(self, model: nn.Module, block: nn.Module) -> None:
+        self.block = block
+        self._language_model = next((part for part in model.modules() if isinstance(part, LabelLossModel)), None)
+        self._widest = max((linear.shape[0] for linear in linears(block).values()), default=0)
+        self._loss_bytes = 0
+
+    def begin_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count the labels of a pass of the model."""
+        labels, model_of_loss = kwargs.get("labels"), self._language_model
+        if model_of_loss is None or labels is None:
+            self._loss_bytes = 0
+            return
+        count = label_count(labels, model_of_loss.label_shift)
+        with chunk_limit(CHUNK_BYTES):  # a measurement with smaller chunks decides as the run does
+            self._loss_bytes = loss_bytes(model_of_loss, count)
+
+    def is_below_loss(self, inputs: tuple[Any, ...]) -> bool:
+        """Return whether the logits of this pass take more than the temporaries of the block's backward pass.
+
+        These are taken to be gradients of two of its widest outputs.
+        """
+        hidden = next((value for value in inputs if isinstance(value, Tensor)), None)
+        if hidden is None or not self._loss_bytes:
+            return False
+        num_tokens = hidden.numel() // max(hidden.shape[-1], 1)
+        return self._loss_bytes > 2 * self._widest * num_tokens * hidden.element_size()
+
+
+def _always(inputs: tuple[Any, ...]) -> bool:
+    return True
+
+
+def _recomputing_forward(
+    module: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None, is_needed: Callable[[tuple[Any, ...]], bool]
+) -> Callable[..., Any]:
     forward: Callable[..., Any] = module.forward
     options: dict[str, Any] = {} if contexts is None else {"context_fn": contexts}
 
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        if not (torch.is_grad_enabled() and _needs_gradient(module, (*args, *kwargs.values()))):
+        inputs = (*args, *kwargs.values())
+        if not (torch.is_grad_enabled() and _needs_gradient(module, inputs) and is_needed(inputs)):
             return forward(*args, **kwargs)
         for layer in sparse_layers(module).values():
             layer.sync_weight()  # now: both passes must run the very same operations
