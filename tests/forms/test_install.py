@@ -244,35 +244,37 @@ def test_with_one_entry_per_neuron_steps_have_the_bits_that_they_had(bert):
         assert torch.equal(step_sizes(name, linear), ratio.clamp(1 / 100.0, 100.0))
 
 
-@pytest.mark.parametrize(("entries", "larger"), [(100, None), (20, 10.0), (500, 1.0)])
-def test_steps_grow_as_fewer_neurons_have_entries(bert, entries, larger):
-    """In inverse proportion, down to a tenth of the neurons; with an entry in each neuron and more not at all."""
-    support = te.select(bert, [tiny.batch(bert)], budget=entries / sum(p.numel() for p in bert.parameters()))
-    neurons = sum(layer.shape[0] for layer in candidates(bert).values())
+@pytest.mark.parametrize(("entries", "allocation"), [(100, None), (20, None), (500, None), (300, "global")])
+def test_steps_grow_as_fewer_neurons_have_entries(bert, entries, allocation):
+    """In inverse proportion to their share, down to a tenth."""
+    budget = entries / sum(p.numel() for p in bert.parameters())
+    support = te.select(bert, [tiny.batch(bert)], budget=budget, allocation=allocation)
+    with_entries = sum(len(set(linear.rows.tolist())) for linear in support.linears.values())
+    share = with_entries / sum(layer.shape[0] for layer in candidates(bert).values())
     assert support.num_entries == entries
-    assert support.entries_per_neuron == pytest.approx(entries / neurons)
-    told = larger or neurons / entries
+    assert support.neuron_share == pytest.approx(share)
+    assert (share < 0.1, share == 1) == (entries == 20, entries == 500)
+    without = replace(support, settings={})
     trained = te.install(bert, support, step="activation", step_exponent=0)
-    unscaled = replace(support, settings={})
     for name, layer in sparse_layers(trained).items():
-        plain = step_sizes(name, unscaled.linears[name], 0.0)
-        torch.testing.assert_close(layer.entries.step, plain * told)
+        plain = step_sizes(name, without.linears[name], 0.0)
+        torch.testing.assert_close(layer.entries.step, plain / max(share, 0.1))
 
 
 def test_the_steps_of_older_supports_are_as_they_were(bert):
     support = te.select(bert, [tiny.batch(bert)], budget="0.1%")
     older = replace(support, settings={"seed": 0})
-    assert support.entries_per_neuron < 1
-    assert older.entries_per_neuron == 1
+    assert support.neuron_share < 1
+    assert older.neuron_share == 1
     for name, layer in sparse_layers(te.install(bert, older, step="activation")).items():
         assert torch.equal(layer.entries.step, step_sizes(name, older.linears[name]))
 
 
-@pytest.mark.parametrize("mean", [0, -1, math.nan, math.inf, "many", None])
-def test_a_broken_number_of_entries_per_neuron_is_refused(bert, mean):
+@pytest.mark.parametrize("share", [0, -1, 1.5, math.nan, "many", None])
+def test_a_broken_share_of_neurons_is_refused(bert, share):
     support = te.select(bert, [tiny.batch(bert)], per_neuron=1)
-    with pytest.raises(InputError, match="entries per neuron: select it again"):
-        te.install(bert, replace(support, settings={"entries_per_neuron": mean}), step="activation")
+    with pytest.raises(InputError, match="of its neurons: select it again"):
+        te.install(bert, replace(support, settings={"neuron_share": share}), step="activation")
 
 
 @pytest.mark.parametrize("exponent", [-0.1, 1.5, math.nan])

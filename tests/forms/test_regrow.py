@@ -55,7 +55,7 @@ class Reference:
         done, self.layers = installation(model), sparse_layers(model)
         self.plain = te.fuse(copy.deepcopy(model)).requires_grad_(True)
         self.of_column, self.scale, self.mask, self.time = {}, {}, {}, 0
-        self.entries_per_neuron = done.support.entries_per_neuron
+        self.neuron_share = done.support.neuron_share
         for name, support in done.support.linears.items():
             rms = support.input_rms
             steps = (rms.square().mean().sqrt() / rms.clamp_min(1e-12)).clamp(0.01, 100)
@@ -75,7 +75,7 @@ class Reference:
         if of_column is None:
             return torch.ones(mask.shape).double()
         steps = of_column * mask.sum(1, keepdim=True).clamp_min(1).float() ** -0.75
-        return (steps / min(1, self.entries_per_neuron)).double()  # rounded as in a model
+        return (steps / max(self.neuron_share, 0.1)).double()  # rounded as in a model
 
     def linear(self, name):
         return as_linear(name, self.plain.get_submodule(name))

@@ -33,7 +33,7 @@ def test_readers_of_one_input_have_the_same_columns_and_every_neuron_all_of_them
         assert linear.columns_of_every_row.tolist() == first.columns_of_every_row.tolist()
         assert len(linear) == 3 * linear.shape[0]
     assert (support.allocation, support.budget) == ("columns", "3 per neuron")
-    assert support.settings == {"seed": 0, "columns": 3, "column_score": score, "entries_per_neuron": 3}
+    assert support.settings == {"seed": 0, "columns": 3, "column_score": score, "neuron_share": 1}
 
 
 def test_the_best_entries_of_each_neuron_within_the_columns(bert):

@@ -64,7 +64,7 @@ def test_a_block_is_every_entry_of_the_best_rows_and_columns(bert):
     support = select(bert, batches, max_rows=2, max_columns=3, allocation="block")
     limits = {"max_columns": 3, "max_rows": 2, "column_score": "entries"}
     neurons = sum(linear.shape[0] for linear in support.linears.values())
-    assert support.settings == {"seed": 0, **limits, "entries_per_neuron": 6 * len(support.linears) / neurons}
+    assert support.settings == {"seed": 0, **limits, "neuron_share": 2 * len(support.linears) / neurons}
     assert (support.allocation, support.budget) == ("block", "2 rows x 3 columns")
     assert support.linears.keys() == wide.linears.keys()
     for name, linear in support.linears.items():

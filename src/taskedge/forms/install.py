@@ -127,8 +127,8 @@ def install(
     check_start(support, dict(model.named_parameters()), form)
     steps: dict[str, Tensor | None] = dict.fromkeys(support.linears)
     if step == "activation":
-        per_neuron = support.entries_per_neuron
-        steps = {name: step_sizes(name, linear, step_exponent, per_neuron) for name, linear in support.linears.items()}
+        share = support.neuron_share
+        steps = {name: step_sizes(name, linear, step_exponent, share) for name, linear in support.linears.items()}
     required_grad = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
     model.requires_grad_(False)
@@ -202,13 +202,13 @@ def set_installation(model: nn.Module, installed: Installation) -> None:
 
 
 def step_sizes(
-    name: str, linear: LayerSupport, exponent: float = STEP_EXPONENT, entries_per_neuron: float = 1.0
+    name: str, linear: LayerSupport, exponent: float = STEP_EXPONENT, neuron_share: float = 1.0
 ) -> Tensor:
-    """Return float32 [n]: ``rms(A) / A_j / K_i^exponent / K`` at the entries (i, j).
+    """Return float32 [n]: ``rms(A) / A_j / K_i^exponent / S`` at the entries (i, j).
 
-    A are the input norms; their ratio is kept within a factor of 100 of 1. K_i is the number of entries in row i. K is
-    the mean number of entries per neuron of the whole support where it is below 1, and at least 1/10: the fewer neurons
-    change, the more each one has to. Source: this project (``benchmarks.accuracy.step_law``).
+    A are the input norms; their ratio is kept within a factor of 100 of 1. K_i is the number of entries in row i. S is
+    the share of neurons with entries in the whole support, and at least 1/10: the fewer neurons change, the more each
+    one has to. Source: this project (``benchmarks.accuracy.step_law``).
     """
     if linear.input_rms is None:
         raise InputError(f"step size 'activation' needs the input norms of {name!r}: select with calibration batches")
@@ -216,7 +216,7 @@ def step_sizes(
     ratio = typical / linear.input_rms[linear.columns].clamp_min(1e-12)
     of_row = torch.bincount(linear.rows, minlength=linear.shape[0]).float()
     steps = ratio.clamp(1 / _MAX_STEP_RATIO, _MAX_STEP_RATIO) * of_row[linear.rows].pow(-exponent)
-    return steps / min(1.0, max(entries_per_neuron, 1 / _MAX_SPARSE_STEP))
+    return steps / max(neuron_share, 1 / _MAX_SPARSE_STEP)
 
 
 def _checked_rank(form: Form, support: Support, rank: int | None, alpha: float | None) -> int:

@@ -158,7 +158,7 @@ def _move_entries(model: nn.Module, positions: Mapping[str, Tensor]) -> None:
         before = supports[name]
         supports[name] = LayerSupport.from_flat(before.shape, flat.cpu(), before.shared_input, before.input_rms)
     for name in positions:
-        steps = (installed.step_exponent, installed.support.entries_per_neuron)
+        steps = (installed.step_exponent, installed.support.neuron_share)
         _move_layer_entries(name, layers[name], supports[name], steps)
     for layer in layers.values():
         shared_input = layer.entries.shared_input

@@ -37,7 +37,7 @@ from taskedge.selection.rows import choose_rows, in_rows, in_whole_weights, usab
 from taskedge.selection.rules import RULES, Rule
 from taskedge.selection.spt import SelectedParameters, trainable_vectors
 from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics, measure
-from taskedge.selection.support import ENTRIES_PER_NEURON, LayerSupport, Support
+from taskedge.selection.support import NEURON_SHARE, LayerSupport, Support
 
 
 def select(
@@ -212,8 +212,8 @@ def select(
     if measured.idle:
         settings["never_ran"] = list(measured.idle)
     if score_rule.choose is None:  # others spread the budget over more than entries
-        neurons = sum(layer.shape[0] for layer in layers.values())
-        settings[ENTRIES_PER_NEURON] = sum(map(len, selected.entries.values())) / neurons
+        used = sum(len(torch.unique(flat // layers[name].shape[1])) for name, flat in selected.entries.items())
+        settings[NEURON_SHARE] = used / sum(layer.shape[0] for layer in layers.values())
     return Support(
         linears={
             name: LayerSupport.from_flat(

@@ -11,7 +11,6 @@ digest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +44,7 @@ _ATTRIBUTES = {
     "whole_parameters": "num_full_parameters",
 }
 """Key in files and messages -> attribute of ``Support``."""
-ENTRIES_PER_NEURON = "entries_per_neuron"
+NEURON_SHARE = "neuron_share"
 """Name among the settings."""
 _START, _START_FULL = "start/", "start_full/"
 
@@ -181,16 +180,16 @@ class Support:
         return max(counts)
 
     @property
-    def entries_per_neuron(self) -> float:
-        """Mean number of entries per neuron of the linears that could be chosen from; 1 where none is recorded.
+    def neuron_share(self) -> float:
+        """Share of the neurons to choose from that have an entry; 1 where none is recorded.
 
         Raises:
-            InputError: the recorded one is no positive number.
+            InputError: the recorded one is no share.
         """
-        mean = self.settings.get(ENTRIES_PER_NEURON, 1.0)
-        if not isinstance(mean, (int, float)) or not 0 < mean < math.inf:
-            raise InputError(f"a support with {str(mean)[:40]} entries per neuron: select it again")
-        return float(mean)
+        share = self.settings.get(NEURON_SHARE, 1.0)
+        if not isinstance(share, (int, float)) or not 0 < share <= 1:
+            raise InputError(f"a support with entries in {str(share)[:40]} of its neurons: select it again")
+        return float(share)
 
     @property
     def parameters(self) -> int:
