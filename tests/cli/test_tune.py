@@ -49,11 +49,11 @@ FAULTS = {
     "an output nowhere": (["--out", "no/where"], "no/where: there is no folder no: make it, or name another"),
     "a budget for LoRA": (
         ["--form", "lora"],
-        "--budget: has no effect with form 'lora', only with sparse, sparse_lora and spars",
+        "--budget: has no effect with form 'lora', only with sparse, sparse_lora, sparse_t",
     ),
     "a rank for entries": (
         ["--rank", "4"],
-        "--rank: has no effect with form 'sparse', only with sparse_lora, lora and filtered",
+        "--rank: has no effect with form 'sparse', only with sparse_lora, sparse_plus_low_rank, lora and filtered",
     ),
     "a length without a text": (["--max-length", "2"], "--max-length 2 leaves no token of a text"),
     "labels in doubt": (["--train", "doubt.csv", "--strict"], "doubt.csv: 1 class has one row only: 'odd'"),
@@ -266,6 +266,7 @@ def test_a_pattern_needs_no_budget_and_holds_in_the_file(taskedge, task, here, r
         ["--rotate", 2],
         ["--optimizer", "mezo", "--lr", 1e-3],
         ["--weight-storage", "int8"],
+        ["--weight-storage", "int4"],
         ["--weight-storage", "mmap"],
         ["--rule", "gradient", "--weight-storage", "mmap", "--recompute", "blocks"],
     ],
@@ -310,19 +311,20 @@ def test_a_mapped_base_ends_with_the_same_bits(taskedge, task, here):
 
 
 @pytest.mark.slow
-def test_an_int8_base_through_all_verbs(taskedge, task, here):
-    ended = taskedge(*tuning(task, "--weight-storage", "int8", "--eval", task / "eval.csv", "--json"))
-    assert "the weights of 12 linears are stored as int8" in ended.err
+@pytest.mark.parametrize("coding", ["int8", "int4"])
+def test_a_coded_base_through_all_verbs(taskedge, task, here, coding):
+    ended = taskedge(*tuning(task, "--weight-storage", coding, "--eval", task / "eval.csv", "--json"))
+    assert f"the weights of 12 linears are stored as {coding}" in ended.err
     done = json.loads(ended.out)
     measured = json.loads(taskedge("eval", "task.safetensors", "--data", task / "eval.csv", "--json").out)
     del measured["by_class"]
     assert measured == done["quality"]
-    for base in ("resident", "mmap", "int8"):
+    for base in ("resident", "mmap", "int8", "int4"):
         ended = taskedge("predict", "task.safetensors", "--data", task / "eval.csv", "--weight-storage", base)
         assert ended.code == 0, ended.err
     assert taskedge("merge", "task.safetensors", "--out", "merged").code == 0
     about = json.loads(taskedge("info", "task.safetensors", "--json").out)
-    assert about["base_dtype"] == about["provenance"]["training"]["weight_storage"] == "int8"
+    assert about["base_dtype"] == about["provenance"]["training"]["weight_storage"] == coding
 
 
 def test_labels_with_blanks_and_in_another_unicode_form(taskedge, task, here):

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 
 import pytest
 import tiny
@@ -17,8 +18,9 @@ from taskedge.backbone.candidates import candidates
 from taskedge.backbone.fingerprint import digest
 from taskedge.backbone.layers import linears
 from taskedge.delta.apply import applied_to
-from taskedge.delta.delta import Delta, LowRankDelta, Provenance
+from taskedge.delta.delta import Delta, Head, LowRankDelta, Provenance
 from taskedge.delta.file import section_bytes
+from taskedge.delta.filter_delta import FilterDelta
 from taskedge.errors import BaseMismatch, DeltaError, InputError
 from taskedge.selection.support import Support
 
@@ -175,6 +177,7 @@ def deltas(draw):
         for name in names
     }
     linears = {f"+{name}": linear((3, 4), [1, 5, 9]) for name in names if draw(st.booleans())}
+    linears |= {name: linear(one.shape, [0]) for name, one in products.items() if draw(st.booleans())}
     return Delta(linears, {"w": torch.ones(2)}, Provenance(labels=("a",)), products)
 
 
@@ -219,6 +222,16 @@ def test_the_form_tells_readers_without_support_for_products(tmp_path):
     path = te.save(Delta({}, low_rank={"a": product(2, 3)}), tmp_path / "x")
     manifest = json.loads(header(path.read_bytes())["__metadata__"]["taskedge"])
     assert (manifest["format"], manifest["form"]) == ("taskedge-delta/1", "sparse+low_rank")
+
+
+def test_the_form_tells_readers_that_do_not_know_entries_beside_a_product(tmp_path):
+    path = te.save(Delta({"a": linear((3, 4), [1])}, low_rank={"a": product(3, 4)}), tmp_path / "x")
+    manifest = json.loads(header(path.read_bytes())["__metadata__"]["taskedge"])
+    assert (manifest["format"], manifest["form"]) == ("taskedge-delta/1", "sparse+low_rank+overlap")
+    for form in ("sparse", "sparse+low_rank"):
+        path.write_bytes(signed(path.read_bytes(), lambda m, form=form: m.update(form=form)))
+        with pytest.raises(DeltaError, match=f"form '{re.escape(form)}' does not fit"):
+            te.load(path)
 
 
 @pytest.fixture
@@ -362,8 +375,20 @@ def test_a_product_that_contradicts_itself_cannot_be_made(change, message):
         Delta({}, low_rank={"x": dataclasses.replace(own, **change(own))})
 
 
-def test_a_linear_changes_in_one_way_only():
-    with pytest.raises(DeltaError, match="'x' is changed in two ways"):
-        Delta({"x": linear((3, 4), [1])}, low_rank={"x": product(3, 4)})
+def test_a_linear_with_a_product_may_have_entries_but_not_train_in_full():
+    assert Delta({"x": linear((3, 4), [1])}, low_rank={"x": product(3, 4)}).overlap == ["x"]
+    assert Delta({"x": linear((3, 4), [1])}, low_rank={"y": product(3, 4)}).overlap == []
+    both = {"linears": {"x": linear((3, 4), [1])}, "low_rank": {"x": product(3, 4)}}
+    with pytest.raises(DeltaError, match=r"'x' has .* the first are of \[3, 4\] in float32, the second of \[4, 3\]"):
+        Delta(**both | {"low_rank": {"x": product(4, 3)}})
+    with pytest.raises(DeltaError, match=r"the second of .* in bfloat16"):
+        Delta(**both | {"low_rank": {"x": dataclasses.replace(product(3, 4), base_dtype="bfloat16")}})
+    with pytest.raises(DeltaError, match="'x' has entries and a low-rank product, and the product has a filter"):
+        Delta(
+            **both,
+            filters={"x": FilterDelta("cosine", {"c": torch.zeros(2, 3), "d": torch.zeros(3, 2), "v": torch.zeros(3)})},
+        )
+    with pytest.raises(DeltaError, match="'x' has entries and a low-rank product, and the delta has heads"):
+        Delta(**both, heads={"a": Head({"w": torch.zeros(1)}, Provenance())})
     with pytest.raises(DeltaError, match="'x' is changed in two ways"):
         Delta({}, {"x.weight": torch.zeros(3, 4)}, low_rank={"x": product(3, 4)})

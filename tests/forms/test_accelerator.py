@@ -46,7 +46,7 @@ def test_the_support_is_that_of_the_cpu(rule):
         assert torch.equal(linear.flat, chosen[1].linears[name].flat.cpu())
 
 
-@pytest.mark.parametrize("form", ["sparse", "sparse_lora"])
+@pytest.mark.parametrize("form", ["sparse", "sparse_lora", "sparse_plus_low_rank"])
 def test_training_and_the_file_are_those_of_the_cpu(model, form, tmp_path):
     here, moved, given = both(model)
     support = te.select(here, given, per_neuron=1)

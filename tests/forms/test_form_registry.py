@@ -13,6 +13,7 @@ def test_the_forms_of_this_package():
     assert {name: FORMS[name].factored for name in FORMS} == {
         "sparse": False,
         "sparse_lora": True,
+        "sparse_plus_low_rank": True,
         "sparse_taps": False,
     }
     assert FORMS["sparse"].make(8, Factors(torch.Generator())) is FreeEntries

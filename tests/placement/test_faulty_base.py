@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import tiny
 import torch
 
+import taskedge as te
 from taskedge.backbone.fingerprint import digest
 from taskedge.delta.apply import apply
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
@@ -75,6 +78,22 @@ def test_a_product_is_added_to_the_stored_weight(mlp):
     number = format_for("adaptive:8.3", base)
     kept = number.decode(number.encode(base.flatten())).view_as(base)
     assert torch.allclose(module.weight, kept + product.b @ product.a, atol=1e-6)
+
+
+def test_entries_beside_a_product_are_values_of_their_own(mlp):
+    support = te.select(mlp, rule="random", per_neuron=1)
+    model = te.install(copy.deepcopy(mlp), support, trainable=[], form="sparse_plus_low_rank", rank=2)
+    delta = te.extract(tiny.train(model, lr=0.3))
+    name, base = "second", mlp.second.weight.detach().clone()
+    apply(mlp, delta)
+    tuned = mlp.second.weight.detach().clone()
+    StoredBase(mlp, [f"{name}.weight"], StorageSettings()).read(CellFaults.uniform(0.0), generator())
+    number = format_for("adaptive:8.3", base)
+    kept = number.decode(number.encode(base.flatten())).view_as(base)
+    expected = kept + (tuned - base)
+    rows, columns = delta.linears[name].rows, delta.linears[name].columns
+    expected[rows, columns] = tuned[rows, columns]
+    assert torch.allclose(mlp.second.weight, expected, atol=1e-6)
 
 
 def test_mask_and_values_have_faults_of_their_own(mlp):

@@ -128,7 +128,7 @@ def form_delta(folder, form):
     model = load_base("text-classification", folder, labels, keep_head=True).model.eval()
     if form == "taps":
         install_taps(model, taps_support(model))
-    elif form == "sparse_taps":
+    elif form in ("sparse_taps", "sparse_plus_low_rank"):
         te.install(model, te.select(model, rule="random", per_neuron=1), form=form)
     else:
         te.install(model, lora_support(model, 2, None))
@@ -149,7 +149,7 @@ def form_delta(folder, form):
     )
 
 
-@pytest.mark.parametrize("form", ["taps", "sparse_taps", "dash", "filtered"])
+@pytest.mark.parametrize("form", ["taps", "sparse_taps", "dash", "filtered", "sparse_plus_low_rank"])
 def test_answers_of_every_form_are_those_of_its_applied_delta(bert_tasks, tmp_path, form):
     folder, deltas, _ = bert_tasks
     delta = form_delta(folder, form)
@@ -157,7 +157,8 @@ def test_answers_of_every_form_are_those_of_its_applied_delta(bert_tasks, tmp_pa
     try:
         tasks.add("form", te.save(delta, tmp_path / "form"))
         tasks.add("b", te.save(deltas["b"], tmp_path / "b"))
-        alone = {"dash": "it has low-rank products", "filtered": "it has low-rank products with filters"}
+        alone = dict.fromkeys(("dash", "sparse_plus_low_rank"), "it has low-rank products")
+        alone["filtered"] = "it has low-rank products with filters"
         assert tasks.get("form").alone == alone.get(form, "")
         works = [
             (name, Work(tasks.get(name), row, time.monotonic() + 60))

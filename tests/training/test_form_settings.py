@@ -14,6 +14,9 @@ def config(**more):
     return TuneConfig(model="base", train="train.csv", **more)
 
 
+BOTH = {"form": "sparse_plus_low_rank"}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -29,6 +32,13 @@ def config(**more):
         ({"form": "taps", "weight_storage": "int8"}, "does not support --form taps"),
         ({"form": "sparse_taps", "support": "diff-pruning"}, "form 'sparse_taps' has none"),
         ({"form": "sparse_taps", "gates": "structured"}, "no effect without gates"),
+        ({"product_rate": 0.2}, "has no effect with form 'sparse', only with sparse_plus_low_rank"),
+        ({**BOTH, "optimizer": "mezo", "lr": 1e-3}, "--optimizer mezo has one rate for all"),
+        ({**BOTH, "regrow": 5}, "--regrow moves the entries of form 'sparse' only"),
+        ({**BOTH, "rule": "spt"}, "--rule spt has products of its own"),
+        ({**BOTH, "weight_storage": "int8"}, "does not support --form sparse_plus_low_rank"),
+        ({**BOTH, "support": "diff-pruning"}, "form 'sparse_plus_low_rank' has none"),
+        ({**BOTH, "column_draws": 2, "columns": 8}, "has no effect with form 'sparse_plus_low_rank'"),
         ({"gate_penalty": 2.0}, "--gate-penalty has no effect without gates"),
     ],
 )

@@ -93,7 +93,7 @@ def arguments(task, form, *more, model="base"):
     return made
 
 
-@pytest.fixture(scope="module", params=["sparse_lora", "lora"])
+@pytest.fixture(scope="module", params=["sparse_lora", "sparse_plus_low_rank", "lora"])
 def whole(request, task, tmp_path_factory):
     """Return a form, the bytes that an uninterrupted run of it writes, and its JSON output."""
     out = tmp_path_factory.mktemp("whole") / "task.safetensors"
@@ -134,7 +134,7 @@ def test_what_the_file_holds(task, whole):
     delta = load(path)
     changed = {**delta.linears, **delta.low_rank}
     factors = sum(3 * sum(linear.shape) for linear in changed.values())
-    assert said["trained"] == factors > 1000
+    assert said["trained"] == factors + (124 if form == "sparse_plus_low_rank" else 0) > 1000
     assert said["form"] == form
     training = delta.provenance.training
     assert (training["form"], training["rank"], training["alpha"], training["lr"]) == (form, 3, None, 0.01)
@@ -143,9 +143,15 @@ def test_what_the_file_holds(task, whole):
         assert len(delta.low_rank) == 12
         assert "step" not in training
         assert all(product.b.any() for product in delta.low_rank.values())
-    else:
-        assert (said["entries"], said["low_rank"]) == (124, 0) == (delta.num_entries, delta.num_low_rank_parameters)
-        assert training["step"] == "activation"
+        return
+    products = factors if form == "sparse_plus_low_rank" else 0
+    assert (said["entries"], said["low_rank"]) == (124, products)
+    assert (delta.num_entries, delta.num_low_rank_parameters) == (124, products)
+    assert training["step"] == "activation"
+    if products:
+        assert training["product_rate"] == 0.1
+        assert set(delta.overlap) == delta.linears.keys()
+        assert all(product.b.any() for product in delta.low_rank.values())
 
 
 @pytest.mark.slow
@@ -166,7 +172,7 @@ def test_the_file_does_what_was_measured(task, tmp_path, whole, capsys, model):
 def test_the_plan_is_what_is_trained(task, tmp_path, whole):
     form, _, said = whole
     fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
-    more = {"budget": "2%"} if form == "sparse_lora" else {}
+    more = {} if form == "lora" else {"budget": "2%"}
     settings = load_config(
         TuneConfig,
         {**fixed, **more, "batch_size": 8, "epochs": 1, "threads": 1, "form": form, "rank": 3, "out": tmp_path / "o"},
@@ -176,8 +182,9 @@ def test_the_plan_is_what_is_trained(task, tmp_path, whole):
     assert (planned["entries"], planned["trained_parameters"]) == (said["entries"], said["trained"])
     assert planned["optimizer_bytes"] == 8 * (said["trained"] + said["head"])
     assert planned["lr"] == LEARNING_RATES[form]
-    assert (planned["stored_columns"] is None) == (form == "lora")
-    assert len(planned["low_rank"]) == (12 if form == "lora" else 0)
+    assert (planned["stored_columns"] is None) == (form != "sparse_lora")
+    with_entries = len(planned["linears"]) if form == "sparse_plus_low_rank" else 0
+    assert len(planned["low_rank"]) == (12 if form == "lora" else with_entries)
     json.dumps(planned)
 
 
@@ -188,7 +195,9 @@ def test_what_it_says(task, tmp_path, whole, capsys):
     assert main([*run, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert f"form {form}: {trained} values are trained beside the head, at a learning rate of 0.01" in shown
-    assert ("low-rank linear" in shown) == ("the full input of every low-rank linear" in shown) == (form == "lora")
+    assert (
+        ("low-rank linear" in shown) == ("the full input of every low-rank linear" in shown) == (form != "sparse_lora")
+    )
     assert main(run) == 0
     said = capsys.readouterr()
     assert "a head of 34 parameters; learning rate 0.01, batches of 8\n" in said.err
@@ -196,6 +205,9 @@ def test_what_it_says(task, tmp_path, whole, capsys):
         assert f"training LoRA, {trained} parameters of rank 3 in 12 linears; in full" in said.err
         assert "selecting" not in said.err
         assert f"{tmp_path / 'o'}: low-rank products of {trained} parameters and a head of 34" in said.out
+    elif form == "sparse_plus_low_rank":
+        assert "allocation 'per_neuron', beside products of rank 3 at 0.1 times the learning rate; in full" in said.err
+        assert f"124 entries (1.7%) and low-rank products of {whole[2]['low_rank']:,} parameters" in said.out
     else:
         assert f"allocation 'per_neuron', through {trained} parameters of rank 3; in full" in said.err
         assert f"{tmp_path / 'o'}: 124 entries (2.002%) and a head of 34" in said.out

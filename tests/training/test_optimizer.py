@@ -35,6 +35,20 @@ def test_biases_and_norms_have_no_weight_decay(make):
     assert decayed == {id(parameter) for name, parameter in made.named_parameters() if name in names}
 
 
+def test_products_beside_entries_have_a_relative_rate():
+    made = tiny.bert()
+    te.install(made, te.select(made, rule="magnitude", per_neuron=1), form="sparse_plus_low_rank", rank=2)
+    head = {name for name, _ in made.named_parameters() if name.startswith("classifier.")}
+    groups = make_optimizer(made, TrainerConfig(lr=0.5, head_lr=0.25, weight_decay=0.1), head).param_groups
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(settings)
+    for name, parameter in made.named_parameters():
+        if parameter.requires_grad and name not in head:
+            assert settings[id(parameter)] == ((0.05, 0.1) if ".product." in name else (0.5, 0.1))
+    by_mezo = make_optimizer(made, TrainerConfig(lr=0.5, optimizer="mezo"), head).param_groups
+    assert len({id(p) for group in by_mezo for p in group["params"]}) == len(settings)  # at one rate
+
+
 def test_the_head_has_groups_of_its_own_if_its_rate_is_set():
     made = tiny.bert()
     te.install(made, te.select(made, rule="magnitude", per_neuron=1))

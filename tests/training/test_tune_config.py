@@ -34,7 +34,10 @@ def test_what_means_nothing_in_a_form_is_refused_all_at_once(tmp_path):
         load_config(TuneConfig, {**NEEDED, "budget": "1%", "step": "plain"}, config)
     first, *faults = str(caught.value).splitlines()
     assert first == "4 settings cannot be used:"
-    means = "has no effect with form 'lora', only with sparse, sparse_lora and sparse_taps: leave it out"
+    means = (
+        "has no effect with form 'lora', only with sparse, sparse_lora, sparse_taps and sparse_plus_low_rank: "
+        "leave it out"
+    )
     assert {fault.strip() for fault in faults} == {
         f"--budget: {means}",
         f"--step: {means}",
@@ -43,7 +46,7 @@ def test_what_means_nothing_in_a_form_is_refused_all_at_once(tmp_path):
     }
     for name in ("rank", "alpha"):
         with pytest.raises(
-            InputError, match=f"--{name}: has no effect with form 'sparse', only with sparse_lora, lora and filtered"
+            InputError, match=f"--{name}: has no effect with form 'sparse', only with sparse_lora, sparse_plus_low_rank"
         ):
             load_config(TuneConfig, {**NEEDED, name: 2})
 
@@ -97,7 +100,8 @@ def test_all_faults_at_once_each_with_its_place(tmp_path):
         ({"text": []}, "--text: List should have at least 1 item"),
         (
             {"form": "lara"},
-            "--form: must be 'sparse', 'sparse_lora', 'lora', 'taps', 'sparse_taps', 'filtered' or 'prompt'",
+            "--form: must be 'sparse', 'sparse_lora', 'sparse_plus_low_rank', 'lora', 'taps', 'sparse_taps', "
+            "'filtered' or 'prompt'",
         ),
         ({"form": "lora", "rank": 0}, "--rank: must be greater than or equal to 1"),
         ({"form": "lora", "alpha": 0}, "--alpha: must be greater than 0"),

@@ -12,7 +12,7 @@ def swap_class(module: nn.Module, mixin: type[nn.Module], prefix: str) -> None:
 
 def restore_class(module: nn.Module) -> None:
     """Give ``module`` the class back that it had before the last :func:`swap_class`."""
-    module.__class__ = type(module).__mro__[2]  # after the swapped class and the mixin
+    module.__class__ = type(module).__bases__[1]  # the first is the mixin
 
 
 _CLASSES: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}

@@ -125,8 +125,9 @@ def _plan_text(plan: dict[str, Any]) -> str:
             counts = [f"{linear[count]:,}" for count in ("entries", "distinct_columns", "distinct_rows")]
             rows.append([linear["name"], shape(linear), *counts])
         parts.append(columns(rows))
-        stored = count_text(plan["stored_columns"], "column")
-        kept.append(f"{plan['stored_bytes_per_token']:,} bytes per token ({stored})")
+        if plan["stored_columns"] is not None:
+            stored = count_text(plan["stored_columns"], "column")
+            kept.append(f"{plan['stored_bytes_per_token']:,} bytes per token ({stored})")
     if plan["low_rank"]:
         rows = [["low-rank linear", "shape", "rank"]]
         rows += [[product["name"], shape(product), f"{product['rank']:,}"] for product in plan["low_rank"]]

@@ -19,13 +19,12 @@ from taskedge.backbone.gguf_file import check_gguf, gguf_differences
 from taskedge.backbone.layers import Linear, LinearAdapter, as_linear, linears
 from taskedge.backbone.storage.coding import CODINGS, rounded_weight
 from taskedge.delta.delta import Delta, LinearDelta, LowRankDelta
-from taskedge.delta.entry_access import read_entries, write_values
+from taskedge.delta.entry_access import changed_weight, read_entries, write_values
 from taskedge.delta.prompt_delta import apply_prompt, prompt_difference
 from taskedge.delta.same_delta import same_delta
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.filtered import attach_filtered, remove_filtered
 from taskedge.forms.install import installation
-from taskedge.forms.low_rank import with_product
 from taskedge.forms.norms import statistics_of
 from taskedge.forms.prompt import remove_prompt
 
@@ -39,6 +38,7 @@ class Applied:
         entries: values at the delta's entries, by linear.
         full_parameters: values of the parameters that the delta replaces.
         low_rank: weights [out, in] to which products were added; subtracting a product would not restore every bit.
+            They also hold the base's values at entries of these linears.
         forced: how the model differs from the delta's base, if :func:`force_apply` applied it nevertheless.
     """
 
@@ -87,15 +87,16 @@ def apply(model: nn.Module, delta: Delta, *, force: bool = False) -> nn.Module:
             full_parameters={name: parameters[name].detach().clone() for name in delta.full_parameters},
             low_rank={name: weight.clone() for name, weight in products.items()},
         )
-    for name, product in delta.low_rank.items():
+    for name in delta.low_rank:
         if name not in delta.filters:
-            layers[name].overwrite(_sum(before.low_rank[name], product))
+            layers[name].overwrite(changed_weight(before.low_rank[name], delta, name))
     if delta.filters:
         factors = {name: (product.a, product.b, product.scale) for name, product in delta.low_rank.items()}
         attach_filtered(model, factors, {name: (one.kind, one.tensors) for name, one in delta.filters.items()})
     apply_prompt(model, delta.prompt)
     for name, linear in delta.linears.items():
-        write_values(layers[name], linear, linear.values)
+        if name not in delta.low_rank:  # else they were written with the product
+            write_values(layers[name], linear, linear.values)
     with torch.no_grad():
         for name, tensor in delta.full_parameters.items():
             parameters[name].copy_(tensor)
@@ -235,10 +236,6 @@ def _originals(layers: dict[str, Linear], delta: Delta) -> dict[str, Tensor]:
     return {name: layers[name].weight for name in delta.low_rank}
 
 
-def _sum(weight: Tensor, product: LowRankDelta) -> Tensor:
-    return with_product(weight, product.a, product.b, product.scale)
-
-
 def _layers_and_parameters(model: nn.Module, delta: Delta) -> tuple[dict[str, Linear], dict[str, nn.Parameter]]:
     """Return the layers that the delta changes and the model's parameters, by name, after checking that all fit."""
     modules, parameters = modules_and_parameters(model)
@@ -305,8 +302,8 @@ def _check_values(
             raise BaseMismatch(
                 f"{name!r} cannot hold the delta's values as {_plain(dtype)}: load the base in the delta's own dtype"
             )
-    for name, product in delta.low_rank.items():
-        finite = _sum(products[name], product).isfinite()
+    for name in delta.low_rank:
+        finite = changed_weight(products[name], delta, name).isfinite()
         if not bool((finite | ~products[name].isfinite()).all()):
             raise BaseMismatch(
                 f"{name!r} cannot hold its weight plus the delta's product as {_plain(products[name].dtype)}: "

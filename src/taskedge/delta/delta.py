@@ -165,7 +165,7 @@ class Delta:
         linears: trained entries, by linear.
         full_parameters: parameters that were trained in full (the head), by name.
         provenance: how the delta was made.
-        low_rank: low-rank products, by linear; no linear has both entries and a product.
+        low_rank: low-rank products, by linear. They are added to weights that have their entries already.
         heads: of a delta for several tasks, by the task's name; :meth:`with_head` returns the delta for one of them.
         filters: of low-rank products that have one, by linear. Such a product is not added to the weight.
         prompt: a soft prompt; a delta with one changes no weight but those of its head.
@@ -184,8 +184,10 @@ class Delta:
             linear.check(name)
         for name, product in self.low_rank.items():
             product.check(name)
-            if name in self.linears or f"{name}.weight".removeprefix(".") in self.full_parameters:
-                raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product and by other values")
+            if f"{name}.weight".removeprefix(".") in self.full_parameters:
+                raise DeltaError(f"linear {name!r} is changed in two ways: by a low-rank product, and in full")
+            if name in self.linears:
+                self._check_both(name, self.linears[name], product)
         for name, one in self.filters.items():
             if name not in self.low_rank or self.heads:
                 raise DeltaError(f"linear {name!r} has a filter, but no low-rank product, or the delta has heads")
@@ -207,10 +209,28 @@ class Delta:
                 gated.check(key, self.linears.get(key))
                 self._own_linear(key, gated).check(key)
 
+    def _check_both(self, name: str, linear: LinearDelta, product: LowRankDelta) -> None:
+        """Raise DeltaError if a linear cannot have its entries beside its product."""
+        reason = ""
+        if (linear.shape, linear.base_dtype) != (product.shape, product.base_dtype):
+            reason = (
+                f"the first are of {list(linear.shape)} in {linear.base_dtype}, the second of {list(product.shape)} in "
+                f"{product.base_dtype}"
+            )
+        elif self.heads or name in self.filters:
+            reason = "the delta has heads" if self.heads else "the product has a filter"
+        if reason:
+            raise DeltaError(f"linear {name!r} has entries and a low-rank product, and {reason}")
+
     @cached_property
     def num_entries(self) -> int:
         """Number of the base's weights that are replaced."""
         return sum(len(linear) for linear in self.linears.values())
+
+    @property
+    def overlap(self) -> list[str]:
+        """The linears that have entries and a low-rank product."""
+        return [name for name in self.linears if name in self.low_rank]
 
     @property
     def num_low_rank_parameters(self) -> int:

@@ -1,4 +1,4 @@
-"""Reading and writing a delta's entries in a layer, by position in the stored weight where that is possible.
+"""A delta's entries in a layer, by position in the stored weight where that is possible, and products beside them.
 
 One index into the flat weight takes a third of the time that a pair of indices takes.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from taskedge.backbone.layers import Linear
-from taskedge.delta.delta import LinearDelta
+from taskedge.delta.delta import Delta, LinearDelta
+from taskedge.forms.low_rank import with_product
 
 
 def read_entries(layer: Linear, linear: LinearDelta) -> Tensor:
@@ -24,6 +25,21 @@ def write_values(layer: Linear, linear: LinearDelta, values: Tensor) -> None:
         layer.write(linear.rows, linear.columns, values)
     else:
         weight.put_(linear.positions, values.to(weight.dtype))
+
+
+def changed_weight(weight: Tensor, delta: Delta, name: str) -> Tensor:
+    """Return the base's weight [out, in] of a linear with its entries in place, and then its product added.
+
+    Args:
+        weight: of the base; it is not changed.
+        delta: has a product for the linear, and perhaps entries.
+        name: of the linear.
+    """
+    entries, product = delta.linears.get(name), delta.low_rank[name]
+    if entries is not None:
+        where = entries.rows.to(weight.device), entries.columns.to(weight.device)
+        weight = weight.index_put(where, entries.values.to(weight))
+    return with_product(weight, product.a, product.b, product.scale)
 
 
 def _flat_weight(layer: Linear) -> Tensor | None:

@@ -18,6 +18,7 @@ from taskedge.forms.filtered import FilteredProduct, filter_state, filtered_laye
 from taskedge.forms.install import require_installation
 from taskedge.forms.low_rank import LowRankLayer, low_rank_layers
 from taskedge.forms.sparse import sparse_layers
+from taskedge.forms.sparse_plus_low_rank import SparsePlusLowRankLayer, base_weight
 from taskedge.forms.taps import TapsLayer, changed, layer_gates, taps_layers
 
 
@@ -95,6 +96,8 @@ def _whole(name: str, layer: TapsLayer) -> LinearDelta:
 
 def _product(layer: LowRankLayer) -> LowRankDelta:
     weight = cast(Linear, as_linear("", layer)).weight
+    if isinstance(layer, SparsePlusLowRankLayer):  # its own weight has trained entries
+        weight = base_weight(layer)
     product = layer.product
     a, b = (product.a, product.b) if isinstance(product, FilteredProduct) else product.factors()
     return LowRankDelta(

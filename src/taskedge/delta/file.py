@@ -171,7 +171,7 @@ def _header_of(delta: Delta, lists: _ColumnLists) -> dict[str, Any]:
     prompts = [] if delta.prompt is None else [delta.prompt.entry]
     header: dict[str, Any] = {
         "format": FORMAT_WITH_GATES if has_gates else FORMAT_WITH_LISTS if lists.lists else FORMAT,
-        "form": form_of(delta.low_rank, delta.heads, has_gates, delta.filters, prompts),
+        "form": form_of(delta.low_rank, delta.heads, has_gates, delta.filters, prompts, delta.overlap),
         "linears": [
             LinearEntry(name, *linear.shape, len(linear), linear.base_dtype, linear.base_digest)
             for name, linear in delta.linears.items()

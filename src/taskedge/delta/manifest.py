@@ -88,7 +88,7 @@ class Manifest(_Strict):
     format: Literal["taskedge-delta/1", "taskedge-delta/2", "taskedge-delta/3"]
     form: Literal[
         "sparse", "sparse+low_rank", "sparse+heads", "sparse+low_rank+heads", "sparse+heads+gates",
-        "sparse+low_rank+heads+gates", "sparse+low_rank+filters", "sparse+prompt",
+        "sparse+low_rank+heads+gates", "sparse+low_rank+filters", "sparse+prompt", "sparse+low_rank+overlap",
     ]  # fmt: skip
     linears: list[LinearEntry] = Field(strict=False)
     column_lists: list[_Size] = Field(default=[], min_length=1)
@@ -117,9 +117,9 @@ class Manifest(_Strict):
     @model_validator(mode="after")
     def _form_fits_content(self) -> Self:
         """Check ``form``: readers without support for low-rank products or heads refuse a file by its form."""
-        if self.form != form_of(
-            self.low_rank, self.heads, any(head.gated for head in self.heads), self.filters, self.prompts
-        ):
+        overlap = {entry.name for entry in self.linears} & {entry.name for entry in self.low_rank}
+        has_gates = any(head.gated for head in self.heads)
+        if self.form != form_of(self.low_rank, self.heads, has_gates, self.filters, self.prompts, overlap):
             raise ValueError(f"form {self.form!r} does not fit its low-rank linears, heads, filters and soft prompt")
         return self
 
@@ -130,7 +130,9 @@ def form_of(
     has_gates: bool,
     filters: Collection[Any] = (),
     prompts: Collection[Any] = (),
+    overlap: Collection[str] = (),
 ) -> str:
     """Return the form of a delta: what a reader must know of to use it."""
     parts = {"+low_rank": low_rank, "+heads": heads, "+gates": has_gates, "+filters": filters, "+prompt": prompts}
+    parts["+overlap"] = overlap
     return "sparse" + "".join(name for name, present in parts.items() if present)

@@ -12,3 +12,5 @@ builds the :class:`~taskedge.forms.entries.Entries` of one linear::
 
 STEP_EXPONENT = 0.75
 """Scaled steps are divided by this power of the number of entries of their neuron, where no other is given."""
+PRODUCT_RATE = 0.1
+"""Learning rate of products beside entries, relative to that of the entries, where no other is given."""

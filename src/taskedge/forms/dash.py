@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from taskedge.backbone.layers import Linear, as_linear
 from taskedge.errors import InputError
-from taskedge.forms.low_rank import LowRankLayer, Product, low_rank_layers
+from taskedge.forms.low_rank import LowRankLayer, Product, extensible_layers, low_rank_layers
 
 FLOOR = 1e-6
 """Changes are relative to ``s_i + FLOOR·s_1``, so that a singular value near 0 does not win by its size alone."""
@@ -82,9 +82,7 @@ def add_directions(model: nn.Module, directions: int) -> None:
         InputError: the model has no low-rank products, or a linear has fewer singular directions. The model is
             unchanged.
     """
-    layers = low_rank_layers(model)
-    if not layers:
-        raise InputError("the model trains no low-rank product, so there is none to add directions to")
+    layers = extensible_layers(model, "directions")
     for name, layer in layers.items():
         most = min(len(layer.product.b), layer.product.a.shape[1])
         if not 1 <= directions <= most:

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from taskedge.backbone.class_swap import restore_class
 from taskedge.backbone.layers import linears
 from taskedge.errors import InputError, did_you_mean
-from taskedge.forms.low_rank import Factors, LowRankLayer, Product, check_rank, low_rank_layers, make_low_rank
+from taskedge.forms.low_rank import (
+    Factors,
+    LowRankLayer,
+    Product,
+    check_rank,
+    extensible_layers,
+    low_rank_layers,
+    make_low_rank,
+)
 from taskedge.forms.master_weights import FixedDtypeModule
 
 FILTERS = {"cosine": ("c", "d", "v"), "gate": ("c", "d", "w1", "w2")}
@@ -114,9 +122,7 @@ def add_filters(model: nn.Module, kind: str, rank: int, seed: int = 0) -> None:
     if kind not in FILTERS:
         raise InputError(f"unknown filter {kind!r}{did_you_mean(kind, FILTERS)} (known: {', '.join(FILTERS)})")
     check_rank("the filter", rank)
-    layers = low_rank_layers(model)
-    if not layers:
-        raise InputError("the model trains no low-rank product, so there is none to add filters to")
+    layers = extensible_layers(model, "filters")
     generator = torch.Generator().manual_seed(seed)
     for layer in layers.values():
         b = layer.product.b

@@ -31,6 +31,7 @@ from taskedge.forms.master_weights import add_master_weights, remove_master_weig
 from taskedge.forms.norms import fix_statistics, release_statistics
 from taskedge.forms.prompt import CANNOT_BE_FUSED_PROMPT, attached_prompt
 from taskedge.forms.sparse import SparseLayer, check_entries, fuse_sparse, make_sparse, sparse_layers
+from taskedge.forms.sparse_plus_low_rank import fuse_sparse_plus_low_rank, sparse_plus_low_rank_layers
 from taskedge.forms.start import check_start, set_start
 from taskedge.forms.taps import fuse_taps, taps_layers
 from taskedge.selection import DEFAULT_RANK
@@ -101,7 +102,8 @@ def install(
             project). For optimizers whose step does not depend on the size of the gradient (Adam).
         step_exponent: that power, 0 to 1; 0: the number of entries does not count.
         form: how the entries are parameterized (``taskedge.forms``): ``"sparse"``, independently, or
-            ``"sparse_lora"``, as the entries of one product ``alpha/r·BA`` for each linear.
+            ``"sparse_lora"``, as the entries of one product ``alpha/r·BA`` for each linear, or
+            ``"sparse_plus_low_rank"``, independently and beside such a product for each of these linears.
         rank: r of that product, 8 by default; only for a form that has one.
         alpha: for that product and for those of ``support.low_rank``; by default the rank, so that the product is not
             scaled.
@@ -123,6 +125,9 @@ def install(
         raise InputError(f"{step_exponent} is no exponent of the steps: give a number from 0 to 1")
     rank = _checked_rank(FORMS[form], support, rank, alpha)
     layers = _checked_layers(model, support)
+    if FORMS[form].add_product is not None:
+        for name in support.linears:
+            check_low_rank(layers[name], rank)
     full_parameters = full_parameter_names(model, support, layers, trainable)
     check_start(support, dict(model.named_parameters()), form)
     steps: dict[str, Tensor | None] = dict.fromkeys(support.linears)
@@ -135,11 +140,13 @@ def install(
     fix_statistics(model)
     shared_inputs = _shared_inputs(support, layers)
     factors = Factors(torch.Generator().manual_seed(seed), alpha)
-    make_entries = FORMS[form].make(rank, factors)
+    make_entries, add_product = FORMS[form].make(rank, factors), FORMS[form].add_product
     expose(layers[name].module for name in (*support.linears, *support.low_rank))
     for name, linear in support.linears.items():
         shared_input = shared_inputs[linear.shared_input, layers[name].adapter]
         make_sparse(layers[name], linear, shared_input, steps[name], make_entries)
+        if add_product is not None:
+            add_product(layers[name], rank, factors)
     for name, own_rank in support.low_rank.items():
         make_low_rank(layers[name], own_rank, factors)
     add_master_weights(model, full_parameters)
@@ -164,6 +171,8 @@ def fuse(model: Model) -> Model:
         raise InputError(f"{CANNOT_BE_FUSED_PROMPT}; extract a delta, and remove the prompt before fusing")
     for low_rank_layer in low_rank_layers(model).values():
         low_rank_layer.product.factors()  # some changes cannot be fused: before anything is
+    for layer in sparse_plus_low_rank_layers(model).values():
+        fuse_sparse_plus_low_rank(layer)
     for sparse_layer in sparse_layers(model).values():
         fuse_sparse(sparse_layer)
     for low_rank_layer in low_rank_layers(model).values():
@@ -201,9 +210,7 @@ def set_installation(model: nn.Module, installed: Installation) -> None:
     model.__dict__[_KEY] = installed
 
 
-def step_sizes(
-    name: str, linear: LayerSupport, exponent: float = STEP_EXPONENT, neuron_share: float = 1.0
-) -> Tensor:
+def step_sizes(name: str, linear: LayerSupport, exponent: float = STEP_EXPONENT, neuron_share: float = 1.0) -> Tensor:
     """Return float32 [n]: ``rms(A) / A_j / K_i^exponent / S`` at the entries (i, j).
 
     A are the input norms; their ratio is kept within a factor of 100 of 1. K_i is the number of entries in row i. S is
@@ -238,7 +245,10 @@ def _checked_layers(model: nn.Module, support: Support) -> dict[str, Linear]:
         raise InputError("the support is empty")
     both = support.linears.keys() & support.low_rank.keys()
     if both:
-        raise InputError(f"linear {min(both)!r} is to train entries and a low-rank product: it can do one of them only")
+        raise InputError(
+            f"linear {min(both)!r} is to train entries and a low-rank product: give entries only, with the "
+            "form 'sparse_plus_low_rank'"
+        )
     layers = linears(model)
     unusable = unusable_linears(model, layers)
     for name in (*support.linears, *support.low_rank):

@@ -66,7 +66,10 @@ class Product(FixedDtypeModule):
         a: float32 [rank, in].
         b: float32 [out, rank].
         scale: multiplies their product.
+        relative_rate: learning rate of the factors, relative to that of the rest of the model's body.
     """
+
+    relative_rate = 1.0
 
     def __init__(self, linear: Linear, rank: int, factors: Factors) -> None:
         super().__init__()
@@ -92,6 +95,7 @@ class LowRankLayer(nn.Module):
     """A linear while factors train beside it: the same object under another class, with a ``product``."""
 
     keeps_forward = True  # it adds to the output of the class below
+    is_extensible = True  # its product may compute more than the factors do
     product: Product
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
@@ -145,3 +149,31 @@ def fuse_low_rank(layer: LowRankLayer) -> nn.Module:
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
     """Return the layers of the model that train a product, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLayer)}
+
+
+def extensible_layers(model: nn.Module, what: str) -> dict[str, LowRankLayer]:
+    """Return the layers of the model whose products can compute more than ``scale·BA``, by name.
+
+    Args:
+        model: has low-rank products installed.
+        what: is to be added, for messages.
+
+    Raises:
+        InputError: there is no product, or one stands beside entries and has a backward pass of its own.
+    """
+    layers = low_rank_layers(model)
+    if not layers:
+        raise InputError(f"the model trains no low-rank product, so there is none to add {what} to")
+    for name, layer in layers.items():
+        if not layer.is_extensible:
+            raise InputError(
+                f"linear {name!r} trains entries beside its product, which cannot have {what}: install low-rank "
+                "products without entries"
+            )
+    return layers
+
+
+def relative_rates(model: nn.Module) -> dict[int, float]:
+    """Return the relative learning rate of factors that have one other than 1, by the id of the parameter."""
+    products = [layer.product for layer in low_rank_layers(model).values() if layer.product.relative_rate != 1]
+    return {id(parameter): product.relative_rate for product in products for parameter in product.parameters()}

@@ -47,6 +47,21 @@ def sparse(rank: int, factors: Factors) -> MakeEntries:
     return FreeEntries
 
 
+def offset_gradient(grad_tokens: Tensor, columns: Tensor, ctx: Any) -> Tensor:
+    """Return the gradient of a layer's offsets [n], in their dtype.
+
+    Args:
+        grad_tokens: [tokens, out], of the layer's output.
+        columns: [tokens, m], the gathered columns of its input.
+        ctx: has what the forward pass knew: ``index``, ``step`` and ``active`` as in
+            :class:`~taskedge.forms.entries.Entries`, and of the offsets their ``dtype`` and number, ``entries``.
+    """
+    gradient = entry_gradient(grad_tokens, columns, ctx.index).to(ctx.dtype)
+    if ctx.active is not None:
+        gradient = gradient.new_zeros(ctx.entries).index_copy_(0, ctx.active, gradient)
+    return gradient if ctx.step is None else ctx.step * gradient
+
+
 class _EntryGradient(torch.autograd.Function):
     """The identity on a layer's output, whose backward pass also gives the gradient of the layer's entries."""
 
@@ -62,8 +77,8 @@ class _EntryGradient(torch.autograd.Function):
         active: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(columns)
-        ctx.step, ctx.index, ctx.adapter = step, index, adapter
-        ctx.dtype, ctx.active, ctx.entries = offsets.dtype, active, len(offsets)
+        ctx.step, ctx.index, ctx.adapter, ctx.active = step, index, adapter, active
+        ctx.dtype, ctx.entries = offsets.dtype, len(offsets)
         return output.detach()  # the same memory; ``output`` itself would be returned as a view that is not writable
 
     @staticmethod
@@ -73,11 +88,8 @@ class _EntryGradient(torch.autograd.Function):
         gradient = None
         if ctx.needs_input_grad[1]:
             (columns,) = ctx.saved_tensors
-            gradient = entry_gradient(ctx.adapter.output_tokens(grad_output), columns, ctx.index).to(ctx.dtype)
-            if ctx.active is not None:
-                gradient = gradient.new_zeros(ctx.entries).index_copy_(0, ctx.active, gradient)
-            if ctx.step is not None:
-                gradient = ctx.step * gradient
+            tokens = ctx.adapter.output_tokens(grad_output)
+            gradient = offset_gradient(tokens, columns, ctx)
         return grad_output, gradient, None, None, None, None, None
 
 

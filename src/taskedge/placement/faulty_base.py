@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskedge.backbone.layers import linears
 from taskedge.delta.apply import applied_to, apply, revert
 from taskedge.errors import InputError
 from taskedge.placement.cell_faults import CellFaults, read_mask
@@ -88,6 +89,14 @@ class StoredBase:
             self._values[name] = number.decode(torch.arange(2**number.bits))
             self._bits[name] = number.bits
         self._added = {f"{name}.weight" for name in record.delta.low_rank} if record is not None else set()
+        self._entries: dict[str, tuple[Tensor, ...]] = {}  # of weights that have a product as well
+        if record is not None:
+            layers = linears(model)
+            for name in record.delta.overlap:
+                index = layers[name].adapter.weight_index
+                self._entries[f"{name}.weight"] = index(
+                    record.delta.linears[name].rows, record.delta.linears[name].columns
+                )
 
     def clipped_values(self) -> int:
         """Return the number of weights beyond the range of the format, which are stored as its end."""
@@ -116,6 +125,8 @@ class StoredBase:
                 beside = moved + (read - stored.view_as(original))
                 if name in self._added:  # a product is added to the stored weight
                     read = read + (moved - original)
+                    if name in self._entries:
+                        read[self._entries[name]] = beside[self._entries[name]]
                 else:
                     read = torch.where(moved != original, beside, read)
             parameter.copy_(read)

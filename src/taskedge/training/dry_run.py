@@ -41,8 +41,10 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
     model = run.install(support).model
     trained, element_size = run.num_trained_parameters(model), next(model.parameters()).element_size()
     optimizer_bytes = 8 * (trained + run.num_full_parameters) if config.optimizer == "adamw" else 0
+    beside = dict.fromkeys(support.linears, config.rank) if config.form == "sparse_plus_low_rank" else {}
+    products = {**support.low_rank, **beside}
     # a low-rank product keeps its full input, so columns tell nothing
-    stored_columns = support.stored_columns if support.linears else None
+    stored_columns = support.stored_columns if support.linears and not beside else None
     return {
         "model": config.model,
         "form": config.form,
@@ -74,9 +76,7 @@ def dry_run(config: TuneConfig, log: Log = print) -> dict[str, Any]:
             }
             for name, linear in support.linears.items()
         ],
-        "low_rank": [
-            {"name": name, "shape": list(shapes[name]), "rank": rank} for name, rank in support.low_rank.items()
-        ],
+        "low_rank": [{"name": name, "shape": list(shapes[name]), "rank": rank} for name, rank in products.items()],
         "whole_layers": [{"name": name, "shape": list(shapes[name])} for name in whole_layers(support)],
         "trained_parameters": trained,
         "stored_columns": stored_columns,

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from taskedge.forms import PRODUCT_RATE
 from taskedge.training.selection_settings import TAPS_FORMS, TAPS_PENALTY, SelectionSettings, listed
 from taskedge.training.trainer_config import OptimizerName
 
 _FORMS_OF = {
     **dict.fromkeys(("gate_threshold", "gate_lr", "gate_warmup"), TAPS_FORMS),
     "norms": ("taps",),
+    "product_rate": ("sparse_plus_low_rank",),
     **dict.fromkeys(("filter", "filter_rank"), ("filtered",)),
     **dict.fromkeys(
         ("prompt_tokens", "prompt_where", "prompt_repeat", "prompt_segments", "prompt_init", "prompt_text"), ("prompt",)
@@ -40,6 +42,10 @@ class FormSettings(SelectionSettings):
         Literal["shared", "task"],
         Field(description="With form taps: norms and their running statistics are the base's, or the task's own."),
     ] = "shared"
+    product_rate: Annotated[
+        float,
+        Field(description="Form sparse_plus_low_rank: learning rate of the products, relative to --lr.", gt=0),
+    ] = PRODUCT_RATE
     filter: Annotated[
         Literal["cosine", "gate"],
         Field(
@@ -93,6 +99,13 @@ class FormSettings(SelectionSettings):
         """Return why settings of the training cannot be used with the form; ``""`` if all can."""
         if self.form == "prompt":
             return self._prompt_clash()
+        if self.form == "sparse_plus_low_rank":
+            if self.optimizer == "mezo":
+                return f"--optimizer mezo has one rate for all, and form {self.form!r} has two: leave out either"
+            if self.regrow:
+                return f"--regrow moves the entries of form 'sparse' only, not of {self.form!r}: leave out either"
+            if self.rule == "spt":
+                return f"--rule spt has products of its own, and form {self.form!r} too: leave out either"
         if self.form in TAPS_FORMS:
             for given, flag, reason in (
                 (self.optimizer == "mezo", "--optimizer mezo", "gates have no gradient there"),

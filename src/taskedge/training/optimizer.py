@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskedge.forms.low_rank import relative_rates
 from taskedge.forms.taps import layer_gates
 from taskedge.training.memory.mezo import Mezo, downstream_names
 from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
@@ -22,7 +23,8 @@ def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str
     """Return the optimizer of the parameters that require gradients, in groups with their peak learning rates.
 
     Biases and parameters of norms have no weight decay. Scores of gates on layers have none either, and a rate of their
-    own (:mod:`taskedge.forms.taps`).
+    own (:mod:`taskedge.forms.taps`). Products beside entries have a rate relative to that of the body
+    (:mod:`taskedge.forms.sparse_plus_low_rank`).
 
     Args:
         model: the model to train.
@@ -38,11 +40,12 @@ def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str
             head_lr = HEAD_LEARNING_RATE
     elif head_lr is None:
         head = ()
+    relative = {} if is_mezo else relative_rates(model)
     gates = {id(gate.score): gate.rate for gate in layer_gates(model).values()}
     trained = {
         name: parameter
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and id(parameter) not in gates
+        if parameter.requires_grad and id(parameter) not in gates and id(parameter) not in relative
     }
     undecayed = _undecayed_names(model)
     groups: list[dict[str, Any]] = []
@@ -59,6 +62,10 @@ def make_optimizer(model: nn.Module, config: TrainerConfig, head: Collection[str
     if is_mezo:
         groups = [group for group in groups if group["params"]]
         return Mezo(groups, config.lr, perturbation=config.perturbation, seed=config.seed)
+    for factor in sorted(set(relative.values())):
+        lr = config.lr * factor
+        factors = [p for p in model.parameters() if relative.get(id(p)) == factor and p.requires_grad]
+        groups.append({"params": factors, "lr": lr, "initial_lr": lr, "weight_decay": config.weight_decay})
     for rate in sorted(set(gates.values())):
         scores = [gate.score for gate in layer_gates(model).values() if gate.rate == rate]
         groups.append({"params": scores, "lr": rate, "initial_lr": rate, "weight_decay": 0.0})

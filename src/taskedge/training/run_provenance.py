@@ -15,6 +15,7 @@ from taskedge.training.tune_config import TuneConfig
 
 _OF_FORM = {
     **dict.fromkeys(("sparse_lora", "lora"), ("rank", "alpha")),
+    "sparse_plus_low_rank": ("rank", "alpha", "product_rate"),
     "filtered": ("rank", "alpha", "filter", "filter_rank"),
     "taps": ("gate_threshold", "gate_penalty", "gate_lr", "gate_warmup", "norms"),
     "sparse_taps": ("gate_threshold", "gate_penalty", "gate_lr", "gate_warmup"),
@@ -38,6 +39,8 @@ def training_text(run: Run, support: Support, num_trained: int) -> str:
         trained = f"{num_trained:,} parameters of {layers} whole layers behind gates, with {config.norms} norms"
     elif config.form == "prompt":
         trained = f"{num_trained:,} numbers of soft tokens and segments"
+    elif config.form == "sparse_plus_low_rank":
+        trained = f"{support}, beside products of rank {config.rank} at {config.product_rate:g} times the learning rate"
     elif config.form == "sparse_taps":
         trained = f"{support}, with a gate on each linear"
     else:

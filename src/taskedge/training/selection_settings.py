@@ -27,7 +27,7 @@ GATE_FIELDS = ("support_epochs", "support_lr", "gates", "gate_penalty", "group_p
 """Settings that only a selection with gates reads."""
 GATE_PENALTY = 42.5
 """Penalty of a gate times the number of gates: 1.25e-7 for the 340 million parameters of BERT-large."""
-FORMS_OF_ENTRIES = ("sparse", "sparse_lora", "sparse_taps")
+FORMS_OF_ENTRIES = ("sparse", "sparse_lora", "sparse_taps", "sparse_plus_low_rank")
 """Forms that train a selection of entries."""
 TAPS_FORMS = ("taps", "sparse_taps")
 """Forms with a gate on each layer."""
@@ -45,11 +45,11 @@ _FORMS_OF = {
             *("budget", "per_neuron", "rule", "allocation", "columns", "max_columns", "max_rows", "column_score"),
             *("step", "step_exponent", "calibration", "support_file", "support", "avoid", *GATE_FIELDS),
         ),
-        ("sparse", "sparse_lora", "sparse_taps"),
+        FORMS_OF_ENTRIES,
     ),
     "column_draws": ("sparse",),
     "gate_penalty": ("sparse", "sparse_lora", *TAPS_FORMS),
-    **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "lora", "filtered")),
+    **dict.fromkeys(("rank", "alpha"), ("sparse_lora", "sparse_plus_low_rank", "lora", "filtered")),
     **dict.fromkeys(("dash", "directions", "dash_start"), ("lora",)),
 }
 """Settings that only some forms have, and these forms. In other forms they are refused instead of ignored."""
@@ -73,11 +73,12 @@ class SelectionSettings(Config):
             """Return the settings of the loop."""
 
     form: Annotated[
-        Literal["sparse", "sparse_lora", "lora", "taps", "sparse_taps", "filtered", "prompt"],
+        Literal["sparse", "sparse_lora", "sparse_plus_low_rank", "lora", "taps", "sparse_taps", "filtered", "prompt"],
         Field(
-            description="What is trained: selected weights (sparse), the same through low-rank factors (sparse_lora), "
-            "LoRA by PEFT (lora), whole layers behind gates (taps), selected weights behind the same gates "
-            "(sparse_taps), LoRA with filters of hidden states (filtered), or soft tokens beside the text (prompt)."
+            description="What is trained: selected weights (sparse), the same through low-rank factors (sparse_lora) "
+            "or beside a low-rank product (sparse_plus_low_rank), LoRA by PEFT (lora), whole layers behind gates "
+            "(taps), selected weights behind the same gates (sparse_taps), LoRA with filters of hidden states "
+            "(filtered), or soft tokens beside the text (prompt)."
         ),
     ] = "sparse"
     budget: Annotated[str, Field(description="Share of the model's parameters to train.")] = "0.1%"
@@ -158,9 +159,7 @@ class SelectionSettings(Config):
             le=1,
         ),
     ] = STEP_EXPONENT
-    rank: Annotated[int, Field(description="Rank of the products of sparse_lora, lora and rule spt.", ge=1)] = (
-        DEFAULT_RANK
-    )
+    rank: Annotated[int, Field(description="Rank of low-rank products, and of those of rule spt.", ge=1)] = DEFAULT_RANK
     alpha: Annotated[
         float | None, Field(description="Low-rank products are scaled by alpha/rank.  [default: the rank]", gt=0)
     ] = None
@@ -378,7 +377,7 @@ class SelectionSettings(Config):
         from taskedge.selection.rules import RULES
 
         rule = RULES[self.rule]
-        if self.form in ("lora", "taps", "filtered"):
+        if self.form in ("lora", "taps", "filtered", "sparse_plus_low_rank"):
             return f"--form {self.form}"
         if self.regrow > 0:
             return "--regrow"

@@ -14,11 +14,13 @@ from taskedge.delta.extract import extract
 from taskedge.forms.column_draws import number_of_draws, use_draw
 from taskedge.forms.dash import add_directions
 from taskedge.forms.filtered import add_filters, remove_filtered
+from taskedge.forms.form_registry import FORMS
 from taskedge.forms.gated_entries import set_gates
 from taskedge.forms.install import fuse, install
 from taskedge.forms.install_prompt import install_prompt
 from taskedge.forms.install_taps import install_taps
 from taskedge.forms.prompt import remove_prompt
+from taskedge.forms.sparse_plus_low_rank import set_product_rate
 from taskedge.selection.support import Support
 from taskedge.training.lora import PeftLora
 from taskedge.training.memory.mezo import MEZO_WARNING
@@ -91,15 +93,15 @@ def install_support(
         return InstalledModel(model)
     if config.form == "prompt":
         return InstalledModel(install_prompt(model, support, trainable=full_names))
-    product = config.dash or config.form == "filtered"
+    form = "sparse" if config.dash or config.form == "filtered" else config.form
     install(
         model,
         support,
         trainable=full_names,
         step=config.step if config.form in FORMS_OF_ENTRIES else "plain",
         step_exponent=config.step_exponent,
-        form="sparse" if product else config.form,
-        rank=config.rank if config.form == "sparse_lora" else None,
+        form=form,
+        rank=config.rank if FORMS[form].factored else None,
         alpha=config.alpha,
         seed=config.seed,
     )
@@ -109,6 +111,7 @@ def install_support(
         add_filters(model, config.filter, config.filter_rank, config.seed)
     if number_of_draws(model) > 1:
         use_draw(model, 0)  # what is measured before training has the memory of one draw
+    set_product_rate(model, config.product_rate)
     if config.form == "sparse_taps":
         set_gates(model, config.gate_threshold, config.gate_lr)
     return InstalledModel(model)

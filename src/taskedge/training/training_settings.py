@@ -21,7 +21,7 @@ from taskedge.training.trainer_config import (
 )
 
 LEARNING_RATES = {
-    **{"sparse": DEFAULTS.lr, "sparse_lora": 3e-2, "lora": 1e-3},
+    **{"sparse": DEFAULTS.lr, "sparse_lora": 3e-2, "sparse_plus_low_rank": DEFAULTS.lr, "lora": 1e-3},
     **{"taps": 1e-4, "sparse_taps": DEFAULTS.lr, "filtered": 1e-3, "prompt": 3e-2},
 }
 """Default peak learning rate of each form."""

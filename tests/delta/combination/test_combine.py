@@ -155,6 +155,21 @@ def test_a_low_rank_product_is_refused_or_densified():
     assert torch.allclose(both, expected, atol=1e-6)
 
 
+def test_entries_beside_a_product_are_densified_with_it():
+    model = tiny.bert()
+    support = te.select(model, rule="magnitude", per_neuron=1)
+    delta = te.extract(tiny.train(te.install(tiny.bert(), support, form="sparse_plus_low_rank", rank=2)))
+    with pytest.raises(InputError, match="task1: 12 linears carry a low-rank product"):
+        te.combine([delta], model)
+    combined = te.combine([delta], model, densify=True)
+    assert not combined.low_rank
+    one, other = te.apply(tiny.bert(), delta), te.apply(tiny.bert(), combined)
+    for name in delta.overlap:
+        weight = one.get_submodule(name).weight
+        assert not torch.equal(weight, model.get_submodule(name).weight)
+        assert torch.equal(weight, other.get_submodule(name).weight)
+
+
 def test_another_base_is_refused_by_name():
     model = tiny.bert()
     delta = task_deltas.by_hand(model, {LINEAR: {3: 1.0}})

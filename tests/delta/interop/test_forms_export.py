@@ -10,6 +10,7 @@ from transformers import AutoModelForImageClassification, AutoModelForSequenceCl
 
 import taskedge as te
 from taskedge.delta.file import load, save
+from taskedge.delta.interop.lora_rank import lora_ranks
 from taskedge.errors import InputError
 from taskedge.forms.dash import add_directions, choose_directions, dash_layers
 from taskedge.forms.filtered import add_filters
@@ -57,7 +58,18 @@ def filtered():
     return tiny.train(model)
 
 
-FORMS = {"taps": taps, "sparse_taps": sparse_taps, "dash": dash, "convolutions": convolutions}
+def sparse_plus_low_rank():
+    support = te.select(tiny.bert(), [tiny.batch(tiny.bert())], per_neuron=1)
+    return tiny.train(te.install(tiny.bert(), support, form="sparse_plus_low_rank", rank=2, alpha=3))
+
+
+FORMS = {
+    "taps": taps,
+    "sparse_taps": sparse_taps,
+    "dash": dash,
+    "sparse_plus_low_rank": sparse_plus_low_rank,
+    "convolutions": convolutions,
+}
 BASES = dict.fromkeys(FORMS, tiny.bert) | {"convolutions": tiny.resnet}
 
 
@@ -94,6 +106,16 @@ def test_peft(trained, to, tmp_path):
     checked(te.export(make(), delta, tmp_path / "adapter", to=to))
     loaded = peft.PeftModel.from_pretrained(make(), tmp_path / "adapter").eval()
     assert (tiny.logits(loaded, batch) - logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["shira", "supertuning"])
+def test_a_product_beside_entries_has_no_sparse_layout(kind, tmp_path):
+    delta = te.extract(sparse_plus_low_rank())
+    with pytest.raises(InputError, match="changed by a low-rank product: export as PEFT type 'lora'"):
+        te.export(tiny.bert(), delta, tmp_path / "out", to="peft", peft_type=kind)
+    assert lora_ranks(delta) == {
+        name: 2 + min(len(one.rows.unique()), len(one.columns.unique())) for name, one in delta.linears.items()
+    }
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ FORMS = {
     "gradient rule": {"rule": "gradient"},
     "spt": {"rule": "spt", "per_neuron": None, "budget": "2%"},
     "sparse LoRA": {"form": "sparse_lora", "rank": 2},
+    "sparse plus low rank": {"form": "sparse_plus_low_rank", "rank": 2},
     "LoRA": {"form": "lora", "rank": 2, "per_neuron": None},
     "mezo": {"optimizer": "mezo", "lr": 1e-3},
     "rotate": {"rotate": 2},

@@ -17,11 +17,11 @@ from taskedge.backbone.layers import Linear, linears
 from taskedge.backbone.storage.coding import CODINGS, rounded_weight
 from taskedge.delta.apply import applied_to, check_base
 from taskedge.delta.delta import Delta
+from taskedge.delta.entry_access import changed_weight
 from taskedge.delta.filter_delta import refuse_filters
 from taskedge.delta.prompt_delta import refuse_prompt
 from taskedge.errors import BaseMismatch, InputError, did_you_mean
 from taskedge.forms.install import installation
-from taskedge.forms.low_rank import with_product
 from taskedge.forms.norms import statistics_of
 
 
@@ -104,11 +104,11 @@ def task_vector(model: nn.Module, delta: Delta, name: str, *, densify: bool = Fa
     changed = {
         key: _difference(linear.shape, linear.rows * linear.shape[1] + linear.columns, linear.values,
                          base_values(layers[key], linear.rows, linear.columns, linear.base_dtype))
-        for key, linear in delta.linears.items()
+        for key, linear in delta.linears.items() if key not in delta.low_rank
     }  # fmt: skip
     for key, product in delta.low_rank.items():
         weight = layers[key].weight.float()
-        values = with_product(weight, product.a, product.b, product.scale).flatten()
+        values = changed_weight(weight, delta, key).flatten()
         changed[key] = _difference(product.shape, torch.arange(len(values)), values, weight.flatten(), keep_all=False)
     return TaskVector(
         changed,

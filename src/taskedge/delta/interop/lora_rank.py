@@ -1,7 +1,8 @@
 """The rank that a delta has as LoRA, and which ranks vLLM serves.
 
 The entries of a linear in C distinct columns are exactly a product of rank C: one factor holds the differences, the
-rows of the other are one-hot. Entries in fewer rows than columns are one of the number of rows. Source: this project.
+rows of the other are one-hot. Entries in fewer rows than columns are one of the number of rows. With a product beside
+them, the ranks add up. Source: this project.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def lora_ranks(delta: Delta) -> dict[str, int]:
         for name, linear in delta.linears.items()
         if len(linear)
     }
-    return ranks | {name: product.rank for name, product in delta.low_rank.items()}
+    return ranks | {name: product.rank + ranks.get(name, 0) for name, product in delta.low_rank.items()}
 
 
 def vllm_limit(rank: int) -> int | None:

@@ -67,8 +67,7 @@ def onnx_adapter(source: Source, path: Path, *, max_rank: int | None = None) -> 
     values: dict[str, Tensor] = {}
     for name, change in changes.items():
         b, a = factors(change)
-        scale = change.product.scale if change.product else 1.0
-        values |= {f"{name}.lora_A": a.t(), f"{name}.lora_B": (scale * b).t()}
+        values |= {f"{name}.lora_A": a.t(), f"{name}.lora_B": (change.scale * b).t()}
     values |= {name: tensor.float() for name, tensor in source.delta.full_parameters.items()}
     places = {**candidates(source.model), **{name: linears(source.model)[name] for name in changes}}
     for name, layer in places.items():

@@ -71,7 +71,7 @@ def patch(source: Source, path: Path) -> dict[str, Any]:
     products = [layers[name].parameter for name in source.delta.low_rank]
     positions: dict[str, Tensor | None] = dict.fromkeys([*source.delta.full_parameters, *products])
     for name, linear in source.delta.linears.items():
-        if not len(linear):
+        if not len(linear) or name in source.delta.low_rank:  # a product changes all of it
             continue
         indices = layers[name].adapter.weight_index(linear.rows, linear.columns)
         flat_indices = np.ravel_multi_index([index.numpy() for index in indices], tuple(layers[name].stored.shape))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,11 @@ def changes_of(source: Source) -> dict[str, Change]:
     for name, entries in source.delta.linears.items():
         if not len(entries):
             continue
-        now = layers[name].weight[entries.rows, entries.columns].cpu().double()
-        relative = (now - before.entries[name].cpu().double()).float()
+        if name in source.delta.low_rank:  # the weight has the product as well
+            now = entries.values.to(before.entries[name].dtype)
+        else:
+            now = layers[name].weight[entries.rows, entries.columns]
+        relative = (now.cpu().double() - before.entries[name].cpu().double()).float()
         plain = isinstance(layers[name].module, nn.Linear)
         adapter = layers[name].adapter
         kernel = adapter.kernel if isinstance(adapter, ConvAdapter) else None
@@ -131,7 +135,8 @@ def changes_of(source: Source) -> dict[str, Change]:
     none = torch.empty(0, dtype=torch.int64)
     for name, product in source.delta.low_rank.items():
         plain = isinstance(layers[name].module, nn.Linear)
-        changes[name] = Change(product.shape, none, none, none.float(), plain, product)
+        alone = Change(product.shape, none, none, none.float(), plain)
+        changes[name] = replace(changes.get(name, alone), product=product)
     if not changes:
         raise InputError("the delta changes no linear, so there is nothing for PEFT to adapt: merge it instead")
     return changes

@@ -7,7 +7,8 @@ No PEFT type stores an arbitrary support directly. The three types below add num
     shira         the same, with r·(in + out) entries in every linear
     lora          B·A with one column of B for each distinct input of the linear's entries (or one row of A for each
                   distinct neuron, if these are fewer): exact, but dense, and padded with zeros to one rank for all
-                  linears; the only type for Conv1D, for convolutions and for the low-rank products of a delta
+                  linears; the only type for Conv1D, for convolutions and for the low-rank products of a delta, whose
+                  factors stand beside those of entries of the same linear
 
 Source: peft 0.21, ``tuners/supertuning`` (arXiv 2607.09287), ``tuners/shira`` (arXiv 2406.13175) and ``tuners/lora``.
 Source of the padding and of the exact factorization of a sparse change: this project.
@@ -37,7 +38,7 @@ class Change:
         rows, columns: int64 [n], sorted by row and then column.
         relative: float32 [n], the applied weight minus the weight of the base.
         plain: whether the layer is an ``nn.Linear``; the sparse types support no other layer.
-        product: the product that is added to the weight; a change with a product has no entries.
+        product: the product that is added to the weight, beside the entries.
         kernel: height and width, if the layer is a convolution; in = channels · height · width.
     """
 
@@ -48,6 +49,11 @@ class Change:
     plain: bool
     product: LowRankDelta | None = None
     kernel: tuple[int, int] | None = None
+
+    @property
+    def scale(self) -> float:
+        """The factor of the product of :func:`factors`; 1 with entries, which are not scaled."""
+        return 1.0 if self.product is None or len(self.rows) else self.product.scale
 
     @property
     def size(self) -> int:
@@ -111,7 +117,7 @@ def lora(changes: dict[str, Change], *, keep_scale: bool = True) -> Layout:
     If products differ in scale, or stand beside entries, the scale is multiplied into B. Without ``keep_scale`` it
     always is, so that alpha equals the rank and readers that ignore alpha are right, too.
     """
-    scales = {change.product.scale if change.product else 1.0 for change in changes.values()}
+    scales = {change.scale for change in changes.values()}
     scale = scales.pop() if len(scales) == 1 and keep_scale else 1.0
     pairs = {name: factors(change) for name, change in changes.items()}
     rank = max(a.shape[0] for _, a in pairs.values())
@@ -119,9 +125,9 @@ def lora(changes: dict[str, Change], *, keep_scale: bool = True) -> Layout:
     padded = 0
     for name, change in changes.items():
         b, a = pairs[name]
-        stored = len(change.rows) if change.product is None else a.numel() + b.numel()
-        if change.product is not None and change.product.scale != scale:
-            b = b * (change.product.scale / scale)
+        stored = len(change.rows) + (0 if change.product is None else change.product.num_parameters)
+        if change.scale != scale:
+            b = b * (change.scale / scale)
         missing = rank - a.shape[0]
         a, b = F.pad(a, (0, 0, 0, missing)), F.pad(b, (0, missing))  # rows of A, columns of B
         if change.kernel is not None:  # a convolution with the kernel, then one with a kernel of 1
@@ -188,12 +194,20 @@ def _pairs(change: Change, flat: Tensor) -> Tensor:
 
 
 def factors(change: Change) -> tuple[Tensor, Tensor]:
-    """Return B [out, rank] and A [rank, in], fp32, whose product is the change without a product's scale.
+    """Return B [out, rank] and A [rank, in], fp32, whose product times ``change.scale`` is the change.
 
-    Every entry is a number times 1, so nothing is rounded.
+    Every entry is a number times 1, so nothing is rounded; of a product beside entries, B times its scale is.
     """
-    if change.product is not None:
-        return change.product.b, change.product.a
+    product = change.product
+    if product is not None and not len(change.rows):
+        return product.b, product.a
+    b, a = _entry_factors(change)
+    if product is None:
+        return b, a
+    return torch.cat([product.b * product.scale, b], dim=1), torch.cat([product.a, a])
+
+
+def _entry_factors(change: Change) -> tuple[Tensor, Tensor]:
     out, inputs = change.shape
     used, column = torch.unique(change.columns, return_inverse=True)
     neurons, row = torch.unique(change.rows, return_inverse=True)

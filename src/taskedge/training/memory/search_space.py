@@ -83,7 +83,7 @@ def iter_load_configs(config: TuneConfig, num_blocks: int) -> Iterator[LoadConfi
     yield LoadConfig()
     for depth in depths:
         yield LoadConfig((depth,))
-    if MEZO_OPTION.setting not in given and config.form not in TAPS_FORMS:  # gates have no gradient there
+    if MEZO_OPTION.setting not in given and config.form not in (*TAPS_FORMS, "sparse_plus_low_rank"):
         yield LoadConfig((MEZO_OPTION,))
     for storage in storages:
         yield LoadConfig((storage,))
