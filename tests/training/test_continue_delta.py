@@ -10,9 +10,12 @@ import torch
 from killed_runs import OFTEN, killed_at
 from tiny_task import forked, tune_config, tuning
 
+from taskedge.backbone.candidates import candidates
+from taskedge.backbone.loading import load_base
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.training import checkpoint
+from taskedge.training.continue_delta import support_of_delta
 from taskedge.training.tune import tune
 
 
@@ -45,6 +48,18 @@ def test_it_begins_with_the_values_of_the_delta(task, old, tmp_path):
         torch.testing.assert_close(value, after.full_parameters[name], atol=1e-6, rtol=1e-6)
     lineage = after.provenance.training["from_delta"]
     assert (lineage["file"], lineage["steps"], lineage["rows"]) == ("old.safetensors", 12, 96)
+
+
+def test_its_steps_count_the_neurons_that_have_entries(task, old):
+    delta = load(old)
+    base = load_base("text-classification", task / "base", delta.provenance.labels)
+    batch = dict(base.tokenizer(["one text", "another"], padding=True, return_tensors="pt"))
+    support = support_of_delta(
+        old, base.model, "text-classification", delta.provenance.labels, list(delta.full_parameters), [batch], str
+    )
+    neurons = sum(layer.shape[0] for layer in candidates(base.model).values())
+    used = sum(len(set(linear.rows.tolist())) for linear in delta.linears.values())
+    assert support.neuron_share == used / neurons < 1
 
 
 def test_the_lineage_goes_back_to_the_first(task, old, tmp_path):

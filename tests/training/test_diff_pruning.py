@@ -83,6 +83,7 @@ def test_the_count_is_exact_and_only_chosen_entries_change(tmp_path):
     before = model.body.weight.detach().clone()
     support = find(model, rows, tmp_path, budget=0.1, gates=GateConfig(penalty=0.0))
     assert support.num_entries == 210
+    assert support.neuron_share == len(set(support.linears["body"].rows.tolist())) / model.body.weight.shape[0]
     te.install(model, support, trainable=[])
     changed = (model.body.weight != before).flatten()
     assert int(changed.sum()) == 210

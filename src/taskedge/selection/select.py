@@ -37,7 +37,7 @@ from taskedge.selection.rows import choose_rows, in_rows, in_whole_weights, usab
 from taskedge.selection.rules import RULES, Rule
 from taskedge.selection.spt import SelectedParameters, trainable_vectors
 from taskedge.selection.statistics import INPUTS, LinearStatistics, Statistics, measure
-from taskedge.selection.support import NEURON_SHARE, LayerSupport, Support
+from taskedge.selection.support import LayerSupport, Support, neuron_share_of
 
 
 def select(
@@ -211,17 +211,15 @@ def select(
         settings["rank"] = rank
     if measured.idle:
         settings["never_ran"] = list(measured.idle)
+    linear_supports = {
+        name: LayerSupport.from_flat(layers[name].shape, flat, measured[name].shared_input, measured[name].input_rms)
+        for name, flat in selected.entries.items()
+        if len(flat)
+    }
     if score_rule.choose is None:  # others spread the budget over more than entries
-        used = sum(len(torch.unique(flat // layers[name].shape[1])) for name, flat in selected.entries.items())
-        settings[NEURON_SHARE] = used / sum(layer.shape[0] for layer in layers.values())
+        settings |= neuron_share_of(linear_supports, sum(layer.shape[0] for layer in layers.values()))
     return Support(
-        linears={
-            name: LayerSupport.from_flat(
-                layers[name].shape, flat, measured[name].shared_input, measured[name].input_rms
-            )
-            for name, flat in selected.entries.items()
-            if len(flat)
-        },
+        linears=linear_supports,
         model_parameters=model_parameters,
         low_rank=selected.low_rank,
         num_low_rank_parameters=sum(r * sum(layers[name].shape) for name, r in selected.low_rank.items()),

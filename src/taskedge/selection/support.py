@@ -226,6 +226,12 @@ class Support:
         )
 
 
+def neuron_share_of(linears: Mapping[str, LayerSupport], neurons: int) -> dict[str, float]:
+    """Return the setting that says in which share of the neurons to choose from there are entries."""
+    used = sum(len(torch.unique(linear.rows)) for linear in linears.values())
+    return {NEURON_SHARE: min(1.0, used / neurons)}
+
+
 def _count(count: int, singular: str, plural: str = "") -> str:
     return f"{count:,} {singular if count == 1 else plural or f'{singular}s'}"
 

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from taskedge.backbone.candidates import candidates
 from taskedge.backbone.layers import linears
 from taskedge.delta.apply import base_difference
 from taskedge.delta.delta import Delta
 from taskedge.delta.file import load
 from taskedge.errors import InputError
 from taskedge.selection.statistics import measure
-from taskedge.selection.support import LayerSupport, Support
+from taskedge.selection.support import LayerSupport, Support, neuron_share_of
 
 _KEPT = ("steps", "rows", "kept_step", "from_delta")
 
@@ -75,7 +76,8 @@ def support_of_delta(
         rule=provenance.rule,
         allocation=provenance.allocation,
         budget=provenance.budget,
-        settings={"from_delta": lineage},
+        settings={"from_delta": lineage}
+        | neuron_share_of(chosen, sum(layer.shape[0] for layer in candidates(model).values())),
         start=start,
         start_full={name: delta.full_parameters[name].clone() for name in delta.full_parameters},
     )

@@ -27,7 +27,7 @@ from taskedge.forms.master_weights import add_master_weights, remove_master_weig
 from taskedge.selection.allocations import allocate
 from taskedge.selection.select import parse_share
 from taskedge.selection.statistics import INPUTS, measure
-from taskedge.selection.support import LayerSupport, Support
+from taskedge.selection.support import LayerSupport, Support, neuron_share_of
 from taskedge.training.callbacks import Callback, TrainState
 from taskedge.training.gates import PHASE_BYTES, GateConfig, Gates
 from taskedge.training.trainer import train
@@ -185,7 +185,9 @@ def find_by_gates(
         rule=NAME,
         allocation="global",
         budget=budget if isinstance(budget, str) else f"{budget:.6g}",
-        settings=_settings(config, gates, depth) | {"expected_share": expected},
+        settings=_settings(config, gates, depth)
+        | {"expected_share": expected}
+        | neuron_share_of(linears, sum(layer.shape[0] for layer in weights.layers.values())),
         start=start,
         start_full=start_full,
     )
