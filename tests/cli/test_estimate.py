@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from measured_runs import measure_once
 from tiny_task import forked, snapshot, tuning
 
 import taskedge as te
+from taskedge.cli.estimate import command
 from taskedge.training import tune
+from taskedge.training.tune_config import TuneConfig
 
 PLENTY = "100GB"
 
@@ -26,7 +29,12 @@ def estimating(task, *more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "given", [[], ["--micro-batch", 4], ["--recompute", "blocks"], ["--form", "sparse_lora", "--rank", 2]], ids=str
+    "given",
+    [
+        *([], ["--micro-batch", 4], ["--recompute", "blocks"], ["--form", "sparse_lora", "--rank", 2]),
+        ["--form", "sparse_plus_low_rank", "--rank", 2],
+    ],
+    ids=str,
 )
 def test_a_run_within_a_budget_has_the_bits_of_its_configuration_by_hand(taskedge, task, here, given):
     ended = taskedge(*tuning(task, *given, "--memory", PLENTY, "--eval", task / "eval.csv", "--json"))
@@ -150,3 +158,9 @@ def test_settings_that_cannot_be_used(taskedge, task, here, given, told):
     ended = taskedge(*tuning(task, *given))
     assert ended.code == 2
     assert told in ended.err
+
+
+def test_a_form_whose_memory_is_not_predicted_is_not_offered():
+    options = {option.name: option for option in command.params}
+    assert set(options["form"].type.choices) == set(get_args(TuneConfig.model_fields["form"].annotation)) - {"prompt"}
+    assert not any(name.startswith("prompt_") for name in options)

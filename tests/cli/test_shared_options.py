@@ -180,3 +180,18 @@ def test_a_device_is_not_replaced(taskedge, here, line):
 def test_a_picture_that_cannot_be_drawn_is_found_before_any_work(taskedge, here, line):
     ended = taskedge(*line.split(), "--plot", "picture.docx")
     assert (ended.code, "cannot draw picture.docx: give a name that ends in .svg" in ended.err) == (2, True), ended.err
+
+
+def test_a_verb_may_accept_fewer_values():
+    @click.command()
+    @options_of(TuneConfig, narrowed={"form": (("sparse", "lora"), "Which form."), "rule": ((), "Which rule.")})
+    def taking(**flags):
+        click.echo(flags["form"])
+
+    common = ["--model", "m", "--train", "x.csv"]
+    assert CliRunner().invoke(taking, [*common, "--form", "lora"]).output == "lora\n"
+    refused = CliRunner().invoke(taking, [*common, "--form", "taps"])
+    assert refused.exit_code == 2
+    assert "'sparse', 'lora'" in refused.output
+    helps = {option.name: option.help for option in taking.params}
+    assert (helps["form"], helps["rule"]) == ("Which form.  [default: sparse]", "Which rule.  [default: taskedge]")

@@ -45,6 +45,28 @@ def test_every_fault_is_named():
         assert part in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"allocation": "2:4", "max_rows": 3}, "leave out the maximum number of rows"),
+        ({"allocation": "2:4", "budget": "1%"}, "is itself the budget: leave out the budget"),
+        ({"allocation": "block", "per_neuron": 2}, "trains few neurons"),
+    ],
+)
+def test_settings_that_exclude_one_another_are_refused_before_any_device_is_asked(given, words):
+    with pytest.raises(InputError, match=words):
+        CooperationConfig(**given)
+
+
+def test_a_budget_that_another_setting_replaces_is_not_passed_on():
+    block = {"allocation": "block", "max_rows": 3, "max_columns": 5}
+    assert CooperationConfig(**block).select_kwargs()["budget"] is None
+    assert CooperationConfig(**block, budget="1%").select_kwargs()["budget"] == "1%"
+    assert CooperationConfig(allocation="2:4").select_kwargs()["budget"] is None
+    assert CooperationConfig(per_neuron=2).select_kwargs()["budget"] is None
+    assert CooperationConfig(max_rows=3).select_kwargs()["budget"] == "0.1%"
+
+
 def test_settings_are_frozen():
     with pytest.raises(ValidationError, match="frozen"):
         CooperationConfig().rounds = 3

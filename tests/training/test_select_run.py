@@ -58,7 +58,7 @@ def test_the_file_names_base_task_and_labels(task, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"form": "lora", "budget": None}, "the form 'lora' selects nothing"),
+        ({"form": "lora", "budget": None}, "the form 'lora' selects nothing; those that do: sparse, sparse_lora"),
         ({"support_file": "s.safetensors", "budget": None}, "holds a support already: leave out --support-file"),
         ({"from_delta": "d.safetensors", "budget": None}, "has its entries already: leave out --from-delta"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,17 +46,24 @@ class Number(click.ParamType):  # type: ignore[type-arg]  # generic in later ver
             self.fail(f"{value!r} is no number; write it as 0.125 or 1/8", param, ctx)
 
 
-def options_of(config_class: type[Config], *leave_out: str) -> Callable[[Command], Command]:
+def options_of(
+    config_class: type[Config], *leave_out: str, narrowed: Mapping[str, tuple[Sequence[str], str]] | None = None
+) -> Callable[[Command], Command]:
     """Return a decorator that adds one option for every field of ``config_class`` but those in ``leave_out``.
 
     The option has the name, type and help of the field. The command gets None for an option that is not given, so that
     a settings file is not overruled by defaults (:func:`given_flags`).
+
+    Args:
+        config_class: the settings.
+        leave_out: names of fields.
+        narrowed: by field, the choices that this verb accepts (none: any text) and their help, where it is not all.
     """
 
     def decorate(command: Command) -> Command:
         for name, field in reversed(config_class.model_fields.items()):
             if name not in leave_out:
-                command = _option(name, field)(command)
+                command = _option(name, field, (narrowed or {}).get(name))(command)
         return command
 
     return decorate
@@ -68,9 +75,11 @@ def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
 
 
-def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+def _option(name: str, field: FieldInfo, narrowed: tuple[Sequence[str], str] | None) -> Callable[[Command], Command]:
     option_type, choices, repeatable = _click_type(field.annotation)
     text = field.description or ""
+    if narrowed is not None:
+        choices, text = tuple(narrowed[0]), narrowed[1]
     if field.is_required():
         text += "  [required]"
     elif field.default is not None and option_type is not bool:

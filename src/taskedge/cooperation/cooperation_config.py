@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from taskedge.errors import InputError
 from taskedge.training.config import Config
@@ -33,14 +33,22 @@ class CooperationConfig(Config):
     # what is trained
     budget: Annotated[str | float, Field(description="Share of the model's parameters to train.")] = "0.1%"
     per_neuron: Annotated[
-        int | None, Field(description="Number of entries to train per neuron, instead of a budget.")
+        int | None, Field(description="Number of entries to train per neuron, instead of a budget.", ge=1)
     ] = None
     rule: Annotated[
         str, Field(description="Rule that ranks the weights; it may use statistics of inputs, or no data.")
     ] = "taskedge"
     allocation: Annotated[str, Field(description="How the entries are distributed over the model.")] = "per_neuron"
     max_columns: Annotated[
-        int | None, Field(description="Largest number of distinct inputs used per linear layer; limits memory.")
+        int | None, Field(description="Largest number of distinct inputs used per linear layer; limits memory.", ge=1)
+    ] = None
+    max_rows: Annotated[
+        int | None,
+        Field(
+            description="Largest number of neurons of every linear layer that have entries; with --max-columns and "
+            "--allocation block, all entries of these rows and columns train instead of a budget.",
+            ge=1,
+        ),
     ] = None
     step: Annotated[
         Literal["activation", "plain"],
@@ -225,6 +233,31 @@ class CooperationConfig(Config):
         if name != value:
             warnings.warn(f"the solver {value!r} is now {name!r}; the old name will go", FutureWarning, stacklevel=2)
         return name
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> CooperationConfig:
+        if not self.model_fields_set & {"rule", "allocation"}:
+            return self
+        from taskedge.selection.select import refuse_clashes
+
+        names = ("budget", "per_neuron", "max_columns", "max_rows", "allocation")
+        given = {name: getattr(self, name) if name in self.model_fields_set else None for name in names}
+        try:
+            refuse_clashes(self.rule, **given)
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def select_kwargs(self) -> dict[str, Any]:
+        """Return keyword arguments for :func:`taskedge.select`, without a budget that another setting replaces."""
+        from taskedge.selection.allocations import BLOCK
+        from taskedge.selection.patterns import read_pattern
+
+        limited = self.max_rows is not None and self.max_columns is not None
+        whole_block = self.allocation == BLOCK and limited and "budget" not in self.model_fields_set
+        replaced = self.per_neuron is not None or read_pattern(self.allocation) is not None or whole_block
+        names = ("per_neuron", "rule", "allocation", "max_columns", "max_rows", "seed")
+        return {"budget": None if replaced else self.budget} | {name: getattr(self, name) for name in names}
 
     @property
     def sends_values(self) -> bool:

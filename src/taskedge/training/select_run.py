@@ -94,7 +94,7 @@ def select_to_file(
         TrainingDiverged: the loss of a selection by gates is not a finite number.
     """
     if config.form not in FORMS_OF_ENTRIES:
-        raise InputError(f"the form {config.form!r} selects nothing: give another --form")
+        raise InputError(f"the form {config.form!r} selects nothing; those that do: {', '.join(FORMS_OF_ENTRIES)}")
     if config.support_file is not None:
         raise InputError(f"{config.support_file} holds a support already: leave out --support-file")
     if config.from_delta is not None:

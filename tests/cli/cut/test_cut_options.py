@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import click
@@ -10,8 +11,11 @@ from pages import DOCS, blocks
 
 from taskedge.cli.cut import command as group
 from taskedge.cli.cut.cut_options import settings_from_flags
-from taskedge.cooperation.cut.cut_settings import NOT_IN_CUT, CutSettings
+from taskedge.cooperation.cut.cut_settings import FORMS, NOT_IN_CUT, CutSettings
 from taskedge.errors import InputError
+from taskedge.selection.columns import COLUMN_SCORES
+from taskedge.selection.rules import RULES
+from taskedge.training import form_settings, selection_settings
 from taskedge.training.tune_config import TuneConfig
 
 VERBS = ["local", "serve", "train"]
@@ -49,6 +53,42 @@ def test_settings_without_meaning_are_no_options():
     assert "model" not in names
     assert set(CutSettings.model_fields) <= names
     assert set(NOT_IN_CUT) <= set(TuneConfig.model_fields)
+
+
+@pytest.mark.parametrize("verb", ["local", "train"])
+def test_only_what_works_over_the_cut_is_offered(verb):
+    """And all of it: choices and names in a help text are those that no check refuses."""
+    options = {option.name: option for option in group.commands[verb].params}
+    assert tuple(options["form"].type.choices) == FORMS
+    assert all(f"({form})" in options["form"].help for form in FORMS)
+    rules = [name for name in RULES if not (RULES[name].needs_gradients or RULES[name].choose)]
+    assert named_in(options["rule"].help, RULES) == {*rules}
+    scores = [name for name in COLUMN_SCORES if not COLUMN_SCORES[name].needs_gradients]
+    assert named_in(options["column_score"].help, COLUMN_SCORES) == {*scores}
+    assert options["rule"].help.endswith("[default: taskedge]")
+    assert "image" not in options["task"].help
+
+
+def named_in(text, names):
+    words = set(re.findall(r"[a-z_]+", text))
+    return {name for name in names if name in words}
+
+
+def test_settings_of_forms_that_are_refused_are_no_options():
+    of_forms = {**selection_settings._FORMS_OF, **form_settings._FORMS_OF}
+    assert {name for name, forms in of_forms.items() if not {*forms} & {*FORMS}} <= {*NOT_IN_CUT}
+
+
+@pytest.mark.parametrize("form", ["taps", "prompt"])
+def test_a_form_that_is_refused_is_answered_with_those_that_work(taskedge, form, tmp_path):
+    common = ["cut", "local", "--model", "m", "--train", "a.csv"]
+    ended = taskedge(*common, "--form", form)
+    assert ended.code == 2
+    assert all(f"'{name}'" in ended.err for name in FORMS)
+    (tmp_path / "run.toml").write_text(f'form = "{form}"\n')
+    ended = taskedge(*common, "--config", tmp_path / "run.toml")
+    assert ended.code != 0
+    assert "give sparse, sparse_lora or lora" in ended.err
 
 
 def test_flags_are_parted_between_both_kinds_of_settings(tmp_path):

@@ -45,7 +45,8 @@ def test_devices_share_the_calibration_batches(calibration, devices, batches):
 
 
 def test_a_rule_that_needs_gradients_is_refused():
-    with pytest.raises(InputError, match="'gradient' looks at gradients, and devices send sums over inputs only"):
+    said = "'gradient' looks at gradients, and devices send sums over inputs only: choose activation or magnitude or"
+    with pytest.raises(InputError, match=said):
         setup_of(rule="gradient")
 
 
@@ -75,6 +76,46 @@ def test_statistics_of_several_devices_choose_as_those_of_one_where_the_rule_rea
     from_devices = te.select(model, statistics=sum_statistics(parts), rule=rule, per_neuron=2)
     alone = te.select(model, rule=rule, per_neuron=2)
     assert all(torch.equal(from_devices.linears[name].flat, alone.linears[name].flat) for name in alone.linears)
+
+
+def block_setup(**settings):
+    return setup_of(per_neuron=None, allocation="block", max_rows=3, max_columns=5, **settings)
+
+
+def parts_of(model):
+    linears = candidates(model)
+    return [measure(model, linears, [tiny_fleet.collate(tiny_fleet.rows(8, seed))]) for seed in (0, 1)]
+
+
+def test_a_block_of_rows_and_columns_trains_whole_instead_of_a_budget():
+    setup = block_setup()
+    support = setup.choose_support(parts_of(tiny_fleet.model()))
+    assert {(len(one.rows.unique()), len(one.columns.unique()), len(one.flat)) for one in support.linears.values()} == {
+        (3, 5, 15)
+    }
+    assert support.settings["max_rows"] == 3
+    both = sum_statistics(parts_of(tiny_fleet.model()))
+    alone = te.select(tiny_fleet.model(), statistics=both, allocation="block", max_rows=3, max_columns=5)
+    assert all(torch.equal(support.linears[name].flat, alone.linears[name].flat) for name in alone.linears)
+
+
+def test_rows_are_limited_beside_a_budget():
+    support = setup_of(per_neuron=None, budget="2%", max_rows=3).choose_support(parts_of(tiny_fleet.model()))
+    assert max(len(one.rows.unique()) for one in support.linears.values()) == 3
+
+
+def test_a_pattern_needs_no_budget():
+    """The default budget is not among the settings, since the pattern is one."""
+    support = setup_of(per_neuron=None, allocation="2:4").choose_support(parts_of(tiny_fleet.model()))
+    assert support.budget == "2:4"
+
+
+def test_devices_train_a_block(tmp_path):
+    how = tiny_fleet.settings(per_neuron=None, allocation="block", max_rows=3, max_columns=5, rounds=2)
+    head, _, events = tiny_fleet.run(tmp_path / "run", how, tiny_fleet.devices(2))
+    answers = [event for event in events if event.get("event") == "round"]
+    assert len(answers) == 2
+    assert {value.numel() for name, value in head.state.values.items() if "classifier" not in name} == {15}
 
 
 def test_statistics_of_another_model_are_refused():

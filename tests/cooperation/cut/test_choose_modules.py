@@ -56,7 +56,12 @@ def test_low_rank_modules_come_with_digests_and_inputs(base):
 @pytest.mark.parametrize(
     ("header", "error", "words"),
     [
-        ({"rule": "gradient", "entries": 9}, InputError, "inputs only"),
+        ({"rule": "gradient", "entries": 9}, InputError, "the rule 'gradient' needs gradients, .* inputs only"),
+        (
+            {"rule": "taskedge", "entries": 9, "max_columns": 2, "column_score": "pursuit"},
+            InputError,
+            "the column score 'pursuit' needs gradients, .* inputs only",
+        ),
         ({"rule": "spt", "entries": 9}, InputError, "whole matrices|inputs only"),
         ({"rule": "none", "entries": 9}, InputError, "none"),
         ({"rule": ["x"]}, CutRefused, "rule"),

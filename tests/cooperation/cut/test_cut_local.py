@@ -31,8 +31,12 @@ def difference(first, second) -> float:
 
 @pytest.mark.parametrize(
     ("changes", "bar"),
-    [({"max_columns": 4}, 1e-6), pytest.param({"form": "sparse_lora", "rank": 2}, 1e-6, marks=pytest.mark.slow)],
-    ids=["sparse", "sparse_lora"],
+    [
+        ({"max_columns": 4}, 1e-6),
+        pytest.param({"max_columns": 4, "max_rows": 2}, 1e-6, marks=pytest.mark.slow),  # steps grow with fewer rows
+        pytest.param({"form": "sparse_lora", "rank": 2}, 1e-6, marks=pytest.mark.slow),
+    ],
+    ids=["sparse", "rows", "sparse_lora"],
 )
 def test_twenty_steps_are_those_of_tune_on_one_machine(files, changes, bar):
     """With dropout. Sums are rounded elsewhere: W·x + ΔW·x here, (W + ΔW)·x there."""

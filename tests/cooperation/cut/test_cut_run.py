@@ -111,4 +111,25 @@ def test_noise_is_accounted(files):
     pytest.importorskip("opacus")
     lines = []
     files.run(cut={"noise": 1.0, "clip_inputs": 5.0, "clip_gradient": 0.1}, max_columns=4, clip=0, log=lines.append)
-    assert any("ε = " in line for line in lines)
+    before, after = (line for line in lines if "ε = " in line)
+    assert before.startswith("with this noise ε = ")
+    assert after.endswith(before.removeprefix("with this noise "))  # as planned: no pass ran again
+
+
+def test_nothing_leaves_if_no_epsilon_can_be_stated(files, monkeypatch):
+    """The accountant is an extra: that it is missing is no news for the end of the run."""
+
+    def missing(releases, delta):
+        raise InputError("Opacus is not installed")
+
+    monkeypatch.setattr("taskedge.cooperation.cut.noise.spent_epsilon", missing)
+    seen = []
+
+    def see(device, request, answer):
+        seen.append(answer.kind)
+        return answer
+
+    noise = {"noise": 1.0, "clip_inputs": 5.0, "clip_gradient": 0.1}
+    with pytest.raises(InputError, match="Opacus is not installed"):
+        files.run("none.safetensors", noise, max_columns=4, clip=0, change=see)
+    assert not {"calibrate", "pass"} & {*seen}

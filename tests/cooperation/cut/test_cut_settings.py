@@ -18,11 +18,14 @@ def config(**changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"form": "taps"}, "--form taps"),
+        ({"form": "taps"}, "--form taps: .* give sparse, sparse_lora or lora"),
         ({"bf16": True}, "--bf16"),
         ({"head_warmup": True}, "--head-warmup"),
         ({"rotate": 2}, "--rotate"),
-        ({"rule": "gradient"}, "--rule gradient"),
+        ({"rule": "gradient"}, "--rule gradient reads .* choose activation or .* or taskedge$"),
+        ({"rule": "spt"}, "--rule spt reads"),
+        ({"rule": "change"}, "--rule change reads"),
+        ({"max_columns": 4, "column_score": "pursuit"}, "--column-score pursuit reads .* choose activation or entries"),
         ({"optimizer": "mezo", "lr": 1e-3}, "--optimizer"),
     ],
 )

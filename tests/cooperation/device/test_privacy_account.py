@@ -21,6 +21,14 @@ def test_epsilon_is_below_opacus_renyi_bound_and_near_a_known_value():
     assert spent_epsilon((), 1e-5) == 0.0
 
 
+def test_little_noise_has_an_epsilon_without_the_grid_that_grows_with_it():
+    """The grid of the numerical bound would need terabytes here."""
+    rdp = pytest.importorskip("opacus.accountants").RDPAccountant()
+    rdp.history = [(0.001 / 8, 1.0, 80)]
+    with pytest.warns(UserWarning, match="smallest alpha"):
+        assert spent_epsilon(((0.001 / 8, 1.0, 80),), 1e-5) == rdp.get_epsilon(1e-5) > 1e9
+
+
 def test_the_budget_is_enforced_and_outlives_the_process(tmp_path):
     budget, path = PrivacyBudget(epsilon=3.0, noise=1.0), tmp_path / "privacy.json"
     account = PrivacyAccount(budget, path)

@@ -10,7 +10,7 @@ import click
 
 from taskedge.cli.inference_options import measures_text
 from taskedge.cli.shared_options import given_flags, options_of, print_json
-from taskedge.cooperation.cut.cut_settings import NOT_IN_CUT, CutSettings
+from taskedge.cooperation.cut.cut_settings import NARROWED, NOT_IN_CUT, CutSettings, check_for_cut
 from taskedge.reporting.tables import count_text
 from taskedge.training.config import load_config
 from taskedge.training.tune_config import TuneConfig
@@ -26,7 +26,7 @@ def run_options(*leave_out: str) -> Callable[[Command], Command]:
         command = click.option(
             "--config", type=click.Path(path_type=Path), help="TOML file with settings of tune; flags win."
         )(command)
-        return options_of(TuneConfig, *NOT_IN_CUT, *leave_out)(command)
+        return options_of(TuneConfig, *NOT_IN_CUT, *leave_out, narrowed=NARROWED)(command)
 
     return decorate
 
@@ -37,11 +37,16 @@ def settings_from_flags(flags: Mapping[str, Any], **fixed: Any) -> tuple[TuneCon
     Args:
         flags: of ``run_options``.
         fixed: values that no flag has.
+
+    Raises:
+        InputError: One cannot be used over the cut. No base is loaded and no cloud called before that is known.
     """
     given = given_flags(dict(flags))
     path = given.pop("config", None)
     own = {name: given.pop(name) for name in CutSettings.model_fields if name in given}
-    return load_config(TuneConfig, {**given, **fixed}, path), load_config(CutSettings, own)
+    config, settings = load_config(TuneConfig, {**given, **fixed}, path), load_config(CutSettings, own)
+    check_for_cut(config, settings)
+    return config, settings
 
 
 def plan_options(command: Command) -> Command:

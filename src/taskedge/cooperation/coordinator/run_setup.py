@@ -83,9 +83,10 @@ class RunSetup:
     ) -> None:
         needs = set(RULES[config.rule].needs) - {INPUTS}
         if needs:
+            usable = " or ".join(name for name in RULES if set(RULES[name].needs) <= {INPUTS})
             raise InputError(
                 f"the rule {config.rule!r} looks at {', '.join(sorted(needs))}, and devices send sums over inputs "
-                "only: choose one that looks at inputs, or at no data"
+                f"only: choose {usable}"
             )
         self.model, self.config, self.labels = model, config, tuple(labels)
         self.full_parameters = list(head_parameters(model) if full_parameters is None else full_parameters)
@@ -156,17 +157,7 @@ class RunSetup:
 
     def choose_support(self, parts: Sequence[Statistics]) -> Support:
         """Choose the support by the sum of the devices' statistics."""
-        config = self.config
-        support = select(
-            self.model,
-            statistics=sum_statistics(parts),
-            budget=config.budget if config.per_neuron is None else None,
-            per_neuron=config.per_neuron,
-            rule=config.rule,
-            allocation=config.allocation,
-            max_columns=config.max_columns,
-            seed=config.seed,
-        )
+        support = select(self.model, statistics=sum_statistics(parts), **self.config.select_kwargs())
         # with the support, so that devices and a resumed run scale steps alike
         return replace(support, settings=support.settings | {"step_exponent": STEP_EXPONENT})
 

@@ -77,14 +77,15 @@ def choose(
         return Message("support", fields)
     kwargs = _settings(header)
     rule = RULES[kwargs["rule"]]
-    needs = {INPUTS, *rule.needs}
+    needs, what = {INPUTS, *rule.needs}, f"the rule {rule.name!r}"
     if kwargs.get("max_columns") is not None or kwargs.get("columns") is not None:
-        needs |= set(COLUMN_SCORES[kwargs.get("column_score") or DEFAULT_COLUMN_SCORE].needs)
+        score = kwargs.get("column_score") or DEFAULT_COLUMN_SCORE
+        if needs <= _FROM_INPUTS and not set(COLUMN_SCORES[score].needs) <= _FROM_INPUTS:
+            what = f"the column score {score!r}"
+        needs |= set(COLUMN_SCORES[score].needs)
     if rule.choose is not None or rule.needs_dense_run or not needs <= _FROM_INPUTS:
         missing = ", ".join(sorted(needs - _FROM_INPUTS)) or "whole matrices"
-        raise InputError(
-            f"the rule {rule.name!r} needs {missing}, and the cloud sees inputs only: choose one that looks at inputs"
-        )
+        raise InputError(f"{what} needs {missing}, and the cloud sees inputs only: choose one that looks at inputs")
     entries = kwargs.pop("entries", None)
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
     if entries is not None:

@@ -46,7 +46,7 @@ from taskedge.training.run_log import measure_and_hint
 from taskedge.training.run_provenance import training_provenance, training_text
 from taskedge.training.selection_settings import FORMS_OF_ENTRIES
 from taskedge.training.tasks import Log, Measures
-from taskedge.training.trainer import TrainResult, train
+from taskedge.training.trainer import TrainResult, num_steps, train
 from taskedge.training.tune_config import TuneConfig
 from taskedge.training.tune_folder import (
     SETTINGS_FILE,
@@ -122,6 +122,8 @@ def train_over_cut(
         TrainingDiverged: the loss is not a finite number.
     """
     check_for_cut(config, settings)
+    if noise is not None:
+        noise.follows(Exposure(1, 1, 1))  # an accountant that is missing is missed before anything leaves
     folder = run_folder(config)
     check_parent(config.out)
     with hold_locks(config.out, folder) as was_killed:
@@ -152,6 +154,9 @@ def _train(
     begin = time.monotonic()
     prepared = prepare_over_cut(config, settings, end, store, folder, resume=resume, log=log)
     run, hollow, chosen = prepared.run, prepared.hollow, prepared.chosen
+    if noise is not None:
+        planned = num_steps(len(run.rows), run.config.trainer_config())
+        log(f"with this noise {noise.follows(_exposure(run, planned, Counted()))}")
     held_out = held_out_callback(run, folder)
     callbacks = [CutSteps(end), *([] if held_out is None else [held_out])]
     if settings.active_share < 1:

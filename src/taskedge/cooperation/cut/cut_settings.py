@@ -22,9 +22,33 @@ NOT_IN_CUT = (
     *("support", "support_epochs", "support_lr", "gates", "gate_penalty", "group_penalty", "candidates", "gate_tries"),
     *("support_file", "avoid"),
     *("dash", "directions", "dash_start", "filter", "filter_rank", "gate_threshold", "gate_lr", "gate_warmup", "norms"),
-    *("column_draws", "change_epochs", "change_lr", "tensorboard", "log"),
+    *("prompt_tokens", "prompt_where", "prompt_repeat", "prompt_segments", "prompt_init", "prompt_text"),
+    *("product_rate", "column_draws", "change_epochs", "change_lr", "tensorboard", "log"),
 )
 """Settings of ``tune`` that a run over the cut does not have."""
+NARROWED: dict[str, tuple[tuple[str, ...], str]] = {
+    "task": (
+        (),
+        "Kind of task: text-classification, multi-label-classification, text-regression, token-classification or "
+        "text-generation. If left out, it is inferred from the data.",
+    ),
+    "form": (
+        FORMS,
+        "What is trained: selected weights (sparse), the same through low-rank factors (sparse_lora), or a low-rank "
+        "product beside every linear (lora).",
+    ),
+    "rule": (
+        (),
+        "Rule that ranks the weights: taskedge, mean_activation, activation, magnitude, magnitude_bottom, principal, "
+        "principal:R (of rank R) or random.",
+    ),
+    "column_score": (
+        (),
+        "What ranks the columns of --columns and --max-columns: entries (sum of the rule's scores), activation, "
+        "weight, random, principal or greedy.  [default: entries]",
+    ),
+}
+"""Settings of ``tune`` of which fewer values can be used over the cut: these (none: any text), and the help."""
 
 
 class CutSettings(Config):
@@ -90,7 +114,24 @@ def check_for_cut(config: TuneConfig, settings: CutSettings) -> None:
             raise InputError(
                 "--active-share below 1 sends the values of idle modules, and --noise covers none there: leave out one"
             )
-    if config.needs_gradients or config.needs_dense_run:
+    if config.form != "lora":
+        _check_reads_inputs(config)
+
+
+def _check_reads_inputs(config: TuneConfig) -> None:
+    """Check that neither the rule nor the column score reads gradients, for which the cloud lacks the labels."""
+    from taskedge.selection.columns import COLUMN_SCORES
+    from taskedge.selection.rules import RULES
+
+    rule = RULES[config.rule]
+    if rule.needs_gradients or rule.needs_dense_run or rule.choose:
+        usable = [name for name in RULES if not (RULES[name].needs_gradients or RULES[name].choose)]
         raise InputError(
-            f"--rule {config.rule} reads gradients of the loss before the cut is there: choose one that looks at inputs"
+            f"--rule {config.rule} reads gradients of the loss before the cut is there: choose {' or '.join(usable)}"
+        )
+    if config.column_score is not None and COLUMN_SCORES[config.column_score].needs_gradients:
+        usable = [name for name in COLUMN_SCORES if not COLUMN_SCORES[name].needs_gradients]
+        raise InputError(
+            f"--column-score {config.column_score} reads gradients of the loss before the cut is there: choose "
+            f"{' or '.join(usable)}"
         )

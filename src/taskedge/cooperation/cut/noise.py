@@ -142,11 +142,19 @@ class OutgoingNoise:
     def spent(self, exposure: Exposure) -> str:
         """Return the ε that follows, and how many rows were clipped, as text."""
         shares = ", ".join(f"{self.clipped[kind]:,} of {self.rows[kind]:,} {kind}" for kind in PROTECTED)
+        return f"clipped {shares}; {self.follows(exposure)}"
+
+    def follows(self, exposure: Exposure) -> str:
+        """Return the ε that follows, as text.
+
+        Raises:
+            InputError: See :func:`epsilon_of`.
+        """
         epsilon = epsilon_of(self.settings, exposure)
         if math.isinf(epsilon):
-            return f"clipped {shares}; without noise no ε follows"
+            return "without noise no ε follows"
         return (
-            f"clipped {shares}; ε = {epsilon:.4g} at δ = {self.settings.delta:g} for each row, from "
+            f"ε = {epsilon:.4g} at δ = {self.settings.delta:g} for each row, from "
             f"{exposure.passes_with_row:,} passes with the row and {exposure.training_passes:,} gradients of "
             f"{exposure.rows_in_pass:,} rows"
         )

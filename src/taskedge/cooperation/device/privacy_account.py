@@ -20,6 +20,8 @@ from taskedge.io.atomic import write_atomic
 
 FORMAT, VERSION = "taskedge.privacy", 1
 MAX_STEPS = 10_000_000
+VACUOUS_EPSILON = 100.0
+"""Above this an ε protects nothing, so that it needs no closer bound."""
 Releases = tuple[tuple[float, float, int], ...]
 """(noise, rate, steps) of releases of one kind."""
 
@@ -139,12 +141,17 @@ class PrivacyAccount:
 
 @lru_cache(maxsize=4096)
 def spent_epsilon(releases: Releases, delta: float) -> float:
-    """Return the ε of releases at a δ: the smaller of two valid bounds, numerical (PRV) and Rényi."""
+    """Return the ε of releases at a δ: the smaller of two valid bounds, numerical (PRV) and Rényi.
+
+    Above :data:`VACUOUS_EPSILON` it is the Rényi bound, because the grid of the other grows with ε, to terabytes.
+    """
     if not releases:
         return 0.0
     accountants = _opacus()
-    bounds = []
+    bounds: list[float] = []
     for accountant in (accountants.RDPAccountant(), accountants.PRVAccountant()):
+        if bounds and bounds[0] > VACUOUS_EPSILON:
+            break
         accountant.history = [tuple(release) for release in releases]
         try:
             bounds.append(float(accountant.get_epsilon(delta)))

@@ -68,7 +68,10 @@ class TuneManyConfig(Config):
 
         if getattr(info, "field_name", "") == "rule":
             if RULES[value].needs_gradients:
-                raise ValueError(f"rule {value!r} reads gradients, and the shared entries belong to no single task")
+                others = " or ".join(name for name in RULES if not RULES[name].needs_gradients)
+                raise ValueError(
+                    f"rule {value!r} reads gradients, and the shared entries belong to no single task: choose {others}"
+                )
         else:
             parse_share(value)
         return value
