@@ -12,6 +12,7 @@ best mean wins. Variants that the authors of a method advise are tried at the wi
 seeds, and only these runs see the test rows. Each method then trains to convergence: at the winning rates and at a
 third of them, until the validation loss has not improved for three evaluations, up to a cap on the epochs. Runs that
 see the test rows also measure what they forget: the rank correlation of sentence similarities on texts of another task.
+Tasks whose names end in "-mpnet" train MPNet-base, and the others MiniLM-L6.
 
 A run appends one line to results/compare/TASK.jsonl. A sweep that was killed continues where it stopped, and several
 may run beside each other on different methods.
@@ -25,7 +26,7 @@ import math
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -63,15 +64,21 @@ from taskedge.training.trainer_config import TrainerConfig
 
 RESULTS = ("compare/",)
 
-TASKS = {
+_ON_MINILM = {
     "question-types": Task(lambda: assets.question_types(print, fine=True), longest=24, epochs=4, validation=1000),
     "movie-reviews": Task(lambda: assets.movie_reviews(print), longest=48, epochs=2, validation=1000),
     "tweets": Task(lambda: assets.tweets(print), longest=40, epochs=2, train=1000, validation=1000),
     "sms-spam": Task(lambda: assets.sms_spam(print), longest=40, epochs=2, train=800, validation=1000),
     "bbc-news": Task(lambda: assets.bbc_news(print), longest=64, epochs=3, train=500, validation=500, test=1000),
+    "sarcasm": Task(lambda: assets.sarcasm_headlines(print), longest=32, epochs=2, validation=1000),
+    "r52": Task(lambda: assets.reuters(print), longest=64, epochs=4, validation=1000),
+}
+TASKS = _ON_MINILM | {
+    f"{task}-mpnet": replace(_ON_MINILM[task], base=lambda: assets.mpnet_base(print))
+    for task in ("question-types", "tweets")
 }
 OTHER_TEXTS = ("question-types", "tweets")
-"""The task whose texts show what is forgotten, and the one that takes its place on that task itself."""
+"""The task whose texts show what is forgotten, and the one that takes its place where these are the task's own."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Sweep:
 
     def __init__(self, task: str, device: str = "cpu", folder: str = "compare", batch_size: int = BATCH) -> None:
         self.task, self.device, self.batch_size, settings = task, device, batch_size, TASKS[task]
-        base, self.epochs = assets.minilm(print), settings.epochs
+        base, self.epochs = settings.base(), settings.epochs
         parts = settings.parts()
         labels = sorted({label for rows in parts.values() for _, label in rows})
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -137,7 +144,8 @@ class Sweep:
         }
         self.collate = collator(tokenizer)
         self.base = lambda: AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels))
-        others = TASKS[OTHER_TEXTS[task == OTHER_TEXTS[0]]].parts()["validation"][:TEXTS]
+        are_own = settings.table is TASKS[OTHER_TEXTS[0]].table
+        others = TASKS[OTHER_TEXTS[are_own]].parts()["validation"][:TEXTS]
         self.other_rows = encode(tokenizer, [text for text, _ in others], [0] * len(others), settings.longest)
         self.other_cosines = cosines(self.base(), self.other_rows, self.collate)
         self.path = results("accuracy") / folder / f"{task}.jsonl"

@@ -16,6 +16,9 @@ from torch import nn
 import taskedge as te
 from benchmarks.cost.workload import LINEARS
 from taskedge.backbone.candidates import head_parameters
+from taskedge.forms import PRODUCT_RATE
+from taskedge.forms.low_rank import low_rank_layers
+from taskedge.forms.sparse_plus_low_rank import set_product_rate
 from taskedge.profiling.process_memory import peak_bytes, reset_peak, resident_bytes
 
 Facts = dict[str, Any]
@@ -53,8 +56,22 @@ def finding_cost(facts: Facts, model: nn.Module) -> Iterator[None]:
     }
 
 
-def sparse(rule: str, step: str = "activation", form: str = "sparse", **options: Any) -> Prepare:
-    """Entries chosen by ``rule``; one per neuron unless ``options`` say otherwise."""
+def sparse(
+    rule: str,
+    step: str = "activation",
+    form: str = "sparse",
+    installed: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Prepare:
+    """Entries chosen by ``rule``; one per neuron unless ``options`` say otherwise.
+
+    Args:
+        rule: ranks the weights.
+        step: of the entries.
+        form: how they are parameterized.
+        installed: more arguments of ``te.install``.
+        options: of ``te.select``.
+    """
     chosen: dict[str, Any] = options if "budget" in options else {"per_neuron": 1, **options}
 
     def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
@@ -68,7 +85,29 @@ def sparse(rule: str, step: str = "activation", form: str = "sparse", **options:
             "columns_range": [min(columns), max(columns)],
             "stored_columns": support.stored_columns,
         }
-        return te.install(model, support, step=step, form=form, seed=seed), facts
+        return te.install(model, support, step=step, form=form, seed=seed, **(installed or {})), facts
+
+    return prepare
+
+
+def sparse_plus_lora(rank: int, rule: str = "taskedge", product_rate: float = PRODUCT_RATE) -> Prepare:
+    """Entries chosen by ``rule``, and as many numbers in LoRA of that rank on the same linears, scaled by 2.
+
+    All encoder linears together have as many inputs as outputs, so ``rank·(in + out)`` are 2·rank entries per neuron.
+
+    Args:
+        rank: of the products.
+        rule: ranks the weights.
+        product_rate: learning rate of the products, relative to that of the entries.
+    """
+    options = {"rank": rank, "alpha": 2 * rank}
+    entries = sparse(rule, form="sparse_plus_low_rank", installed=options, per_neuron=2 * rank)
+
+    def prepare(model: nn.Module, batches: list[Any], seed: int) -> tuple[nn.Module, Facts]:
+        model, facts = entries(model, batches, seed)
+        set_product_rate(model, product_rate)
+        products = sum(layer.product.a.numel() + layer.product.b.numel() for layer in low_rank_layers(model).values())
+        return model, facts | {"entries": facts["entries"] + products}
 
     return prepare
 
@@ -126,6 +165,7 @@ METHODS: dict[str, Method] = {
     "random, 26 columns": Method(sparse("random", max_columns=26), (1e-2, 3e-2)),
     "taskedge, 32 columns": Method(sparse("taskedge", max_columns=32), (1e-2, 3e-2)),
     "SPT": Method(sparse("spt", budget="0.0913%"), (3e-3, 1e-2)),
+    "sparse + LoRA r=1": Method(sparse_plus_lora(1), (1e-2, 3e-2)),
     "sparse LoRA": Method(sparse("taskedge", form="sparse_lora"), (1e-2, 3e-2)),
     "regrown": Method(sparse("taskedge"), (1e-2, 3e-2), {"regrow": 20}),
 } | {rule + SCALED: Method(sparse(rule), (1e-2, 3e-2)) for rule in RULES}  # fmt: skip

@@ -30,7 +30,21 @@ TASK_NAMES = {
     "tweets": "Tweets (2 classes)",
     "sms-spam": "SMS spam (2 classes)",
     "bbc-news": "BBC news (5 classes)",
+    "sarcasm": "Sarcasm headlines (2 classes)",
+    "r52": "Reuters R52 (52 classes)",
+    "question-types-mpnet": "TREC questions (50 classes)",
+    "tweets-mpnet": "Tweets (2 classes)",
 }
+
+MINILM, MPNET = "MiniLM-L6", "MPNet-base"
+BASES = {MINILM: 22_713_216, MPNET: 109_486_464}
+"""Parameters of each base, without a head."""
+
+
+def base_of(task: str) -> str:
+    """Return the base that the runs of a task train."""
+    return MPNET if task.endswith("-mpnet") else MINILM
+
 
 OURS_NAMES = (
     "taskedge",
@@ -47,6 +61,7 @@ OURS_NAMES = (
     "gates on 8 random candidates",
     "gates on 8 random candidates, rewound",
     "sparse TAPS",
+    "sparse + LoRA r=1",
 )
 """Methods of this project; the others are rivals."""
 

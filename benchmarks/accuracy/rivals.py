@@ -2,7 +2,8 @@
 
 Every method makes a model ready to train. Rivals have the settings that their authors or PEFT advise: LoRA scales by
 alpha = 2 r, and its variants (dropout 0.05, rsLoRA) get trials of their own. LoRA-Dash, LoRA with filters, TAPS and
-diff pruning are those of this project, with the settings of their authors' code.
+diff pruning are those of this project, with the settings of their authors' code. "sparse + LoRA r=1" trains as many
+numbers as LoRA r=2, half of them entries: RoSA's way, with the rules and rates of this project.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import peft
 from torch import nn
 
 from benchmarks.accuracy.finding import LearnedSupport, among_candidates, by_dense_run, by_gates
-from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, whole
+from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, sparse_plus_lora, whole
 from benchmarks.accuracy.protocol import OURS_NAMES
 from benchmarks.accuracy.relatives import dash, draws, filtered, sparse_taps, taps
 from benchmarks.cost.workload import LINEARS
 
-QUERY_AND_VALUE = ("query", "value")
-"""The layers that the LoRA paper adapts."""
+QUERY_AND_VALUE = ("query", "value", "attn.q", "attn.v")
+"""The layers that the LoRA paper adapts, by their names in BERT and in MPNet."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,11 @@ OURS: dict[str, Rival] = {
         LearnedSupport(among_candidates("random", 8), "gates on 8 at random", rewound=True), 3e-2
     ),
     "sparse TAPS": Rival(sparse_taps(), 3e-2, {"penalty 0.3": sparse_taps(penalty=0.3)}),
+    "sparse + LoRA r=1": Rival(
+        sparse_plus_lora(1),
+        3e-2,
+        {f"product rate {rate:g}": sparse_plus_lora(1, product_rate=rate) for rate in (0.03, 0.3)},
+    ),
 }
 """Selection rules and forms of this project. They share one start of the search."""
 

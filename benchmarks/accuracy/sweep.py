@@ -55,6 +55,8 @@ class Task:
     test: int = 1500
     spare: int = 0
     """Rows for choices that are made between runs, at most: those of no other part."""
+    base: Callable[[], Path] = lambda: assets.minilm(print)
+    """The model that is trained."""
 
     def parts(self) -> dict[str, list[tuple[str, str]]]:
         sizes = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -86,7 +88,7 @@ class Sweep:
         self, task: str, methods: Mapping[str, Method] = METHODS, folder: str = "sweep", device: str = "cpu"
     ) -> None:
         self.methods, self.device, settings = methods, device, TASKS[task]
-        base, self.epochs = assets.minilm(print), settings.epochs
+        base, self.epochs = settings.base(), settings.epochs
         parts = settings.parts()
         labels = sorted({label for rows in parts.values() for _, label in rows})
         tokenizer = AutoTokenizer.from_pretrained(base)

@@ -16,7 +16,11 @@ import taskedge as te
 from taskedge.demo import assets
 
 ROWS, TOKENS, CALIBRATION_BATCHES = 32, 128, 8
-LINEARS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+LINEARS = [
+    "query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense",
+    "attn.q", "attn.k", "attn.v", "attn.o",
+]  # fmt: skip
+"""Ends of the names of all encoder linears of BERT, and of MPNet, which shares those of its feed-forward layers."""
 SETTING = (
     "all-MiniLM-L6-v2 in fp32, batches of 32 x 128 tokens of movie reviews without padding, one thread, training mode; "
     "entries: one per neuron of all 36 encoder linears, the classifier trains beside them"

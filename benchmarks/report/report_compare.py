@@ -10,8 +10,8 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.accuracy.comparison import Chosen, Difference, Run, difference
-from benchmarks.accuracy.protocol import LADDER, OURS_NAMES, SEEDS, TASK_NAMES, TRIALS
-from benchmarks.report.report_accuracy import PARAMETERS, table
+from benchmarks.accuracy.protocol import BASES, LADDER, MINILM, OURS_NAMES, SEEDS, TASK_NAMES, TRIALS, base_of
+from benchmarks.report.report_accuracy import table
 
 REFERENCE = "taskedge"
 OWN = "#0072b2"
@@ -96,28 +96,45 @@ def read_costs(path: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def overview(runs: Mapping[str, Sequence[Run]], costs: Costs) -> str:
-    """A row a method: test accuracy on every task, the distance from the reference on their mean, and costs."""
-    tasks = {task: compared(lines) for task, lines in runs.items()}
-    tasks = {task: methods for task, methods in tasks.items() if REFERENCE in methods}
-    methods = list(dict.fromkeys(method for task in tasks.values() for method in task))
+    """A row a method: test accuracy on every task, the distance from the reference on their mean, and costs.
+
+    Each base has tables of its own; costs were measured on the first one.
+    """
     parts = []
-    for budget, title in (("short", "test accuracy, %, short budget"), ("converged", "test accuracy, %, converged")):
-        rows = [
-            _row(method, {task: found[method] for task, found in tasks.items() if method in found}, tasks, budget)
-            + _costs(costs.get(method))
-            for method in methods
-            if any(method in found and budget in found[method].finals for found in tasks.values())
-        ]
-        if rows:
-            names = [TASK_NAMES[task].partition(" (")[0] for task in tasks]
-            head = [title, "trained", *names, "mean", f"less {REFERENCE!r}", "kept ranks", *COSTS]
-            parts.append(table(head, rows))
+    for base in BASES:
+        tasks = _with_reference(runs, base)
+        methods = list(dict.fromkeys(method for task in tasks.values() for method in task))
+        for budget, title in (("short", "short budget"), ("converged", "converged")):
+            rows = [
+                _row(method, {task: found[method] for task, found in tasks.items() if method in found}, tasks, budget)
+                + (_costs(costs.get(method)) if base == MINILM else [])
+                for method in methods
+                if any(method in found and budget in found[method].finals for found in tasks.values())
+            ]
+            if rows:
+                first = f"test accuracy, %, {title}" + ("" if base == MINILM else f", {base}")
+                names = [TASK_NAMES[task].partition(" (")[0] for task in tasks]
+                head = [first, "trained", *names, "mean", f"less {REFERENCE!r}", "kept ranks"]
+                parts.append(table([*head, *(COSTS if base == MINILM else ())], rows))
     return "\n".join(parts)
+
+
+def _with_reference(runs: Mapping[str, Sequence[Run]], base: str) -> dict[str, dict[str, Compared]]:
+    """Return the complete methods of each task of a base that has the reference."""
+    tasks = {task: compared(lines) for task, lines in runs.items() if base_of(task) == base}
+    return {task: methods for task, methods in tasks.items() if REFERENCE in methods}
+
+
+def _name(task: str) -> str:
+    """Return the name of a task, with its base if that is another than MiniLM."""
+    name, base = TASK_NAMES[task].partition(" (")[0], base_of(task)
+    return name if base == MINILM else f"{name} on {base}"
 
 
 def _row(
     method: str, found: Mapping[str, Compared], tasks: Mapping[str, Mapping[str, Compared]], budget: str
 ) -> list[str]:
+    parameters = BASES[base_of(next(iter(found)))]
     own = {task: result for task, result in found.items() if len(result.finals.get(budget, [])) == len(SEEDS)}
     entries = next(iter(found.values())).finals["short"][0]["entries"]
     cells = [_cell(own[task], budget) if task in own else "" for task in tasks]
@@ -125,7 +142,7 @@ def _row(
     gap = against_reference(own, tasks, budget) if is_full and method != REFERENCE else None
     return [
         f"**{method}**" if method == REFERENCE else method,
-        f"{entries / PARAMETERS:.3%}" if entries else "-",
+        f"{entries / parameters:.3%}" if entries else "-",
         *cells,
         f"{100 * mean(mean(result.chosen(budget).tests) for result in own.values()):.1f}" if is_full else "",
         "" if gap is None else f"**{gap}**" if gap.is_clear else str(gap),
@@ -147,8 +164,7 @@ def pairs(runs: Mapping[str, Sequence[Run]]) -> str:
             chosen = [(found[one].chosen("short"), found[other].chosen("short")) for found in both.values()]
             by_task = [str(difference([first], [second])) for first, second in chosen]
             gap = difference([first for first, _ in chosen], [second for _, second in chosen])
-            names = [TASK_NAMES[task].partition(" (")[0] for task in both]
-            apart = ", ".join(f"{name} {points}" for name, points in zip(names, by_task, strict=True))
+            apart = ", ".join(f"{_name(task)} {points}" for task, points in zip(both, by_task, strict=True))
             rows.append([f"{one} - {other}", apart, f"**{gap}**" if gap.is_clear else str(gap)])
     return table(["points, short budget", "by task", "mean"], rows)
 
@@ -215,16 +231,17 @@ FEWEST_POINTS = 4
 
 def has_figure(runs: Mapping[str, Sequence[Run]], costs: Costs) -> bool:
     """Return whether the reference and enough other methods have results and costs."""
-    methods = {method for lines in runs.values() for method in compared(lines)} & costs.keys()
+    methods = {
+        method for task, lines in runs.items() if base_of(task) == MINILM for method in compared(lines)
+    } & costs.keys()
     return REFERENCE in methods and len(methods) >= FEWEST_POINTS
 
 
 def figure(runs: Mapping[str, Sequence[Run]], costs: Costs, budget: str = "short") -> Any:
-    """Accuracy on the mean of the tasks over seconds of a step, memory and file; a line joins the front."""
+    """Accuracy of MiniLM on the mean of the tasks over seconds of a step, memory and file; a line joins the front."""
     from matplotlib.figure import Figure
 
-    tasks = {task: compared(lines) for task, lines in runs.items()}
-    tasks = {task: methods for task, methods in tasks.items() if REFERENCE in methods}
+    tasks = _with_reference(runs, MINILM)
     accuracy = {
         method: 100 * mean(mean(found[method].chosen(budget).tests) for found in tasks.values())
         for method in costs
@@ -266,7 +283,7 @@ def details(runs: Mapping[str, Sequence[Run]]) -> str:
                 rows.append([method, budget, *_detail(finals)])
         if rows:
             head = [
-                TASK_NAMES[task],
+                f"{_name(task)} ({TASK_NAMES[task].partition(' (')[2]}",
                 "budget",
                 "variant",
                 "body rate",

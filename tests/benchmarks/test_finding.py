@@ -144,3 +144,18 @@ def test_drawn_columns_cost_the_memory_of_one_draw() -> None:
 def test_every_method_installs_or_is_found_by_training() -> None:
     learned = {name for name in COMPARED if installs(name) is None}
     assert learned == {name for name in COMPARED if "diff pruning" in name or "largest" in name or "gates on" in name}
+
+
+def test_entries_beside_lora_train_as_many_numbers_as_lora_of_twice_the_rank() -> None:
+    batches = [tiny.batch(tiny.bert(), seed=seed) for seed in range(2)]
+    counts = {}
+    for name in ("LoRA r=2", "sparse + LoRA r=1"):
+        prepare = installs(name)
+        assert prepare is not None
+        model, facts = prepare(tiny.bert(), batches, 0)
+        head = sum(p.numel() for n, p in model.named_parameters() if p.requires_grad and "classifier" in n)
+        counts[name] = facts["entries"]
+        assert facts["entries"] == sum(p.numel() for p in model.parameters() if p.requires_grad) - head
+    assert counts["sparse + LoRA r=1"] == counts["LoRA r=2"]
+    entries = sum(len(layer.entries.rows) for layer in sparse_layers(model).values())
+    assert 2 * entries == counts["LoRA r=2"]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.accuracy.protocol import LADDER, SEEDS, TRIALS
+from benchmarks.accuracy import compare
+from benchmarks.accuracy.protocol import LADDER, SEEDS, TASK_NAMES, TRIALS
 from benchmarks.report import report_compare
 
 
@@ -98,3 +99,25 @@ def test_the_figure_shows_methods_with_costs_on_all_tasks() -> None:
     assert report_compare.has_figure(more, costs | {"BitFit": cost(1, 1, 1)})
     made = report_compare.figure(RUNS, costs)
     assert [{text.get_text() for text in axes.texts} for axes in made.axes] == [{"taskedge", "LoRA r=8"}] * 3
+
+
+def test_each_base_has_a_table_of_its_own() -> None:
+    """Shares are those of the base, and costs of the first base say nothing about the second."""
+    both = RUNS | {"tweets-mpnet": runs_of("taskedge", 0.94) + runs_of("LoRA r=8", 0.95)}
+    first, second = report_compare.overview(both, {"LoRA r=8": cost(1.333, 56_789, 1_340_000)}).split("\n\n")
+    assert first.strip() == report_compare.overview(RUNS, {"LoRA r=8": cost(1.333, 56_789, 1_340_000)}).strip()
+    lines = second.splitlines()
+    assert lines[0].startswith("| test accuracy, %, short budget, MPNet-base | trained | Tweets | mean |")
+    assert lines[0].endswith("| kept ranks |")
+    assert lines[2].startswith("| **taskedge** | 0.019% | 94.2 | 94.2 |")
+    assert "| Tweets on MPNet-base (2 classes) | budget |" in report_compare.details(both)
+    assert not report_compare.has_figure({"tweets-mpnet": both["tweets-mpnet"]}, {})
+
+
+def test_the_tasks_of_the_reports_are_those_of_the_comparison() -> None:
+    assert compare.TASKS.keys() == TASK_NAMES.keys()
+    for task, settings in compare.TASKS.items():
+        twin = task.removesuffix("-mpnet")
+        assert (settings.base is compare.TASKS[twin].base) == (task == twin)
+        assert settings.table is compare.TASKS[twin].table
+        assert (settings.epochs, settings.longest) == (compare.TASKS[twin].epochs, compare.TASKS[twin].longest)
