@@ -13,6 +13,7 @@ from causal_models import CAUSAL_CONFIGS, labeled_batch
 from taskedge.backbone import linear_cross_entropy
 from taskedge.backbone.label_loss import label_count, use_label_loss
 from taskedge.backbone.linear_cross_entropy import chunk_limit, head_bytes
+from taskedge.forms.recompute import recomputing
 from taskedge.profiling.tensor_memory import LiveBytes
 from taskedge.training.memory.headroom import MemoryHeadroom
 from taskedge.training.memory.measure_phases import LossBytes, measure_evaluation, measure_selection
@@ -72,14 +73,16 @@ def test_the_loss_of_a_language_model_counts_the_rows_with_the_most_labels():
     assert LossBytes(LanguageRun(torch.nn.Linear(1, 1), [])).at(8) == 0
 
 
-def test_the_peak_of_a_language_model_is_that_without_its_loss_and_the_loss(monkeypatch):
+@pytest.mark.parametrize("recompute", ["none", "blocks", "inputs"])
+@pytest.mark.parametrize("words", [500, 5000])
+def test_the_peak_of_a_language_model_is_that_without_its_loss_and_the_loss(monkeypatch, words, recompute):
     monkeypatch.setattr(linear_cross_entropy, "has_fused", lambda: False)  # its memory is not in the count
-    model, words = language_model(5000), 5000
+    model = language_model(words)
     batch = labeled_batch(model.config, 8, 20, seed=0)
 
     def run():
         saved = []
-        with LiveBytes() as live:
+        with LiveBytes() as live, recomputing(model.train(), recompute):
             loss = model(**batch).loss
             saved.append(live.live)
             loss.backward()
