@@ -33,7 +33,7 @@ def difference(first, second) -> float:
     ("changes", "bar"),
     [
         ({"max_columns": 4}, 1e-6),
-        pytest.param({"max_columns": 4, "max_rows": 2}, 1e-6, marks=pytest.mark.slow),  # steps grow with fewer rows
+        pytest.param({"max_columns": 4, "max_rows": 4}, 1e-6, marks=pytest.mark.slow),  # steps grow with fewer rows
         pytest.param({"form": "sparse_lora", "rank": 2}, 1e-6, marks=pytest.mark.slow),
     ],
     ids=["sparse", "rows", "sparse_lora"],

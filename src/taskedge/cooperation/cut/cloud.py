@@ -132,8 +132,7 @@ class Cloud:
                 if presence.event == "flooded":
                     self._log(f"{presence.device}: {presence.why}")
                 if presence.device in tasks:
-                    tasks[presence.device].cancel()
-                    await asyncio.gather(tasks.pop(presence.device), return_exceptions=True)
+                    await self._end_task(presence.device, tasks.pop(presence.device))
                 if presence.event == "joined":
                     tasks[presence.device] = asyncio.create_task(self._serve_device(presence.device))
         finally:
@@ -141,6 +140,13 @@ class Cloud:
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _end_task(self, device: str, task: asyncio.Task[None]) -> None:
+        session = self.sessions.get(device)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if session is not None:
+            self._say_left(session)
 
     async def _serve_device(self, device: str) -> None:
         while self.refusals[device] < self.limits.refusals:
@@ -154,7 +160,7 @@ class Cloud:
             except NoAnswer as error:
                 self._log(f"{device}: {error}; its step is dropped, and it may start it again")
             except DeviceGone:
-                self._log(f"{device}: left after {session.passes:,} passes; nothing of it is kept")
+                self._say_left(session)
                 return
             except (CutRefused, MessageError) as error:
                 self.refusals[device] += 1
@@ -170,6 +176,9 @@ class Cloud:
                     del self.sessions[device]
         self._log(f"{device}: is not served any more, after {self.refusals[device]} refused messages")
         await self._tell_refused(Session(device, ""), "too many refused messages: enrol the device anew, or restart")
+
+    def _say_left(self, session: Session) -> None:
+        self._log(f"{session.device}: left after {session.passes:,} passes; nothing of it is kept")
 
     async def _tell_refused(self, session: Session, why: str) -> None:
         with suppress(TaskEdgeError):
