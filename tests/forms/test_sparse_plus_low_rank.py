@@ -225,6 +225,8 @@ def test_the_input_is_kept_once_for_both_parts_and_all_readers(dtype):
     one_input = 256 * 64 * x.element_size()
     assert kept[0] == one_input  # the output of tanh, which the linears read: kept by tanh already
     assert kept[1] == kept[0]
+    alone = te.install(Readers().to(dtype), Support({}, 10_000, low_rank=dict.fromkeys(names, 2)), trainable=[])
+    assert saved_for_backward(alone, x)[0] > kept[1]  # the low-rank form keeps r numbers per token as well
 
 
 def test_a_block_that_rests_keeps_no_input():

@@ -37,3 +37,15 @@ def test_files_without_entries_are_refused(tmp_path):
     for name in ("text", "missing"):
         with pytest.raises(TaskEdgeError):
             avoided_files([tmp_path / name], print)
+
+
+def test_products_beside_entries_are_told(tmp_path):
+    model = tiny.bert()
+    support = te.select(model, per_neuron=1, rule="random")
+    te.save(te.extract(te.install(model, support, form="sparse_plus_low_rank", rank=1)), tmp_path / "d")
+    told = []
+    avoided_files([tmp_path / "d"], told.append)
+    assert told == [
+        f"avoiding the {support.num_entries:,} entries of {tmp_path / 'd'}; its low-rank products in 12 linears change "
+        "other weights, too"
+    ]

@@ -19,14 +19,20 @@ def entries_of_file(path: Path) -> list[Mapping[str, Entries]]:
     Raises:
         DeltaError, InputError: the file is neither a delta nor a support.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Mapping[str, Entries]], int]:
+    """Return the entries of a file, as :func:`entries_of_file`, and the number of its linears with a product."""
     try:
         delta = load(path)
     except DeltaError as error:
         try:
-            return [load_support(path).linears]
+            support = load_support(path)
         except InputError:
             raise error from None
-    return [delta.linears, *(head.gated for head in delta.heads.values() if head.gated)]
+        return [support.linears], len(support.low_rank)
+    return [delta.linears, *(head.gated for head in delta.heads.values() if head.gated)], len(delta.low_rank)
 
 
 def avoided_files(paths: Sequence[Path], log: Log) -> dict[str, Any]:
@@ -37,11 +43,12 @@ def avoided_files(paths: Sequence[Path], log: Log) -> dict[str, Any]:
     """
     avoid: list[Mapping[str, Entries]] = []
     for path in paths:
-        parts = entries_of_file(path)
+        parts, products = _read(path)
         count = sum(len(entries.rows) for part in parts for entries in part.values())
         if not count:
             raise InputError(f"{path} has no entries to avoid, but low-rank products or full parameters only: leave "
                              "it out")  # fmt: skip
-        log(f"avoiding the {count:,} entries of {path}")
+        beside = f"; its low-rank products in {products} linears change other weights, too" if products else ""
+        log(f"avoiding the {count:,} entries of {path}{beside}")
         avoid += parts
     return {"avoid": avoid} if avoid else {}
