@@ -21,8 +21,9 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -97,12 +98,12 @@ def walk(sweep: Sweep, name: str, seed: int) -> None:
             return
 
 
-def curves(tasks: Sequence[str] = DEVELOPMENT) -> Curves:
-    """Return the accuracies on file."""
+def curves(folder: Path) -> Curves:
+    """Return the accuracies on file in ``folder``."""
     found: dict[str, dict[str, dict[float, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for task in tasks:
-        path = results("accuracy") / "step_law" / f"{task}.jsonl"
-        for line in path.read_text().splitlines() if path.is_file() else []:
+    for path in sorted(folder.glob("*.jsonl")):
+        task = path.stem
+        for line in path.read_text().splitlines():
             run = json.loads(line)
             setting, rate = run["method"], run["body_lr"]
             percent = float(setting.partition("%")[0]) if "%" in setting else 100.0
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
     if arguments.show:
-        found = curves()
+        found = curves(results("accuracy") / "step_law")
         for setting, tasks in found.items():
             for task, by in tasks.items():
                 shown = "  ".join(f"{rate:g}: {100 * accuracy:.1f}" for rate, accuracy in by.items())

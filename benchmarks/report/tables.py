@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy import comparison
+from benchmarks.accuracy import comparison, step_law
 from benchmarks.record import ROOT
 from benchmarks.report import (
     report_accuracy,
@@ -27,6 +27,7 @@ from benchmarks.report import (
     report_planning,
     report_scale,
     report_shares,
+    report_step_law,
     report_trust,
 )
 from benchmarks.report.report_accuracy import table
@@ -86,6 +87,7 @@ class Results:
         self.compare = report_compare.read(folder / "accuracy" / "results" / "compare")
         self.compare_costs = report_compare.read_costs(folder / "cost" / "results" / "compare_costs.jsonl")
         self.shares = comparison.read(folder / "accuracy" / "results" / "shares")
+        self.step_law = step_law.curves(folder / "accuracy" / "results" / "step_law")
         costs = folder / "cost" / "results" / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
@@ -285,6 +287,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "accuracy": (lambda results: report_accuracy.overview(results.accuracy, results.methods), "accuracy"),
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
     "shares": (lambda results: report_shares.by_share(results.shares), "shares"),
+    "step-law": (lambda results: report_step_law.by_setting(results.step_law), "step_law"),
     "kinds": (lambda results: report_kinds.measured(results.kinds), "kinds"),
     "kinds-costs": (lambda results: report_kinds.costs(results.kinds), "kinds"),
     "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),
