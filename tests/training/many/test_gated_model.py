@@ -11,6 +11,7 @@ from torch import nn
 
 import taskedge as te
 from taskedge.errors import InputError
+from taskedge.forms.sparse import sparse_layers
 from taskedge.training.many.gated_model import GatedModel
 from taskedge.training.many.row_gates import START
 
@@ -55,6 +56,19 @@ def test_the_base_runs_where_no_entries_count() -> None:
     assert torch.equal(tiny.logits(model, given), tiny.logits(plain, given))
     made.present.mode = "shared"
     assert not torch.equal(tiny.logits(model, given), tiny.logits(plain, given))
+
+
+def test_steps_are_those_of_training_in_place() -> None:
+    """They grow as fewer neurons have entries."""
+    base = tiny.bert()
+    shared, own = (te.select(base, [tiny.batch(base)], budget=budget) for budget in ("3%", "1%"))
+    assert own.neuron_share < 1
+    made = GatedModel(copy.deepcopy(base), shared, [own])
+    for support, entries_of in ((shared, lambda layer: layer.shared), (own, lambda layer: layer.own_entries(0))):
+        plain = sparse_layers(te.install(copy.deepcopy(base), support, step="activation"))
+        for name, layer in made.by_name().items():
+            if name in plain:
+                assert torch.equal(entries_of(layer).step, plain[name].entries.step)
 
 
 @pytest.mark.parametrize("task", [0, 1])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from taskedge.backbone.layers import Linear, LinearAdapter, as_tokens, first_input, linears
 from taskedge.errors import InputError
 from taskedge.forms.install import step_sizes
-from taskedge.selection.support import LayerSupport, Support
+from taskedge.selection.support import Support
 from taskedge.training.many.row_gates import START, hard_gates
 from taskedge.training.many.trunk_cost import TrunkCost
 
@@ -30,7 +30,7 @@ class TrainedEntries(nn.Module):
 
     Args:
         name: of the linear.
-        support: its entries; none if None.
+        support: entries of all linears; it may have none for this one.
         out: rows of the linear.
     """
 
@@ -38,16 +38,17 @@ class TrainedEntries(nn.Module):
     columns: Tensor
     step: Tensor
 
-    def __init__(self, name: str, support: LayerSupport | None, out: int) -> None:
+    def __init__(self, name: str, support: Support, out: int) -> None:
         super().__init__()
         nothing = torch.empty(0, dtype=torch.int64)
+        linear = support.linears.get(name)
         self.out = out
-        self.register_buffer("rows", nothing if support is None else support.rows)
-        self.register_buffer("columns", nothing if support is None else support.columns)
+        self.register_buffer("rows", nothing if linear is None else linear.rows)
+        self.register_buffer("columns", nothing if linear is None else linear.columns)
         step = torch.empty(0)
-        if support is not None:
-            measured = support.input_rms is not None
-            step = step_sizes(name, support) if measured else torch.ones(len(support))
+        if linear is not None:
+            measured = linear.input_rms is not None
+            step = step_sizes(name, linear, neuron_share=support.neuron_share) if measured else torch.ones(len(linear))
         self.register_buffer("step", step)
         self.offsets = nn.Parameter(torch.zeros(len(self.rows)))
 
@@ -78,13 +79,11 @@ class GatedLinear(nn.Module):
     Args:
         layer: the linear.
         block: index of its block.
-        shared: shared support; None if the linear has none.
+        shared: shared support of all linears.
         own: support of each task.
     """
 
-    def __init__(
-        self, layer: Linear, block: int, shared: LayerSupport | None, own: Sequence[LayerSupport | None]
-    ) -> None:
+    def __init__(self, layer: Linear, block: int, shared: Support, own: Sequence[Support]) -> None:
         super().__init__()
         out, _ = layer.shape
         self.layer, self.block = layer, block
@@ -141,9 +140,7 @@ class GatedModel(nn.Module):
                 or layer.stored.dtype != torch.float32
             ):
                 raise InputError(f"{name!r} is no linear in fp32 that can be written to: tune-many trains these only")
-            gated = GatedLinear(
-                layer, self.cost.block_of(name), shared.linears.get(name), [each.linears.get(name) for each in own]
-            )
+            gated = GatedLinear(layer, self.cost.block_of(name), shared, own)
             self.layers[name.replace(".", "/")] = gated
             layer.module.register_forward_hook(self._hook_of(gated), with_kwargs=True)
         self.block_logits = nn.Parameter(torch.full((len(own), len(self.cost.names)), START))
