@@ -58,13 +58,17 @@ def test_a_killed_run_is_resumed_to_the_same_bits(files, monkeypatch, cut):
 @pytest.mark.slow
 def test_an_idle_module_keeps_what_it_has_learned(files):
     """Its values cross once, and the cloud adds them: the loss of a step is that of all values."""
-    done, recorded = files.run(cut={"active_share": 0.2}, max_columns=4, epochs=4)
+    held_out = {"eval": files.folder / "eval.csv", "eval_every": 20, "lr": 0.3}
+    done, recorded = files.run(cut={"active_share": 0.2}, max_columns=4, epochs=8, **held_out)
     parked = [
         name for _, answer in recorded.messages if answer.kind == "pass" for name in answer.tensors if "parked" in name
     ]
     assert parked
-    moved = [float((linear.values).abs().max()) for linear in load(done.result.out).linears.values()]
-    assert len(moved) == 12
+    delta = load(done.result.out)
+    assert len(delta.linears) == 12
+    assert all(bool(linear.values.any()) for linear in delta.linears.values())
+    idle_parked, all_active = delta.provenance.training["held_out_loss"], done.result.measures["loss"]
+    assert idle_parked == pytest.approx(all_active, abs=1e-6)
 
 
 def test_a_cloud_that_loses_the_step_changes_no_bit(files):
