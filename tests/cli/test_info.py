@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from taskedge.cli.info import _names_text
 from taskedge.delta.delta import Delta, LinearDelta, Provenance
 from taskedge.delta.file import save
 from taskedge.selection.support_location import block_and_kind
@@ -39,6 +40,23 @@ def test_what_a_person_reads(taskedge, tuned, task):
         "attention.self.query",
     ):
         assert part in shown
+
+
+def test_sections_and_names_of_layers_are_no_list_of_all_layers(taskedge, tuned, task, here):
+    arguments = ["--model", task / "base", "--train", task / "train.csv", "--epochs", "1", "--rank", "1"]
+    assert taskedge("tune", *arguments, "--form", "lora", "--out", here / "low").code == 0
+    shown = taskedge("info", here / "low").out
+    (line,) = (line for line in shown.splitlines() if line.startswith("sections"))
+    sections = json.loads(taskedge("info", here / "low", "--json").out)["sections"]
+    for kind in ("low_rank_a", "low_rank_b", "whole"):
+        sizes = [size for name, size in sections.items() if name.startswith(f"{kind}/")]
+        assert f"{kind} {sum(sizes):,} in {len(sizes)}" in line
+    assert "layer" not in line
+
+
+def test_many_names_are_counted():
+    assert _names_text(f"n{i}" for i in range(10)) == "n0, n1, n2, n3, n4, n5, n6, n7 and 2 more"
+    assert _names_text([]) == "none"
 
 
 def delta_of(path, *masks, allocation="given"):

@@ -78,4 +78,6 @@ def test_hints():
     assert hint.startswith("hint: 1 class is rare among 100 rows ('b' 5)")
     assert rare_class_hint({"a": 95, "b": 5}, weighted=True) == ""
     assert never_predicted_hint(["a", "b"], [0, 1], [0, 1]) == ""
-    assert "1 class is never predicted ('b' (2) rows)" in never_predicted_hint(["a", "b"], [0, 1, 1], [0, 0, 0])
+    assert "1 class is never predicted in 2 rows of 3 ('b' 2): train" in never_predicted_hint(
+        ["a", "b"], [0, 1, 1], [0, 0, 0]
+    )

@@ -40,7 +40,7 @@ def test_a_class_that_is_never_predicted_is_named(task, tmp_path):
     settings = tune_config(task, tmp_path / "o", train=train, eval=task / "eval.csv", lr=1e-5, head_lr=1e-2)
     tune(settings, progress=False, log=lines.append)
     assert any(line.startswith("hint: 1 class is rare among 32 rows ('pos' 2)") for line in lines)
-    assert any(line.startswith("hint: 1 class is never predicted ('pos' (20) rows)") for line in lines)
+    assert any(line.startswith("hint: 1 class is never predicted in 20 rows of 40 ('pos' 20)") for line in lines)
     lines.clear()
     tune(tune_config(task, tmp_path / "w", train=train, class_weights="balanced"), progress=False, log=lines.append)
     assert not [line for line in lines if "rare" in line]

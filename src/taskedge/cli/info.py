@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ Examples:
 
 BAR_WIDTH = 30
 SHOWN_LABELS = 12
+SHOWN_NAMES = 8
 
 
 @click.command(epilog=EPILOG)
@@ -141,15 +142,14 @@ def description_text(description: dict[str, Any]) -> str:
         )
     if description["lora_export"]:
         lines.append(f"as LoRA   {description['lora_export']}")
-    names = ", ".join(sorted(description["whole"])) or "none"
-    lines.append(f"in full   {description['whole_parameters']:,} parameters: {names}")
+    lines.append(f"in full   {description['whole_parameters']:,} parameters: {_names_text(description['whole'])}")
     for name, head in description["heads"].items():
         own = f"; {head['own_entries']:,} own entries in {head['own_rows']:,} rows" if head["own_rows"] else ""
         lines.append(f"head      {name}: {head['task']}, {_labels_text(head['labels'])}{own}")
     if provenance["training"]:
         shown = {key: value for key, value in provenance["training"].items() if key != "closed_layers"}
         lines.append("training  " + ", ".join(f"{key}={value}" for key, value in shown.items()))
-    lines.append("sections  " + ", ".join(f"{name} {size:,}" for name, size in description["sections"].items()))
+    lines.append(f"sections  {_sections_text(description['sections'])}")
     if description["open_layers"] is not None:
         lines += ["", drawn_layers(description["open_layers"], description["closed_layers"])]
     for title in ("layer", "kind"):
@@ -161,6 +161,22 @@ def description_text(description: dict[str, Any]) -> str:
         for name, count in counts.items():
             lines.append(f"  {name:{width}}  {count:>8,}  {'#' * max(1, round(BAR_WIDTH * count / largest))}")
     return "\n".join(lines)
+
+
+def _names_text(names: Iterable[str]) -> str:
+    """Return the first names, and how many more there are."""
+    known = sorted(names)
+    more = f" and {len(known) - SHOWN_NAMES} more" if len(known) > SHOWN_NAMES else ""
+    return ", ".join(known[:SHOWN_NAMES]) + more or "none"
+
+
+def _sections_text(sections: Mapping[str, int]) -> str:
+    """Return the bytes of each kind of section, largest first; a kind that layers have is summed over them."""
+    of_kind: dict[str, list[int]] = {}
+    for name, size in sections.items():
+        of_kind.setdefault(name.partition("/")[0], []).append(size)
+    ordered = sorted(of_kind.items(), key=lambda found: (-sum(found[1]), found[0]))
+    return ", ".join(f"{kind} {sum(sizes):,}" + f" in {len(sizes)}" * (len(sizes) > 1) for kind, sizes in ordered)
 
 
 def _labels_text(labels: Sequence[str]) -> str:

@@ -115,9 +115,10 @@ def never_predicted_hint(labels: Sequence[str], truth: Sequence[int], predicted:
     never = [index for index in sorted(occurring) if index not in given]
     if not never:
         return ""
-    shown = ", ".join(f"{labels[index]!r} ({occurring[index]:,})" for index in never[:5])
+    shown = ", ".join(f"{labels[index]!r} {occurring[index]:,}" for index in never[:5]) + ", ..." * (len(never) > 5)
     verb = "class is" if len(never) == 1 else "classes are"
+    rows = sum(occurring[index] for index in never)
     return (
-        f"hint: {len(never)} {verb} never predicted ({shown + (', ...' if len(never) > 5 else '')} rows): train for "
-        "more epochs, or with --class-weights balanced"
+        f"hint: {len(never)} {verb} never predicted in {rows:,} rows of {len(truth):,} ({shown}): train for more "
+        "epochs, or with --class-weights balanced"
     )
