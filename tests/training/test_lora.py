@@ -169,6 +169,20 @@ def test_the_file_does_what_was_measured(task, tmp_path, whole, capsys, model):
     assert main(["merge", str(tmp_path / "o"), "--out", str(tmp_path / "merged")]) == 0
 
 
+def test_the_file_of_a_mixed_support_does_what_was_measured(task, tmp_path, capsys):
+    """Of entries and products of other linears: products are added to the base once."""
+    data = ["--out", tmp_path / "o", "--eval", task / "eval.csv", "--json"]
+    run = tuning(task, "--rule", "spt", "--rank", 1, "--lr", "0.1", *data)
+    run[run.index("--budget") + 1] = "10%"
+    assert main(run) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert load(tmp_path / "o").low_rank
+    assert main(["eval", str(tmp_path / "o"), "--data", str(task / "eval.csv"), "--batch-size", "8", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    del measured["by_class"]
+    assert measured == pytest.approx(said["quality"], abs=1e-6)
+
+
 def test_the_plan_is_what_is_trained(task, tmp_path, whole):
     form, _, said = whole
     fixed = {"model": str(task / "base"), "train": task / "train.csv", "text": ["text"], "label": "label"}
@@ -207,7 +221,7 @@ def test_what_it_says(task, tmp_path, whole, capsys):
         assert f"{tmp_path / 'o'}: low-rank products of {trained} parameters and a head of 34" in said.out
     elif form == "sparse_plus_low_rank":
         assert "allocation 'per_neuron', beside products of rank 3 at 0.1 times the learning rate; in full" in said.err
-        assert f"124 entries (1.7%) and low-rank products of {whole[2]['low_rank']:,} parameters" in said.out
+        assert f"124 entries (2.002%) and low-rank products of {whole[2]['low_rank']:,} parameters" in said.out
     else:
         assert f"allocation 'per_neuron', through {trained} parameters of rank 3; in full" in said.err
         assert f"{tmp_path / 'o'}: 124 entries (2.002%) and a head of 34" in said.out

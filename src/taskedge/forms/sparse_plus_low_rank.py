@@ -20,7 +20,7 @@ from taskedge.backbone.layers import Linear, as_linear, as_tokens, first_input
 from taskedge.forms import PRODUCT_RATE
 from taskedge.forms.entries import Entries, MakeEntries
 from taskedge.forms.form_registry import form
-from taskedge.forms.low_rank import Factors, LowRankLayer, Product, with_product
+from taskedge.forms.low_rank import Factors, LowRankLayer, Product, low_rank_layers, with_product
 from taskedge.forms.sparse import FreeEntries, SparseLayer, offset_gradient
 
 
@@ -82,6 +82,17 @@ def fuse_sparse_plus_low_rank(layer: SparsePlusLowRankLayer) -> nn.Module:
     del layer.entries, layer.product
     restore_class(layer)
     return layer
+
+
+def remove_products(model: nn.Module) -> None:
+    """Remove every product that trains, alone or beside entries; what they learned is lost, and entries stay."""
+    for layer in sparse_plus_low_rank_layers(model).values():
+        del layer.product
+        restore_class(layer)
+        swap_class(layer, SparseLayer, "Sparse")
+    for low_rank_layer in low_rank_layers(model).values():
+        del low_rank_layer.product
+        restore_class(low_rank_layer)
 
 
 def _sum(output: Tensor, x: Tensor, product: Product) -> Tensor:

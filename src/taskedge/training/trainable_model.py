@@ -20,7 +20,7 @@ from taskedge.forms.install import fuse, install
 from taskedge.forms.install_prompt import install_prompt
 from taskedge.forms.install_taps import install_taps
 from taskedge.forms.prompt import remove_prompt
-from taskedge.forms.sparse_plus_low_rank import set_product_rate
+from taskedge.forms.sparse_plus_low_rank import remove_products, set_product_rate
 from taskedge.selection.support import Support
 from taskedge.training.lora import PeftLora
 from taskedge.training.memory.mezo import MEZO_WARNING
@@ -59,6 +59,7 @@ class InstalledModel:
     def fuse(self) -> nn.Module:
         """Restore plain layers."""
         remove_filtered(self.model)  # cannot be fused, and a delta follows
+        remove_products(self.model)  # the delta that follows adds them, to the weights of the base
         remove_prompt(self.model)
         return fuse(self.model)
 
