@@ -60,8 +60,12 @@ OVER_CUT: dict[str, dict[str, Any]] = {
 EIGHTH = "an eighth of the modules"
 RATED = (*CAPS, EIGHTH)
 """Ways whose rates are searched."""
-LONG = {f"{OF_BLOCK}, 8 epochs": {}, f"{EIGHTH}, 8 epochs": OVER_CUT[EIGHTH]}
-"""Four times as long: kill and revive is for long runs. The first is a way of `tune`."""
+LONG: dict[str, tuple[float, dict[str, Any]]] = {
+    f"{way}, {epochs} epochs": (float(epochs), settings)
+    for epochs in (8, 32)
+    for way, settings in ((OF_BLOCK, {}), (EIGHTH, OVER_CUT[EIGHTH]))
+}
+"""Epochs and settings of longer runs: kill and revive is for these. The first way is one of `tune`."""
 CODED, NOISY = ["bf16", "float8", "int8"], [way for way in OVER_CUT if way.startswith("noise")]
 ORDER = [
     *((way, seed, task) for seed in SEEDS for way in CAPS for task in TASKS),
@@ -89,12 +93,12 @@ def once(cut: Cut, task: str, seed: int, way: str, rate: float) -> dict[str, Any
     log: Callable[[str], None] = lines.append
     line: dict[str, Any] = {"task": task, "seed": seed, "way": way, "lr": rate}
     if way in LONG:
-        changes["epochs"] = 4 * EPOCHS
-    if way in CAPS or not LONG.get(way, True):
+        changes["epochs"] = LONG[way][0]
+    if way in CAPS or (way in LONG and not LONG[way][1]):
         config: TuneConfig = cut.config(files["train"], **changes, **CAPS.get(way, BLOCK))
         line["entries"] = tune(config, force=True, progress=False, log=quiet).entries
     else:
-        settings = {**OVER_CUT, **LONG}[way]
+        settings = LONG[way][1] if way in LONG else OVER_CUT[way]
         if settings.get("noise"):
             changes["clip"] = 0.0
         config = cut.config(files["train"], **changes, **BLOCK)
