@@ -1,6 +1,6 @@
 """Accuracy over the cut: caps on rows and columns, an eighth of the modules, codings, and noise; MiniLM-L6, 3 seeds.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cooperation.cut_accuracy  # resumable; 40 CPU-minutes
+    OMP_NUM_THREADS=1 python -m benchmarks.cooperation.cut_accuracy  # resumable; hours, the first tells most
     python -m benchmarks.cooperation.cut_accuracy --show             # the table of what is on file
 
 In fp32 with all modules and without noise, a run over the cut has the values of `taskedge tune` (docs/cut.md), so the

@@ -1,6 +1,6 @@
 """Seconds of a training step over the cut on emulated links, against the prediction: MiniLM-L6, 8 texts of 32 tokens.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.cooperation.cut_links  # about ten minutes; resumable
+    OMP_NUM_THREADS=1 python -m benchmarks.cooperation.cut_links  # about five quiet minutes; resumable
 
 In every second step the link sleeps for the delay of a round trip and for the bytes of each request and its answer,
 headers included. The steps between, on a link with a delay of 1 ms, give the computing of both ends under the same load

@@ -152,7 +152,10 @@ def test_what_a_run_says(tuned, taskedge, task, here):
         "selecting weights by rule 'taskedge' on 8 batches",
     ]
     assert said[-1].startswith("training 124 entries (2.0019% of 6,194 parameters) in ")
-    assert said[-1].endswith("; in full: a head of 34 parameters; learning rate 0.01, batches of 8")
+    assert said[-1].endswith(
+        "; in full: a head of 34 parameters; learning rate 0.01 times 1.81 for entries, which are in 55.4% of the "
+        "neurons, batches of 8"
+    )
     assert snapshot(here).keys() == {"task.safetensors"}
 
 

@@ -68,6 +68,7 @@ def test_the_planted_candidate_of_every_neuron_is_found(tmp_path):
     support = find(model, rows, candidates, tmp_path)
     found = support.linears["body"]
     assert found.rows.tolist() == list(range(OUT))
+    assert support.settings["neuron_share"] == 1
     right = int((found.columns == planted).sum())
     assert right / OUT >= 0.95  # one entry a neuron on both sides: precision, recall and F1 are equal
     assert tiny.same_bits(before, tiny.state(model))

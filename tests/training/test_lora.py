@@ -214,7 +214,8 @@ def test_what_it_says(task, tmp_path, whole, capsys):
     )
     assert main(run) == 0
     said = capsys.readouterr()
-    assert "a head of 34 parameters; learning rate 0.01, batches of 8\n" in said.err
+    larger = "" if form == "lora" else " times 1.81 for entries, which are in 55.4% of the neurons"
+    assert f"a head of 34 parameters; learning rate 0.01{larger}, batches of 8\n" in said.err
     if form == "lora":
         assert f"training LoRA, {trained} parameters of rank 3 in 12 linears; in full" in said.err
         assert "selecting" not in said.err

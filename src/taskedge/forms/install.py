@@ -42,7 +42,8 @@ Model = TypeVar("Model", bound=nn.Module)
 STEPS = ("plain", "activation")
 
 _KEY = "_taskedge"
-_MAX_SPARSE_STEP = 10.0
+_LEAST_SHARE = 0.1
+"""Steps are divided by the share of neurons that have entries, down to this one."""
 _MAX_STEP_RATIO = 100.0
 """Steps are scaled by the input within this factor of 1."""
 
@@ -223,7 +224,12 @@ def step_sizes(name: str, linear: LayerSupport, exponent: float = STEP_EXPONENT,
     ratio = typical / linear.input_rms[linear.columns].clamp_min(1e-12)
     of_row = torch.bincount(linear.rows, minlength=linear.shape[0]).float()
     steps = ratio.clamp(1 / _MAX_STEP_RATIO, _MAX_STEP_RATIO) * of_row[linear.rows].pow(-exponent)
-    return steps / max(neuron_share, 1 / _MAX_SPARSE_STEP)
+    return steps / step_share(neuron_share)
+
+
+def step_share(neuron_share: float) -> float:
+    """Return what steps are divided by in a support with entries in this share of the neurons, 0.1 to 1."""
+    return max(neuron_share, _LEAST_SHARE)
 
 
 def _checked_rank(form: Form, support: Support, rank: int | None, alpha: float | None) -> int:

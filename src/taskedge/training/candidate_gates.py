@@ -22,7 +22,7 @@ from taskedge.errors import InputError
 from taskedge.forms import STEP_EXPONENT
 from taskedge.forms.install import fuse, install
 from taskedge.forms.sparse import FreeEntries, sparse_layers
-from taskedge.selection.support import LayerSupport, Support
+from taskedge.selection.support import LayerSupport, Support, neuron_share_of
 from taskedge.training.diff_pruning import FINAL, GATES_MODULE, NAME, train_gates
 from taskedge.training.gates import GateConfig, Gates
 from taskedge.training.trainer_config import TrainerConfig
@@ -107,6 +107,7 @@ def find_among_candidates(
         "seed": config.seed, "draw": FINAL, "epochs": config.epochs, "lr": config.lr, "gate_lr": gates.gate_lr,
         "penalty": gates.penalty, "structured": gates.structured, "expected_share": expected,
         "candidates": candidates.budget, "candidates_by": candidates.rule,
+        **neuron_share_of(linears, sum(linear.shape[0] for linear in candidates.linears.values())),
     }  # fmt: skip
     return replace(
         candidates,

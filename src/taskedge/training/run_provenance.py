@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from taskedge.forms.install import step_share
 from taskedge.forms.install_taps import whole_layers
+from taskedge.reporting.tables import percent_text
 from taskedge.selection.support import Support
 from taskedge.training.fastest_dtype import FASTEST, processor_speeds
 from taskedge.training.run import Run
@@ -46,7 +48,15 @@ def training_text(run: Run, support: Support, num_trained: int) -> str:
     else:
         trained = f"{support}, through {factors}"
     full = f"a head of {run.num_full_parameters:,} parameters" if run.full_names else "nothing"
-    return f"training {trained}; in full: {full}; learning rate {config.lr:g}, batches of {config.batch_size}"
+    rate = f"learning rate {config.lr:g}{_of_share(run, support)}"
+    return f"training {trained}; in full: {full}; {rate}, batches of {config.batch_size}"
+
+
+def _of_share(run: Run, support: Support) -> str:
+    """Return by how much steps are larger because few neurons have entries; ``""`` if they are not."""
+    if run.config.step != "activation" or not support.linears or (share := step_share(support.neuron_share)) == 1:
+        return ""
+    return f" times {1 / share:.3g} for entries, which are in {percent_text(support.neuron_share, 1)} of the neurons"
 
 
 def training_provenance(run: Run, support: Support, steps: int) -> dict[str, Any]:
