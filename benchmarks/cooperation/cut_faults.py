@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,7 @@ from taskedge.cooperation.cut.cut_settings import CutSettings
 from taskedge.cooperation.cut.device_end import DeviceEnd
 from taskedge.cooperation.protocol.message import Message, MessageLimits
 from taskedge.cooperation.transport.in_memory import MemoryCoordinatorLink
-from taskedge.cooperation.transport.links import DeviceGone, Presence, Traffic
+from taskedge.cooperation.transport.links import DeviceGone
 from taskedge.delta.file import load
 from taskedge.errors import TaskEdgeError
 from taskedge.training.tune_config import TuneConfig
@@ -53,6 +53,7 @@ from taskedge.training.tune_config import TuneConfig
 sys.path.insert(0, str(TEST_HELPERS))
 import cut_runs
 import scripted_devices
+from wrapped_link import NO_LIMITS, WrappedLink
 
 RESULTS = ("cut_faults.json",)
 SCHEDULES, FAULTS = 30, 2
@@ -63,7 +64,6 @@ PATIENCE = 1.0
 """Seconds that the cloud waits for an answer."""
 FIRST, LAST = 40, 360
 """Messages at which faults strike; a run has about 500."""
-NO_LIMITS = MessageLimits()
 
 
 @dataclass
@@ -152,16 +152,12 @@ async def _link() -> MemoryCoordinatorLink:
     return MemoryCoordinatorLink()
 
 
-class Struck:
+class Struck(WrappedLink):
     """The cloud's end of the link, at which faults strike."""
 
     def __init__(self, world: World) -> None:
-        self._world, self._link = world, world.memory
-
-    @property
-    def trouble(self) -> str | None:
-        """See ``CoordinatorLink.trouble``."""
-        return self._link.trouble
+        super().__init__(world.memory)
+        self._world = world
 
     async def request(
         self, device: str, message: Message, seconds: float, limits: MessageLimits = NO_LIMITS
@@ -181,19 +177,7 @@ class Struck:
         elif kind == "hostile cloud":
             bad = {name: torch.full_like(value, 255) for name, value in message.tensors.items()}
             message = Message(message.kind, message.header, bad)
-        return await self._link.request(device, message, seconds, limits)
-
-    def presence(self) -> AsyncIterator[Presence]:
-        """See ``CoordinatorLink.presence``."""
-        return self._link.presence()
-
-    def traffic(self, device: str) -> tuple[Traffic, Traffic]:
-        """See ``CoordinatorLink.traffic``."""
-        return self._link.traffic(device)
-
-    async def close(self) -> None:
-        """See ``CoordinatorLink.close``."""
-        await self._link.close()
+        return await super().request(device, message, seconds, limits)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from itertools import pairwise, product
 from pathlib import Path
@@ -36,10 +36,13 @@ from benchmarks.cooperation.cut_setting import (
     minilm_groups,
     write_texts,
 )
-from benchmarks.record import BENCHMARKS, results, write
+from benchmarks.record import BENCHMARKS, TEST_HELPERS, results, write
 from taskedge.cooperation.cut.cut_plan import StatedLink, plan_step
 from taskedge.cooperation.protocol.message import Message, MessageLimits
-from taskedge.cooperation.transport.links import CoordinatorLink, Presence, Traffic
+from taskedge.cooperation.transport.links import CoordinatorLink
+
+sys.path.insert(0, str(TEST_HELPERS))
+from wrapped_link import NO_LIMITS, WrappedLink
 
 RESULTS = ("cut_links.json",)
 ROWS, TOKENS, STEPS = 8, 32, 9
@@ -47,28 +50,21 @@ LINKS = [(mbit, delay) for mbit in (10, 100) for delay in (5, 20, 80)]
 RUNS = [("32 rows x 32 columns", "fp32"), ("32 rows x 32 columns", "int8")]
 BAR = 0.1
 NEAR = StatedLink(1e12, 0.001)
-NO_LIMITS = MessageLimits()
 
 
 @dataclass
-class SlowLink:
+class SlowLink(WrappedLink):
     """The cloud's end of a link that takes the time of a real one."""
 
-    link: CoordinatorLink
     stated: StatedLink
     passes: list[float] = field(default_factory=list)
     """When each pass had come, and the end of the last."""
-
-    @property
-    def trouble(self) -> str | None:
-        """See ``CoordinatorLink.trouble``."""
-        return self.link.trouble
 
     async def request(
         self, device: str, message: Message, seconds: float, limits: MessageLimits = NO_LIMITS
     ) -> Message:
         """Send a request and wait as long as it and its answer need."""
-        answer = await self.link.request(device, message, seconds, limits)
+        answer = await super().request(device, message, seconds, limits)
         crossed = len(message.pack()) + len(answer.pack())
         if message.kind in MESSAGES_OF_PASSES["down"] or answer.kind == "pass":  # others are of joining
             if answer.kind == "pass":
@@ -78,18 +74,6 @@ class SlowLink:
         if answer.kind == "done":
             self.passes.append(time.monotonic())
         return answer
-
-    def presence(self) -> AsyncIterator[Presence]:
-        """See ``CoordinatorLink.presence``."""
-        return self.link.presence()
-
-    def traffic(self, device: str) -> tuple[Traffic, Traffic]:
-        """See ``CoordinatorLink.traffic``."""
-        return self.link.traffic(device)
-
-    async def close(self) -> None:
-        """See ``CoordinatorLink.close``."""
-        await self.link.close()
 
 
 def step_seconds(cut: Cut, way: str, coding: str, stated: StatedLink) -> tuple[list[float], list[float], float]:

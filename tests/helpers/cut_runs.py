@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,15 +10,15 @@ from typing import Any
 import tiny_task
 import torch
 import transformers
+from wrapped_link import NO_LIMITS, WrappedLink
 
 from taskedge.cooperation.cut.cloud_base import CloudBase
 from taskedge.cooperation.cut.cut_local import LocalCut, cut_local
 from taskedge.cooperation.cut.cut_settings import CutSettings
 from taskedge.cooperation.protocol.message import Message, MessageLimits
-from taskedge.cooperation.transport.links import CoordinatorLink, Presence, Traffic
+from taskedge.cooperation.transport.links import CoordinatorLink
 from taskedge.training.tune_config import TuneConfig
 
-NO_LIMITS = MessageLimits()
 Change = Callable[[str, Message, Message], Message]
 """(device, request, its answer) -> the answer that the cloud gets."""
 
@@ -28,32 +28,18 @@ def quiet(_: str) -> None:
 
 
 @dataclass
-class Recorded:
+class Recorded(WrappedLink):
     """A cloud's end of a link that keeps every request and answer, and may change answers."""
 
-    link: CoordinatorLink
     change: Change | None = None
     messages: list[tuple[Message, Message]] = field(default_factory=list)
-
-    @property
-    def trouble(self) -> str | None:
-        return self.link.trouble
 
     async def request(
         self, device: str, message: Message, seconds: float, limits: MessageLimits = NO_LIMITS
     ) -> Message:
-        answer = await self.link.request(device, message, seconds, limits)
+        answer = await super().request(device, message, seconds, limits)
         self.messages.append((message, answer))
         return answer if self.change is None else self.change(device, message, answer)
-
-    def presence(self) -> AsyncIterator[Presence]:
-        return self.link.presence()
-
-    def traffic(self, device: str) -> tuple[Traffic, Traffic]:
-        return self.link.traffic(device)
-
-    async def close(self) -> None:
-        await self.link.close()
 
 
 @dataclass
