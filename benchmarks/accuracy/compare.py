@@ -37,6 +37,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_
 import taskedge as te
 from benchmarks.accuracy.finding import LearnedSupport, TrainingRows
 from benchmarks.accuracy.forgetting import TEXTS, cosines, kept_ranks
+from benchmarks.accuracy.kept_runs import KeptRuns
 from benchmarks.accuracy.methods import CALLBACKS, MEASURED, Facts
 from benchmarks.accuracy.protocol import (
     BATCH,
@@ -151,6 +152,7 @@ class Sweep:
         self.path = results("accuracy") / folder / f"{task}.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.touch()
+        self.kept = KeptRuns(f"{self.path.resolve()} {batch_size} {machine(device)}")
 
     def evaluate(self, model: torch.nn.Module, part: str) -> Facts:
         """Return the loss and the accuracy on validation or test rows; of test rows also which were right."""
@@ -168,10 +170,11 @@ class Sweep:
             "method": method, "variant": variant, "budget": budget.name, "body_lr": pair[0], "head_lr": pair[1],
             "seed": seed, "with_test": test,
         }  # fmt: skip
-        for line in self.path.read_text().splitlines():
-            on_file: Facts = json.loads(line)
-            if all(on_file[name] == value for name, value in key.items()):
-                return on_file
+        on_file = self._on_file(key)
+        if on_file is not None:
+            return on_file
+        trial_key = key | {"with_test": False}
+        trial = self._on_file(trial_key) if test and self.kept.has(trial_key) else None
         started = time.process_time()
         set_seed(seed)
         model = self.base().to(self.device)
@@ -190,28 +193,36 @@ class Sweep:
         )  # fmt: skip
         stop = StopWhenConverged(self, math.ceil(len(self.rows["train"]) / self.batch_size))
         run: Facts = {"task": self.task, **key, "loss": None, "steps": 0, "validation": 0.0, "validation_loss": None}
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                done = train(
-                    model, self.rows["train"], self.collate, config, Path(folder), progress=False,
-                    callbacks=[*callbacks, *([stop] if budget.stops else [])], head=head_names(model),
-                )  # fmt: skip
-                run |= {"loss": done.loss, "steps": done.steps, "last_loss": done.log[-1]["loss"]}
-                run["still_falls"] = still_falls(done.log)
-            except te.TaskEdgeError as error:
-                print(error)
-        if run["loss"] is not None:
-            if budget.stops:
-                stop.restore(model)
-                at_cap = len(stop.losses) - 1 - stop.losses.index(min(stop.losses)) < PATIENCE
-                run |= {"validation_losses": [round(loss, 5) for loss in stop.losses], "at_cap": at_cap}
-            facts |= {} if measured is None else measured(model)
-            run |= self.evaluate(model, "validation")
-            if test:
-                run |= self.evaluate(model, "test")
-                after = cosines(model, self.other_rows, self.collate)
-                run["kept_ranks"] = round(kept_ranks(self.other_cosines, after), 5)
-        run |= facts | {"cpu_seconds": round(time.process_time() - started, 1), "machine": machine(self.device)}
+        if trial is not None:
+            self.kept.restore(trial_key, model)
+            run |= {name: value for name, value in trial.items() if name not in key}
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    done = train(
+                        model, self.rows["train"], self.collate, config, Path(folder), progress=False,
+                        callbacks=[*callbacks, *([stop] if budget.stops else [])], head=head_names(model),
+                    )  # fmt: skip
+                    run |= {"loss": done.loss, "steps": done.steps, "last_loss": done.log[-1]["loss"]}
+                    run["still_falls"] = still_falls(done.log)
+                except te.TaskEdgeError as error:
+                    print(error)
+            if run["loss"] is not None:
+                if budget.stops:
+                    stop.restore(model)
+                    at_cap = len(stop.losses) - 1 - stop.losses.index(min(stop.losses)) < PATIENCE
+                    run |= {"validation_losses": [round(loss, 5) for loss in stop.losses], "at_cap": at_cap}
+                facts |= {} if measured is None else measured(model)
+                run |= self.evaluate(model, "validation")
+            run |= facts
+            if not test and not callbacks:  # a callback may move entries, which parameters do not tell
+                self.kept.keep(key, model)
+        if test and run["loss"] is not None:
+            run |= self.evaluate(model, "test")
+            after = cosines(model, self.other_rows, self.collate)
+            run["kept_ranks"] = round(kept_ranks(self.other_cosines, after), 5)
+        seconds = time.process_time() - started + (trial["cpu_seconds"] if trial else 0)
+        run |= {"cpu_seconds": round(seconds, 1), "machine": machine(self.device)}
         append(self.path, run)
         rates = f"body {pair[0] or 0:g} head {pair[1]:g}"
         print(
@@ -220,6 +231,13 @@ class Sweep:
             flush=True,
         )
         return run
+
+    def _on_file(self, key: Facts) -> Facts | None:
+        for line in self.path.read_text().splitlines():
+            run: Facts = json.loads(line)
+            if all(run[name] == value for name, value in key.items()):
+                return run
+        return None
 
     def search(self, method: str, rival: Rival) -> tuple[Pair, str]:
         """Return the learning rates and the variant that win on validation rows."""
@@ -255,6 +273,7 @@ class Sweep:
             best = max(scores, key=lambda rates: scores[rates])
             for seed in seeds:
                 self.run(method, rival, best, seed, CONVERGED, variant, test=True)
+        self.kept.forget(method)
 
 
 def head_names(model: torch.nn.Module) -> set[str]:

@@ -1,8 +1,9 @@
 """Supports that a training run of its own finds, and what finding costs.
 
-A support is found once for each task and seed, at rates that do not change, and serves all trials and budgets of its
-method: the largest share is found, and smaller ones are its largest changes. It is kept in the folder of temporary
-files, so that a sweep that was killed does not find it again.
+A support is found once for each task and seed, at rates that do not change, and serves all trials of its method. The
+penalty of gates is searched for each share on the first seed, and the other seeds have the same. One dense run serves
+all shares: smaller ones are its largest changes. A support is kept in the folder of temporary files, so that a sweep
+that was killed does not find it again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from taskedge.selection.support import LayerSupport, Support, load_support, save
 from taskedge.training.candidate_gates import find_among_candidates
 from taskedge.training.data.text_data import Row
 from taskedge.training.diff_pruning import find_by_gates
+from taskedge.training.gate_search import search_penalty
 from taskedge.training.gates import GateConfig
 from taskedge.training.trainer import train
 from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
@@ -36,6 +38,9 @@ from taskedge.training.trainer_config import HEAD_LEARNING_RATE, TrainerConfig
 OWN_ENTRIES = 20_736
 """Entries of ``taskedge`` with one per neuron, which the supports without a stated share have as well."""
 LARGEST_SHARE = "0.5%"
+FIRST_SEED = 0
+TRIES = 5
+"""Penalties that are tried on the first seed."""
 CANDIDATE_LR = 3e-2
 """Peak rate of offsets behind gates: the start of the search for entries."""
 FINDING_LR = 1e-4
@@ -67,8 +72,9 @@ class TrainingRows:
         )
 
 
-Find = Callable[[nn.Module, list[Any], TrainingRows, int], Support]
-"""Takes the model, calibration batches, rows and the seed, and returns a support that starts from its changes."""
+Find = Callable[[nn.Module, list[Any], TrainingRows, int, Support | None], Support]
+"""Takes the model, calibration batches, rows, the seed and the support of the first seed (None there), and returns a
+support that starts from its changes."""
 
 
 @dataclass(frozen=True)
@@ -103,21 +109,25 @@ class LearnedSupport:
         return prepare
 
     def _found(self, model: nn.Module, batches: list[Any], training: TrainingRows, seed: int) -> tuple[Support, Facts]:
-        device = next(model.parameters()).device
-        key = [self.name, training.task, len(training.rows), str(training.config(seed)), machine(str(device))]
-        stem = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-        folder = Path(tempfile.gettempdir()) / "taskedge-found-supports"
-        folder.mkdir(exist_ok=True)
-        path, about = folder / f"{stem}.safetensors", folder / f"{stem}.json"
+        device = machine(str(next(model.parameters()).device))
+        path, about = self._files(training, seed, device)
         if about.exists():
             return load_support(path), json.loads(about.read_text())
+        first, about_first = self._files(training, FIRST_SEED, device)
         facts: Facts = {}
         with finding_cost(facts, model):
-            support = self.find(model, batches, training, seed)
-        facts |= {name: support.settings[name] for name in ("expected_share",) if name in support.settings}
+            support = self.find(model, batches, training, seed, load_support(first) if about_first.exists() else None)
+        facts |= {name: support.settings[name] for name in ("expected_share", "penalty") if name in support.settings}
         save_support(support, path)
         about.write_text(json.dumps(facts))  # last: both are there, or the support is found again
         return support, facts
+
+    def _files(self, training: TrainingRows, seed: int, device: str) -> tuple[Path, Path]:
+        key = [self.name, training.task, len(training.rows), str(training.config(seed)), device]
+        stem = sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / "taskedge-found-supports"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{stem}.safetensors", folder / f"{stem}.json"
 
 
 def largest(support: Support, count: int) -> Support:
@@ -144,21 +154,30 @@ def largest(support: Support, count: int) -> Support:
     return replace(support, linears=linears, start=start)
 
 
-def by_gates(*, structured: bool) -> Find:
-    """Diff pruning, with or without a gate on each matrix."""
+def by_gates(*, structured: bool, share: str | None = None) -> Find:
+    """Diff pruning, with or without a gate on each matrix, for a share; None: as many entries as ``taskedge``."""
 
-    def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int) -> Support:
-        with tempfile.TemporaryDirectory() as folder:
+    def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int, first: Support | None) -> Support:
+        budget = OWN_ENTRIES / sum(p.numel() for p in model.parameters()) if share is None else parse_share(share)
+        gates = GateConfig(structured=structured)
+
+        def at(own: GateConfig, folder: Path) -> Support:
             return find_by_gates(
-                model, training.rows, training.collate, batches, training.config(seed),
-                GateConfig(structured=structured), budget=LARGEST_SHARE, head=head_parameters(model),
-                folder=Path(folder), progress=False, log=print,
+                model, training.rows, training.collate, batches, training.config(seed), own,
+                budget=budget, head=head_parameters(model), folder=folder, progress=False, log=print,
             )  # fmt: skip
+
+        if first is not None:
+            gates = replace(gates, penalty=first.settings["penalty"])
+        with tempfile.TemporaryDirectory() as folder:
+            return search_penalty(at, gates, budget, 1 if first else TRIES, Path(folder), print)
 
     return find
 
 
-def by_dense_run(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int) -> Support:
+def by_dense_run(
+    model: nn.Module, batches: list[Any], training: TrainingRows, seed: int, first: Support | None = None
+) -> Support:
     """The largest changes of all linears in a run that trains them whole, of a copy of the model."""
     tuned, layers, head = copy.deepcopy(model), candidates(model), head_parameters(model)
     names = [*(layer.parameter for layer in layers.values()), *head]
@@ -180,7 +199,7 @@ def by_dense_run(model: nn.Module, batches: list[Any], training: TrainingRows, s
 def among_candidates(rule: str, count: int, lr: float = CANDIDATE_LR) -> Find:
     """Gates on some candidates of each neuron, of which the best stays: what fits on a device."""
 
-    def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int) -> Support:
+    def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int, first: Support | None) -> Support:
         candidates = te.select(model, batches, rule=rule, per_neuron=count, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             return find_among_candidates(

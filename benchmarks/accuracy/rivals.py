@@ -69,7 +69,11 @@ def lora_fa(rank: int) -> Prepare:
     return prepare
 
 
-GATES, PLAIN_GATES = by_gates(structured=True), by_gates(structured=False)
+def gates_on_all(*, structured: bool, share: str | None = None, rewound: bool = False) -> LearnedSupport:
+    """Diff pruning: gates on all weights of the encoder's linears."""
+    name = f"gates{', structured' if structured else ''}, {share or 'own entries'}"
+    return LearnedSupport(by_gates(structured=structured, share=share), name, share, rewound)
+
 
 RIVALS: dict[str, Rival] = {
     "LoRA r=8": Rival(lora(8), 3e-3, lora_variants(8)),
@@ -92,11 +96,11 @@ RIVALS: dict[str, Rival] = {
     "LoRA-Dash r=8": Rival(dash(8), 3e-3),
     "filtered r=8": Rival(filtered(8), 3e-3, {"gate": filtered(8, "gate")}),
     "TAPS": Rival(taps(), 1e-4, {"penalty 0.3": taps(penalty=0.3)}),
-    "diff pruning": Rival(LearnedSupport(GATES, "gates, structured"), 3e-2),
-    "diff pruning 0.5%": Rival(LearnedSupport(GATES, "gates, structured", "0.5%"), 3e-2),
-    "diff pruning, rewound": Rival(LearnedSupport(GATES, "gates, structured", rewound=True), 3e-2),
-    "unstructured diff pruning": Rival(LearnedSupport(PLAIN_GATES, "gates"), 3e-2),
-    "unstructured diff pruning 0.5%": Rival(LearnedSupport(PLAIN_GATES, "gates", "0.5%"), 3e-2),
+    "diff pruning": Rival(gates_on_all(structured=True), 3e-2),
+    "diff pruning 0.5%": Rival(gates_on_all(structured=True, share="0.5%"), 3e-2),
+    "diff pruning, rewound": Rival(gates_on_all(structured=True, rewound=True), 3e-2),
+    "unstructured diff pruning": Rival(gates_on_all(structured=False), 3e-2),
+    "unstructured diff pruning 0.5%": Rival(gates_on_all(structured=False, share="0.5%"), 3e-2),
     "largest change": Rival(LearnedSupport(by_dense_run, "dense run"), 3e-2),
     "largest change 0.5%": Rival(LearnedSupport(by_dense_run, "dense run", "0.5%"), 3e-2),
     "largest change, rewound": Rival(LearnedSupport(by_dense_run, "dense run", rewound=True), 3e-2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from taskedge.forms.install import installation
 from taskedge.forms.sparse import sparse_layers
 from taskedge.forms.taps import layer_gates
 from taskedge.selection.support import LayerSupport, Support
+from taskedge.training.diff_pruning import find_by_gates
 from taskedge.training.trainer import train
 from taskedge.training.trainer_config import TrainerConfig
 
@@ -55,16 +57,20 @@ def test_the_largest_changes_are_kept_whatever_their_linear() -> None:
     assert largest(kept, 2) is kept
 
 
-def test_a_cut_support_is_what_diff_pruning_finds_at_that_budget() -> None:
-    find = by_gates(structured=True)
-    cut = largest(find(tiny.bert(), calibration(), ROWS, 0), ENTRIES)
-    finding.LARGEST_SHARE = ENTRIES / 5859  # type: ignore[assignment]
-    direct = find(tiny.bert(), calibration(), ROWS, 0)
-    assert cut.num_entries == direct.num_entries == ENTRIES
-    assert {n: s.flat.tolist() for n, s in cut.linears.items()} == {
-        n: s.flat.tolist() for n, s in direct.linears.items()
-    }
-    assert all(torch.equal(cut.start[name], change) for name, change in direct.start.items())
+def test_the_penalty_is_searched_on_the_first_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[int, float]] = []
+
+    def find(*arguments: Any, **options: Any) -> Support:
+        config, gates = arguments[4:6]
+        tried.append((config.seed, gates.penalty))
+        support = find_by_gates(*arguments, **options)
+        return replace(support, settings=support.settings | {"expected_share": 0.1 / gates.penalty})
+
+    monkeypatch.setattr(finding, "find_by_gates", find)
+    method = LearnedSupport(by_gates(structured=True, share="1%"), "test", "1%")
+    facts = [method.on(ROWS)(tiny.bert(), calibration(), seed)[1] for seed in (0, 1)]
+    assert tried == [(0, 42.5), (0, 42.5 / 4), (0, 42.5 / 16), (0, 42.5 / 8), (1, 42.5 / 8)]
+    assert [of_seed["penalty"] for of_seed in facts] == [42.5 / 8] * 2
 
 
 def test_a_dense_run_gives_the_entries_that_moved_most_and_starts_from_them() -> None:
@@ -93,7 +99,8 @@ def test_a_dense_run_gives_the_entries_that_moved_most_and_starts_from_them() ->
 def test_a_support_is_found_once_for_all_trials_of_a_seed(rewound: bool) -> None:
     calls: list[int] = []
 
-    def find(model: Any, batches: list[Any], rows: TrainingRows, seed: int) -> Support:
+    def find(model: Any, batches: list[Any], rows: TrainingRows, seed: int, first: Support | None) -> Support:
+        assert (first is None) == (seed == 0)
         calls.append(seed)
         return by_dense_run(model, batches, rows, seed)
 

@@ -258,7 +258,7 @@ def _largest(
     if count < weights.budget:
         log(
             f"diff pruning: only {present:,} of the {weights.budget:,} entries of the budget changed, the gates of all "
-            "others are closed"
+            "others are closed: give a smaller --gate-penalty, or --gate-tries 5 to search one, for more"
         )
     if not count:
         return {}, {}
