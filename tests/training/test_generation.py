@@ -8,12 +8,21 @@ import pytest
 import tiny_kinds
 import tiny_task
 import torch
+import transformers
 from torch.nn.functional import log_softmax
 from transformers import GenerationConfig
 
+from taskedge.backbone.label_loss import LabelLossModel
 from taskedge.backbone.loading import load_base
 from taskedge.training import generation
-from taskedge.training.generation import IGNORED, generate, negative_log_likelihood, pad, predicts_next_tokens
+from taskedge.training.generation import (
+    IGNORED,
+    generate,
+    label_collator,
+    negative_log_likelihood,
+    pad,
+    predicts_next_tokens,
+)
 
 PROMPTS = [[4, 5, 6], [7], [8, 9, 10, 11, 12, 13, 14], [5, 6], [16, 17, 18]]
 
@@ -51,6 +60,26 @@ def test_likelihood_is_that_of_each_learnt_token(base, batch_size, most, monkeyp
     assert tokens == count
     assert math.isclose(found, total, rel_tol=1e-5)
     assert sum(done) == len(rows)
+
+
+@pytest.mark.parametrize("own_loss", [False, True])
+def test_likelihood_of_targets_is_that_of_each_token(own_loss, tmp_path):
+    """An encoder-decoder reads the shifted labels, with the loss from labeled positions and with its own."""
+    base = load_base("text-to-text", tiny_task.t5(tmp_path))
+    if own_loss:
+        base.model.__class__ = transformers.T5ForConditionalGeneration
+    assert isinstance(base.model, LabelLossModel) != own_loss
+    rows = [{"input_ids": ids, "labels": [*ids[::-1], 1]} for ids in PROMPTS]
+    total = 0.0
+    for row in rows:
+        start = [base.model.config.decoder_start_token_id, *row["labels"][:-1]]
+        inputs = {"input_ids": torch.tensor([row["input_ids"]]), "decoder_input_ids": torch.tensor([start])}
+        with torch.no_grad():
+            chances = log_softmax(base.model.eval()(**inputs).logits[0].double(), -1)
+        total -= float(chances[range(len(start)), row["labels"]].sum())
+    found, tokens = negative_log_likelihood(base.model, rows, label_collator(0), 2, lambda _: None)
+    assert tokens == sum(len(row["labels"]) for row in rows)
+    assert math.isclose(found, total, rel_tol=1e-5)
 
 
 def greedy(model, prompt, new_tokens, end):

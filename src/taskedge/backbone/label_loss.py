@@ -59,7 +59,7 @@ def use_label_loss(model: nn.Module, log: Callable[[str], object] = lambda _: No
             original = type(model)
             example = _example(model)
             expected = model(**example).loss
-            model.label_shift = 0 if _is_encoder_decoder(model) else 1  # type: ignore[assignment]
+            model.label_shift = label_shift_of(model)  # type: ignore[assignment]
             model.logit_map = _read_logit_map(model, example)  # type: ignore[assignment]
             model.__class__ = _label_loss_class(original)
             try:
@@ -88,6 +88,11 @@ def loss_bytes(model: nn.Module, num_tokens: int) -> int:
         return head_bytes(len(weight), num_tokens, buffers=3)
     is_plain = model.logit_map.cap is None and weight.dtype == torch.float32
     return head_bytes(len(weight), num_tokens, buffers=1 if is_plain else 2)
+
+
+def label_shift_of(model: nn.Module) -> int:
+    """Return the positions from a logit to its label: 1 in a causal model, 0 in a decoder that reads shifted labels."""
+    return 0 if _is_encoder_decoder(model) else 1
 
 
 def label_count(labels: Tensor, shift: int = 1) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from taskedge.backbone.label_loss import IGNORED_LABEL, LabelLossModel, label_count
+from taskedge.backbone.label_loss import IGNORED_LABEL, LabelLossModel, label_count, label_shift_of
 from taskedge.training.data.text_data import batch_indices, evaluating, is_same_answer
 from taskedge.training.guard import guarded
 
@@ -79,7 +79,7 @@ def negative_log_likelihood(
             indices = order[start : start + min(batch_size, max_rows)]
             with guarded(model, rows, indices, collate):
                 batch = {key: value.to(device) for key, value in collate([rows[i] for i in indices]).items()}
-                num_learned = label_count(batch["labels"], getattr(model, "label_shift", 1))
+                num_learned = label_count(batch["labels"], label_shift_of(model))
                 if num_learned and isinstance(model, LabelLossModel):
                     total += float(model(**batch, num_items_in_batch=1).loss)
                 elif num_learned:
@@ -91,8 +91,11 @@ def negative_log_likelihood(
 
 
 def _sum_over_logits(model: nn.Module, batch: dict[str, Tensor]) -> float:
-    labels = batch.pop("labels")[:, 1:].flatten()
-    logits = model(**batch).logits[:, :-1].flatten(0, 1)  # (rows · (tokens - 1), vocabulary)
+    labels, shift = batch["labels"], label_shift_of(model)
+    if shift:
+        batch = {key: value for key, value in batch.items() if key != "labels"}  # an encoder-decoder needs them
+    logits = model(**batch).logits[:, : labels.shape[1] - shift].flatten(0, 1)  # (rows · tokens, vocabulary)
+    labels = labels[:, shift:].flatten()
     learned = labels != IGNORED
     return float(cross_entropy(logits[learned].float(), labels[learned], reduction="sum"))
 
