@@ -48,13 +48,18 @@ def training_text(run: Run, support: Support, num_trained: int) -> str:
     else:
         trained = f"{support}, through {factors}"
     full = f"a head of {run.num_full_parameters:,} parameters" if run.full_names else "nothing"
-    rate = f"learning rate {config.lr:g}{_of_share(run, support)}"
+    rate = f"learning rate {config.lr:g}{larger_steps_text(support, config.step)}"
     return f"training {trained}; in full: {full}; {rate}, batches of {config.batch_size}"
 
 
-def _of_share(run: Run, support: Support) -> str:
-    """Return by how much steps are larger because few neurons have entries; ``""`` if they are not."""
-    if run.config.step != "activation" or not support.linears or (share := step_share(support.neuron_share)) == 1:
+def larger_steps_text(support: Support, step: str) -> str:
+    """Return by how much steps are larger because few neurons have entries; ``""`` if they are not.
+
+    Args:
+        support: the entries.
+        step: how they are scaled: ``"plain"`` or ``"activation"``.
+    """
+    if step != "activation" or not support.linears or (share := step_share(support.neuron_share)) == 1:
         return ""
     return f" times {1 / share:.3g} for entries, which are in {percent_text(support.neuron_share, 1)} of the neurons"
 

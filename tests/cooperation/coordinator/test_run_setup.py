@@ -142,6 +142,20 @@ def test_the_install_message_brings_a_device_to_the_initial_state():
     assert all(torch.equal(training.values[name], value) for name, value in state.values.items())
 
 
+def test_a_device_says_by_how_much_steps_are_larger():
+    import asyncio
+
+    lines = []
+    setup = setup_of(labels=(), blocks=2, step="activation")
+    batch = tiny_fleet.training().collate(tiny_fleet.training().rows[:8])
+    support = te.select(setup.model, [batch], budget="0.5%")
+    message = setup.install_message("r", support, setup.install_support(support)[0])
+    device = Device(None, tiny_fleet.training(), log=lines.append)
+    assert asyncio.run(device.answer(message, arrived=0.0)).kind == "installed"
+    assert f"installed {support}; steps times " in lines[-1]
+    assert lines[-1].endswith(" of the neurons")
+
+
 def test_rows_hold_as_many_tokens_as_the_model_has_positions():
     assert setup_of().max_tokens == 24
     assert RunSetup(tiny_fleet.model(), tiny_fleet.settings(), max_tokens=7).max_tokens == 7

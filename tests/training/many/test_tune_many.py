@@ -50,6 +50,8 @@ def test_the_tasks_are_learned_and_the_target_is_met(made) -> None:
         inference = prepare_inference(result.out, path, answers=True, head=name, log=lambda _: None)
         assert inference.evaluate()["accuracy"] > {"mood": 0.6, "kind": 0.5}[name]
     assert any("entries are used by some task" in line for line in lines)
+    larger = [line for line in lines if "for entries, which are in" in line]
+    assert [line.split(":")[0] for line in larger] == [*data]  # every neuron has a shared entry
 
 
 @pytest.mark.slow

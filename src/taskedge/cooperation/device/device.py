@@ -34,6 +34,7 @@ from taskedge.cooperation.transport.links import DeviceLink
 from taskedge.errors import TaskEdgeError
 from taskedge.profiling.process_memory import machine_bytes
 from taskedge.profiling.profile_file import Profile
+from taskedge.training.run_provenance import larger_steps_text
 
 
 class Device:
@@ -178,7 +179,8 @@ class Device:
         self._version = None
         await asyncio.to_thread(self._training.install, support, header["step"], header["sizes"], head)
         self._run, self._version, self._support = str(header["run"]), 0, digest
-        self._log(f"installed {support}")
+        larger = larger_steps_text(support, header["step"])
+        self._log(f"installed {support}" + (f"; steps{larger}" if larger else ""))
         return Message("installed", {"run": self._run})
 
     async def _task(self, message: Message, arrived: float) -> Message:

@@ -33,7 +33,7 @@ from taskedge.training.many.many_folder import (
 )
 from taskedge.training.many.train_many import ManyTrained, TaskData, num_steps, train_many
 from taskedge.training.run import Run, prepare_run
-from taskedge.training.run_provenance import training_provenance
+from taskedge.training.run_provenance import larger_steps_text, training_provenance
 from taskedge.training.tasks import Batch, Log
 from taskedge.training.tune_config import TuneConfig
 from taskedge.training.tune_folder import check_output, check_parent, check_was_killed, hold_locks, is_interrupted
@@ -156,6 +156,9 @@ def _tune_many(
     if not resume:
         store_start(folder, identity, [shared, *own])
     log(f"shared: {shared}; each task may have {own[0].num_entries:,} entries of its own")
+    for name, support in zip(("shared", *runs), (shared, *own), strict=True):
+        if larger := larger_steps_text(support, "activation"):
+            log(f"{name}: learning rate {config.lr:g}{larger}")
     _freeze_but(runs)
     gated = GatedModel(model, shared, own)
     tasks = [_task_data(name, run) for name, run in runs.items()]
