@@ -154,23 +154,21 @@ def largest(support: Support, count: int) -> Support:
     return replace(support, linears=linears, start=start)
 
 
-def by_gates(*, structured: bool, share: str | None = None) -> Find:
-    """Diff pruning, with or without a gate on each matrix, for a share; None: as many entries as ``taskedge``."""
+def by_gates(gates: GateConfig, share: str | None = None, tries: int = TRIES) -> Find:
+    """Diff pruning for a share; None: as many entries as ``taskedge``. ``tries``: penalties on the first seed."""
 
     def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int, first: Support | None) -> Support:
         budget = OWN_ENTRIES / sum(p.numel() for p in model.parameters()) if share is None else parse_share(share)
-        gates = GateConfig(structured=structured)
+        own = gates if first is None else replace(gates, penalty=first.settings["penalty"])
 
-        def at(own: GateConfig, folder: Path) -> Support:
+        def at(config: GateConfig, folder: Path) -> Support:
             return find_by_gates(
-                model, training.rows, training.collate, batches, training.config(seed), own,
+                model, training.rows, training.collate, batches, training.config(seed), config,
                 budget=budget, head=head_parameters(model), folder=folder, progress=False, log=print,
             )  # fmt: skip
 
-        if first is not None:
-            gates = replace(gates, penalty=first.settings["penalty"])
         with tempfile.TemporaryDirectory() as folder:
-            return search_penalty(at, gates, budget, 1 if first else TRIES, Path(folder), print)
+            return search_penalty(at, own, budget, 1 if first else tries, Path(folder), print)
 
     return find
 

@@ -47,9 +47,9 @@ class KeptRuns:
         for name, value in trained.items():
             parameters[name].data.copy_(value)
 
-    def forget(self, method: str) -> None:
-        """Delete the values of all runs of a method."""
-        for path in self.folder.glob(f"{_stem(method)}-*"):
+    def forget(self, method: str | None = None) -> None:
+        """Delete the values of all runs of a method, or of all methods."""
+        for path in self.folder.glob("*" if method is None else f"{_stem(method)}-*"):
             path.unlink()
 
     def _path(self, run: Mapping[str, Any]) -> Path:

@@ -20,6 +20,7 @@ from benchmarks.accuracy.methods import Facts, Prepare, adapter, sparse, sparse_
 from benchmarks.accuracy.protocol import OURS_NAMES
 from benchmarks.accuracy.relatives import dash, draws, filtered, sparse_taps, taps
 from benchmarks.cost.workload import LINEARS
+from taskedge.training.gates import GateConfig
 
 QUERY_AND_VALUE = ("query", "value", "attn.q", "attn.v")
 """The layers that the LoRA paper adapts, by their names in BERT and in MPNet."""
@@ -70,9 +71,10 @@ def lora_fa(rank: int) -> Prepare:
 
 
 def gates_on_all(*, structured: bool, share: str | None = None, rewound: bool = False) -> LearnedSupport:
-    """Diff pruning: gates on all weights of the encoder's linears."""
+    """Diff pruning: gates on all weights of the encoder's linears, with the penalty of the authors' code."""
     name = f"gates{', structured' if structured else ''}, {share or 'own entries'}"
-    return LearnedSupport(by_gates(structured=structured, share=share), name, share, rewound)
+    gates = GateConfig(structured=structured, group_penalty="sum")
+    return LearnedSupport(by_gates(gates, share), name, share, rewound)
 
 
 RIVALS: dict[str, Rival] = {

@@ -22,6 +22,7 @@ from benchmarks.report import (
     report_accuracy,
     report_compare,
     report_cooperation,
+    report_gates,
     report_kinds,
     report_merging,
     report_planning,
@@ -44,6 +45,7 @@ DOCUMENTS = (
     "docs/planning.md",
     "docs/privacy.md",
     "docs/selection.md",
+    "docs/supports.md",
     "docs/tasks.md",
     "docs/tune-many.md",
 )
@@ -88,6 +90,7 @@ class Results:
         self.compare_costs = report_compare.read_costs(folder / "cost" / "results" / "compare_costs.jsonl")
         self.shares = comparison.read(folder / "accuracy" / "results" / "shares")
         self.step_law = step_law.curves(folder / "accuracy" / "results" / "step_law")
+        self.gate_penalties = report_gates.read(folder / "accuracy" / "results" / "gate_penalties")
         costs = folder / "cost" / "results" / "method_costs.jsonl"
         lines = costs.read_text().splitlines() if costs.exists() else []
         self.methods: dict[str, Result] = {cost["method"]: cost for cost in map(json.loads, lines)}
@@ -288,6 +291,7 @@ TABLES: dict[str, tuple[Callable[[Results], str], str]] = {  # what writes it, a
     "accuracy-by-task": (lambda results: report_accuracy.by_task(results.accuracy), "accuracy"),
     "shares": (lambda results: report_shares.by_share(results.shares), "shares"),
     "step-law": (lambda results: report_step_law.by_setting(results.step_law), "step_law"),
+    "gate-penalties": (lambda results: report_gates.by_way(results.gate_penalties), "gate_penalties"),
     "kinds": (lambda results: report_kinds.measured(results.kinds), "kinds"),
     "kinds-costs": (lambda results: report_kinds.costs(results.kinds), "kinds"),
     "kinds-precision": (lambda results: report_kinds.precision(results.kinds), "kinds"),

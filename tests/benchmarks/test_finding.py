@@ -24,6 +24,7 @@ from taskedge.forms.sparse import sparse_layers
 from taskedge.forms.taps import layer_gates
 from taskedge.selection.support import LayerSupport, Support
 from taskedge.training.diff_pruning import find_by_gates
+from taskedge.training.gates import GateConfig
 from taskedge.training.trainer import train
 from taskedge.training.trainer_config import TrainerConfig
 
@@ -67,7 +68,7 @@ def test_the_penalty_is_searched_on_the_first_seed(monkeypatch: pytest.MonkeyPat
         return replace(support, settings=support.settings | {"expected_share": 0.1 / gates.penalty})
 
     monkeypatch.setattr(finding, "find_by_gates", find)
-    method = LearnedSupport(by_gates(structured=True, share="1%"), "test", "1%")
+    method = LearnedSupport(by_gates(GateConfig(), "1%"), "test", "1%")
     facts = [method.on(ROWS)(tiny.bert(), calibration(), seed)[1] for seed in (0, 1)]
     assert tried == [(0, 42.5), (0, 42.5 / 4), (0, 42.5 / 16), (0, 42.5 / 8), (1, 42.5 / 8)]
     assert [of_seed["penalty"] for of_seed in facts] == [42.5 / 8] * 2

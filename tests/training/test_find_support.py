@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
+import torch
 from killed_runs import killed_at
 from tiny_task import forked, tune_config, tuning
 
@@ -169,7 +170,8 @@ def _closed(**settings):
 
 
 def test_settings_become_those_of_the_gates(task, tmp_path):
-    run = prepare_run(tune_config(task, tmp_path / "d", support="diff-pruning", gates="unstructured", clip=0.5), str)
+    given = {"gates": "unstructured", "clip": 0.5, "group_penalty": "product"}
+    run = prepare_run(tune_config(task, tmp_path / "d", support="diff-pruning", **given), str)
     config = find_support.gate_config(run)
     assert (config.structured, config.penalty, config.clip, config.group_penalty) == (
         False,
@@ -177,6 +179,20 @@ def test_settings_become_those_of_the_gates(task, tmp_path):
         0.5,
         "product",
     )
+
+
+def test_a_gate_of_a_matrix_feels_the_pressure_of_one_weight_by_default():
+    """The pressure of all its weights closes a matrix before any of them has shown its worth."""
+    from taskedge.training.gates import GateConfig, Gates
+
+    weights = {name: torch.nn.Parameter(torch.randn(6, 5)) for name in ("a", "b")}
+    gates = Gates(weights, GateConfig(), seed=0)
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    gates.backward(0)
+    one_weight = {float(gradient) for alpha in gates.alpha for gradient in alpha.grad.flatten()}
+    assert len(one_weight) == 1
+    assert {float(alpha.grad) for alpha in gates.group_alpha} == one_weight
 
 
 @pytest.mark.parametrize(

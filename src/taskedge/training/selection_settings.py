@@ -201,8 +201,9 @@ class SelectionSettings(Config):
         ),
     ] = 1
     group_penalty: Annotated[
-        Literal["product", "sum"], Field(description="Penalty of gates of matrices: the paper's product, or a sum.")
-    ] = "product"
+        Literal["product", "sum"],
+        Field(description="Penalty of gates of matrices: a sum, as in the published code, or the paper's product."),
+    ] = "sum"
     support_file: Annotated[
         Path | None, Field(description="Instead of a selection: a support that `taskedge select` found on this base.")
     ] = None

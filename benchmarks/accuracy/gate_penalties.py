@@ -1,0 +1,71 @@
+"""What diff pruning finds with penalties on gates of matrices: the paper's product, its code's sum, and no such gates.
+
+    python -m benchmarks.accuracy.gate_penalties                       # half an hour a task on one core; resumable
+    python -m benchmarks.accuracy.gate_penalties --task tweets --show
+
+Gates train on all weights of MiniLM's linears for a budget of 0.5 %, at the default penalty, in as many epochs as the
+run that trains the support afterwards. All rates are fixed: only where the support lies differs. Validation rows alone
+are looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from statistics import mean
+
+from benchmarks.accuracy.compare import SHORT, Sweep
+from benchmarks.accuracy.finding import LearnedSupport, by_gates
+from benchmarks.accuracy.rivals import Rival
+from benchmarks.accuracy.sweep import quiet
+from benchmarks.record import results
+from taskedge.training.gates import GateConfig
+
+RESULTS = ("gate_penalties/",)
+
+FOLDER = "gate_penalties"
+TASKS = ("tweets", "question-types")
+SEEDS = (0, 1)
+SHARE = "0.5%"
+RATES = (3e-2, 1e-2)
+WAYS = {
+    "sum": GateConfig(group_penalty="sum"),
+    "product": GateConfig(group_penalty="product"),
+    "no gates of matrices": GateConfig(structured=False),
+}
+
+
+def show() -> None:
+    """Print accuracy, entries and linears of each way."""
+    for path in sorted((results("accuracy") / FOLDER).glob("*.jsonl")):
+        by_way = defaultdict(list)
+        for run in map(json.loads, path.read_text().splitlines()):
+            by_way[run["method"]].append(run)
+        for way, runs in by_way.items():
+            accuracy, entries, linears = (mean(run[of] for run in runs) for of in ("validation", "entries", "linears"))
+            print(f"{path.stem:16} {way:22} {accuracy:.3f} {entries:10,.0f} entries in {linears:.1f} linears")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, nargs="+", default=list(TASKS))
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.show:
+        show()
+        return
+    quiet()
+    for task in arguments.task:
+        sweep = Sweep(task, folder=FOLDER)
+        for seed in SEEDS:
+            for way, gates in WAYS.items():
+                find = LearnedSupport(by_gates(gates, SHARE, tries=1), f"{way}, {SHARE}", SHARE)
+                sweep.run(way, Rival(find, RATES[0]), RATES, seed, SHORT, "", test=False)
+        sweep.kept.forget()
+    show()
+
+
+if __name__ == "__main__":
+    main()
