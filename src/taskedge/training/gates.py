@@ -39,8 +39,8 @@ class GateConfig:
     Attributes:
         structured: whether each matrix has a gate of its own beside those of its weights.
         group_penalty: ``"sum"``, as in the published code, ``Σ_i p_i + Σ_g p_g``, where p is the probability that a
-            gate is open, or ``"product"``, the expected number of open weights ``Σ_g p_g·Σ_i p_i``, as in the paper. The
-            product closes whole matrices in runs of some hundred steps, whatever they are worth.
+            gate is open, or ``"product"``, as in the paper, the expected number of open weights ``Σ_g p_g·Σ_i p_i``.
+            The product closes whole matrices in runs of some hundred steps, whatever they are worth.
         penalty: weight λ of the penalty times the number of gated weights, so that it suits models of every size.
         gate_lr: learning rate of the gates, constant.
         start: alpha at the start.
