@@ -186,35 +186,14 @@ class Sweep:
             prepare = prepare.on(TrainingRows(self.task, rows, self.collate, self.epochs, self.batch_size))
         model, facts = prepare(model, first, seed)
         callbacks, measured = facts.pop(CALLBACKS, []), facts.pop(MEASURED, None)
-        body_lr, head_lr = pair
-        config = TrainerConfig(
-            epochs=self.epochs * budget.factor, lr=0.0 if body_lr is None else body_lr, head_lr=head_lr,
-            batch_size=self.batch_size, seed=seed,
-        )  # fmt: skip
-        stop = StopWhenConverged(self, math.ceil(len(self.rows["train"]) / self.batch_size))
-        run: Facts = {"task": self.task, **key, "loss": None, "steps": 0, "validation": 0.0, "validation_loss": None}
+        run: Facts = {"task": self.task, **key}
         if trial is not None:
             self.kept.restore(trial_key, model)
             run |= {name: value for name, value in trial.items() if name not in key}
         else:
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    done = train(
-                        model, self.rows["train"], self.collate, config, Path(folder), progress=False,
-                        callbacks=[*callbacks, *([stop] if budget.stops else [])], head=head_names(model),
-                    )  # fmt: skip
-                    run |= {"loss": done.loss, "steps": done.steps, "last_loss": done.log[-1]["loss"]}
-                    run["still_falls"] = still_falls(done.log)
-                except te.TaskEdgeError as error:
-                    print(error)
-            if run["loss"] is not None:
-                if budget.stops:
-                    stop.restore(model)
-                    at_cap = len(stop.losses) - 1 - stop.losses.index(min(stop.losses)) < PATIENCE
-                    run |= {"validation_losses": [round(loss, 5) for loss in stop.losses], "at_cap": at_cap}
-                facts |= {} if measured is None else measured(model)
-                run |= self.evaluate(model, "validation")
-            run |= facts
+            run |= self._trained(model, pair, seed, budget, callbacks) | facts
+            if run["loss"] is not None and measured is not None:
+                run |= measured(model)
             if not test and not callbacks:  # a callback may move entries, which parameters do not tell
                 self.kept.keep(key, model)
         if test and run["loss"] is not None:
@@ -231,6 +210,33 @@ class Sweep:
             flush=True,
         )
         return run
+
+    def _trained(
+        self, model: torch.nn.Module, pair: Pair, seed: int, budget: Budget, callbacks: Sequence[Callback]
+    ) -> Facts:
+        """Train a model that is ready, and return its losses; those of a run that diverged are None."""
+        body_lr, head_lr = pair
+        config = TrainerConfig(
+            epochs=self.epochs * budget.factor, lr=0.0 if body_lr is None else body_lr, head_lr=head_lr,
+            batch_size=self.batch_size, seed=seed,
+        )  # fmt: skip
+        stop = StopWhenConverged(self, math.ceil(len(self.rows["train"]) / self.batch_size))
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                done = train(
+                    model, self.rows["train"], self.collate, config, Path(folder), progress=False,
+                    callbacks=[*callbacks, *([stop] if budget.stops else [])], head=head_names(model),
+                )  # fmt: skip
+            except te.TaskEdgeError as error:
+                print(error)
+                return {"loss": None, "steps": 0, "validation": 0.0, "validation_loss": None}
+        found: Facts = {"loss": done.loss, "steps": done.steps, "last_loss": done.log[-1]["loss"]}
+        found["still_falls"] = still_falls(done.log)
+        if budget.stops:
+            stop.restore(model)
+            at_cap = len(stop.losses) - 1 - stop.losses.index(min(stop.losses)) < PATIENCE
+            found |= {"validation_losses": [round(loss, 5) for loss in stop.losses], "at_cap": at_cap}
+        return found | self.evaluate(model, "validation")
 
     def _on_file(self, key: Facts) -> Facts | None:
         for line in self.path.read_text().splitlines():
