@@ -13,13 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from benchmarks.accuracy.compare import SHORT, Sweep
 from benchmarks.accuracy.finding import LearnedSupport, by_gates
 from benchmarks.accuracy.rivals import Rival
-from benchmarks.accuracy.sweep import quiet
-from benchmarks.record import results
+from benchmarks.accuracy.sweep import append, quiet
+from benchmarks.record import machine, results
+from taskedge.errors import InputError
 from taskedge.training.gates import GateConfig
 
 RESULTS = ("gate_penalties/",)
@@ -36,15 +39,28 @@ WAYS = {
 }
 
 
+def lines(path: Path) -> list[dict[str, Any]]:
+    """Return the runs of a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def nothing(way: str, seed: int) -> dict[str, Any]:
+    """Return the run of a way that found no entries."""
+    rates = {"body_lr": RATES[0], "head_lr": RATES[1]}
+    key = {"method": way, "variant": "", "budget": SHORT.name, **rates, "seed": seed, "with_test": False}
+    return key | {"validation": None, "entries": 0, "linears": 0}
+
+
 def show() -> None:
     """Print accuracy, entries and linears of each way."""
     for path in sorted((results("accuracy") / FOLDER).glob("*.jsonl")):
         by_way = defaultdict(list)
-        for run in map(json.loads, path.read_text().splitlines()):
+        for run in lines(path):
             by_way[run["method"]].append(run)
         for way, runs in by_way.items():
-            accuracy, entries, linears = (mean(run[of] for run in runs) for of in ("validation", "entries", "linears"))
-            print(f"{path.stem:16} {way:22} {accuracy:.3f} {entries:10,.0f} entries in {linears:.1f} linears")
+            entries, linears = (mean(run[of] for run in runs) for of in ("entries", "linears"))
+            found = " ".join("-" if run["validation"] is None else f"{run['validation']:.3f}" for run in runs)
+            print(f"{path.stem:16} {way:22} {found} {entries:10,.0f} entries in {linears:.1f} linears")
 
 
 def main() -> None:
@@ -62,7 +78,11 @@ def main() -> None:
         for seed in SEEDS:
             for way, gates in WAYS.items():
                 find = LearnedSupport(by_gates(gates, SHARE, tries=1), f"{way}, {SHARE}", SHARE)
-                sweep.run(way, Rival(find, RATES[0]), RATES, seed, SHORT, "", test=False)
+                try:
+                    sweep.run(way, Rival(find, RATES[0]), RATES, seed, SHORT, "", test=False)
+                except InputError as error:  # all gates are closed: nothing can be installed
+                    print(task, way, seed, error)
+                    append(sweep.path, {"task": task, **nothing(way, seed), "machine": machine()})
         sweep.kept.forget()
     show()
 

@@ -39,6 +39,6 @@ def by_way(runs: Runs) -> str:
 def _cell(runs: Sequence[Mapping[str, Any]]) -> str:
     if not runs:
         return "-"
-    accuracies = " and ".join(f"{100 * run['validation']:.1f}" for run in runs)
+    accuracies = " and ".join("-" if run["entries"] == 0 else f"{100 * run['validation']:.1f}" for run in runs)
     linears = " and ".join(str(run["linears"]) for run in runs)
     return f"{accuracies}; {linears}; {mean(run['entries'] for run in runs):,.0f}"
