@@ -154,10 +154,12 @@ def test_many_requests_that_were_given_up_leave_nothing_behind(around):
                 return await echo(message)
 
             fleet.device("edge0", answer)
-            await fleet.hears(("edge0", "joined"))
+            fleet.device("edge1")
+            await fleet.hears(("edge0", "joined"), ("edge1", "joined"))
             asked = [fleet.coordinator.request("edge0", Message("task", {"n": number}), 0.5) for number in range(100)]
             given_up = await asyncio.gather(*asked, return_exceptions=True)
             assert {type(error) for error in given_up} == {NoAnswer}
+            await fleet.coordinator.request("edge1", Message("task"), SECONDS)  # all that was sent before is out
             slow.set()
             assert (await fleet.coordinator.request("edge0", Message("task", {"n": 100}), SECONDS)).header == {"n": 100}
             assert handled == [0, 100]

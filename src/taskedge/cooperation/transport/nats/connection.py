@@ -88,6 +88,11 @@ class Connection:
                 await self._changed.wait()
             return self._client
 
+    @property
+    def connected(self) -> Client | None:
+        """The connected client; None while there is none."""
+        return None if self._client is None or self._client.is_closed else self._client
+
     async def close(self) -> None:
         """End the connection for good."""
         task, self._task, self._closed = self._task, None, True

@@ -133,9 +133,10 @@ class NatsCoordinatorLink(RequestReplyLink):
             await self._connection.send(task_subject(device), packed, reply=up_subject(device, "answer", token))
 
     async def _forget(self, device: str, token: str) -> None:
-        with suppress(Exception):  # the device may also answer in vain
-            client = await asyncio.wait_for(self._connection.client(), 0.01)
-            await client.publish(task_subject(device), b"", reply=up_subject(device, "answer", token))
+        client = self._connection.connected
+        if client is not None:
+            with suppress(Exception):  # the device may also answer in vain
+                await client.publish(task_subject(device), b"", reply=up_subject(device, "answer", token))
 
     async def _on_connect(self, client: Client) -> None:
         self._connected_at = time.monotonic()

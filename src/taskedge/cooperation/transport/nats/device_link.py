@@ -97,10 +97,12 @@ class NatsDeviceLink:
         """Return whether the coordinator still waits for a task's answer.
 
         A process that was frozen reads its old tasks first, and only behind them that they are forgotten or that the
-        connection ended long ago. So everything up to now is read before a task begins.
+        connection ended long ago. So everything up to now is read before a task begins. What is read then may be so
+        many tasks that this one is no longer remembered, nor that it is forgotten.
         """
         client = self._task_clients.get(reply)
-        wanted = client is not None and await self._connection.caught_up(client) and reply not in self._forgotten
+        caught_up = client is not None and await self._connection.caught_up(client)
+        wanted = caught_up and reply in self._task_clients and reply not in self._forgotten
         self._forgotten.discard(reply)
         if not wanted:
             self._task_clients.pop(reply, None)  # so that it can be sent again
