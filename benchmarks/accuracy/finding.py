@@ -1,9 +1,10 @@
 """Supports that a training run of its own finds, and what finding costs.
 
-A support is found once for each task and seed, at rates that do not change, and serves all trials of its method. The
-penalty of gates is searched for each share on the first seed, and the other seeds have the same. One dense run serves
-all shares: smaller ones are its largest changes. A support is kept in the folder of temporary files, so that a sweep
-that was killed does not find it again.
+A support is found once for each task and seed, at rates that do not change, and serves all trials and shares of its
+method: the largest share is found, and smaller ones are its largest changes. The penalty of gates is searched for the
+largest share on the first seed, and the other seeds have the same; penalties for smaller shares close so much that
+less is learned. A support is kept in the folder of temporary files, so that a sweep that was killed does not find it
+again.
 """
 
 from __future__ import annotations
@@ -154,11 +155,11 @@ def largest(support: Support, count: int) -> Support:
     return replace(support, linears=linears, start=start)
 
 
-def by_gates(gates: GateConfig, share: str | None = None, tries: int = TRIES) -> Find:
-    """Diff pruning for a share; None: as many entries as ``taskedge``. ``tries``: penalties on the first seed."""
+def by_gates(gates: GateConfig, tries: int = TRIES) -> Find:
+    """Diff pruning for the largest share. ``tries``: penalties on the first seed."""
 
     def find(model: nn.Module, batches: list[Any], training: TrainingRows, seed: int, first: Support | None) -> Support:
-        budget = OWN_ENTRIES / sum(p.numel() for p in model.parameters()) if share is None else parse_share(share)
+        budget = parse_share(LARGEST_SHARE)
         own = gates if first is None else replace(gates, penalty=first.settings["penalty"])
 
         def at(config: GateConfig, folder: Path) -> Support:

@@ -18,7 +18,7 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.accuracy.compare import SHORT, Sweep
-from benchmarks.accuracy.finding import LearnedSupport, by_gates
+from benchmarks.accuracy.finding import LARGEST_SHARE, LearnedSupport, by_gates
 from benchmarks.accuracy.rivals import Rival
 from benchmarks.accuracy.sweep import append, quiet
 from benchmarks.record import machine, results
@@ -30,7 +30,7 @@ RESULTS = ("gate_penalties/",)
 FOLDER = "gate_penalties"
 TASKS = ("tweets", "question-types")
 SEEDS = (0, 1)
-SHARE = "0.5%"
+SHARE = LARGEST_SHARE
 RATES = (3e-2, 1e-2)
 WAYS = {
     "sum": GateConfig(group_penalty="sum"),
@@ -77,7 +77,7 @@ def main() -> None:
         sweep = Sweep(task, folder=FOLDER)
         for seed in SEEDS:
             for way, gates in WAYS.items():
-                find = LearnedSupport(by_gates(gates, SHARE, tries=1), f"{way}, {SHARE}", SHARE)
+                find = LearnedSupport(by_gates(gates, tries=1), f"{way}, {SHARE}", SHARE)
                 try:
                     sweep.run(way, Rival(find, RATES[0]), RATES, seed, SHORT, "", test=False)
                 except InputError as error:  # all gates are closed: nothing can be installed

@@ -72,9 +72,8 @@ def lora_fa(rank: int) -> Prepare:
 
 def gates_on_all(*, structured: bool, share: str | None = None, rewound: bool = False) -> LearnedSupport:
     """Diff pruning: gates on all weights of the encoder's linears, with the penalty of the authors' code."""
-    name = f"gates{', structured' if structured else ''}, {share or 'own entries'}"
     gates = GateConfig(structured=structured, group_penalty="sum")
-    return LearnedSupport(by_gates(gates, share), name, share, rewound)
+    return LearnedSupport(by_gates(gates), f"gates{', structured' if structured else ''}", share, rewound)
 
 
 RIVALS: dict[str, Rival] = {

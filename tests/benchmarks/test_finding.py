@@ -68,7 +68,8 @@ def test_the_penalty_is_searched_on_the_first_seed(monkeypatch: pytest.MonkeyPat
         return replace(support, settings=support.settings | {"expected_share": 0.1 / gates.penalty})
 
     monkeypatch.setattr(finding, "find_by_gates", find)
-    method = LearnedSupport(by_gates(GateConfig(), "1%"), "test", "1%")
+    monkeypatch.setattr(finding, "LARGEST_SHARE", "1%")
+    method = LearnedSupport(by_gates(GateConfig()), "test", "1%")
     facts = [method.on(ROWS)(tiny.bert(), calibration(), seed)[1] for seed in (0, 1)]
     assert tried == [(0, 42.5), (0, 42.5 / 4), (0, 42.5 / 16), (0, 42.5 / 8), (1, 42.5 / 8)]
     assert [of_seed["penalty"] for of_seed in facts] == [42.5 / 8] * 2
