@@ -22,6 +22,7 @@ SUPPORT = {
     "planning_record",
     "protocol",
     "rivals",
+    "kept_runs",
     "base_mutations",
     "data_mutations",
     "feature_task",
