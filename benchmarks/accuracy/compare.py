@@ -14,6 +14,8 @@ third of them, until the validation loss has not improved for three evaluations,
 see the test rows also measure what they forget: the rank correlation of sentence similarities on texts of another task.
 Tasks whose names end in "-mpnet" train MPNet-base, and the others MiniLM-L6.
 
+A winner that ran as a trial is not trained again: its values were kept, and see the test rows.
+
 A run appends one line to results/compare/TASK.jsonl. A sweep that was killed continues where it stopped, and several
 may run beside each other on different methods.
 """

@@ -2,9 +2,8 @@
 
 A support is found once for each task and seed, at rates that do not change, and serves all trials and shares of its
 method: the largest share is found, and smaller ones are its largest changes. The penalty of gates is searched for the
-largest share on the first seed, and the other seeds have the same; penalties for smaller shares close so much that
-less is learned. A support is kept in the folder of temporary files, so that a sweep that was killed does not find it
-again.
+largest share on the first seed, and the other seeds have the same. A support is kept in the folder of temporary files,
+so that a sweep that was killed does not find it again.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import taskedge as te
-from taskedge.backbone.label_loss import LabelLossModel, label_count, loss_bytes, use_label_loss
+from taskedge.backbone.label_loss import LabelLossModel, label_count, label_shift_of, loss_bytes, use_label_loss
 from taskedge.backbone.layers import linears
 from taskedge.backbone.linear_cross_entropy import chunk_limit
 from taskedge.forms.sparse import sparse_layers
@@ -206,7 +206,7 @@ def test_an_encoder_decoder_compares_logits_with_labels_of_the_same_position(kin
     found, ours = gradients(model, batch)
     torch.testing.assert_close(found.loss, expected.loss, rtol=1e-6, atol=1e-7)
     assert largest_difference(ours, dense) <= 1e-6
-    assert label_count(batch["labels"], model.label_shift) == 18
+    assert label_count(batch["labels"], label_shift_of(model)) == 18
 
 
 def test_bf16_autocast_is_near_the_full_logits():

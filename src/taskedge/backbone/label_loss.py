@@ -31,12 +31,10 @@ class LabelLossModel(nn.Module):
     """A language model whose output has no logits if it has a loss: they are never computed as a whole.
 
     Attributes:
-        label_shift: positions from a logit to its label: 1 in a causal model, 0 in a decoder that reads shifted labels.
         logit_map: what the model does to the outputs of its head; None if that is neither a scale nor a soft cap, and
             the model does it itself.
     """
 
-    label_shift: int
     logit_map: LogitMap | None
 
 
@@ -59,7 +57,6 @@ def use_label_loss(model: nn.Module, log: Callable[[str], object] = lambda _: No
             original = type(model)
             example = _example(model)
             expected = model(**example).loss
-            model.label_shift = label_shift_of(model)  # type: ignore[assignment]
             model.logit_map = _read_logit_map(model, example)  # type: ignore[assignment]
             model.__class__ = _label_loss_class(original)
             try:
@@ -70,7 +67,7 @@ def use_label_loss(model: nn.Module, log: Callable[[str], object] = lambda _: No
                 reason = f"its logits need all positions ({type(error).__name__})"
             if reason is not None:
                 model.__class__ = original
-                del model.logit_map, model.label_shift
+                del model.logit_map
     if reason is not None:
         log(f"the loss of {type(model).__name__} computes the logits of every position: {reason}")
     return reason is None
@@ -96,7 +93,7 @@ def label_shift_of(model: nn.Module) -> int:
 
 
 def label_count(labels: Tensor, shift: int = 1) -> int:
-    """Return the positions of labels [rows, tokens] that the loss counts; ``shift``: the model's ``label_shift``."""
+    """Return the positions of labels [rows, tokens] that the loss counts; see :func:`label_shift_of`."""
     return int((labels[:, shift:] != IGNORED_LABEL).sum())
 
 
@@ -133,7 +130,7 @@ def _forward(
 ) -> Any:
     head = _head(model)
     learned = labels != IGNORED_LABEL  # at the position whose logits are compared with the label
-    if model.label_shift:
+    if label_shift_of(model):
         labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL)
         learned = labels != IGNORED_LABEL
     targets = labels[learned]

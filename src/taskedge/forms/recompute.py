@@ -25,7 +25,7 @@ from torch.utils.checkpoint import (
 )
 
 from taskedge.backbone.blocks import blocks
-from taskedge.backbone.label_loss import LabelLossModel, label_count, loss_bytes
+from taskedge.backbone.label_loss import LabelLossModel, label_count, label_shift_of, loss_bytes
 from taskedge.backbone.layers import linears
 from taskedge.backbone.linear_cross_entropy import CHUNK_BYTES, chunk_limit
 from taskedge.errors import InputError, did_you_mean
@@ -123,7 +123,7 @@ class _LastBlock:
         if model_of_loss is None or labels is None:
             self._loss_bytes = 0
             return
-        count = label_count(labels, model_of_loss.label_shift)
+        count = label_count(labels, label_shift_of(model_of_loss))
         with chunk_limit(CHUNK_BYTES):  # a measurement with smaller chunks decides as the run does
             self._loss_bytes = loss_bytes(model_of_loss, count)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from taskedge.backbone.label_loss import IGNORED_LABEL, LabelLossModel, loss_bytes
+from taskedge.backbone.label_loss import IGNORED_LABEL, LabelLossModel, label_shift_of, loss_bytes
 from taskedge.backbone.linear_cross_entropy import chunk_limit
 from taskedge.profiling.tensor_memory import LiveBytes
 from taskedge.training.memory.extrapolate import CostLine
@@ -23,7 +23,7 @@ class LossBytes:
     def __init__(self, run: Run) -> None:
         self._model, self._counts = run.base.model, list[int]()
         if isinstance(self._model, LabelLossModel):
-            shift = self._model.label_shift
+            shift = label_shift_of(self._model)
             rows = [*run.rows, *run.eval_rows()]
             counts = (sum(label != IGNORED_LABEL for label in row["labels"][shift:]) for row in rows)
             self._counts = sorted(counts, reverse=True)
